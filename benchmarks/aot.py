@@ -85,13 +85,13 @@ def main() -> None:
     os.environ.setdefault(name, value)
   model = FMANet(Architecture(), jnp.dtype(args.dtype))
   params = jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
-  window = jax.ShapeDtypeStruct((1, model.arch.frames, args.height, args.width, 3), jnp.float32)
   frame = jax.ShapeDtypeStruct((1, args.height, args.width, 3), jnp.float32)
   encode, restore = (functools.partial(part, model) for part in (encode_frames, restore_window))
   device = device_of(args.topology)
   report("Features of a frame", device, encode, params, frame)
-  features = jax.eval_shape(encode, params, window)
-  report("A window", device, restore, params, window, *features)
+  part = (frame, *jax.eval_shape(encode, params, frame))
+  window = jax.tree.map(lambda x: (x,) * model.arch.frames, part)
+  report("A window", device, restore, params, *window)
 
 
 if __name__ == "__main__":

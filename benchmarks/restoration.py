@@ -82,14 +82,13 @@ def compute_output(args: argparse.Namespace) -> dict[str, Any]:
   """Writes the restored frame `workload.CHECKED` [sh sw 3] in floating point, not clipped."""
   model, params = load(args.model)
   frames = list(workload.clip(model.arch.frames, args.height, args.width))
-  frames = jnp.asarray(np.stack(frames))[None].astype(jnp.float32) / 255
+  frames = [jnp.asarray(frame)[None].astype(jnp.float32) / 255 for frame in frames]
   encode, restore = (functools.partial(part, model) for part in (encode_frames, restore_window))
   # An accelerator's usual precision is lower; here the functions are compared, not the speed.
   with jax.default_matmul_precision("highest"):
     encode = jax.jit(encode)
-    features = [encode(params, frames[:, i]) for i in range(model.arch.frames)]
-    features = jax.tree.map(lambda *x: jnp.stack(x, axis=1), *features)
-    output = jax.jit(restore)(params, frames, *features)
+    parts = [(frame, *encode(params, frame)) for frame in frames]
+    output = jax.jit(restore)(params, *jax.tree.map(lambda *x: x, *parts))
   np.save(args.keep, np.asarray(output[0]))
   return {}
 
@@ -97,13 +96,11 @@ def compute_output(args: argparse.Namespace) -> dict[str, Any]:
 def count_work(args: argparse.Namespace) -> dict[str, Any]:
   """Counts the FLOPs of a frame in a stream: its features, and the window around it."""
   model, params = load(args.model)
-  window = (1, model.arch.frames, args.height, args.width, 3)
-  frames = jax.ShapeDtypeStruct(window, jnp.float32)
-  frame = jax.ShapeDtypeStruct((1, *window[2:]), jnp.float32)
+  frame = jax.ShapeDtypeStruct((1, args.height, args.width, 3), jnp.float32)
   encode, restore = (functools.partial(part, model) for part in (encode_frames, restore_window))
-  features = jax.eval_shape(encode, params, frames)
-  flops = count_flops(encode, params, frame) + count_flops(restore, params, frames, *features)
-  return {"flops": flops}
+  part = (frame, *jax.eval_shape(encode, params, frame))
+  window = jax.tree.map(lambda x: (x,) * model.arch.frames, part)
+  return {"flops": count_flops(encode, params, frame) + count_flops(restore, params, *window)}
 
 
 def count_flops(function: Callable[..., Any], *args: Any) -> float:

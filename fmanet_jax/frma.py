@@ -21,6 +21,7 @@ from fmanet_jax.blocks import (
   DenseBlock,
   GatedFeedForward,
   LayerNorm,
+  after,
   bias_by_fan_in,
   convolve,
   leaky_relu,
@@ -28,6 +29,7 @@ from fmanet_jax.blocks import (
 )
 from vsr_jax.warp import backward_warp
 
+Frames = jax.Array | tuple[jax.Array, ...]  # [b t h w c], or t arrays [b h w c]
 Query = Callable[[jax.Array, jax.Array], jax.Array]
 
 
@@ -212,7 +214,7 @@ class FRMA(nn.Module):
 
   def __call__(
     self,
-    anchored: jax.Array,
+    anchored: Frames,
     centre: jax.Array,
     aligned: jax.Array | None,
     flow_mask: jax.Array | None,
@@ -221,7 +223,7 @@ class FRMA(nn.Module):
     """Refines the aligned feature and the flow-mask pairs of a window.
 
     Args:
-      anchored: [b t h w c], this block's anchored features F^{i+1}.
+      anchored: this block's anchored features F^{i+1}.
       centre: [b h w c], F^0 of the centre frame.
       aligned: [b h w c], F_w of the block before, or None.
       flow_mask: [b t h w 3n], f of the block before, or None.
@@ -230,6 +232,10 @@ class FRMA(nn.Module):
     Returns:
       The new F_w [b h w c] and f [b t h w 3n].
     """
+    if aligned is not None:
+      anchored = after(anchored, aligned)
+    if isinstance(anchored, tuple):
+      anchored = jnp.stack(anchored, axis=1)
     if flow_mask is None:
       flow_mask = self.flow_update(centre, anchored)
     else:
@@ -237,7 +243,8 @@ class FRMA(nn.Module):
       flow_mask += self.flow_update(centre, by_frame)
     aligned = self.fuse(warp_features(anchored, flow_mask), aligned)
     if self.modulation is not None:
+      kernel_features = after(kernel_features, aligned)
       kernel_features = self.kernel_fuse(self.kernel_dense(kernel_features))
     for block in self.attention:
-      aligned = block(aligned, centre, kernel_features)
+      aligned = block(aligned, after(centre, aligned), after(kernel_features, aligned))
     return aligned, flow_mask

@@ -134,9 +134,11 @@ def _restore_windows(
   start = (len(groups) - 1) * b - (t - 1)
 
   def windows(*parts):
+    if b == 1:
+      return parts[start:]
     held = jnp.concatenate(parts)
-    stacked = jnp.stack([held[start + i : start + i + b] for i in range(t)], axis=1)
-    return stacked if split is None else lax.with_sharding_constraint(stacked, split)
+    frames = tuple(held[start + i : start + i + b] for i in range(t))
+    return frames if split is None else lax.with_sharding_constraint(frames, split)
 
   images = restore_window(model, params, *jax.tree.map(windows, *groups))
   return jnp.rint(255 * jnp.clip(images, 0, 1)).astype(jnp.uint8)

@@ -296,15 +296,19 @@ def encode_frames(model: FMANet, params: Params, frames: jax.Array) -> tuple[Fea
 
 
 def restore_window(
-  model: FMANet, params: Params, frames: jax.Array, features_d: Features, features_r: Features
+  model: FMANet,
+  params: Params,
+  frames: tuple[jax.Array, ...],
+  features_d: tuple[Features, ...],
+  features_r: tuple[Features, ...],
 ) -> jax.Array:
   """Restores the centre frame of a window from its frames and their features.
 
   Args:
     model: the model.
     params: of both networks.
-    frames: [b t h w 3] in [0, 1].
-    features_d: F^0..F^M of Net^D, [b t h w dim] each.
+    frames: in [0, 1], t arrays [b h w 3].
+    features_d: F^0..F^M of Net^D, t arrays [b h w dim] each.
     features_r: the same of Net^R.
 
   Returns:
@@ -312,7 +316,8 @@ def restore_window(
   """
   aligned, flow_mask = model.d(params, "align", features_d)
   kernel_features = _kernel_features(model, params, aligned)
-  aligned, warped = _align(model, params, frames, features_r, flow_mask, kernel_features)
+  stacked = jnp.stack(frames, axis=1)
+  aligned, warped = _align(model, params, stacked, features_r, flow_mask, kernel_features)
   b, h, w, _ = aligned.shape
   # Its features at full resolution would be the largest arrays by far.
   row_bytes = 4 * b * w * model.arch.dim * model.arch.scale**2

@@ -20,7 +20,7 @@ from fmanet_jax.blocks import (
   convolve,
   leaky_relu,
 )
-from fmanet_jax.frma import FRMA, Query
+from fmanet_jax.frma import FRMA, Frames, Query
 
 
 class Encoder(nn.Module):
@@ -120,6 +120,13 @@ def split_time(aligned: jax.Array, frames: int) -> jax.Array:
   return jnp.moveaxis(aligned.reshape(b, h, w, -1, frames), -1, 1)
 
 
+def centre_frame(frames: Frames) -> jax.Array:
+  """[b h w c] of the centre of T frames."""
+  if isinstance(frames, tuple):
+    return frames[len(frames) // 2]
+  return frames[:, frames.shape[1] // 2]
+
+
 class NetD(nn.Module):
   """The degradation learning network: flow-mask pairs, kernels K^D and anchors.
 
@@ -162,9 +169,9 @@ class NetD(nn.Module):
       features.append(block.anchor(features[-1]))
     return tuple(features)
 
-  def align(self, features: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
-    """Features [b t h w dim] of a window -> F_w^M [b h w dim] and f^M [b t h w 3n]."""
-    centre = features[0][:, features[0].shape[1] // 2]
+  def align(self, features: tuple[Frames, ...]) -> tuple[jax.Array, jax.Array]:
+    """Features F^0..F^M of a window -> F_w^M [b h w dim] and f^M [b t h w 3n]."""
+    centre = centre_frame(features[0])
     aligned = flow_mask = None
     for block, anchored in zip(self.frma, features[1:], strict=True):
       aligned, flow_mask = block(anchored, centre, aligned, flow_mask)
@@ -247,10 +254,10 @@ class NetR(nn.Module):
     return self.kernel_entry2(leaky_relu(entered))
 
   def align(
-    self, features: tuple[jax.Array, ...], flow_mask: jax.Array, kernel_features: jax.Array
+    self, features: tuple[Frames, ...], flow_mask: jax.Array, kernel_features: jax.Array
   ) -> tuple[jax.Array, jax.Array]:
-    """Features of a window, Net^D's f^M and k^D -> F_w^M [b h w dim] and f^M [b t h w 3n]."""
-    centre = features[0][:, features[0].shape[1] // 2]
+    """F^0..F^M of a window, Net^D's f^M and k^D -> F_w^M [b h w dim] and f^M [b t h w 3n]."""
+    centre = centre_frame(features[0])
     aligned, flow_mask = None, self.flow_entry(flow_mask)
     for block, anchored in zip(self.frma, features[1:], strict=True):
       aligned, flow_mask = block(anchored, centre, aligned, flow_mask, kernel_features)

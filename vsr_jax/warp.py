@@ -46,20 +46,45 @@ def backward_warp(image: jax.Array, flow: jax.Array) -> jax.Array:
   n = flow.shape[3] if flow.ndim == 5 else 1
   if flow.shape[:3] != (b, h, w) or flow.shape[3:] not in ((2,), (n, 2)) or c % n:
     raise ValueError(f"flow of shape {flow.shape} for images of shape {image.shape}")
-  y, x = jnp.mgrid[:h, :w]
-  origin = jnp.stack([x, y], axis=-1)[:, :, None]
-
-  def warp_one(pair):
-    return _sample(pair[0], origin, pair[1])
-
-  # On CPU one image after the other takes half the time: the gather stays in
-  # the cache, and without a batch index.
   warped = lax.platform_dependent(
-    (image.reshape(b, h, w, n, c // n), flow.reshape(b, h, w, n, 2)),
-    cpu=lambda pairs: lax.map(warp_one, pairs),
-    default=jax.vmap(warp_one),
+    image.reshape(b, h, w, n, c // n),
+    flow.reshape(b, h, w, n, 2),
+    cpu=_warp_in_turn,
+    default=jax.vmap(_warp_one),
   )
   return warped.reshape(b, h, w, c)
+
+
+def _warp_one(image: jax.Array, flow: jax.Array) -> jax.Array:
+  """Image [h w n c] and its n flows [h w n 2] -> [h w n c]."""
+  y, x = jnp.mgrid[: image.shape[0], : image.shape[1]]
+  return _sample(image, jnp.stack([x, y], axis=-1)[:, :, None], flow)
+
+
+@jax.custom_vjp
+def _warp_in_turn(images: jax.Array, flows: jax.Array) -> jax.Array:
+  """Equal to `jax.vmap(_warp_one)`, in half the time on CPU: the gather stays in the cache.
+
+  Every image is replaced by its warped self. A loop that collects results
+  instead holds room for them from the program's start, a gigabyte for the
+  warps in a window of FMA-Net at 180x320.
+  """
+
+  def warp(i, images):
+    image, flow = (lax.dynamic_index_in_dim(x, i, keepdims=False) for x in (images, flows))
+    return lax.dynamic_update_index_in_dim(images, _warp_one(image, flow), i, axis=0)
+
+  return lax.fori_loop(0, len(images), warp, images)
+
+
+def _warp_collected(images: jax.Array, flows: jax.Array) -> jax.Array:
+  """The same for gradients, which would keep all images for every turn of the other loop."""
+  return lax.map(lambda pair: _warp_one(*pair), (images, flows))
+
+
+_warp_in_turn.defvjp(
+  lambda images, flows: jax.vjp(_warp_collected, images, flows), lambda vjp, g: vjp(g)
+)
 
 
 def _sample(image: jax.Array, origin: jax.Array, offset: jax.Array) -> jax.Array:

@@ -63,11 +63,9 @@ def everything(model: FMANet, params, blurry, sharp):
 
 def stream(model: FMANet, params, blurry):
   """The features of single frames, then the window."""
-  b, t = blurry.shape[:2]
-  frames = blurry.reshape(b * t, *blurry.shape[2:])
-  features = fmanet.encode_frames(model, params, frames)
-  features = jax.tree.map(lambda x: x.reshape(b, t, *x.shape[1:]), features)
-  return fmanet.restore_window(model, params, blurry, *features)
+  frames = [blurry[:, t] for t in range(blurry.shape[1])]
+  parts = [(frame, *fmanet.encode_frames(model, params, frame)) for frame in frames]
+  return fmanet.restore_window(model, params, *jax.tree.map(lambda *x: x, *parts))
 
 
 @pytest.mark.parametrize(

@@ -88,10 +88,10 @@ def test_stream_equals_the_released_window(name):
   """Features of single frames, one by one; with biases the kernels' passage takes another way."""
   case = golden.load(name)
   encode = golden.jit(functools.partial(encode_frames, case.model))
-  frames = [encode(case.params, case.blurry[:, t]) for t in range(case.arch.frames)]
-  features = jax.tree.map(lambda *x: jnp.stack(x, axis=1), *frames)
+  frames = [case.blurry[:, t] for t in range(case.arch.frames)]
+  parts = [(frame, *encode(case.params, frame)) for frame in frames]
   window = golden.jit(functools.partial(restore_window, case.model))
-  output = window(case.params, case.blurry, *features)
+  output = window(case.params, *jax.tree.map(lambda *x: x, *parts))
   assert golden.relative_error(golden.kept(output), case.reference("out/output")) < 1e-5
 
 
