@@ -44,7 +44,7 @@ def after(x: Any, y: jax.Array) -> Any:
   holds all of it. Its own barrier does not help: it is gone when the CPU's schedule is made.
   """
   sample = lax.stop_gradient(y[(0,) * y.ndim])
-  always = (sample == sample) | jnp.isnan(sample)  # noqa: PLR0124
+  always = (sample == sample) | jnp.isnan(sample)
   return jax.tree.map(lambda x: jnp.where(always, x, jnp.zeros((), x.dtype)), x)
 
 

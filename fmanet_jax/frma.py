@@ -9,7 +9,8 @@ part by window.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -66,10 +67,9 @@ def warp_features(features: jax.Array, flow_mask: jax.Array) -> jax.Array:
 
 
 class FuseFrames(nn.Module):
-  """A 1x1 convolution over the channels of all frames: [b t h w c] -> [b h w features].
+  """A 1x1 convolution over the channels of several arrays [b h w c_i] -> [b h w features].
 
-  Optionally over an aligned feature [b h w c] as well. Kernel rows are ordered
-  (aligned, frame, channel).
+  Kernel rows are ordered (array, channel). A sum of products: the arrays are never joined.
   """
 
   features: int
@@ -77,18 +77,13 @@ class FuseFrames(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, frames: jax.Array, aligned: jax.Array | None = None) -> jax.Array:
-    _, t, _, _, c = frames.shape
-    lead = 0 if aligned is None else aligned.shape[-1]
-    kernel = self.param("kernel", uniform_by_fan_in, (1, 1, lead + t * c, self.features))
-    kernel = kernel[0, 0].astype(self.dtype)
-    y = jnp.einsum(
-      "bthwc,tcd->bhwd", frames.astype(self.dtype), kernel[lead:].reshape(t, c, self.features)
-    )
-    if aligned is not None:
-      y += jnp.dot(aligned.astype(self.dtype), kernel[:lead])
+  def __call__(self, arrays: Sequence[jax.Array]) -> jax.Array:
+    ends = list(itertools.accumulate(x.shape[-1] for x in arrays))
+    kernel = self.param("kernel", uniform_by_fan_in, (1, 1, ends[-1], self.features))
+    rows = jnp.split(kernel, ends[:-1], axis=2)
+    y = sum(convolve(x.astype(self.dtype), k) for x, k in zip(arrays, rows, strict=True))
     if self.use_bias:
-      bias = self.param("bias", bias_by_fan_in(lead + t * c), (self.features,))
+      bias = self.param("bias", bias_by_fan_in(ends[-1]), (self.features,))
       y += bias.astype(self.dtype).reshape(1, 1, 1, -1)
     return y
 
@@ -241,10 +236,13 @@ class FRMA(nn.Module):
     else:
       by_frame = jnp.concatenate([flow_mask, warp_features(anchored, flow_mask)], axis=-1)
       flow_mask += self.flow_update(centre, by_frame)
-    aligned = self.fuse(warp_features(anchored, flow_mask), aligned)
+    warped = warp_features(anchored, flow_mask)
+    frames = range(warped.shape[1])
+    lead = [] if aligned is None else [aligned]
+    aligned = self.fuse([*lead, *(warped[:, t] for t in frames)])
     if self.modulation is not None:
-      kernel_features = after(kernel_features, aligned)
-      kernel_features = self.kernel_fuse(self.kernel_dense(kernel_features))
+      refined = self.kernel_dense(after(kernel_features, aligned))
+      kernel_features = self.kernel_fuse([refined[:, t] for t in frames])
     for block in self.attention:
       aligned = block(aligned, after(centre, aligned), after(kernel_features, aligned))
     return aligned, flow_mask

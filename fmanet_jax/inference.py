@@ -23,7 +23,13 @@ from fmanet_jax.model import (
   restore_window,
 )
 from vsr_jax.errors import UserError
-from vsr_jax.inference import enable_compilation_cache, free_memory, largest_tile, restore_tiled
+from vsr_jax.inference import (
+  enable_compilation_cache,
+  free_memory,
+  largest_tile,
+  release_freed_memory,
+  restore_tiled,
+)
 from vsr_jax.train.checkpoint import read_meta, restore_params
 
 DEMO_WEIGHTS = pathlib.Path(__file__).parent / "assets" / "demo_weights"
@@ -102,18 +108,22 @@ class Restorer:
     """
     reach = self.model.arch.frames // 2
     before = -(-2 * reach // self.batch)  # groups that the windows of a group reach back to
-    held = collections.deque(maxlen=before + 1)
+    held = collections.deque()
     last: list[np.ndarray] = []
     pending: tuple[jax.Array, int] | None = None
     padded = _replicate_ends(frames, before * self.batch - reach, reach)
     for group, count in _groups(padded, self.batch):
+      if len(held) > before:
+        held.popleft()  # before the next features take room
       if not last or any(a is not b for a, b in zip(group, last, strict=True)):
         features = self._encode(self._params, jax.device_put(np.stack(group), self._split))
       held.append(features)
       last = group
       if len(held) > before:
         images = self._restore(self._params, tuple(held))
-        if pending is not None:
+        if pending is None:
+          release_freed_memory()  # both programs are compiled
+        else:
           yield from _handed_out(*pending)
         pending = images, count
     if pending is not None:

@@ -6,6 +6,8 @@ frames into a stream of frames `scale` times their size.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import itertools
 import math
 import os
@@ -50,6 +52,12 @@ def free_memory(device: jax.Device) -> int:
     return 1024 * int(entries["MemAvailable"].split()[0])
   except (OSError, KeyError):  # not Linux
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def release_freed_memory() -> None:
+  """Gives memory that was freed, such as what compiling took, back to the system (glibc)."""
+  with contextlib.suppress(OSError, AttributeError):  # another C library
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 def largest_tile(height: int, width: int, pixels: int) -> int:

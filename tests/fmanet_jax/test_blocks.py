@@ -239,15 +239,20 @@ def test_kernel_passage_equals_its_two_convolutions(shape):
 
 
 def test_fuse_frames_equals_a_convolution_of_all_channels():
-  frames, aligned = normal(0, 2, 3, 4, 5, 6), normal(1, 2, 4, 5, 7)
-  together = np.moveaxis(frames, 1, 3).reshape(2, 4, 5, 18)
-  for args, x in (
-    ((frames,), together),
-    ((frames, aligned), np.concatenate([aligned, together], -1)),
-  ):
-    got, params = applied(FuseFrames(8, use_bias=True), *args)
-    want = conv(x, params["kernel"], params["bias"])
-    np.testing.assert_allclose(got, want, **CLOSE)
+  arrays = [normal(i, 2, 4, 5, c) for i, c in enumerate((7, 6, 6))]
+  got, params = applied(FuseFrames(8, use_bias=True), arrays)
+  want = conv(np.concatenate(arrays, -1), params["kernel"], params["bias"])
+  np.testing.assert_allclose(got, want, **CLOSE)
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan, np.inf])
+def test_what_waits_stays_as_it_is(value):
+  x = normal(0, 2, 3)
+  gradient = jax.grad(lambda x, y: blocks.after(x, y).sum(), argnums=(0, 1))
+  y = np.full((2, 2), value, np.float32)
+  np.testing.assert_array_equal(blocks.after((x,), y)[0], x)
+  for got, want in zip(gradient(x, y), (np.ones_like(x), np.zeros_like(y)), strict=True):
+    np.testing.assert_array_equal(got, want)
 
 
 def test_flow_update_equals_a_convolution_of_both_inputs():
