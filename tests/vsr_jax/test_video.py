@@ -208,8 +208,12 @@ def test_a_truncated_file_yields_its_good_frames_and_a_warning(tmp_path, name):
       frames = list(reader)
   assert "cut short" in reader.warning
   assert 20 < len(frames) < 60
-  for frame, good in zip(frames, whole, strict=False):
-    np.testing.assert_array_equal(frame.image, good.image)
+  # By time: a transport stream may be cut in a frame that is shown before the last one decoded,
+  # and where that is depends on how the encoder's threads chose the kinds of frames.
+  good = {frame.time: frame.image for frame in whole}
+  assert len({frame.time for frame in frames}) == len(frames)
+  for frame in frames:
+    np.testing.assert_array_equal(frame.image, good[frame.time])
 
 
 def test_a_damaged_file_stops_before_the_damage(tmp_path):
