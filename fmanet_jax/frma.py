@@ -227,15 +227,15 @@ class FRMA(nn.Module):
     Returns:
       The new F_w [b h w c] and f [b t h w 3n].
     """
-    if aligned is not None:
-      anchored = after(anchored, aligned)
+    if flow_mask is not None:
+      anchored = after(anchored, flow_mask if aligned is None else aligned)
     if isinstance(anchored, tuple):
       anchored = jnp.stack(anchored, axis=1)
     if flow_mask is None:
       flow_mask = self.flow_update(centre, anchored)
     else:
       by_frame = jnp.concatenate([flow_mask, warp_features(anchored, flow_mask)], axis=-1)
-      flow_mask += self.flow_update(centre, by_frame)
+      flow_mask += self.flow_update(after(centre, by_frame), by_frame)
     warped = warp_features(anchored, flow_mask)
     frames = range(warped.shape[1])
     lead = [] if aligned is None else [aligned]
@@ -243,6 +243,7 @@ class FRMA(nn.Module):
     if self.modulation is not None:
       refined = self.kernel_dense(after(kernel_features, aligned))
       kernel_features = self.kernel_fuse([refined[:, t] for t in frames])
+      aligned = after(aligned, kernel_features)
     for block in self.attention:
       aligned = block(aligned, after(centre, aligned), after(kernel_features, aligned))
     return aligned, flow_mask
