@@ -18,6 +18,7 @@ from configs.fmanet import joint
 from fmanet_jax.model import init_params
 from fmanet_jax.train import make_stage
 from vsr_jax import errors
+from vsr_jax.memory import keep_freed_memory
 from vsr_jax.train.mesh import make_mesh, place_batch, replicated
 from vsr_jax.train.state import abstract_state, init_state
 from vsr_jax.train.step import jit_train_step, make_train_step
@@ -25,6 +26,7 @@ from vsr_jax.train.step import jit_train_step, make_train_step
 
 def time_steps(args: argparse.Namespace) -> dict[str, Any]:
   """Forward, backward and Adam of both networks; seconds of each step, and its loss."""
+  keep_freed_memory()
   model, params = load(args.model)
   arch = model.arch
   stage = make_stage(model, joint.get_config())

@@ -25,11 +25,10 @@ from fmanet_jax.model import (
 from vsr_jax.errors import UserError
 from vsr_jax.inference import (
   enable_compilation_cache,
-  free_memory,
   largest_tile,
-  release_freed_memory,
   restore_tiled,
 )
+from vsr_jax.memory import free_memory, release_freed_memory
 from vsr_jax.train.checkpoint import read_meta, restore_params
 
 DEMO_WEIGHTS = pathlib.Path(__file__).parent / "assets" / "demo_weights"

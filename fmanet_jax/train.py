@@ -29,6 +29,7 @@ from fmanet_jax.model import (
   restore,
 )
 from vsr_jax import errors
+from vsr_jax.memory import keep_freed_memory
 from vsr_jax.train.checkpoint import restore_params
 from vsr_jax.train.loop import fit
 from vsr_jax.train.stage import Stage
@@ -54,6 +55,7 @@ def main() -> None:
     raise errors.UserError("give --config FILE and --workdir DIR")
   if _MULTIHOST.value:
     jax.distributed.initialize()
+  keep_freed_memory()
   train(_CONFIG.value, _WORKDIR.value)
 
 

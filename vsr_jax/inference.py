@@ -6,8 +6,6 @@ frames into a stream of frames `scale` times their size.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import itertools
 import math
 import os
@@ -39,25 +37,6 @@ def enable_compilation_cache() -> None:
     return
   if os.access(folder, os.W_OK | os.X_OK):
     jax.config.update("jax_compilation_cache_dir", str(folder))
-
-
-def free_memory(device: jax.Device) -> int:
-  """Bytes that a program can still take on a device; of the machine for a CPU."""
-  stats = device.memory_stats() or {}
-  if "bytes_limit" in stats:
-    return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-  try:  # what the kernel could free of its caches counts, unlike in SC_AVPHYS_PAGES
-    lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
-    entries = dict(line.split(":", 1) for line in lines)
-    return 1024 * int(entries["MemAvailable"].split()[0])
-  except (OSError, KeyError):  # not Linux
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-
-
-def release_freed_memory() -> None:
-  """Gives memory that was freed, such as what compiling took, back to the system (glibc)."""
-  with contextlib.suppress(OSError, AttributeError):  # another C library
-    ctypes.CDLL(None).malloc_trim(0)
 
 
 def largest_tile(height: int, width: int, pixels: int) -> int:

@@ -1,0 +1,58 @@
+"""Free memory is read from the machine; kept memory is not faulted in again."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from vsr_jax import memory
+
+
+def test_free_memory_is_a_part_of_the_machines():
+  total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+  assert 2**20 < memory.free_memory(jax.devices("cpu")[0]) <= total
+
+
+def test_free_memory_of_an_accelerator_is_what_its_allocator_has_left():
+  class Device:
+    def memory_stats(self):
+      return {"bytes_limit": 100, "bytes_in_use": 30}
+
+  assert memory.free_memory(Device()) == 70
+
+
+FAULTS = """
+import ctypes, resource, sys
+from vsr_jax import memory
+
+if sys.argv[1] == "keep":
+  memory.keep_freed_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+for i in range(3):
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+  block = ctypes.c_void_p(libc.malloc(2**26))
+  ctypes.memset(block, 1, 2**26)
+  libc.free(block)
+  if sys.argv[1] == "release":
+    memory.release_freed_memory()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mallopt and malloc_trim are of glibc")
+def test_kept_memory_is_used_again_and_released_memory_is_not():
+  def faults(how):
+    env = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
+    run = subprocess.run(
+      [sys.executable, "-c", FAULTS, how], env=env, capture_output=True, text=True, check=True
+    )
+    return int(run.stdout)
+
+  # 64 MB are 16,384 pages of 4 KB, or 32 of 2 MB.
+  assert faults("keep") < 16
+  assert faults("release") >= 32

@@ -1,0 +1,48 @@
+"""What memory is free, and what is done with memory that was freed."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import pathlib
+
+import jax
+
+# Of mallopt(3).
+_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
+
+
+def free_memory(device: jax.Device) -> int:
+  """Bytes that a program can still take on a device; of the machine for a CPU."""
+  stats = device.memory_stats() or {}
+  if "bytes_limit" in stats:
+    return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+  try:  # what the kernel could free of its caches counts, unlike in SC_AVPHYS_PAGES
+    lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+    entries = dict(line.split(":", 1) for line in lines)
+    return 1024 * int(entries["MemAvailable"].split()[0])
+  except (OSError, KeyError):  # not Linux
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def release_freed_memory() -> None:
+  """Gives memory that was freed, such as what compiling took, back to the system (glibc)."""
+  with contextlib.suppress(OSError, AttributeError):  # another C library
+    ctypes.CDLL(None).malloc_trim(0)
+
+
+def keep_freed_memory() -> None:
+  """Keeps memory that is freed for the next allocation instead of giving it back (glibc).
+
+  For training on CPU: XLA allocates a step's temporaries anew each step, and having the system
+  take and clear their pages each time costs about a quarter of a small model's step. Call it
+  before JAX starts its threads; where GLIBC_TUNABLES says something, that holds.
+  """
+  if "GLIBC_TUNABLES" in os.environ:
+    return
+  with contextlib.suppress(OSError, AttributeError):  # another C library
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(_MMAP_MAX, 0)
+    mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+    mallopt(_ARENA_MAX, 1)  # otherwise every thread keeps its own
