@@ -1,0 +1,1 @@
+"""KEEP (ECCV 2024): video face super-resolution by Kalman-inspired feature propagation."""

@@ -1,0 +1,66 @@
+"""The transformer that predicts code indices from a latent (CodeFormer, Sec. 3.2)."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from keep_jax.layers import LayerNorm, attend, like_channels
+
+
+class SelfAttentionLayer(nn.Module):
+  """Pre-norm attention and MLP; the position embedding is added to queries and keys only."""
+
+  heads: int
+  mlp_dim: int
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, position: jax.Array | None = None) -> jax.Array:
+    """Tokens x [b n c], position [n c] -> [b n c]."""
+    b, n, c = x.shape
+    dense = {"dtype": self.dtype}
+    y = LayerNorm(name="norm1")(x)
+    with_position = y if position is None else y + position.astype(y.dtype)[None]
+    # One kernel for all three, as the released weights have it; values see no position.
+    kernel = self.param("qkv_kernel", nn.initializers.xavier_uniform(), (c, 3 * c))
+    bias = self.param("qkv_bias", nn.initializers.zeros, (3 * c,))
+    kernel = kernel.astype(self.dtype)
+    qk = with_position.astype(self.dtype) @ kernel[:, : 2 * c]
+    v = y.astype(self.dtype) @ kernel[:, 2 * c :]
+    qkv = jnp.concatenate([qk, v], axis=-1)
+    qkv += like_channels(bias, qkv)
+    q, k, v = jnp.split(qkv.reshape(b, n, 3 * self.heads, c // self.heads), 3, axis=2)
+    x += nn.Dense(c, **dense, name="out")(attend(q, k, v))
+    y = nn.Dense(self.mlp_dim, **dense, name="mlp1")(LayerNorm(name="norm2")(x))
+    return x + nn.Dense(c, **dense, name="mlp2")(nn.gelu(y, approximate=False))
+
+
+class CodePredictor(nn.Module):
+  """Latents [b h w emb_dim] to logits over the codebook, [b h*w codes].
+
+  Attributes:
+    dim: width of the transformer.
+    heads: of its attention.
+    layers: how many.
+    codes: entries of the codebook.
+  """
+
+  dim: int
+  heads: int
+  layers: int
+  codes: int
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, latent: jax.Array) -> jax.Array:
+    b, h, w, _ = latent.shape
+    position = self.param("position", nn.initializers.zeros, (h * w, self.dim))
+    x = nn.Dense(self.dim, dtype=self.dtype, name="embed")(latent.reshape(b, h * w, -1))
+    for i in range(self.layers):
+      layer = SelfAttentionLayer(self.heads, 2 * self.dim, self.dtype, name=f"layer_{i}")
+      x = layer(x, position)
+    x = LayerNorm(name="norm")(x)
+    logits = nn.Dense(self.codes, use_bias=False, dtype=self.dtype, name="head")(x)
+    return logits.astype(jnp.float32)

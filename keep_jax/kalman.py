@@ -1,0 +1,105 @@
+"""The Kalman filter in latent space (KEEP, Sec. 3.3): gains, prediction, update.
+
+The state of frame t is predicted from the restored frame before it, moved by
+optical flow and encoded again; the observation is the latent of the low-quality
+frame; a learnt gain in [0, 1] blends the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from keep_jax.layers import Attention, GatedFeedForward, LayerNorm, attend, conv
+from keep_jax.vqgan import ResBlock
+from vsr_jax.warp import backward_warp
+
+
+class SparseCausalAttention(Attention):
+  """Attention of each frame's tokens to those of the first frame and of the frame before it."""
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """[b t n c] -> [b t n c]; the first frame stands before itself."""
+    b, t, n, c = x.shape
+    q, k, v = (
+      self.by_head(
+        nn.Dense(self.heads * self.head_dim, use_bias=False, dtype=self.dtype, name=m)(x)
+      )
+      for m in ("query", "key", "value")
+    )
+
+    def seen(x):  # [b t n heads d] -> [b*t 2n heads d]
+      before = jnp.concatenate([x[:, :1], x[:, :-1]], axis=1)
+      first = jnp.broadcast_to(x[:, :1], x.shape)
+      return jnp.concatenate([first, before], axis=2).reshape(b * t, 2 * n, *x.shape[3:])
+
+    y = attend(q.reshape(b * t, n, *q.shape[3:]), seen(k), seen(v))
+    return nn.Dense(c, dtype=self.dtype, name="out")(y.reshape(b, t, n, -1))
+
+
+class UncertaintyLayer(nn.Module):
+  """Attention over space (sparse-causal), feed-forward, attention over time: [b t n c]."""
+
+  heads: int
+  head_dim: int
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    b, t, n, c = x.shape
+    sizes = (self.heads, self.head_dim, self.dtype)
+    x += SparseCausalAttention(*sizes, name="attention")(LayerNorm(name="norm1")(x))
+    x += GatedFeedForward(self.dtype, name="feed_forward")(LayerNorm(name="norm2")(x))
+    y = LayerNorm(name="norm3")(x).swapaxes(1, 2).reshape(b * n, t, c)
+    y = Attention(*sizes, name="temporal_attention")(y)
+    return x + y.reshape(b, n, t, c).swapaxes(1, 2)
+
+
+class GainNetwork(nn.Module):
+  """Uncertainty network and gain network: latents [b t h w c] to gains [b t h w 1] in [0, 1].
+
+  Attention over time sees all frames it is given: gains are not causal.
+  """
+
+  heads: int
+  head_dim: int
+  layers: int
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, latents: jax.Array) -> jax.Array:
+    b, t, h, w, c = latents.shape
+    x = latents.reshape(b, t, h * w, c)
+    for i in range(self.layers):
+      x = UncertaintyLayer(self.heads, self.head_dim, self.dtype, name=f"uncertainty_{i}")(x)
+    x = x.reshape(b * t, h, w, c)
+    for i in range(3):
+      x = ResBlock(c, self.dtype, name=f"res_{i}")(x)
+    logits = conv(1, 1, dtype=self.dtype, name="gain")(x)
+    return nn.sigmoid(logits.astype(jnp.float32)).reshape(b, t, h, w, 1)
+
+
+def predict(
+  previous: jax.Array, flow: jax.Array, encode: Callable[[jax.Array], jax.Array]
+) -> jax.Array:
+  """The predicted state: the restored frame before, warped to this one and encoded.
+
+  Args:
+    previous: restored frame [b h w 3] in [-1, 1].
+    flow: [b h w 2] in pixels, from this frame to the one before.
+    encode: the encoder of high-quality images.
+
+  Returns:
+    The latent [b h' w' emb_dim].
+  """
+  return encode(backward_warp(previous, flow))
+
+
+def update(observed: jax.Array, predicted: jax.Array, gain: jax.Array) -> jax.Array:
+  """The blend (1 - K) observed + K predicted; K [b h w 1], latents [b h w c]."""
+  gain = gain.astype(observed.dtype)
+  return (1 - gain) * observed + gain * predicted

@@ -1,0 +1,107 @@
+"""The layers that KEEP's sub-networks share: norms, convolutions, attention.
+
+Images are channels last, [... h w c], tokens [... n c]. Parameters are float32;
+`dtype` is the type of the products; norms and softmax are float32.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+GROUPS = 32  # of every group norm
+GROUP_EPSILON = 1e-6
+LAYER_EPSILON = 1e-5
+
+
+class GroupNorm(nn.Module):
+  """Normalises 32 groups of channels of each image, [... h w c]."""
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    *lead, h, w, c = x.shape
+    scale = self.param("scale", nn.initializers.ones, (c,))
+    bias = self.param("bias", nn.initializers.zeros, (c,))
+
+    def by_group(x):  # [b h w c] -> the mean of each group at each of its channels, [b 1 1 c]
+      mean = x.mean((1, 2)).reshape(-1, GROUPS, c // GROUPS).mean(-1)
+      return jnp.repeat(mean, c // GROUPS, axis=-1).reshape(-1, 1, 1, c)
+
+    y = x.astype(jnp.float32).reshape(-1, h, w, c)
+    mean = by_group(y)
+    factor = lax.rsqrt(by_group(jnp.square(y - mean)) + GROUP_EPSILON) * like_channels(scale, y)
+    y = y * factor + (like_channels(bias, y) - mean * factor)
+    return y.reshape(*lead, h, w, c).astype(x.dtype)
+
+
+class LayerNorm(nn.Module):
+  """Normalises the last axis, [... c]."""
+
+  scale_init: nn.initializers.Initializer = nn.initializers.ones
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    c = x.shape[-1]
+    y = x.astype(jnp.float32)
+    y -= y.mean(-1, keepdims=True)
+    y *= lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + LAYER_EPSILON)
+    y *= like_channels(self.param("scale", self.scale_init, (c,)), y)
+    y += like_channels(self.param("bias", nn.initializers.zeros, (c,)), y)
+    return y.astype(x.dtype)
+
+
+def conv(features: int, size: int = 3, **options) -> nn.Conv:
+  """A size x size convolution with bias, zero-padded to the same size."""
+  pad = (size // 2, size // 2)
+  return nn.Conv(features, (size, size), padding=(pad, pad), **options)
+
+
+class Attention(nn.Module):
+  """Multi-head attention with queries from x [b n c], keys and values from y [b m d].
+
+  Query, key and value have no bias, the output has one (KEEP, Sec. 3.3 and 3.4).
+  """
+
+  heads: int
+  head_dim: int
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, y: jax.Array | None = None) -> jax.Array:
+    y = x if y is None else y
+    q, k, v = (
+      self.by_head(
+        nn.Dense(self.heads * self.head_dim, use_bias=False, dtype=self.dtype, name=n)(a)
+      )
+      for n, a in (("query", x), ("key", y), ("value", y))
+    )
+    return nn.Dense(x.shape[-1], dtype=self.dtype, name="out")(attend(q, k, v))
+
+  def by_head(self, x: jax.Array) -> jax.Array:
+    return x.reshape(*x.shape[:-1], self.heads, self.head_dim)
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+  """Scaled dot-product attention, [b n heads d], [b m heads d] -> [b n heads*d]."""
+  y = jax.nn.dot_product_attention(q, k, v)
+  return y.reshape(*y.shape[:2], -1)
+
+
+class GatedFeedForward(nn.Module):
+  """Linear, GEGLU, linear: [... c] -> [... c]; four times c between."""
+
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    c = x.shape[-1]
+    y = nn.Dense(8 * c, dtype=self.dtype, name="expand")(x)
+    y = y[..., : 4 * c] * nn.gelu(y[..., 4 * c :], approximate=False)
+    return nn.Dense(c, dtype=self.dtype, name="project")(y)
+
+
+def like_channels(vector: jax.Array, x: jax.Array) -> jax.Array:
+  """[c] -> [1 ... 1 c], of x's rank and type."""
+  return vector.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))

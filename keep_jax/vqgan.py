@@ -1,0 +1,231 @@
+"""The VQGAN that KEEP works in: encoder, codebook, generator (CodeFormer, Sec. 3.1).
+
+Images are RGB in [-1, 1], [b h w 3]; the latent is 2^(levels - 1) times smaller, [b h w emb_dim].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from keep_jax.layers import GroupNorm, attend, conv
+
+Fuse = Callable[[int, jax.Array], jax.Array]  # (side of the feature, feature) -> feature
+Taps = dict[int, jax.Array]  # side of the feature -> feature [b h w c]
+
+
+class ResBlock(nn.Module):
+  """Two times norm, swish and 3x3 convolution beside a skip, [b h w c] -> [b h w features]."""
+
+  features: int
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    y = nn.silu(GroupNorm(name="norm1")(x))
+    y = conv(self.features, dtype=self.dtype, name="conv1")(y)
+    y = nn.silu(GroupNorm(name="norm2")(y))
+    y = conv(self.features, dtype=self.dtype, name="conv2")(y)
+    if x.shape[-1] != self.features:
+      x = conv(self.features, 1, dtype=self.dtype, name="skip")(x)
+    return x + y
+
+
+class AttentionBlock(nn.Module):
+  """Self-attention between all pixels, one head, beside a skip, [b h w c] -> [b h w c]."""
+
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    b, h, w, c = x.shape
+    y = GroupNorm(name="norm")(x).reshape(b, h * w, c)
+    q, k, v = (
+      nn.Dense(c, dtype=self.dtype, name=name)(y).reshape(b, h * w, 1, c)
+      for name in ("query", "key", "value")
+    )
+    y = nn.Dense(c, dtype=self.dtype, name="out")(attend(q, k, v))
+    return x + y.reshape(b, h, w, c)
+
+
+class Downsample(nn.Module):
+  """Halves the sides: a 3x3 convolution of stride 2; zeros follow the last row and column."""
+
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    pad, c = ((0, 1), (0, 1)), x.shape[-1]
+    return nn.Conv(c, (3, 3), (2, 2), padding=pad, dtype=self.dtype, name="conv")(x)
+
+
+class Upsample(nn.Module):
+  """Doubles the sides: every pixel four times, then a 3x3 convolution.
+
+  Computed at the small size: a sub-pixel sees 2x2 different pixels only, so that
+  four 2x2 kernels, sums of the nine taps, take 4/9 of the products.
+  """
+
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    b, h, w, c = x.shape
+    # The parameters of a plain convolution.
+    kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, c, c))
+    bias = self.param("bias", nn.initializers.zeros, (c,))
+    x = x.astype(self.dtype)
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    rows = []
+    for i in range(2):
+      row = [
+        lax.conv_general_dilated(
+          padded[:, i : i + h + 1, j : j + w + 1],
+          subpixel_kernel(kernel, i, j).astype(self.dtype),
+          (1, 1),
+          "VALID",
+          dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        for j in range(2)
+      ]
+      rows.append(jnp.stack(row, axis=3))
+    y = jnp.stack(rows, axis=2).reshape(b, 2 * h, 2 * w, c)
+    return y + bias.astype(self.dtype).reshape(1, 1, 1, c)
+
+
+def subpixel_kernel(kernel: jax.Array, i: int, j: int) -> jax.Array:
+  """What a 3x3 kernel does to sub-pixel (i, j) of a twofold nearest enlargement: [2 2 c d].
+
+  Row 0 of the enlarged 2x2 block sees the pixel above once and its own twice, row 1 its own twice
+  and the one below once; columns likewise.
+  """
+
+  def pairs(k, i):
+    return jnp.stack([k[0], k[1] + k[2]] if i == 0 else [k[0] + k[1], k[2]])
+
+  return pairs(pairs(kernel, i).swapaxes(0, 1), j).swapaxes(0, 1)
+
+
+class Encoder(nn.Module):
+  """Images to latents; `taps` are features on the way.
+
+  Attributes:
+    width: channels of the first level.
+    multiples: of the width, by level; each level but the last halves the sides.
+    emb_dim: channels of the latent.
+    res_blocks: residual blocks a level.
+  """
+
+  width: int
+  multiples: tuple[int, ...]
+  emb_dim: int
+  res_blocks: int
+  dtype: jnp.dtype = jnp.float32
+
+  def setup(self):
+    d = {"dtype": self.dtype}
+    blocks: list[nn.Module] = [conv(self.width, **d)]
+    taps = []  # index of the block after which a level's feature is tapped
+    last = len(self.multiples) - 1
+    for level, multiple in enumerate(self.multiples):
+      for i in range(self.res_blocks):
+        blocks.append(ResBlock(multiple * self.width, **d))
+        if i == self.res_blocks - 1:
+          taps.append(len(blocks) - 1)
+        if level == last:
+          blocks.append(AttentionBlock(**d))
+      if level != last:
+        blocks.append(Downsample(**d))
+    c = self.multiples[-1] * self.width
+    blocks += [ResBlock(c, **d), AttentionBlock(**d), ResBlock(c, **d)]
+    blocks += [GroupNorm(), conv(self.emb_dim, **d)]
+    self.blocks = blocks
+    self.taps = frozenset(taps)
+
+  def __call__(self, x: jax.Array, sides: tuple[int, ...] = ()) -> tuple[jax.Array, Taps]:
+    """Images -> latents, and the features of those sides.
+
+    A level is tapped after its last residual block, before attention.
+    """
+    found = {}
+    for i, block in enumerate(self.blocks):
+      x = block(x)
+      if i in self.taps and x.shape[2] in sides:
+        found[x.shape[2]] = x
+    return x, found
+
+
+class Generator(nn.Module):
+  """Latents to images. Attributes as of `Encoder`."""
+
+  width: int
+  multiples: tuple[int, ...]
+  res_blocks: int
+  dtype: jnp.dtype = jnp.float32
+
+  def setup(self):
+    d = {"dtype": self.dtype}
+    c = self.multiples[-1] * self.width
+    blocks: list[nn.Module] = [conv(c, **d), ResBlock(c, **d), AttentionBlock(**d)]
+    blocks.append(ResBlock(c, **d))
+    taps = []
+    last = len(self.multiples) - 1
+    for level in reversed(range(len(self.multiples))):
+      for i in range(self.res_blocks):
+        blocks.append(ResBlock(self.multiples[level] * self.width, **d))
+        if i == (self.res_blocks - 1 if level == last else 0):
+          taps.append(len(blocks) - 1)
+        if level == last:
+          blocks.append(AttentionBlock(**d))
+      if level:
+        blocks.append(Upsample(**d))
+    blocks += [GroupNorm(), conv(3, **d)]
+    self.blocks = blocks
+    self.taps = frozenset(taps)
+
+  def __call__(self, z: jax.Array, fuse: Fuse | None = None) -> jax.Array:
+    """Latents -> images, not clipped.
+
+    `fuse` may change a level's feature: after the first residual block of the level, of the
+    smallest level after the last one, before attention.
+    """
+    x = z
+    for i, block in enumerate(self.blocks):
+      x = block(x)
+      if fuse is not None and i in self.taps:
+        x = fuse(x.shape[2], x)
+    return x
+
+
+def nearest_code(latent: jax.Array, codebook: jax.Array) -> jax.Array:
+  """Index of the codebook's nearest entry: [... emb_dim], [n emb_dim] -> [...] int32."""
+  z, e = latent.astype(jnp.float32), codebook.astype(jnp.float32)
+  products = jnp.einsum("...d,nd->...n", z, e, precision=lax.Precision.HIGHEST)
+  norms = jnp.square(e).sum(-1).reshape((1,) * (z.ndim - 1) + (-1,))
+  return jnp.argmin(norms - 2 * products, axis=-1).astype(jnp.int32)
+
+
+def quantize(
+  latent: jax.Array, codebook: jax.Array, beta: float = 0.25
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Nearest codes with the straight-through gradient, and the codebook loss.
+
+  As released, `beta` weighs the term that moves the codebook; the VQ-VAE paper's weighs the other.
+
+  Args:
+    latent: [... emb_dim].
+    codebook: [n emb_dim].
+    beta: see above.
+
+  Returns:
+    Quantized latent [... emb_dim], the loss (a scalar), the indices [...] int32.
+  """
+  indices = nearest_code(latent, codebook)
+  codes = codebook[indices]
+  stop = lax.stop_gradient
+  loss = jnp.square(stop(codes) - latent).mean() + beta * jnp.square(codes - stop(latent)).mean()
+  return latent + stop(codes - latent), loss, indices

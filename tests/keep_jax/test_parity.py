@@ -1,0 +1,70 @@
+"""The recursion against the released code: outputs, codes, losses and gradients.
+
+The fixture's flow is fed in: on its noise GMFlow returns flows of up to 88 px, which magnify
+rounding. Relative errors are norms of the difference over norms of the reference.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from keep_jax.model import KEEP, restore_clip
+from keep_jax.weights import convert_released
+from tests.keep_jax import golden
+
+
+@functools.cache
+def load(unit):
+  arch, params = convert_released(golden.state_dict(unit), unit)
+  return KEEP(arch), jax.tree.map(jnp.asarray, params)
+
+
+@pytest.fixture(scope="module")
+def mini():
+  """The small model's outputs on the fixture's clip."""
+  model, params = load("keep_mini")
+  frames = golden.channels_last(golden.inputs((1, 4, 3, 128, 128), 25))
+  flows = golden.channels_last(golden.data("keep_mini")["flow"])
+  return golden.jit(functools.partial(restore_clip, model))(params, frames, flows)
+
+
+def test_architecture_is_read_off_the_weights():
+  arch = load("keep_stage3")[0].arch
+  assert (arch.image_size, arch.latent_size, arch.layers) == (128, 4, 2)
+  assert (arch.width, arch.multiples, arch.res_blocks) == (64, (1, 2, 2, 4, 4, 8), 2)
+  assert (arch.gain_head_dim, arch.gain_layers) == (48, 3)
+  assert (arch.cft, arch.cfa, arch.cfa_head_dim) == ((4, 8), (4, 8), 32)
+
+
+def test_latents_and_gains(mini):
+  _, observation, gains = mini
+  want = golden.data("keep_mini")
+  latent = golden.channels_first(observation.latent[0])
+  assert golden.relative_error(latent, want["lq_feat"]) < 1e-5
+  assert golden.relative_error(golden.channels_first(gains), want["gain"]) < 1e-5
+
+
+def test_logits_codes_and_frames(mini):
+  restored, _, _ = mini
+  want = golden.data("keep_mini")
+  logits = np.asarray(restored.logits[0])
+  assert golden.relative_error(logits, want["logits"]) < 5e-5
+  # The smallest margin is 2e-3: codes are equal, and with them the frames.
+  np.testing.assert_array_equal(logits.argmax(-1), want["logits"].argmax(-1))
+  assert golden.relative_error(golden.kept(restored.image), want["out"]) < 5e-5
+
+
+def test_two_clips_in_a_batch_equal_two_runs():
+  model, params = load("keep_stage3")
+  frames = golden.channels_last(golden.inputs((2, 3, 3, 128, 128), 27))
+  flows = golden.channels_last(golden.data("keep_stage3")["flow"])
+  run = golden.jit(functools.partial(restore_clip, model))
+  both = run(params, frames, flows)[0].image
+  one_by_one = [run(params, frames[i : i + 1], flows[i : i + 1])[0].image for i in range(2)]
+  assert golden.relative_error(both, np.concatenate(one_by_one)) < 1e-5
+  assert golden.relative_error(golden.kept(both), golden.data("keep_stage3")["out"]) < 5e-5
