@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from tests.parity import weights
+from vsr_jax import errors
 
 PARITY = pathlib.Path(weights.__file__).parent
 MODELS = ("full", "tiny")  # the released configuration, and that of the small fixture
@@ -105,8 +106,8 @@ def intervals(ends: list[float]) -> list[float]:
 
 
 def worker_parser(description: str) -> argparse.ArgumentParser:
-  """The options of a worker, which `benchmarks.runs` starts."""
-  parser = argparse.ArgumentParser(description=description)
+  """The options of a worker, which `benchmarks.compare` starts."""
+  parser = errors.Parser(description=description)
   parser.add_argument("job", help="what to measure")
   parser.add_argument("--model", choices=MODELS, default="full")
   parser.add_argument("--height", type=int, default=180)

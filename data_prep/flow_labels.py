@@ -36,7 +36,7 @@ Estimate = Callable[[np.ndarray, np.ndarray], jax.Array]
 
 def main() -> None:
   """Runs the command; see the module's docstring and `--help`."""
-  parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+  parser = errors.Parser(description=__doc__.partition("\n")[0])
   parser.add_argument("root", type=pathlib.Path, metavar="DIR")
   parser.add_argument("--weights", required=True, type=pathlib.Path, help="a released RAFT .pth")
   parser.add_argument("--frames", type=int, default=3, metavar="T", help="window length, odd")

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import json
 import signal
+import zlib
 from collections.abc import Iterator, Sequence
 
 import cv2
@@ -40,6 +42,12 @@ class Windows:
   def __getitem__(self, index: int) -> tuple[Clip, int]:
     i = bisect.bisect_right(self._ends, index)
     return self._clips[i], index - (self._ends[i - 1] if i else 0)
+
+
+def identity(clips: Sequence[Clip], *, batch_size: int, seed: int) -> int:
+  """A number that tells streams of batches apart: other clips, batch or seed, another number."""
+  told = [[clip.name, len(clip.blurry)] for clip in clips] + [batch_size, seed]
+  return zlib.crc32(json.dumps(told).encode())
 
 
 def make_dataset(
@@ -97,14 +105,16 @@ class Batches(Iterator[dict[str, np.ndarray]]):
   Its state is the number of the next batch: it can be taken up with any number of workers.
   """
 
-  def __init__(self, dataset: grain.MapDataset, workers: int = 0):
+  def __init__(self, dataset: grain.MapDataset, workers: int = 0, identity: int = 0):
     """Starts at the first batch.
 
     Args:
       dataset: from `make_dataset`.
       workers: processes that decode; 0 decodes in a thread of this process. The
         batches are the same for any number.
+      identity: of the stream of batches, from `identity`; a position in another is refused.
     """
+    self._identity = identity
     self._dataset = dataset
     self._workers = workers
     self._batches: grain.DatasetIterator | None = None
@@ -120,10 +130,16 @@ class Batches(Iterator[dict[str, np.ndarray]]):
 
   def get_state(self) -> dict[str, int]:
     """JSON position after the last batch given out."""
-    return {"next_batch": self._next}
+    return {"next_batch": self._next, "identity": self._identity}
 
   def set_state(self, state: dict[str, int]) -> None:
-    """Continues at a position from `get_state`."""
+    """Continues at a position from `get_state`.
+
+    Raises:
+      ValueError: the position is in another stream of batches.
+    """
+    if state["identity"] != self._identity:
+      raise ValueError("the clips, the batch or the seed changed")
     self.close()
     self._next = state["next_batch"]
 

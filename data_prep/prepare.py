@@ -49,8 +49,12 @@ def _prepare(args: argparse.Namespace, sources: dict[str, pathlib.Path]) -> None
   names = ("halve", "subframes", "shutter", "stride", "shake", "gamma", "scale", "frames")
   settings = {name: getattr(args, name) for name in names}
   origins = [
-    {"name": name, "path": str(path), "settings": settings} for name, path in sources.items()
+    {"name": name, "path": str(path.resolve()), "settings": settings}
+    for name, path in sources.items()
   ]
+  for origin in origins:
+    for entry in finished:
+      _check_origin(args.out, entry["name"], origin, entry["origin"])
   jobs = [o for o in origins if all(entry["origin"] != o for entry in finished)]
   print(f"{len(origins) - len(jobs)} of {len(origins)} inputs are already there")
   skipped = _run(args.out, jobs, finished, args.workers)
@@ -65,8 +69,17 @@ def _prepare(args: argparse.Namespace, sources: dict[str, pathlib.Path]) -> None
     raise UserError(f"{args.out}: no clip could be made; the reasons are above")
 
 
+def _check_origin(out: pathlib.Path, clip: str, new: dict, old: dict) -> None:
+  """Other settings of the same source replace its clips; another source must not."""
+  if new["name"] in (clip, old["name"]) and new["path"] != str(pathlib.Path(old["path"]).resolve()):
+    raise UserError(
+      f"{new['path']}: {out} has a clip {clip} already, made from {old['path']}; rename one or use "
+      "another --out"
+    )
+
+
 def _parse() -> argparse.Namespace:
-  parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+  parser = errors.Parser(description=__doc__.partition("\n")[0])
   parser.add_argument("inputs", nargs="+", metavar="INPUT", type=pathlib.Path)
   parser.add_argument("--out", required=True, type=pathlib.Path, metavar="DIR")
   parser.add_argument(

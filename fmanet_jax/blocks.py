@@ -7,29 +7,15 @@ products; norms, softmax and statistics are float32.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
+from vsr_jax.layers import Conv, bias_by_fan_in, convolve, uniform_by_fan_in
 from vsr_jax.resize import pixel_shuffle
-
-
-def uniform_by_fan_in(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
-  """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), the initialisation FMA-Net was trained from."""
-  bound = 1 / np.sqrt(np.prod(shape[:-1]))
-  return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-
-def bias_by_fan_in(fan_in: int) -> Callable[..., jax.Array]:
-  """The same bound for a bias, whose shape does not tell the fan-in."""
-  bound = 1 / np.sqrt(fan_in)
-  return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 def leaky_relu(x: jax.Array) -> jax.Array:
@@ -46,73 +32,6 @@ def after(x: Any, y: jax.Array) -> Any:
   sample = lax.stop_gradient(y[(0,) * y.ndim])
   always = (sample == sample) | jnp.isnan(sample)
   return jax.tree.map(lambda x: jnp.where(always, x, jnp.zeros((), x.dtype)), x)
-
-
-def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """Convolution of [... h w c] with a kernel [k k c d], k odd, zero-padded to the same size."""
-  *lead, h, w, c = x.shape
-  x = x.reshape(-1, h, w, c)
-  kernel = kernel.astype(x.dtype)
-  y = jnp.dot(x, kernel[0, 0]) if kernel.shape[:2] == (1, 1) else _conv(x, kernel)
-  return y.reshape(*lead, h, w, -1)
-
-
-def _plain_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  return lax.conv_general_dilated(
-    x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-  )
-
-
-@jax.custom_vjp
-def _conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """[b h w c] with [k k c d] -> [b h w d]."""
-  return _plain_conv(x, kernel)
-
-
-def _conv_backward(residuals, g):
-  x, kernel = residuals
-  (dx,) = jax.vjp(lambda x: _plain_conv(x, kernel), x)[1](g)
-  size = kernel.shape[0]
-  dkernel = lax.platform_dependent(
-    x,
-    g,
-    cpu=functools.partial(_kernel_gradient_by_image, size),
-    default=functools.partial(_kernel_gradient, size),
-  )
-  return dx, dkernel
-
-
-_conv.defvjp(lambda x, kernel: (_plain_conv(x, kernel), (x, kernel)), _conv_backward)
-
-
-def _kernel_gradient(size: int, x: jax.Array, g: jax.Array) -> jax.Array:
-  kernel = jnp.zeros((size, size, x.shape[-1], g.shape[-1]), x.dtype)
-  return jax.vjp(lambda kernel: _plain_conv(x, kernel), kernel)[1](g)[0]
-
-
-def _kernel_gradient_by_image(size: int, x: jax.Array, g: jax.Array) -> jax.Array:
-  """The same as one matrix product an image, over patches of the narrower of the two.
-
-  XLA's CPU backend computes it as a convolution with an image-sized kernel, up
-  to seven times slower.
-  """
-  flip = g.shape[-1] < x.shape[-1]  # taps of the gradient are those of the input, reversed
-  wide, narrow = (x, g) if flip else (g, x)
-  pad = (size // 2, size // 2)
-  narrow = jnp.pad(narrow, ((0, 0), pad, pad, (0, 0)))
-
-  def add_image(total, images):
-    narrow, wide = images
-    h, w, channels = wide.shape
-    shifts = [narrow[i : i + h, j : j + w] for i in range(size) for j in range(size)]
-    patches = jnp.concatenate(shifts, axis=-1).reshape(h * w, -1)
-    product = jnp.dot(patches.T, wide.reshape(h * w, channels), preferred_element_type=jnp.float32)
-    return total + product, None
-
-  total = jnp.zeros((size**2 * narrow.shape[-1], wide.shape[-1]), jnp.float32)
-  total, _ = lax.scan(add_image, total, (narrow, wide))
-  total = total.reshape(size, size, -1, wide.shape[-1]).astype(x.dtype)
-  return total[::-1, ::-1].swapaxes(2, 3) if flip else total
 
 
 @jax.custom_vjp
@@ -147,24 +66,6 @@ def _neighbours(x: jax.Array):
 def zero_border(x: jax.Array, width: int = 1) -> jax.Array:
   """[b h w c] with `width` rows and columns of zeros around each image."""
   return jnp.pad(x, ((0, 0), (width, width), (width, width), (0, 0)))
-
-
-class Conv(nn.Module):
-  """A k x k convolution, [... h w c] -> [... h w features]."""
-
-  features: int
-  size: int = 3
-  use_bias: bool = False
-  dtype: jnp.dtype = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    shape = (self.size, self.size, x.shape[-1], self.features)
-    y = convolve(x.astype(self.dtype), self.param("kernel", uniform_by_fan_in, shape))
-    if self.use_bias:
-      bias = self.param("bias", bias_by_fan_in(np.prod(shape[:-1])), (self.features,))
-      y += bias.astype(self.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
-    return y
 
 
 class TwoConvs(nn.Module):

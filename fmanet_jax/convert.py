@@ -13,7 +13,6 @@ import argparse
 import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import NoReturn
 
 import jax
 import numpy as np
@@ -106,15 +105,8 @@ def _by_network(state: State, path: str) -> dict[str, State]:
   return parts
 
 
-class _Parser(argparse.ArgumentParser):
-  """Says what is wrong in one line, as all commands do for bad input."""
-
-  def error(self, message: str) -> NoReturn:
-    raise UserError(f"{message}; --help tells what is possible")
-
-
 def _parse() -> argparse.Namespace:
-  parser = _Parser(
+  parser = errors.Parser(
     prog="fmanet_jax.convert",
     usage="%(prog)s [-h] model_D.pt model_R.pt DIR",
     description=__doc__.partition("\n")[0],

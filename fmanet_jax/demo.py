@@ -8,7 +8,6 @@ truth, and a detail of each below) and the scores of all frames, metrics.json an
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import pathlib
@@ -39,7 +38,7 @@ class Picture:
 
 def main() -> None:
   """Runs the command; see the module's docstring and `--help`."""
-  parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+  parser = errors.Parser(description=__doc__.partition("\n")[0])
   parser.add_argument(
     "--out", type=pathlib.Path, metavar="DIR", default="demo_output", help="default: demo_output"
   )

@@ -366,7 +366,7 @@ def _saved_clip(folder: pathlib.Path, clip: Clip) -> str:
 
 
 def _parse() -> argparse.Namespace:
-  parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+  parser = errors.Parser(description=__doc__.partition("\n")[0])
   parser.add_argument("data", metavar="DATA", type=pathlib.Path, help="a clip set, or REDS")
   parser.add_argument("--split", choices=("train", "test"), default="test", help="of REDS")
   parser.add_argument("--clips", metavar="A,B", help="names of the clips to score; default: all")

@@ -18,16 +18,13 @@ import jax.numpy as jnp
 
 from fmanet_jax.blocks import (
   ChannelAttention,
-  Conv,
   DenseBlock,
   GatedFeedForward,
   LayerNorm,
   after,
-  bias_by_fan_in,
-  convolve,
   leaky_relu,
-  uniform_by_fan_in,
 )
+from vsr_jax.layers import Conv, bias_by_fan_in, convolve, uniform_by_fan_in
 from vsr_jax.warp import backward_warp
 
 Frames = jax.Array | tuple[jax.Array, ...]  # [b t h w c], or t arrays [b h w c]

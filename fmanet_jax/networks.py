@@ -12,15 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmanet_jax.blocks import (
-  Conv,
   PixelShuffleUpsampler,
   ResidualInResidualDenseBlock,
   TwoConvs,
-  bias_by_fan_in,
-  convolve,
   leaky_relu,
 )
 from fmanet_jax.frma import FRMA, Frames, Query
+from vsr_jax.layers import Conv, bias_by_fan_in, convolve
 
 
 class Encoder(nn.Module):

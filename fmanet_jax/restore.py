@@ -17,7 +17,6 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from typing import NoReturn
 
 import jax
 import numpy as np
@@ -118,15 +117,8 @@ def _show_warning(message: Warning, *_args, **_kwargs) -> None:
   tqdm.tqdm.write(f"warning: {message}", file=sys.stderr)
 
 
-class _Parser(argparse.ArgumentParser):
-  """Says what is wrong in one line, as all commands do for bad input."""
-
-  def error(self, message: str) -> NoReturn:
-    raise UserError(f"{message}; --help tells what is possible")
-
-
 def _parse() -> argparse.Namespace:
-  parser = _Parser(prog="fmanet_jax.restore", description=__doc__.partition("\n")[0])
+  parser = errors.Parser(prog="fmanet_jax.restore", description=__doc__.partition("\n")[0])
   parser.add_argument("input", metavar="INPUT", help="a video, or a folder of frames")
   parser.add_argument("output", metavar="OUTPUT", help=".mp4, .mkv, .mov, or a folder for PNGs")
   parser.add_argument("--checkpoint", metavar="DIR", help="default: the demonstration weights")

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from fmanet_jax.model import FMANet, degrade, learn_degradation, restore
+from vsr_jax.losses import l1
 from vsr_jax.train.stage import Stage
 
 Weights = Mapping[str, float]
@@ -22,11 +23,6 @@ Weights = Mapping[str, float]
 def to_unit(images: jax.Array) -> jax.Array:
   """uint8 images -> float32 in [0, 1]."""
   return images.astype(jnp.float32) / 255
-
-
-def l1(x: jax.Array, y: jax.Array) -> jax.Array:
-  """Mean absolute difference, computed in float32."""
-  return jnp.abs(x.astype(jnp.float32) - y.astype(jnp.float32)).mean()
 
 
 def _unit_batch(batch):

@@ -7,6 +7,7 @@ python -m fmanet_jax.train --config configs/fmanet/degradation.py --workdir RUN
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 import sys
 from collections.abc import Callable, Sequence
 
@@ -29,6 +30,7 @@ from fmanet_jax.model import (
   restore,
 )
 from vsr_jax import errors
+from vsr_jax.inference import enable_compilation_cache
 from vsr_jax.memory import keep_freed_memory
 from vsr_jax.train.checkpoint import restore_params
 from vsr_jax.train.loop import fit
@@ -49,14 +51,17 @@ def main() -> None:
   """Reads the flags and trains."""
   try:
     flags.FLAGS(sys.argv)
+    config = _CONFIG.value
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as e:
-    raise errors.UserError(f"{e}; see the fields in configs/fmanet/base.py") from None
-  if _CONFIG.value is None or _WORKDIR.value is None:
+    reason = e.args[0] if isinstance(e, KeyError) else e  # its text would be in quotes
+    raise errors.UserError(f"{reason}; see the fields in configs/fmanet/base.py") from None
+  if config is None or _WORKDIR.value is None:
     raise errors.UserError("give --config FILE and --workdir DIR")
   if _MULTIHOST.value:
     jax.distributed.initialize()
   keep_freed_memory()
-  train(_CONFIG.value, _WORKDIR.value)
+  enable_compilation_cache()  # a resumed run does not compile its step again
+  train(config, _WORKDIR.value)
 
 
 def train(config: ConfigDict, workdir: str) -> None:
@@ -85,7 +90,9 @@ def train(config: ConfigDict, workdir: str) -> None:
     evaluate = make_evaluate(
       model, config, find_clips(config.data.validation, num_frames=arch.frames)
     )
-  with pipeline.Batches(_training_set(config, clips), workers=config.data.workers) as batches:
+  dataset = _training_set(config, clips)
+  identity = pipeline.identity(clips, batch_size=config.data.batch, seed=config.seed)
+  with pipeline.Batches(dataset, workers=config.data.workers, identity=identity) as batches:
     fit(
       make_stage(model, config),
       lambda key: init_params(model, key),
@@ -93,7 +100,7 @@ def train(config: ConfigDict, workdir: str) -> None:
       workdir=workdir,
       steps=config.steps,
       seed=config.seed,
-      init_from=_starting_params(config, model),
+      init_from=_starting_params(config, model, workdir),
       log_every=config.train.log_every,
       image_every=config.train.image_every,
       checkpoint_every=config.train.checkpoint_every,
@@ -134,6 +141,11 @@ def make_evaluate(
     flow=False,
     epochs=1,
   )
+  if not len(dataset):
+    raise errors.UserError(
+      f"{config.data.validation}: fewer windows than a batch of {config.data.batch}; add clips or "
+      "lower data.batch"
+    )
   count = max(1, config.train.evaluate_windows // config.data.batch)
   joint = config.stage != "degradation"
 
@@ -175,9 +187,9 @@ def _training_set(config: ConfigDict, clips: Sequence[Clip]):
   )
 
 
-def _starting_params(config: ConfigDict, model: FMANet) -> Params | None:
-  """Net^D of the stage before; both networks where it trained both."""
-  if not config.init_from:
+def _starting_params(config: ConfigDict, model: FMANet, workdir: str) -> Params | None:
+  """Net^D of the stage before; both networks where it trained both. None for a run that goes on."""
+  if not config.init_from or any(pathlib.Path(workdir, "checkpoints").glob("[0-9]*")):
     return None
   shapes = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
   return restore_params(config.init_from, shapes)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from keep_jax.layers import Attention, GatedFeedForward, LayerNorm, conv
 from keep_jax.vqgan import ResBlock
+from vsr_jax.layers import Conv
 
 
 class ControllableFeatureTransform(nn.Module):
@@ -27,8 +28,7 @@ class ControllableFeatureTransform(nn.Module):
 
     def head(name):
       y = nn.leaky_relu(conv(c, dtype=self.dtype, name=f"{name}1")(x), 0.2)
-      zeros = {"kernel_init": nn.initializers.zeros, "dtype": self.dtype}
-      return conv(c, **zeros, name=f"{name}2")(y)
+      return Conv(c, 3, True, self.dtype, nn.initializers.zeros, name=f"{name}2")(y)
 
     return decoded + jnp.asarray(weight, decoded.dtype) * (decoded * head("scale") + head("shift"))
 

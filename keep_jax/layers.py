@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from vsr_jax.layers import Conv
+
 GROUPS = 32  # of every group norm
 GROUP_EPSILON = 1e-6
 LAYER_EPSILON = 1e-5
@@ -52,10 +54,11 @@ class LayerNorm(nn.Module):
     return y.astype(x.dtype)
 
 
-def conv(features: int, size: int = 3, **options) -> nn.Conv:
+def conv(
+  features: int, size: int = 3, *, dtype: jnp.dtype = jnp.float32, name: str | None = None
+) -> Conv:
   """A size x size convolution with bias, zero-padded to the same size."""
-  pad = (size // 2, size // 2)
-  return nn.Conv(features, (size, size), padding=(pad, pad), **options)
+  return Conv(features, size, use_bias=True, dtype=dtype, name=name)
 
 
 class Attention(nn.Module):

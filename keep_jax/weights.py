@@ -12,7 +12,7 @@ import numpy as np
 
 from keep_jax.model import KEEP, Architecture, Params, init_params
 from vsr_jax.errors import UserError
-from vsr_jax.weights import Rule, conv2d, convert
+from vsr_jax.weights import Rule, Transform, conv2d, convert
 
 # First names (v0.1.0) -> those of v1.0.0.
 RENAMED = {"cross_fuse.": "cfa.", "fuse_convs_dict.": "cft."}
@@ -23,9 +23,10 @@ def linear(x: np.ndarray) -> np.ndarray:
   return x.reshape(x.shape[:2]).T
 
 
-def _conv(theirs: str, ours: str) -> list[Rule]:
+def conv_rules(theirs: str, ours: str, transform: Transform = conv2d) -> list[Rule]:
+  """A convolution's kernel and bias."""
   return [
-    Rule(rf"{theirs}\.weight", f"{ours}/kernel", conv2d),
+    Rule(rf"{theirs}\.weight", f"{ours}/kernel", transform),
     Rule(rf"{theirs}\.bias", f"{ours}/bias"),
   ]
 
@@ -37,7 +38,8 @@ def _linear(theirs: str, ours: str) -> list[Rule]:
   ]
 
 
-def _norm(theirs: str, ours: str) -> list[Rule]:
+def norm_rules(theirs: str, ours: str) -> list[Rule]:
+  """A norm's scale and bias."""
   return [
     Rule(rf"{theirs}\.weight", f"{ours}/scale"),
     Rule(rf"{theirs}\.bias", f"{ours}/bias"),
@@ -48,16 +50,16 @@ def res_block(theirs: str, ours: str) -> list[Rule]:
   """A residual block."""
   n = re.compile(theirs).groups + 1  # the number is the next group
   return [
-    *_norm(rf"{theirs}\.norm([12])", rf"{ours}/norm\{n}"),
-    *_conv(rf"{theirs}\.conv([12])", rf"{ours}/conv\{n}"),
-    *_conv(rf"{theirs}\.conv_out", f"{ours}/skip"),
+    *norm_rules(rf"{theirs}\.norm([12])", rf"{ours}/norm\{n}"),
+    *conv_rules(rf"{theirs}\.conv([12])", rf"{ours}/conv\{n}"),
+    *conv_rules(rf"{theirs}\.conv_out", f"{ours}/skip"),
   ]
 
 
 def attention_block(theirs: str, ours: str) -> list[Rule]:
   """An attention block of the VQGAN."""
   return [
-    *_norm(rf"{theirs}\.norm", f"{ours}/norm"),
+    *norm_rules(rf"{theirs}\.norm", f"{ours}/norm"),
     *_linear(rf"{theirs}\.q", f"{ours}/query"),
     *_linear(rf"{theirs}\.k", f"{ours}/key"),
     *_linear(rf"{theirs}\.v", f"{ours}/value"),
@@ -74,9 +76,9 @@ def _blocks(theirs: str, last: int, upsampling: bool) -> list[Rule]:
   return [
     *res_block(block, ours),
     *attention_block(block, ours),
-    *_conv(rf"{block}\.conv", resize),
-    *_conv(ends, ours),
-    *_norm(norm, ours),
+    *conv_rules(rf"{block}\.conv", resize),
+    *conv_rules(ends, ours),
+    *norm_rules(norm, ours),
   ]
 
 
@@ -120,13 +122,13 @@ def gain_network(theirs: str) -> list[Rule]:
   head = rf"{theirs}kalman_gain_calculator"
   return [
     *attention(rf"{layer}\.attn1", f"{ours}/attention"),
-    *_norm(rf"{layer}\.norm1", f"{ours}/norm1"),
+    *norm_rules(rf"{layer}\.norm1", f"{ours}/norm1"),
     *feed_forward(rf"{layer}\.ff", f"{ours}/feed_forward"),
-    *_norm(rf"{layer}\.norm3", f"{ours}/norm2"),
+    *norm_rules(rf"{layer}\.norm3", f"{ours}/norm2"),
     *attention(rf"{layer}\.attn_temp", f"{ours}/temporal_attention"),
-    *_norm(rf"{layer}\.norm_temp", f"{ours}/norm3"),
+    *norm_rules(rf"{layer}\.norm_temp", f"{ours}/norm3"),
     *res_block(rf"{head}\.([012])", r"res_\1"),
-    *_conv(rf"{head}\.3", "gain"),
+    *conv_rules(rf"{head}\.3", "gain"),
   ]
 
 
@@ -138,7 +140,7 @@ def transformer_layer(theirs: str, ours: str) -> list[Rule]:
     Rule(rf"{theirs}\.self_attn\.in_proj_bias", f"{ours}/qkv_bias"),
     *_linear(rf"{theirs}\.self_attn\.out_proj", f"{ours}/out"),
     *_linear(rf"{theirs}\.linear([12])", rf"{ours}/mlp\{n}"),
-    *_norm(rf"{theirs}\.norm([12])", rf"{ours}/norm\{n}"),
+    *norm_rules(rf"{theirs}\.norm([12])", rf"{ours}/norm\{n}"),
   ]
 
 
@@ -148,7 +150,7 @@ def code_predictor() -> list[Rule]:
     Rule("position_emb", "position"),
     *_linear("feat_emb", "embed"),
     *transformer_layer(r"ft_layers\.(\d+)", r"layer_\1"),
-    *_norm(r"idx_pred_layer\.0", "norm"),
+    *norm_rules(r"idx_pred_layer\.0", "norm"),
     Rule(r"idx_pred_layer\.1\.weight", "head/kernel", linear),
   ]
 
@@ -157,8 +159,8 @@ def cft(theirs: str, ours: str) -> list[Rule]:
   """A controllable feature transform."""
   rules = res_block(rf"{theirs}\.encode_enc", f"{ours}/merge")
   for name in ("scale", "shift"):
-    rules += _conv(rf"{theirs}\.{name}\.0", f"{ours}/{name}1")
-    rules += _conv(rf"{theirs}\.{name}\.2", f"{ours}/{name}2")
+    rules += conv_rules(rf"{theirs}\.{name}\.0", f"{ours}/{name}1")
+    rules += conv_rules(rf"{theirs}\.{name}\.2", f"{ours}/{name}2")
   return rules
 
 
@@ -166,7 +168,7 @@ def cfa(theirs: str, ours: str) -> list[Rule]:
   """Cross-frame attention."""
   n = re.compile(theirs).groups + 1
   return [
-    *_norm(rf"{theirs}\.norm([12])", rf"{ours}/norm\{n}"),
+    *norm_rules(rf"{theirs}\.norm([12])", rf"{ours}/norm\{n}"),
     *feed_forward(rf"{theirs}\.ff", f"{ours}/feed_forward"),
     *attention(rf"{theirs}\.attn", f"{ours}/attention"),
   ]

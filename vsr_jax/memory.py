@@ -21,9 +21,20 @@ def free_memory(device: jax.Device) -> int:
   try:  # what the kernel could free of its caches counts, unlike in SC_AVPHYS_PAGES
     lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
     entries = dict(line.split(":", 1) for line in lines)
-    return 1024 * int(entries["MemAvailable"].split()[0])
+    free = 1024 * int(entries["MemAvailable"].split()[0])
+    return int(min(free, _free_of_container()))
   except (OSError, KeyError):  # not Linux
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def _free_of_container() -> float:
+  """Bytes that the process's control group (version 2) may still take; inf without a limit."""
+  group = pathlib.Path("/sys/fs/cgroup")
+  try:
+    limit = (group / "memory.max").read_text().strip()
+    return float(limit) - int((group / "memory.current").read_text())
+  except (OSError, ValueError):  # no control group, or "max"
+    return float("inf")
 
 
 def release_freed_memory() -> None:

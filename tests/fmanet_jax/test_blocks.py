@@ -15,6 +15,7 @@ from fmanet_jax import blocks
 from fmanet_jax.frma import FlowUpdate, FuseFrames, warp_features
 from fmanet_jax.networks import TemporalConv, kernel_passage, split_time, temporal_convolve
 from tests.fmanet_jax import golden
+from vsr_jax import layers
 
 # Values and sums are of order 1: float32 rounding of a few hundred terms.
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -69,7 +70,7 @@ def applied(module, *args):
 def test_convolve_takes_any_leading_axes(lead, size, channels, k):
   x, kernel = normal(0, *lead, *size, channels[0]), normal(1, k, k, *channels)
   want = conv(x.reshape(-1, *size, channels[0]), kernel)
-  got = golden.jit(blocks.convolve)(x, kernel)
+  got = golden.jit(layers.convolve)(x, kernel)
   np.testing.assert_allclose(got, want.reshape(*lead, *size, -1), **CLOSE)
 
 
@@ -85,8 +86,8 @@ def test_gradient_of_convolve(k, c, d, shape):
     return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=numbers)
 
   def gradients(x, kernel, pull):
-    dx, dkernel = jax.vjp(blocks.convolve, x, kernel)[1](pull)
-    on_accelerators = blocks._kernel_gradient(k, x, pull)
+    dx, dkernel = jax.vjp(layers.convolve, x, kernel)[1](pull)
+    on_accelerators = layers._kernel_gradient(k, x, pull)
     return (dx, dkernel, on_accelerators), jax.vjp(plain, x, kernel)[1](pull)
 
   got, (dx, dkernel) = golden.jit(gradients)(x, kernel, pull)
@@ -106,7 +107,7 @@ def test_gradient_of_convolve_in_bfloat16():
   def gradients(x, kernel, pull):
     found = []
     for dtype in (jnp.bfloat16, jnp.float32):
-      pulled = jax.vjp(lambda k, dtype=dtype: blocks.convolve(x.astype(dtype), k), kernel)[1]
+      pulled = jax.vjp(lambda k, dtype=dtype: layers.convolve(x.astype(dtype), k), kernel)[1]
       found += pulled(pull.astype(dtype))
     return found
 
@@ -236,7 +237,7 @@ def test_kernel_passage_equals_its_two_convolutions(shape):
 
   @golden.jit
   def both(x, last, first):
-    return kernel_passage(x, last, first), temporal_convolve(blocks.convolve(x, last), first)
+    return kernel_passage(x, last, first), temporal_convolve(layers.convolve(x, last), first)
 
   np.testing.assert_allclose(*both(x, last, first), **CLOSE)
 
@@ -301,7 +302,7 @@ def test_pixel_shuffle_upsampler(scale, convs):
 @pytest.mark.parametrize(
   ("make", "inputs"),
   [
-    (lambda dtype: blocks.Conv(8, use_bias=True, dtype=dtype), 1),
+    (lambda dtype: layers.Conv(8, use_bias=True, dtype=dtype), 1),
     (lambda dtype: blocks.DenseBlock(4, 2, True, dtype), 1),
     (lambda dtype: blocks.ChannelAttention(2, True, dtype), 2),
     (lambda dtype: blocks.GatedFeedForward(9, True, dtype), 1),
@@ -327,12 +328,12 @@ def test_bfloat16_compute_with_float32_params(make, inputs):
 
 
 def test_initialisation_is_uniform_within_the_fan_in():
-  x = blocks.uniform_by_fan_in(jax.random.key(0), (3, 3, 16, 64))
+  x = layers.uniform_by_fan_in(jax.random.key(0), (3, 3, 16, 64))
   bound = 1 / 12
   assert np.abs(x).max() <= bound
   # The standard deviation of a uniform distribution, of 9216 samples.
   assert np.std(x) == pytest.approx(bound / np.sqrt(3), rel=0.05)
-  bias = blocks.bias_by_fan_in(144)(jax.random.key(1), (4096,))
+  bias = layers.bias_by_fan_in(144)(jax.random.key(1), (4096,))
   assert np.abs(bias).max() <= bound
   assert np.std(bias) == pytest.approx(bound / np.sqrt(3), rel=0.05)
 

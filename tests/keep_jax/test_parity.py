@@ -13,9 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from keep_jax import losses
 from keep_jax.model import KEEP, restore_clip
-from keep_jax.weights import convert_released
+from keep_jax.weights import convert_released, rules
 from tests.keep_jax import golden
+from vsr_jax.losses import l1
+from vsr_jax.weights import to_state_dict
 
 
 @functools.cache
@@ -68,3 +71,69 @@ def test_two_clips_in_a_batch_equal_two_runs():
   one_by_one = [run(params, frames[i : i + 1], flows[i : i + 1])[0].image for i in range(2)]
   assert golden.relative_error(both, np.concatenate(one_by_one)) < 1e-5
   assert golden.relative_error(golden.kept(both), golden.data("keep_stage3")["out"]) < 5e-5
+
+
+def compare_gradients(unit, model, grads):
+  """The norm of every gradient that the fixture has, by tensor of the manifest."""
+  want = {
+    key.removeprefix("gradnorm/"): float(value)
+    for key, value in golden.data(unit).items()
+    if key.startswith("gradnorm/")
+  }
+  shapes = {key: golden.manifest()[f"{unit}.{key}"] for key in want}
+  got = to_state_dict(jax.tree.map(np.asarray, grads), rules(model.arch), shapes)
+  wrong = {
+    key: (float(np.linalg.norm(got[key])), norm)
+    for key, norm in want.items()
+    # A softmax ignores the keys' bias: its gradient is rounding.
+    if norm > 1e-7 and abs(np.linalg.norm(got[key]) - norm) > 1e-3 * norm
+  }
+  assert not wrong
+  return want
+
+
+def test_stage_2_losses_and_gradients():
+  model, params = load("keep_stage2")
+  data = golden.data("keep_stage2")
+  frames = golden.channels_last(golden.inputs((2, 3, 3, 128, 128), 27))
+  flows = golden.channels_last(data["flow"])
+  codes = data["idx_gt"].reshape(2, 3, 16)
+
+  @jax.jit  # what runs backwards is slow without LLVM's optimizations
+  def run(params, frames, flows, codes):
+    def loss(train):
+      restored, observation, _ = restore_clip(model, params | train, frames, flows)
+      feat = losses.code_mse(observation.latent, codes, params["codebook"])
+      cross_entropy = 0.5 * losses.code_cross_entropy(restored.logits, codes)
+      return feat + cross_entropy, (feat, cross_entropy)
+
+    train = {name: params[name] for name in ("encoder", "gain", "code_predictor")}
+    return jax.grad(loss, has_aux=True)(train)
+
+  grads, terms = run(params, frames, flows, codes)
+  np.testing.assert_allclose(terms, [data["feat"], data["cross_entropy"]], rtol=1e-4)
+  assert len(compare_gradients("keep_stage2", model, grads)) > 150
+
+
+def test_stage_3_losses_and_gradients():
+  model, params = load("keep_stage3")
+  data = golden.data("keep_stage3")
+  frames, truth = (
+    golden.channels_last(golden.inputs((2, 3, 3, 128, 128), offset)) for offset in (27, 28)
+  )
+  flows, true_flows = (golden.channels_last(data[name]) for name in ("flow", "gt_flow"))
+
+  @jax.jit  # what runs backwards is slow without LLVM's optimizations
+  def run(params, frames, flows, truth, true_flows):
+    def loss(train):
+      restored, _, _ = restore_clip(model, params | train, frames, flows, remat=True)
+      temporal = 0.1 * losses.temporal(restored.features[8], true_flows)
+      pixel = 0.1 * l1(restored.image, truth)
+      return temporal + pixel, (temporal, pixel)
+
+    train = {name: params[name] for name in ("cft", "cfa")}
+    return jax.grad(loss, has_aux=True)(train)
+
+  grads, terms = run(params, frames, flows, truth, true_flows)
+  np.testing.assert_allclose(terms, [data["temporal"], data["pixel"]], rtol=1e-4)
+  assert len(compare_gradients("keep_stage3", model, grads)) > 50

@@ -9,9 +9,11 @@ import pytest
 
 from keep_jax import kalman, vqgan, weights
 from keep_jax.code_predictor import SelfAttentionLayer
+from keep_jax.discriminator import PatchDiscriminator, SpectralConv, VideoDiscriminator
 from keep_jax.fusion import ControllableFeatureTransform, CrossFrameAttention
 from keep_jax.model import Architecture
 from tests.keep_jax import golden
+from vsr_jax.weights import conv3d, convert
 
 UNIT = 1e-5
 
@@ -108,3 +110,83 @@ def test_autoencoder():
   rules = weights.generator(r"generator\.", arch) + others
   out = golden.apply(vqgan.Generator(32, (1, 2, 4), 2), rules, unit, codes)
   assert golden.relative_error(golden.channels_first(out), want["out"]) < UNIT
+
+
+def patch_discriminator(unit):
+  """The fixture's discriminator as Flax variables."""
+  state = golden.state_dict(unit)
+  numbers = {2: 1, 5: 2, 8: 3, 11: 4}
+  rules = [*weights.conv_rules(r"main\.0", "params/conv_0")]
+  for theirs, ours in numbers.items():
+    rules += weights.conv_rules(rf"main\.{theirs}", f"params/conv_{ours}")
+    norm = rf"main\.{theirs + 1}"
+    rules += weights.norm_rules(norm, f"params/norm_{ours}")
+    rules.append(weights.Rule(rf"{norm}\.running_mean", f"batch_stats/norm_{ours}/mean"))
+    rules.append(weights.Rule(rf"{norm}\.running_var", f"batch_stats/norm_{ours}/var"))
+    rules.append(weights.Rule(rf"{norm}\.num_batches_tracked", None))
+  rules += weights.conv_rules(r"main\.14", "params/scores")
+  net = PatchDiscriminator(32)
+  template = jax.eval_shape(lambda: net.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3))))
+  return net, convert(state, rules, template, unit)
+
+
+@pytest.mark.parametrize(
+  ("unit", "train"), [("discriminator", False), ("discriminator_train", True)]
+)
+def test_patch_discriminator(unit, train):
+  net, variables = patch_discriminator(unit)
+  image = golden.channels_last(golden.inputs((2, 3, 64, 64), 10))
+
+  @golden.jit
+  def scores(variables, image):
+    return net.apply(variables, image, train, mutable=["batch_stats"] if train else False)
+
+  out = scores(variables, image)
+  out, statistics = out if train else (out, None)
+  # Batch norm of few pixels magnifies rounding.
+  assert golden.relative_error(golden.channels_first(out), golden.data(unit)["out0"]) < 1e-4
+  if train:
+    before, after = variables["batch_stats"], statistics["batch_stats"]
+    assert not np.allclose(before["norm_1"]["mean"], after["norm_1"]["mean"])
+
+
+def test_video_discriminator():
+  unit, net = "discriminator3d", VideoDiscriminator(8)
+  clip = golden.channels_last(golden.inputs((1, 3, 3, 64, 64), 31))
+  rules = weights.conv_rules(r"layers\.10", "params/scores", conv3d)
+  for i in range(5):
+    theirs = rf"layers\.{2 * i}"
+    rules.append(weights.Rule(rf"{theirs}\.weight_orig", f"params/conv_{i}/kernel", conv3d))
+    rules.append(weights.Rule(rf"{theirs}\.weight_u", f"spectral/conv_{i}/u"))
+    rules.append(weights.Rule(rf"{theirs}\.weight_v", f"spectral/conv_{i}/v", as_matrix_columns(i)))
+  template = jax.eval_shape(lambda: net.init(jax.random.key(0), clip))
+  variables = convert(golden.state_dict(unit), rules, template, unit)
+  out = golden.jit(net.apply)(variables, clip)
+  # The last bias dominates: it is taken off both.
+  bias = variables["params"]["scores"]["bias"]
+  want = golden.channels_last(golden.data(unit)["out"])
+  assert golden.relative_error(out - bias.reshape(1, 1, 1, 1, -1), want - bias) < 1e-4
+
+
+def as_matrix_columns(layer):
+  """Their v is ordered (channel, t, h, w), ours (t, h, w, channel)."""
+  channels = (3, 8, 16, 32, 32)[layer]
+  return lambda v: v.reshape(channels, 3, 5, 5).transpose(1, 2, 3, 0).reshape(-1)
+
+
+def test_power_iterations_find_the_spectral_norm():
+  net, clip = SpectralConv(16, ((1, 1), (2, 2), (2, 2))), jnp.zeros((1, 1, 4, 4, 8))
+  variables = net.init(jax.random.key(0), clip, False)
+
+  @golden.jit
+  def iterate(variables):
+    return variables | net.apply(variables, clip, True, mutable=["spectral"])[1]
+
+  for _ in range(60):
+    variables = iterate(variables)
+  matrix = np.asarray(variables["params"]["kernel"]).reshape(-1, 16)
+  vectors = variables["spectral"]
+  sigma = vectors["v"] @ matrix @ vectors["u"]
+  largest = np.linalg.norm(matrix, 2)
+  # From below; singular values of a random matrix lie close together, which makes it slow.
+  assert 0.98 * largest < sigma <= 1.0001 * largest

@@ -268,7 +268,7 @@ def export_params(path: str | pathlib.Path, params: Mapping[str, Any], meta: Map
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(part, ignore_errors=True)
-    with _context():
+    with _context(), _quiet():
       ocp.save_checkpointables(part, {"params": params, "meta": _meta(meta)})
     # Orbax names the folder it wrote in there, which is nobody's business in shipped weights.
     (part / "commit_success.txt").unlink(missing_ok=True)

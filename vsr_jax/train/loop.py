@@ -116,7 +116,10 @@ def _start(
   try:
     batches.set_state(position)
   except (KeyError, TypeError, ValueError) as e:
-    raise UserError(f"{folder}: of another data pipeline; use another workdir") from e
+    raise UserError(
+      f"{folder}: of other training data or another batch size; use those again, or a new workdir "
+      "with init_from"
+    ) from e
   return state, meta["log"]
 
 
@@ -140,7 +143,11 @@ def _run(
       with jax.transfer_guard("disallow"):
         state, logs = train_step(state, batch, root)
       if step < steps:
-        feed.fetch()  # The next batch is made and copied while this step runs.
+        try:
+          feed.fetch()  # The next batch is made and copied while this step runs.
+        except UserError:
+          report.save(step, state, feed.position, None)
+          raise
       report.add(step, logs)
       if due("panel"):
         report.panel(step, state, batch)

@@ -5,7 +5,6 @@ python -m vsr_jax.train.plot RUN [RUN ...] --out curves.png      (needs the extr
 
 from __future__ import annotations
 
-import argparse
 import json
 import pathlib
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ _NOT_LOSSES = ("step", "seconds")
 
 def main() -> None:
   """Reads the arguments and writes the picture."""
-  parser = argparse.ArgumentParser(prog="python -m vsr_jax.train.plot")
+  parser = errors.Parser(prog="python -m vsr_jax.train.plot")
   parser.add_argument("runs", nargs="+", type=pathlib.Path, help="folders of runs")
   parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("curves.png"))
   args = parser.parse_args()

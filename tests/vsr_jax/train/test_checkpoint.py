@@ -147,7 +147,7 @@ def test_a_damaged_iterator_position_is_named(run_dir):
 
 
 def test_another_data_pipeline_is_refused(run_dir):
-  with pytest.raises(UserError, match="checkpoints/2: of another data pipeline"):
+  with pytest.raises(UserError, match="checkpoints/2: of other training data"):
     fit(STAGE, init_params, Listed([]), workdir=run_dir, steps=3, ema_decay=0.5)
 
 

@@ -1,0 +1,96 @@
+"""The discriminators of stage I (patches of images) and stage III (space-time)."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+_SLOPE = 0.2  # of every LeakyReLU
+_EPSILON = 1e-12  # of the norms in a power iteration
+
+
+class PatchDiscriminator(nn.Module):
+  """PatchGAN of VQGAN: images [b h w 3] in [-1, 1] -> a map of scores [b h' w' 1].
+
+  Batch norms keep their statistics in the collection "batch_stats".
+
+  Attributes:
+    width: channels of the first layer.
+    layers: of stride 2.
+  """
+
+  width: int = 64
+  layers: int = 4
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    def conv(features, stride, **options):
+      pad = ((1, 1), (1, 1))
+      return nn.Conv(features, (4, 4), (stride, stride), padding=pad, **options)
+
+    x = nn.leaky_relu(conv(self.width, 2, name="conv_0")(x), _SLOPE)
+    for i in range(1, self.layers + 1):
+      stride = 2 if i < self.layers else 1
+      features = min(2**i, 8) * self.width
+      x = conv(features, stride, use_bias=False, name=f"conv_{i}")(x)
+      x = nn.BatchNorm(not train, momentum=0.9, epsilon=1e-5, name=f"norm_{i}")(x)
+      x = nn.leaky_relu(x, _SLOPE)
+    return conv(1, 1, name="scores")(x)
+
+
+class SpectralConv(nn.Module):
+  """A 3x5x5 convolution of stride (1, 2, 2) whose kernel is divided by its spectral norm.
+
+  The largest singular value is u^T W v; the vectors live in the collection "spectral", and each
+  application with `train` improves them by one power iteration.
+  """
+
+  features: int
+  padding: tuple[tuple[int, int], ...]
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    shape = (3, 5, 5, x.shape[-1], self.features)
+    kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+    matrix = kernel.reshape(-1, self.features)
+
+    def unit(name, size):
+      def init():
+        key = self.make_rng("params")
+        return _normalise(jax.random.normal(key, (size,)))
+
+      return self.variable("spectral", name, init)
+
+    u, v = unit("u", self.features), unit("v", len(matrix))
+    if train:
+      v.value = _normalise(lax.stop_gradient(matrix) @ u.value)
+      u.value = _normalise(lax.stop_gradient(matrix).T @ v.value)
+    sigma = v.value @ matrix @ u.value
+    return lax.conv_general_dilated(
+      x,
+      (kernel / sigma).astype(x.dtype),
+      (1, 2, 2),
+      self.padding,
+      dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
+    )
+
+
+def _normalise(x: jax.Array) -> jax.Array:
+  return x / jnp.maximum(jnp.linalg.norm(x), _EPSILON)
+
+
+class VideoDiscriminator(nn.Module):
+  """Stage III's discriminator: clips [b t h w 3] in [-1, 1] -> scores [b t h/64 w/64 4*width]."""
+
+  width: int = 32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    first, others = ((1, 1), (1, 1), (1, 1)), ((1, 1), (2, 2), (2, 2))
+    for i, multiple in enumerate((1, 2, 4, 4, 4)):
+      padding = others if i else first
+      x = SpectralConv(multiple * self.width, padding, name=f"conv_{i}")(x, train)
+      x = nn.leaky_relu(x, _SLOPE)
+    return nn.Conv(4 * self.width, (3, 5, 5), (1, 2, 2), padding=others, name="scores")(x)
