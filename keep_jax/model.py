@@ -22,6 +22,7 @@ from keep_jax.code_predictor import CodePredictor
 from keep_jax.fusion import ControllableFeatureTransform, CrossFrameAttention
 from keep_jax.vqgan import Encoder, Generator, Taps
 from vsr_jax.errors import UserError
+from vsr_jax.flow import gmflow
 
 Params = dict[str, Any]
 
@@ -154,12 +155,12 @@ class Restored:
 
 
 def init_params(model: KEEP, key: jax.Array) -> Params:
-  """Random parameters of every sub-network but the flow network, float32.
+  """Random parameters of every sub-network, float32.
 
-  Trees: encoder, hq_encoder, codebook, generator, code_predictor, gain, cft, cfa (by side).
+  Trees: encoder, hq_encoder, codebook, generator, code_predictor, gain, cft, cfa (by side), flow.
   """
   a = model.arch
-  keys = iter(jax.random.split(key, 7 + len(a.cft) + len(a.cfa)))
+  keys = iter(jax.random.split(key, 8 + len(a.cft) + len(a.cfa)))
   image = jnp.zeros((1, a.image_size, a.image_size, 3))
   latent = jnp.zeros((1, a.latent_size, a.latent_size, a.emb_dim))
 
@@ -180,6 +181,7 @@ def init_params(model: KEEP, key: jax.Array) -> Params:
     "gain": init(model.gain_network, latent[:, None]),
     "cft": by_side(model.cft, a.cft),
     "cfa": by_side(model.cfa, a.cfa),
+    "flow": gmflow.init(next(keys)),
   }
 
 
@@ -197,6 +199,28 @@ def observe(model: KEEP, params: Params, frames: jax.Array) -> Observation:
 def calculate_gains(model: KEEP, params: Params, latents: jax.Array) -> jax.Array:
   """Kalman gains [b t h' w' 1] of a clip's latents [b t h' w' emb_dim]; see `GainNetwork`."""
   return model.gain_network.apply({"params": params["gain"]}, latents)
+
+
+def flow_features(params: Params, frames: jax.Array) -> jax.Array:
+  """What GMFlow sees in frames [b h w 3] in [-1, 1]; once a frame serves both of its pairs."""
+  return gmflow.encode(params["flow"], 127.5 * (frames + 1))
+
+
+def flow_between(params: Params, features: jax.Array, before: jax.Array) -> jax.Array:
+  """Flow [b h w 2] in pixels from frames to the frames before them, of their features."""
+  return gmflow.flow_from_features(params["flow"], features, before)
+
+
+def clip_flows(params: Params, frames: jax.Array) -> jax.Array:
+  """Flow [b t-1 h w 2] from frame i + 1 to frame i of clips [b t h w 3]; no gradient.
+
+  A pair of frames of each clip at a time: memory does not grow with their length.
+  """
+  frames = lax.stop_gradient(frames).swapaxes(0, 1)
+  features = lax.map(functools.partial(flow_features, params), frames)
+  pairs = features[1:], features[:-1]
+  flows = lax.map(lambda pair: flow_between(params, *pair), pairs)
+  return lax.stop_gradient(flows).swapaxes(0, 1)
 
 
 def initial_state(model: KEEP, batch: int) -> State:

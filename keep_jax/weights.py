@@ -12,6 +12,7 @@ import numpy as np
 
 from keep_jax.model import KEEP, Architecture, Params, init_params
 from vsr_jax.errors import UserError
+from vsr_jax.flow import gmflow_weights
 from vsr_jax.weights import Rule, Transform, conv2d, convert
 
 # First names (v0.1.0) -> those of v1.0.0.
@@ -179,7 +180,7 @@ def _within(net: str, rules: list[Rule]) -> list[Rule]:
 
 
 def rules(arch: Architecture) -> list[Rule]:
-  """The table of a whole checkpoint with the names of v1.0.0, without the flow network."""
+  """The table of a whole checkpoint with the names of v1.0.0."""
   return [
     *_within("encoder", encoder(r"encoder\.", arch)),
     *_within("hq_encoder", encoder(r"hq_encoder\.", arch)),
@@ -189,6 +190,7 @@ def rules(arch: Architecture) -> list[Rule]:
     *_within("gain", gain_network(r"kalman_filter\.")),
     *cft(r"cft\.(\d+)", r"cft/\1"),
     *cfa(r"cfa\.(\d+)", r"cfa/\1"),
+    *gmflow_weights.rules("flownet.model.", "flow/"),
   ]
 
 
@@ -268,10 +270,10 @@ def _infer_architecture(state: Mapping[str, np.ndarray]) -> Architecture:
 def convert_released(
   state: Mapping[str, np.ndarray], source: str = "state dict"
 ) -> tuple[Architecture, Params]:
-  """Converts a released state dict, of v0.1.0 or v1.0.0, without its flow network.
+  """Converts a released state dict, of v0.1.0 or v1.0.0.
 
   Args:
-    state: key to tensor; keys of the flow network begin with "flownet.".
+    state: key to tensor.
     source: the file, for errors.
 
   Returns:
@@ -283,8 +285,7 @@ def convert_released(
   state = current_names(state)
   arch = infer_architecture(state, source)
   shapes = jax.eval_shape(lambda key: init_params(KEEP(arch), key), jax.random.key(0))
-  table = [*rules(arch), Rule(r"flownet\..*", None)]
-  return arch, {**_empty(shapes), **convert(state, table, shapes, source)}
+  return arch, {**_empty(shapes), **convert(state, rules(arch), shapes, source)}
 
 
 def _empty(shapes: Mapping[str, Any]) -> dict[str, dict]:

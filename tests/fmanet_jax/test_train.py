@@ -8,6 +8,7 @@ import math
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from configs.fmanet import demo
 from fmanet_jax import train
@@ -35,6 +36,17 @@ SMALL = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+  """Runs of one stage share their compiled programs."""
+  before = jax.config.jax_compilation_cache_dir
+  jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
+  compilation_cache.reset_cache()
+  yield
+  jax.config.update("jax_compilation_cache_dir", before)
+  compilation_cache.reset_cache()
+
+
 @pytest.fixture(scope="module")
 def clip_set(tmp_path_factory):
   root = tmp_path_factory.mktemp("data")
@@ -57,8 +69,7 @@ def rows(workdir):
   return [{k: v for k, v in row.items() if k != "seconds"} for row in log]
 
 
-def params_of(workdir, item="params"):
-  del item
+def params_of(workdir):
   meta = read_meta(workdir)
   model = train.FMANet(train.Architecture(**meta["model"]))
   shapes = jax.eval_shape(lambda key: train.init_params(model, key), jax.random.key(0))

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from keep_jax import losses
-from keep_jax.model import KEEP, restore_clip
+from keep_jax.model import KEEP, clip_flows, restore_clip
 from keep_jax.weights import convert_released, rules
 from tests.keep_jax import golden
 from vsr_jax.losses import l1
+from vsr_jax.resize import resize_bilinear
 from vsr_jax.weights import to_state_dict
 
 
@@ -137,3 +138,57 @@ def test_stage_3_losses_and_gradients():
   grads, terms = run(params, frames, flows, truth, true_flows)
   np.testing.assert_allclose(terms, [data["temporal"], data["pixel"]], rtol=1e-4)
   assert len(compare_gradients("keep_stage3", model, grads)) > 50
+
+
+def test_with_our_own_flow():
+  model, params = load("keep_mini")
+  frames = golden.channels_last(golden.inputs((1, 4, 3, 128, 128), 25))
+  small = golden.channels_last(golden.inputs((1, 3, 3, 32, 32), 26))
+
+  @golden.jit
+  def run(params, frames):
+    flows = clip_flows(params, frames)
+    return restore_clip(model, params, frames, flows)[0], flows
+
+  want = golden.data("keep_mini")
+  restored, flows = run(params, frames)
+  distance = golden.channels_first(flows) - want["flow"]
+  assert np.linalg.norm(distance, axis=2).mean() < 0.05  # of up to 88 px
+  logits = np.asarray(restored.logits[0])
+  np.testing.assert_array_equal(logits.argmax(-1), want["logits"].argmax(-1))
+  assert golden.relative_error(logits, want["logits"]) < 2e-3
+  assert golden.relative_error(golden.kept(restored.image), want["out"]) < 2e-3
+  # A clip a quarter of the size is enlarged first.
+  enlarged, _ = run(params, resize_bilinear(jnp.asarray(small), 4))
+  # In the third frame two codes are 2e-4 apart, less than rounding in the flow moves them.
+  image = golden.kept(enlarged.image)[:, :2]
+  assert golden.relative_error(image, want["out_upscale"][:, :2]) < 2e-3
+
+
+@pytest.mark.slow
+def test_the_released_size():
+  with np.load(golden.PARITY / "keep_full.npz") as file:
+    want = dict(file)
+  state = golden.weights.state_dict(golden.manifest("keep_full"), golden.SEED)
+  arch, params = convert_released(state, "keep_full")
+  model = KEEP(arch)
+  frames = golden.channels_last(golden.inputs((1, 3, 3, 512, 512), 30))
+
+  @jax.jit
+  def run(params, frames):
+    return restore_clip(model, params, frames, clip_flows(params, frames))
+
+  restored, observation, gains = run(params, frames)
+  latents = golden.channels_first(observation.latent[0])[:, ::4]
+  assert golden.relative_error(latents, want["lq_feat"]) < 1e-5
+  assert golden.relative_error(golden.channels_first(gains), want["gain"]) < 1e-5
+  logits = np.asarray(restored.logits[0])
+  best = np.sort(logits, axis=-1)
+  sure = best[..., -1] - best[..., -2] > 3e-3  # rounding in the flow moves logits by up to 6e-4
+  assert sure.mean() > 0.9
+  np.testing.assert_array_equal(logits.argmax(-1)[sure], want["indices"][sure])
+  assert golden.relative_error(logits[:, ::8], want["logits"]) < 2e-3
+  image = golden.channels_first(restored.image)
+  assert golden.relative_error(image[..., ::4, ::4], want["out"]) < 2e-3
+  np.testing.assert_allclose(image.mean((0, 2, 3, 4)), want["out_mean"], atol=1e-4)
+  np.testing.assert_allclose(image.std((0, 2, 3, 4)), want["out_std"], rtol=1e-3)

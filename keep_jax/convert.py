@@ -1,0 +1,59 @@
+"""Command: turns the released PyTorch weights of KEEP into a checkpoint of this project.
+
+  python -m keep_jax.convert KEEP-b76feb75.pth DIR
+
+Takes the files of v0.1.0 (KEEP-a1a14d46.pth) and of v1.0.0 (KEEP-b76feb75.pth, and
+KEEP_Asian-4765ebe0.pth with its own CFT sides). PyTorch is not needed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+import jax
+
+from keep_jax.weights import convert_released
+from vsr_jax import errors, torch_files
+from vsr_jax.errors import UserError
+from vsr_jax.train.checkpoint import export_params
+
+WRAPPERS = ("params_ema", "params")  # the average is what the released code restores with
+
+
+def main() -> None:
+  """Runs the command; see the module's docstring and `--help`."""
+  parser = errors.Parser(prog="keep_jax.convert", description=__doc__.partition("\n")[0])
+  parser.add_argument("file", metavar="FILE", help="the released weights")
+  parser.add_argument("folder", metavar="DIR", help="the checkpoint to be written")
+  args = parser.parse_args()
+  convert(args.file, args.folder)
+
+
+def convert(file: str, folder: str) -> None:
+  """Converts released weights and writes them with their architecture.
+
+  Args:
+    file: a state dict, bare or wrapped.
+    folder: where to write the checkpoint; an earlier export there is replaced.
+
+  Raises:
+    UserError: the file is missing, damaged, or not of a KEEP; the folder is something else.
+  """
+  if pathlib.Path(folder).resolve() in pathlib.Path(file).resolve().parents:
+    raise UserError(f"{folder}: holds the input {file}; choose another folder")
+  state = torch_files.unwrap(torch_files.load(file), WRAPPERS, file)
+  arch, params = convert_released(state, file)
+  name = pathlib.Path(file).name
+  # A tree without leaves (no CFT, no CFA) is left out, as checkpoints cannot hold it.
+  params = {name: tree for name, tree in params.items() if jax.tree.leaves(tree)}
+  export_params(folder, params, {"model": dataclasses.asdict(arch), "converted_from": [name]})
+  count = sum(x.size for x in jax.tree.leaves(params))
+  print(
+    f"{folder}: KEEP at {arch.image_size} pixels, {count:,} parameters: CFT at {list(arch.cft)}, "
+    f"CFA at {list(arch.cfa)}"
+  )
+
+
+if __name__ == "__main__":
+  errors.run(main)

@@ -1,0 +1,91 @@
+"""The converter, on files of the released layouts; the released models' sizes."""
+
+from __future__ import annotations
+
+import math
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from keep_jax import convert, inference
+from keep_jax.model import KEEP, Architecture, init_params
+from keep_jax.weights import RENAMED, convert_released
+from tests.keep_jax import golden
+from tests.torch_writer import save_state_dict
+from vsr_jax.errors import UserError
+from vsr_jax.train.checkpoint import read_meta
+
+ASIAN = Architecture(cft=(32, 64, 128, 256))
+
+
+def first_names(state):
+  """A state dict as v0.1.0 names it."""
+  for old, new in RENAMED.items():
+    state = {
+      old + key.removeprefix(new) if key.startswith(new) else key: value
+      for key, value in state.items()
+    }
+  return state
+
+
+@pytest.mark.parametrize(
+  ("name", "arch"),
+  [("keep_full", Architecture()), ("keep_v010", Architecture()), ("keep_asian", ASIAN)],
+)
+def test_released_layouts_fill_the_whole_model(name, arch):
+  shapes = golden.manifest(name)
+  zero = np.zeros((), np.float32)
+  state = {key: np.broadcast_to(zero, shape) for key, shape in shapes.items()}
+  found, params = convert_released(state, name)
+  assert found == arch
+  assert sum(x.size for x in jax.tree.leaves(params)) == sum(map(math.prod, shapes.values()))
+
+
+@pytest.mark.parametrize(("arch", "count"), [(Architecture(), 158_485_860), (ASIAN, 143_573_092)])
+def test_parameter_count(arch, count):
+  shapes = jax.eval_shape(lambda key: init_params(KEEP(arch), key), jax.random.key(0))
+  assert sum(x.size for x in jax.tree.leaves(shapes)) == count
+
+
+@pytest.mark.parametrize("layout", ["bare", "first names", "average"])
+def test_a_file_becomes_a_checkpoint(layout, tmp_path, monkeypatch, capsys):
+  state = golden.state_dict("keep_stage3")
+  contents = {
+    "bare": state,
+    "first names": first_names(state),
+    "average": {"params": {}, "params_ema": state},
+  }[layout]
+  save_state_dict(tmp_path / "KEEP.pth", contents)
+  folder = tmp_path / "keep"
+  monkeypatch.setattr(sys, "argv", ["convert", str(tmp_path / "KEEP.pth"), str(folder)])
+  convert.main()
+  assert "KEEP at 128 pixels" in capsys.readouterr().out
+  assert read_meta(folder)["converted_from"] == ["KEEP.pth"]
+  model, params = inference.load(folder)
+  arch, want = convert_released(state)
+  assert model.arch == arch
+  jax.tree.map(np.testing.assert_array_equal, params, want)
+
+
+@pytest.mark.parametrize("fault", ["missing", "unexpected", "misshapen", "another model"])
+def test_what_does_not_fit_is_named(fault, tmp_path):
+  state = golden.state_dict("keep_mini")
+  key = "generator.blocks.1.conv1.weight"
+  if fault == "missing":
+    del state[key]
+    message = "missing generator/blocks_1/conv1/kernel"
+  elif fault == "unexpected":
+    state["generator.extra.weight"] = np.zeros(3, np.float32)
+    message = "unexpected generator.extra.weight"
+  elif fault == "misshapen":
+    state[key] = state[key][:, :3]
+    message = f"{key} of shape"
+  else:
+    state = {"conv.weight": np.zeros((3, 3), np.float32)}
+    message = "does not hold a KEEP's weights: missing encoder.blocks.0.weight"
+  save_state_dict(tmp_path / "KEEP.pth", state)
+  with pytest.raises(UserError, match=message):
+    convert.convert(str(tmp_path / "KEEP.pth"), str(tmp_path / "keep"))
+  assert not (tmp_path / "keep").exists()

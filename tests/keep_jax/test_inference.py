@@ -1,0 +1,100 @@
+"""Streams: equal to the whole clip within the window, any length, chunks as released."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from keep_jax.inference import Restorer
+from keep_jax.model import KEEP, clip_flows, restore_clip
+from keep_jax.weights import convert_released
+from tests.keep_jax import golden
+
+
+@functools.cache
+def load():
+  arch, params = convert_released(golden.state_dict("keep_stage3"))
+  return KEEP(arch), jax.tree.map(jnp.asarray, params)
+
+
+@functools.cache
+def restorer(mode="stream", window=4, look_ahead=1):
+  return Restorer(*load(), mode, window, look_ahead)
+
+
+@pytest.fixture(scope="module")
+def clip():
+  """Nine frames of a pattern that moves three pixels a frame, uint8 [9 128 128 3]."""
+  wide = golden.channels_last(golden.inputs((3, 128, 160), 40, 0, 255))
+  return np.stack([np.rint(wide[:, 3 * i : 3 * i + 128]) for i in range(9)]).astype(np.uint8)
+
+
+def restored(restorer, frames):
+  return np.stack(list(restorer.stream(frames)))
+
+
+def assert_close(got, want):
+  """Equal but for rounding; a code whose margin is small may flip in the untrained model."""
+  assert got.shape == want.shape
+  assert (got != want).mean() < 0.01
+
+
+def test_a_clip_within_the_window_equals_the_whole_clip(clip):
+  model, params = load()
+  frames = jnp.asarray(clip[None, :4], jnp.float32) / 127.5 - 1
+
+  @jax.jit
+  def whole(params, frames):
+    return restore_clip(model, params, frames, clip_flows(params, frames))[0].image
+
+  image = np.clip(np.asarray(whole(params, frames))[0], -1, 1)
+  want = np.rint(127.5 * (image + 1)).astype(np.uint8)
+  assert_close(restored(restorer(), clip[:4]), want)
+
+
+def test_the_state_is_carried_beyond_the_window(clip):
+  long = restored(restorer(), clip)
+  assert len(long) == 9
+  # Frames whose gains see nothing later are the same whatever follows: the first window's, then
+  # two at a time.
+  for length in (4, 6, 8):
+    np.testing.assert_array_equal(restored(restorer(), clip[:length]), long[:length])
+  alone = restored(restorer(), clip[5:])
+  assert (alone[-1] != long[-1]).mean() > 0.01
+
+
+def test_a_stream_takes_no_more_than_it_needs(clip):
+  taken = itertools.count()
+  results = restorer().stream(frame for frame in clip if next(taken) >= 0)
+  next(results)
+  assert next(taken) <= 5  # the window, and the number drawn here
+
+
+def test_as_released_begins_anew_with_every_chunk(clip):
+  chunked = restorer("as_released")
+  got = restored(chunked, clip)
+  parts = [restored(chunked, clip[i : i + 4]) for i in (0, 4, 8)]
+  np.testing.assert_array_equal(got, np.concatenate(parts))
+  doubled = restored(chunked, clip[[8, 8]])
+  np.testing.assert_array_equal(got[8], doubled[0])
+
+
+def test_other_sizes_are_resized(clip):
+  small = clip[:2, ::4, ::4]
+  assert restored(restorer(), small).shape == (2, 128, 128, 3)
+
+
+def test_no_frames_give_none():
+  assert list(restorer().stream([])) == []
+
+
+@pytest.mark.parametrize("wrong", [{"mode": "both"}, {"look_ahead": 3}, {"look_ahead": -1}])
+def test_impossible_options_are_refused(wrong):
+  options = {"mode": "stream", "window": 4, "look_ahead": 1} | wrong
+  with pytest.raises(ValueError, match=next(iter(wrong))):
+    Restorer(*load(), **options)
