@@ -3,6 +3,7 @@
 PYTHON ?= python3
 JOBS ?= 2
 REFERENCE ?=
+REFERENCE_PYTHON ?=
 
 BIN := .venv/bin
 STAMP := .venv/installed
@@ -15,6 +16,7 @@ help:
 	@echo "make test-full            all tests"
 	@echo "make lint                 ruff: rules and format"
 	@echo "make bench REFERENCE=DIR  time and memory a frame; against the released PyTorch code in DIR, if given"
+	@echo "                          (REFERENCE_PYTHON=PATH: an interpreter that has PyTorch and einops)"
 	@echo "PYTHON=python3.12 chooses the interpreter of .venv (3.11 or later; here: $(PYTHON))"
 
 demo: $(STAMP)
@@ -31,7 +33,8 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks $(if $(REFERENCE),--reference "$(REFERENCE)")
+	$(BIN)/python -m benchmarks $(if $(REFERENCE),--reference "$(REFERENCE)") \
+	  $(if $(REFERENCE_PYTHON),--reference-python "$(REFERENCE_PYTHON)")
 
 $(STAMP): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
