@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import os
 import signal
 import sys
 from collections.abc import Callable
@@ -44,8 +43,8 @@ def run(main: Callable[[], None]) -> None:
     main: the command, without arguments; it raises `UserError` for bad input.
 
   Raises:
-    SystemExit: code 0 or 2 (`UserError`, a file that cannot be used, no space left). SIGTERM (2)
-      and Ctrl-C (130) end the process at once: work that is queued on a device is not waited for.
+    SystemExit: code 0, 2 (`UserError`, a file that cannot be used, no space left, SIGTERM) or 130
+      (Ctrl-C).
   """
   signal.signal(signal.SIGTERM, _raise_terminated)
   try:
@@ -53,9 +52,9 @@ def run(main: Callable[[], None]) -> None:
   except UserError as e:
     code = _fail(f"error: {e}", 2)
   except KeyboardInterrupt:
-    os._exit(_fail("interrupted", 130))
+    code = _fail("interrupted", 130)
   except Terminated:
-    os._exit(_fail("terminated by SIGTERM", 2))
+    code = _fail("terminated by SIGTERM", 2)
   except OSError as e:
     if e.errno in (errno.ENOSPC, errno.EDQUOT):
       where = f" while writing {e.filename}" if e.filename else ""

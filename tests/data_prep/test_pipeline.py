@@ -156,12 +156,27 @@ def test_iterating_resumes_with_the_next_batch(found):
       assert_equal(batch, next(again))
 
 
+def test_a_position_in_other_batches_is_refused(found):
+  numbers = [
+    pipeline.identity(clips, batch_size=size, seed=seed)
+    for clips, size, seed in ((found, 2, 7), (found[:1], 2, 7), (found, 3, 7), (found, 2, 8))
+  ]
+  assert len(set(numbers)) == 4
+  with pipeline.Batches(make(found), identity=numbers[0]) as batches:
+    state = batches.get_state()
+  with (
+    pipeline.Batches(make(found), identity=numbers[1]) as other,
+    pytest.raises(ValueError, match="the clips, the batch or the seed changed"),
+  ):
+    other.set_state(state)
+
+
 def test_worker_processes_change_nothing(found):
   with pipeline.Batches(make(found)) as batches:
     expected = [next(batches) for _ in range(4)]
   children = set(multiprocessing.active_children())
   with pipeline.Batches(make(found), workers=2) as batches:
-    batches.set_state({"next_batch": 1})
+    batches.set_state({"next_batch": 1, "identity": 0})
     for batch in expected[1:]:
       assert_equal(batch, next(batches))
   assert set(multiprocessing.active_children()) == children

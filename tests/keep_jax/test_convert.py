@@ -49,7 +49,10 @@ def test_parameter_count(arch, count):
   assert sum(x.size for x in jax.tree.leaves(shapes)) == count
 
 
-@pytest.mark.parametrize("layout", ["bare", "first names", "average"])
+@pytest.mark.parametrize(
+  "layout",
+  ["first names", *(pytest.param(name, marks=pytest.mark.slow) for name in ("bare", "average"))],
+)
 def test_a_file_becomes_a_checkpoint(layout, tmp_path, monkeypatch, capsys):
   state = golden.state_dict("keep_stage3")
   contents = {

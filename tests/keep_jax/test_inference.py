@@ -44,6 +44,7 @@ def assert_close(got, want):
   assert (got != want).mean() < 0.01
 
 
+@pytest.mark.slow
 def test_a_clip_within_the_window_equals_the_whole_clip(clip):
   model, params = load()
   frames = jnp.asarray(clip[None, :4], jnp.float32) / 127.5 - 1

@@ -63,6 +63,7 @@ def test_logits_codes_and_frames(mini):
   assert golden.relative_error(golden.kept(restored.image), want["out"]) < 5e-5
 
 
+@pytest.mark.slow
 def test_two_clips_in_a_batch_equal_two_runs():
   model, params = load("keep_stage3")
   frames = golden.channels_last(golden.inputs((2, 3, 3, 128, 128), 27))
@@ -93,6 +94,7 @@ def compare_gradients(unit, model, grads):
   return want
 
 
+@pytest.mark.slow
 def test_stage_2_losses_and_gradients():
   model, params = load("keep_stage2")
   data = golden.data("keep_stage2")
@@ -116,6 +118,7 @@ def test_stage_2_losses_and_gradients():
   assert len(compare_gradients("keep_stage2", model, grads)) > 150
 
 
+@pytest.mark.slow
 def test_stage_3_losses_and_gradients():
   model, params = load("keep_stage3")
   data = golden.data("keep_stage3")
@@ -140,6 +143,7 @@ def test_stage_3_losses_and_gradients():
   assert len(compare_gradients("keep_stage3", model, grads)) > 50
 
 
+@pytest.mark.slow
 def test_with_our_own_flow():
   model, params = load("keep_mini")
   frames = golden.channels_last(golden.inputs((1, 4, 3, 128, 128), 25))
