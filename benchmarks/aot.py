@@ -37,7 +37,7 @@ def device_of(topology: str) -> jax.Device:
   """
   try:
     return topologies.get_topology_desc(topology, platform="tpu").devices[0]
-  except (RuntimeError, ValueError, NotImplementedError) as e:
+  except (RuntimeError, ValueError) as e:
     reason = str(e).partition("\n")[0]
     raise UserError(
       f"--topology {topology}: {reason}; it takes libtpu (pip install 'jax[tpu]') and a topology "

@@ -23,11 +23,7 @@ from fmanet_jax.model import (
   restore_window,
 )
 from vsr_jax.errors import UserError
-from vsr_jax.inference import (
-  enable_compilation_cache,
-  largest_tile,
-  restore_tiled,
-)
+from vsr_jax.inference import enable_compilation_cache, largest_tile, restore_tiled
 from vsr_jax.memory import free_memory, release_freed_memory
 from vsr_jax.train.checkpoint import read_meta, restore_params
 

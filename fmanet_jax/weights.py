@@ -14,8 +14,18 @@ import jax
 import numpy as np
 
 from fmanet_jax.model import Architecture, FMANet, Params, init_params
-from vsr_jax.errors import UserError
-from vsr_jax.weights import Rule, Transform, as_is, conv2d, conv3d, convert, depthwise, frame_conv
+from vsr_jax.weights import (
+  Rule,
+  Transform,
+  as_is,
+  conv2d,
+  conv3d,
+  convert,
+  depthwise,
+  frame_conv,
+  reading_shapes,
+  with_bias,
+)
 
 PREFIXES = {"net_d": "degradation_learning_network.", "net_r": "restoration_network."}
 
@@ -66,14 +76,6 @@ def _taps_first(taps: int, subpixels: int, transform: Transform) -> Transform:
   return apply
 
 
-def _convs(pattern: str, path: str, transform: Transform) -> list[Rule]:
-  """A convolution's kernel and, where there is one, its bias."""
-  return [
-    Rule(pattern + r"\.weight", f"{path}/kernel", transform),
-    Rule(pattern + r"\.bias", f"{path}/bias"),
-  ]
-
-
 def _dense(pattern: str, path: str) -> list[Rule]:
   n = re.compile(pattern).groups + 1  # the layer's number is the next group
   return [
@@ -93,16 +95,16 @@ def _attention(block: str, path: str, names: tuple[str, str, str, str]) -> list[
     rules.append(Rule(rf"{block}\.{theirs}\.body\.bias", f"{path}/{ours}/bias"))
   theirs, ours = rf"{block}\.{attention}", f"{path}/attention"
   rules.append(Rule(rf"{theirs}\.temperature", f"{ours}/temperature", temperatures))
-  rules += _convs(rf"{theirs}\.q", f"{ours}/query", conv2d)
-  rules += _convs(rf"{theirs}\.q_dwconv", f"{ours}/query_depthwise", depthwise)
-  rules += _convs(rf"{theirs}\.kv_conv", f"{ours}/key_value", conv2d)
-  rules += _convs(rf"{theirs}\.kv_dwconv", f"{ours}/key_value_depthwise", depthwise)
+  rules += with_bias(rf"{theirs}\.q", f"{ours}/query", conv2d)
+  rules += with_bias(rf"{theirs}\.q_dwconv", f"{ours}/query_depthwise", depthwise)
+  rules += with_bias(rf"{theirs}\.kv_conv", f"{ours}/key_value", conv2d)
+  rules += with_bias(rf"{theirs}\.kv_dwconv", f"{ours}/key_value_depthwise", depthwise)
   rules.append(Rule(rf"{theirs}\.project_out\.weight", f"{ours}/project_kernel", conv2d))
   rules.append(Rule(rf"{theirs}\.project_out\.bias", f"{ours}/project_bias"))
   theirs, ours = rf"{block}\.{ffn}", f"{path}/feed_forward"
-  rules += _convs(rf"{theirs}\.project_in", f"{ours}/expand", conv2d)
-  rules += _convs(rf"{theirs}\.dwconv", f"{ours}/depthwise", depthwise)
-  rules += _convs(rf"{theirs}\.project_out", f"{ours}/project", conv2d)
+  rules += with_bias(rf"{theirs}\.project_in", f"{ours}/expand", conv2d)
+  rules += with_bias(rf"{theirs}\.dwconv", f"{ours}/depthwise", depthwise)
+  rules += with_bias(rf"{theirs}\.project_out", f"{ours}/project", conv2d)
   return rules
 
 
@@ -111,11 +113,11 @@ def _frma(frames: int) -> list[Rule]:
   block, path = r"FRMA_blocks\.(\d+)", r"frma_\1"
   rules = _dense(rf"{block}\.rdb", f"{path}/dense")
   rules += _dense(rf"{block}\.rdb_KD", f"{path}/kernel_dense")
-  rules += _convs(rf"{block}\.conv_Fw", f"{path}/fuse", _frames_first(frames))
-  rules += _convs(rf"{block}\.conv_KD", f"{path}/kernel_fuse", _frames_first(frames))
+  rules += with_bias(rf"{block}\.conv_Fw", f"{path}/fuse", _frames_first(frames))
+  rules += with_bias(rf"{block}\.conv_KD", f"{path}/kernel_fuse", _frames_first(frames))
   rules.append(Rule(rf"{block}\.conv_f\.0\.weight", f"{path}/flow_update/conv1_kernel", frame_conv))
   rules.append(Rule(rf"{block}\.conv_f\.0\.bias", f"{path}/flow_update/conv1_bias"))
-  rules += _convs(rf"{block}\.conv_f\.2", f"{path}/flow_update/conv2", frame_conv)
+  rules += with_bias(rf"{block}\.conv_f\.2", f"{path}/flow_update/conv2", frame_conv)
   inner, ours = rf"{block}\.multi_attn_block\.(\d+)", rf"{path}/attention_\2"
   rules += _attention(inner, ours, ("norm1", "co_attn", "norm2", "ffn1"))
   rules += _attention(inner, f"{ours}/modulation", ("norm3", "da_attn", "norm4", "ffn2"))
@@ -123,15 +125,15 @@ def _frma(frames: int) -> list[Rule]:
 
 
 def _encoder() -> list[Rule]:
-  rules = _convs(r"feature_extractor\.0", "encoder/stem", flip_inputs(frame_conv, 0))
+  rules = with_bias(r"feature_extractor\.0", "encoder/stem", flip_inputs(frame_conv, 0))
   rules += _dense(r"feature_extractor\.2\.RDBs\.(\d+)", r"encoder/rrdb/rdb_\1")
-  rules += _convs(r"feature_extractor\.2\.conv\.0", "encoder/rrdb/fuse1", frame_conv)
-  return rules + _convs(r"feature_extractor\.2\.conv\.1", "encoder/rrdb/fuse2", frame_conv)
+  rules += with_bias(r"feature_extractor\.2\.conv\.0", "encoder/rrdb/fuse1", frame_conv)
+  return rules + with_bias(r"feature_extractor\.2\.conv\.1", "encoder/rrdb/fuse2", frame_conv)
 
 
-def _two_convs(name: str, path: str) -> list[Rule]:
-  first = _convs(rf"{name}\.0", f"{path}/conv1", frame_conv)
-  return first + _convs(rf"{name}\.2", f"{path}/conv2", frame_conv)
+def _twowith_bias(name: str, path: str) -> list[Rule]:
+  first = with_bias(rf"{name}\.0", f"{path}/conv1", frame_conv)
+  return first + with_bias(rf"{name}\.2", f"{path}/conv2", frame_conv)
 
 
 def _rgb_exit(name: str, path: str, transform: Transform) -> list[Rule]:
@@ -145,20 +147,20 @@ def _rgb_exit(name: str, path: str, transform: Transform) -> list[Rule]:
 def rules(arch: Architecture) -> dict[str, list[Rule]]:
   """The tables of `net_d` and `net_r`; keys without the names of the networks."""
   common = _encoder() + _frma(arch.frames)
-  common += _convs(r"a_conv\.0", "anchor_head/conv1", frame_conv)
+  common += with_bias(r"a_conv\.0", "anchor_head/conv1", frame_conv)
   common += _rgb_exit(r"a_conv\.2", "anchor_head/conv2", frame_conv)
-  net_d = _two_convs("f_conv", "flow_head") + _two_convs("d_conv", "kernel_head")
+  net_d = _twowith_bias("f_conv", "flow_head") + _twowith_bias("d_conv", "kernel_head")
 
-  net_r = _two_convs("f_conv1", "flow_entry") + _two_convs("f_conv2", "first_flow_head")
-  net_r += _convs(r"f_conv3\.0", "flow_head/conv1", flip_inputs(frame_conv, -6, -3))
-  net_r += _convs(r"f_conv3\.2", "flow_head/conv2", frame_conv)
-  net_r += _convs(r"d_conv\.0", "kernel_entry1", conv3d)
-  net_r += _convs(r"d_conv\.2", "kernel_entry2", conv3d)
-  net_r += _convs("res_conv1", "residual_entry", conv2d)
+  net_r = _twowith_bias("f_conv1", "flow_entry") + _twowith_bias("f_conv2", "first_flow_head")
+  net_r += with_bias(r"f_conv3\.0", "flow_head/conv1", flip_inputs(frame_conv, -6, -3))
+  net_r += with_bias(r"f_conv3\.2", "flow_head/conv2", frame_conv)
+  net_r += with_bias(r"d_conv\.0", "kernel_entry1", conv3d)
+  net_r += with_bias(r"d_conv\.2", "kernel_entry2", conv3d)
+  net_r += with_bias("res_conv1", "residual_entry", conv2d)
   net_r += _rgb_exit("res_conv2", "residual_exit", conv2d)
   for theirs, ours in (("conv1", "expand_0"), ("conv2", "expand_1"), ("conv3", "smooth")):
-    net_r += _convs(rf"upsample\.{theirs}", f"upsampler/{ours}", conv2d)
-  net_r += _convs(r"r_conv\.0", "kernel_head/conv1", frame_conv)
+    net_r += with_bias(rf"upsample\.{theirs}", f"upsampler/{ours}", conv2d)
+  net_r += with_bias(r"r_conv\.0", "kernel_head/conv1", frame_conv)
   sizes = (arch.kernel_up**2, arch.scale**2)
   head = r"r_conv\.2"
   net_r.append(
@@ -184,14 +186,8 @@ def infer_architecture(
   Raises:
     UserError: the tensors that tell it are missing or contradict each other.
   """
-  try:
+  with reading_shapes(source, "an FMA-Net"):
     return _infer_architecture(state_d, state_r)
-  except KeyError as e:
-    raise UserError(f"{source} does not hold an FMA-Net's weights: missing {e.args[0]}") from None
-  except (ValueError, IndexError, ZeroDivisionError):  # of tensors of another rank, or empty ones
-    raise UserError(f"{source} does not hold an FMA-Net's weights: misshapen tensors") from None
-  except UserError as e:
-    raise UserError(f"{source} does not hold an FMA-Net's weights: {e}") from None
 
 
 def _infer_architecture(state_d, state_r) -> Architecture:

@@ -25,12 +25,7 @@ class SparseCausalAttention(Attention):
   def __call__(self, x: jax.Array) -> jax.Array:
     """[b t n c] -> [b t n c]; the first frame stands before itself."""
     b, t, n, c = x.shape
-    q, k, v = (
-      self.by_head(
-        nn.Dense(self.heads * self.head_dim, use_bias=False, dtype=self.dtype, name=m)(x)
-      )
-      for m in ("query", "key", "value")
-    )
+    q, k, v = (self.project(x, name) for name in ("query", "key", "value"))
 
     def seen(x):  # [b t n heads d] -> [b*t 2n heads d]
       before = jnp.concatenate([x[:, :1], x[:, :-1]], axis=1)

@@ -74,16 +74,13 @@ class Attention(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, y: jax.Array | None = None) -> jax.Array:
     y = x if y is None else y
-    q, k, v = (
-      self.by_head(
-        nn.Dense(self.heads * self.head_dim, use_bias=False, dtype=self.dtype, name=n)(a)
-      )
-      for n, a in (("query", x), ("key", y), ("value", y))
-    )
+    q, k, v = self.project(x, "query"), self.project(y, "key"), self.project(y, "value")
     return nn.Dense(x.shape[-1], dtype=self.dtype, name="out")(attend(q, k, v))
 
-  def by_head(self, x: jax.Array) -> jax.Array:
-    return x.reshape(*x.shape[:-1], self.heads, self.head_dim)
+  def project(self, x: jax.Array, name: str) -> jax.Array:
+    """[... c] -> [... heads head_dim]."""
+    y = nn.Dense(self.heads * self.head_dim, use_bias=False, dtype=self.dtype, name=name)(x)
+    return y.reshape(*x.shape[:-1], self.heads, self.head_dim)
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:

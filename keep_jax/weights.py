@@ -11,60 +11,31 @@ import jax
 import numpy as np
 
 from keep_jax.model import KEEP, Architecture, Params, init_params
-from vsr_jax.errors import UserError
 from vsr_jax.flow import gmflow_weights
-from vsr_jax.weights import Rule, Transform, conv2d, convert
+from vsr_jax.weights import Rule, convert, dense, norm, reading_shapes, with_bias
 
 # First names (v0.1.0) -> those of v1.0.0.
 RENAMED = {"cross_fuse.": "cfa.", "fuse_convs_dict.": "cft."}
-
-
-def linear(x: np.ndarray) -> np.ndarray:
-  """[out in] or, of a 1x1 convolution, [out in 1 1] -> [in out]."""
-  return x.reshape(x.shape[:2]).T
-
-
-def conv_rules(theirs: str, ours: str, transform: Transform = conv2d) -> list[Rule]:
-  """A convolution's kernel and bias."""
-  return [
-    Rule(rf"{theirs}\.weight", f"{ours}/kernel", transform),
-    Rule(rf"{theirs}\.bias", f"{ours}/bias"),
-  ]
-
-
-def _linear(theirs: str, ours: str) -> list[Rule]:
-  return [
-    Rule(rf"{theirs}\.weight", f"{ours}/kernel", linear),
-    Rule(rf"{theirs}\.bias", f"{ours}/bias"),
-  ]
-
-
-def norm_rules(theirs: str, ours: str) -> list[Rule]:
-  """A norm's scale and bias."""
-  return [
-    Rule(rf"{theirs}\.weight", f"{ours}/scale"),
-    Rule(rf"{theirs}\.bias", f"{ours}/bias"),
-  ]
 
 
 def res_block(theirs: str, ours: str) -> list[Rule]:
   """A residual block."""
   n = re.compile(theirs).groups + 1  # the number is the next group
   return [
-    *norm_rules(rf"{theirs}\.norm([12])", rf"{ours}/norm\{n}"),
-    *conv_rules(rf"{theirs}\.conv([12])", rf"{ours}/conv\{n}"),
-    *conv_rules(rf"{theirs}\.conv_out", f"{ours}/skip"),
+    *norm(rf"{theirs}\.norm([12])", rf"{ours}/norm\{n}"),
+    *with_bias(rf"{theirs}\.conv([12])", rf"{ours}/conv\{n}"),
+    *with_bias(rf"{theirs}\.conv_out", f"{ours}/skip"),
   ]
 
 
 def attention_block(theirs: str, ours: str) -> list[Rule]:
   """An attention block of the VQGAN."""
   return [
-    *norm_rules(rf"{theirs}\.norm", f"{ours}/norm"),
-    *_linear(rf"{theirs}\.q", f"{ours}/query"),
-    *_linear(rf"{theirs}\.k", f"{ours}/key"),
-    *_linear(rf"{theirs}\.v", f"{ours}/value"),
-    *_linear(rf"{theirs}\.proj_out", f"{ours}/out"),
+    *norm(rf"{theirs}\.norm", f"{ours}/norm"),
+    *with_bias(rf"{theirs}\.q", f"{ours}/query", dense),
+    *with_bias(rf"{theirs}\.k", f"{ours}/key", dense),
+    *with_bias(rf"{theirs}\.v", f"{ours}/value", dense),
+    *with_bias(rf"{theirs}\.proj_out", f"{ours}/out", dense),
   ]
 
 
@@ -72,14 +43,14 @@ def _blocks(theirs: str, last: int, upsampling: bool) -> list[Rule]:
   """The numbered blocks of an encoder or generator, of which `last` is the last one's number."""
   block, ours = rf"{theirs}blocks\.(\d+)", r"blocks_\1"
   # A bare number is the convolution at either end or the norm before the last one.
-  ends, norm = rf"{theirs}blocks\.(0|{last})", rf"{theirs}blocks\.({last - 1})"
+  ends, last_norm = rf"{theirs}blocks\.(0|{last})", rf"{theirs}blocks\.({last - 1})"
   resize = ours if upsampling else f"{ours}/conv"
   return [
     *res_block(block, ours),
     *attention_block(block, ours),
-    *conv_rules(rf"{block}\.conv", resize),
-    *conv_rules(ends, ours),
-    *norm_rules(norm, ours),
+    *with_bias(rf"{block}\.conv", resize),
+    *with_bias(ends, ours),
+    *norm(last_norm, ours),
   ]
 
 
@@ -102,18 +73,18 @@ def _last_block(arch: Architecture) -> int:
 def attention(theirs: str, ours: str) -> list[Rule]:
   """Multi-head attention with an output projection."""
   return [
-    Rule(rf"{theirs}\.to_q\.weight", f"{ours}/query/kernel", linear),
-    Rule(rf"{theirs}\.to_k\.weight", f"{ours}/key/kernel", linear),
-    Rule(rf"{theirs}\.to_v\.weight", f"{ours}/value/kernel", linear),
-    *_linear(rf"{theirs}\.to_out\.0", f"{ours}/out"),
+    Rule(rf"{theirs}\.to_q\.weight", f"{ours}/query/kernel", dense),
+    Rule(rf"{theirs}\.to_k\.weight", f"{ours}/key/kernel", dense),
+    Rule(rf"{theirs}\.to_v\.weight", f"{ours}/value/kernel", dense),
+    *with_bias(rf"{theirs}\.to_out\.0", f"{ours}/out", dense),
   ]
 
 
 def feed_forward(theirs: str, ours: str) -> list[Rule]:
   """A gated feed-forward network."""
   return [
-    *_linear(rf"{theirs}\.net\.0\.proj", f"{ours}/expand"),
-    *_linear(rf"{theirs}\.net\.2", f"{ours}/project"),
+    *with_bias(rf"{theirs}\.net\.0\.proj", f"{ours}/expand", dense),
+    *with_bias(rf"{theirs}\.net\.2", f"{ours}/project", dense),
   ]
 
 
@@ -123,13 +94,13 @@ def gain_network(theirs: str) -> list[Rule]:
   head = rf"{theirs}kalman_gain_calculator"
   return [
     *attention(rf"{layer}\.attn1", f"{ours}/attention"),
-    *norm_rules(rf"{layer}\.norm1", f"{ours}/norm1"),
+    *norm(rf"{layer}\.norm1", f"{ours}/norm1"),
     *feed_forward(rf"{layer}\.ff", f"{ours}/feed_forward"),
-    *norm_rules(rf"{layer}\.norm3", f"{ours}/norm2"),
+    *norm(rf"{layer}\.norm3", f"{ours}/norm2"),
     *attention(rf"{layer}\.attn_temp", f"{ours}/temporal_attention"),
-    *norm_rules(rf"{layer}\.norm_temp", f"{ours}/norm3"),
+    *norm(rf"{layer}\.norm_temp", f"{ours}/norm3"),
     *res_block(rf"{head}\.([012])", r"res_\1"),
-    *conv_rules(rf"{head}\.3", "gain"),
+    *with_bias(rf"{head}\.3", "gain"),
   ]
 
 
@@ -137,11 +108,11 @@ def transformer_layer(theirs: str, ours: str) -> list[Rule]:
   """A layer of the code predictor."""
   n = re.compile(theirs).groups + 1
   return [
-    Rule(rf"{theirs}\.self_attn\.in_proj_weight", f"{ours}/qkv_kernel", linear),
+    Rule(rf"{theirs}\.self_attn\.in_proj_weight", f"{ours}/qkv_kernel", dense),
     Rule(rf"{theirs}\.self_attn\.in_proj_bias", f"{ours}/qkv_bias"),
-    *_linear(rf"{theirs}\.self_attn\.out_proj", f"{ours}/out"),
-    *_linear(rf"{theirs}\.linear([12])", rf"{ours}/mlp\{n}"),
-    *norm_rules(rf"{theirs}\.norm([12])", rf"{ours}/norm\{n}"),
+    *with_bias(rf"{theirs}\.self_attn\.out_proj", f"{ours}/out", dense),
+    *with_bias(rf"{theirs}\.linear([12])", rf"{ours}/mlp\{n}", dense),
+    *norm(rf"{theirs}\.norm([12])", rf"{ours}/norm\{n}"),
   ]
 
 
@@ -149,10 +120,10 @@ def code_predictor() -> list[Rule]:
   """The code predictor with its position embedding."""
   return [
     Rule("position_emb", "position"),
-    *_linear("feat_emb", "embed"),
+    *with_bias("feat_emb", "embed", dense),
     *transformer_layer(r"ft_layers\.(\d+)", r"layer_\1"),
-    *norm_rules(r"idx_pred_layer\.0", "norm"),
-    Rule(r"idx_pred_layer\.1\.weight", "head/kernel", linear),
+    *norm(r"idx_pred_layer\.0", "norm"),
+    Rule(r"idx_pred_layer\.1\.weight", "head/kernel", dense),
   ]
 
 
@@ -160,8 +131,8 @@ def cft(theirs: str, ours: str) -> list[Rule]:
   """A controllable feature transform."""
   rules = res_block(rf"{theirs}\.encode_enc", f"{ours}/merge")
   for name in ("scale", "shift"):
-    rules += conv_rules(rf"{theirs}\.{name}\.0", f"{ours}/{name}1")
-    rules += conv_rules(rf"{theirs}\.{name}\.2", f"{ours}/{name}2")
+    rules += with_bias(rf"{theirs}\.{name}\.0", f"{ours}/{name}1")
+    rules += with_bias(rf"{theirs}\.{name}\.2", f"{ours}/{name}2")
   return rules
 
 
@@ -169,7 +140,7 @@ def cfa(theirs: str, ours: str) -> list[Rule]:
   """Cross-frame attention."""
   n = re.compile(theirs).groups + 1
   return [
-    *norm_rules(rf"{theirs}\.norm([12])", rf"{ours}/norm\{n}"),
+    *norm(rf"{theirs}\.norm([12])", rf"{ours}/norm\{n}"),
     *feed_forward(rf"{theirs}\.ff", f"{ours}/feed_forward"),
     *attention(rf"{theirs}\.attn", f"{ours}/attention"),
   ]
@@ -221,14 +192,8 @@ def infer_architecture(state: Mapping[str, np.ndarray], source: str = "state dic
   Raises:
     UserError: the tensors that tell it are missing or contradict each other.
   """
-  try:
+  with reading_shapes(source, "a KEEP"):
     return _infer_architecture(state)
-  except KeyError as e:
-    raise UserError(f"{source} does not hold a KEEP's weights: missing {e.args[0]}") from None
-  except (ValueError, IndexError, ZeroDivisionError):  # of tensors of another rank, or empty ones
-    raise UserError(f"{source} does not hold a KEEP's weights: misshapen tensors") from None
-  except UserError as e:
-    raise UserError(f"{source} does not hold a KEEP's weights: {e}") from None
 
 
 def _infer_architecture(state: Mapping[str, np.ndarray]) -> Architecture:

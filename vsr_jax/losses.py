@@ -19,14 +19,3 @@ def l2(x: jax.Array, y: jax.Array) -> jax.Array:
 def charbonnier(x: jax.Array, y: jax.Array, epsilon: float = 1e-12) -> jax.Array:
   """Mean of sqrt(d^2 + epsilon): the absolute difference d with a gradient at 0."""
   return jnp.sqrt(jnp.square(x.astype(jnp.float32) - y.astype(jnp.float32)) + epsilon).mean()
-
-
-def hinge_discriminator(real: jax.Array, fake: jax.Array) -> jax.Array:
-  """What a discriminator minimises: its outputs above 1 for real, below -1 for fake."""
-  real, fake = real.astype(jnp.float32), fake.astype(jnp.float32)
-  return jax.nn.relu(1 - real).mean() + jax.nn.relu(1 + fake).mean()
-
-
-def hinge_generator(fake: jax.Array) -> jax.Array:
-  """What a generator minimises against a hinge discriminator."""
-  return -fake.astype(jnp.float32).mean()

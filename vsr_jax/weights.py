@@ -8,8 +8,9 @@ a truncated one, never turns into a model that merely works badly.
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -48,6 +49,11 @@ def frame_conv(x: np.ndarray) -> np.ndarray:
   return x.squeeze(2).transpose(2, 3, 1, 0)
 
 
+def dense(x: np.ndarray) -> np.ndarray:
+  """A matrix [out in], or a 1x1 kernel [out in 1 1], to [in out]."""
+  return x.reshape(x.shape[:2]).T
+
+
 class Rule(NamedTuple):
   r"""One line of a table.
 
@@ -61,6 +67,33 @@ class Rule(NamedTuple):
   pattern: str
   path: str | None
   transform: Transform = as_is
+
+
+def with_bias(pattern: str, path: str, transform: Transform = conv2d) -> list[Rule]:
+  """The kernel of a convolution or dense layer and, where there is one, its bias."""
+  return [
+    Rule(rf"{pattern}\.weight", f"{path}/kernel", transform),
+    Rule(rf"{pattern}\.bias", f"{path}/bias"),
+  ]
+
+
+def norm(pattern: str, path: str) -> list[Rule]:
+  """A norm's scale and, where there is one, its bias."""
+  return [Rule(rf"{pattern}\.weight", f"{path}/scale"), Rule(rf"{pattern}\.bias", f"{path}/bias")]
+
+
+@contextlib.contextmanager
+def reading_shapes(source: str, model: str) -> Iterator[None]:
+  """Turns what goes wrong while an architecture is read off a state dict into a `UserError`."""
+  wrong = f"{source} does not hold {model}'s weights"
+  try:
+    yield
+  except KeyError as e:
+    raise UserError(f"{wrong}: missing {e.args[0]}") from None
+  except (ValueError, IndexError, ZeroDivisionError):  # of tensors of another rank, or empty ones
+    raise UserError(f"{wrong}: misshapen tensors") from None
+  except UserError as e:
+    raise UserError(f"{wrong}: {e}") from None
 
 
 def convert(

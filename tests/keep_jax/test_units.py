@@ -13,7 +13,7 @@ from keep_jax.discriminator import PatchDiscriminator, SpectralConv, VideoDiscri
 from keep_jax.fusion import ControllableFeatureTransform, CrossFrameAttention
 from keep_jax.model import Architecture
 from tests.keep_jax import golden
-from vsr_jax.weights import conv3d, convert
+from vsr_jax.weights import conv3d, convert, norm, with_bias
 
 UNIT = 1e-5
 
@@ -116,15 +116,15 @@ def patch_discriminator(unit):
   """The fixture's discriminator as Flax variables."""
   state = golden.state_dict(unit)
   numbers = {2: 1, 5: 2, 8: 3, 11: 4}
-  rules = [*weights.conv_rules(r"main\.0", "params/conv_0")]
+  rules = [*with_bias(r"main\.0", "params/conv_0")]
   for theirs, ours in numbers.items():
-    rules += weights.conv_rules(rf"main\.{theirs}", f"params/conv_{ours}")
-    norm = rf"main\.{theirs + 1}"
-    rules += weights.norm_rules(norm, f"params/norm_{ours}")
-    rules.append(weights.Rule(rf"{norm}\.running_mean", f"batch_stats/norm_{ours}/mean"))
-    rules.append(weights.Rule(rf"{norm}\.running_var", f"batch_stats/norm_{ours}/var"))
-    rules.append(weights.Rule(rf"{norm}\.num_batches_tracked", None))
-  rules += weights.conv_rules(r"main\.14", "params/scores")
+    rules += with_bias(rf"main\.{theirs}", f"params/conv_{ours}")
+    batch_norm = rf"main\.{theirs + 1}"
+    rules += norm(batch_norm, f"params/norm_{ours}")
+    rules.append(weights.Rule(rf"{batch_norm}\.running_mean", f"batch_stats/norm_{ours}/mean"))
+    rules.append(weights.Rule(rf"{batch_norm}\.running_var", f"batch_stats/norm_{ours}/var"))
+    rules.append(weights.Rule(rf"{batch_norm}\.num_batches_tracked", None))
+  rules += with_bias(r"main\.14", "params/scores")
   net = PatchDiscriminator(32)
   template = jax.eval_shape(lambda: net.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3))))
   return net, convert(state, rules, template, unit)
@@ -153,7 +153,7 @@ def test_patch_discriminator(unit, train):
 def test_video_discriminator():
   unit, net = "discriminator3d", VideoDiscriminator(8)
   clip = golden.channels_last(golden.inputs((1, 3, 3, 64, 64), 31))
-  rules = weights.conv_rules(r"layers\.10", "params/scores", conv3d)
+  rules = with_bias(r"layers\.10", "params/scores", conv3d)
   for i in range(5):
     theirs = rf"layers\.{2 * i}"
     rules.append(weights.Rule(rf"{theirs}\.weight_orig", f"params/conv_{i}/kernel", conv3d))

@@ -13,7 +13,7 @@ import numpy as np
 
 from vsr_jax import torch_files
 from vsr_jax.flow import gmflow
-from vsr_jax.weights import Rule, Transform, conv2d, convert
+from vsr_jax.weights import Rule, conv2d, convert, dense, norm, with_bias
 
 
 def load(path: str | Path) -> dict[str, Any]:
@@ -51,52 +51,36 @@ def rules(theirs: str = "", ours: str = "") -> list[Rule]:
   layer = r"transformer\.layers\.(\d)\."
   table = [
     Rule(r"backbone\.conv1\.weight", "encoder/conv1/kernel", conv2d),
-    *_with_bias(r"backbone\.conv2", "encoder/conv2", conv2d),
+    *with_bias(r"backbone\.conv2", "encoder/conv2", conv2d),
     Rule(
       r"backbone\.layer(\d)\.(\d)\.conv(\d)\.weight", r"encoder/layer\1_\2/conv\3/kernel", conv2d
     ),
-    *_with_bias(r"backbone\.layer(\d)\.(\d)\.downsample\.0", r"encoder/layer\1_\2/skip", conv2d),
+    *with_bias(r"backbone\.layer(\d)\.(\d)\.downsample\.0", r"encoder/layer\1_\2/skip", conv2d),
     *_attention(rf"{layer}self_attn", r"transformer/layer\1_self"),
     *_attention(rf"{layer}cross_attn_ffn", r"transformer/layer\1_cross"),
     Rule(
       rf"{layer}cross_attn_ffn\.mlp\.0\.weight",
       r"transformer/layer\1_ffn/dense1/kernel",
-      _transposed,
+      dense,
     ),
     Rule(
       rf"{layer}cross_attn_ffn\.mlp\.2\.weight",
       r"transformer/layer\1_ffn/dense2/kernel",
-      _transposed,
+      dense,
     ),
-    *_norm(rf"{layer}cross_attn_ffn\.norm2", r"transformer/layer\1_ffn/norm"),
-    *_with_bias(r"feature_flow_attn\.q_proj", "propagation/query", _transposed),
-    *_with_bias(r"feature_flow_attn\.k_proj", "propagation/key", _transposed),
-    *_with_bias(r"upsampler\.0", "upsampler/conv1", conv2d),
-    *_with_bias(r"upsampler\.2", "upsampler/conv2", conv2d),
+    *norm(rf"{layer}cross_attn_ffn\.norm2", r"transformer/layer\1_ffn/norm"),
+    *with_bias(r"feature_flow_attn\.q_proj", "propagation/query", dense),
+    *with_bias(r"feature_flow_attn\.k_proj", "propagation/key", dense),
+    *with_bias(r"upsampler\.0", "upsampler/conv1", conv2d),
+    *with_bias(r"upsampler\.2", "upsampler/conv2", conv2d),
   ]
   return [r._replace(pattern=re.escape(theirs) + r.pattern, path=ours + r.path) for r in table]
-
-
-def _with_bias(theirs: str, ours: str, transform: Transform) -> list[Rule]:
-  return [
-    Rule(rf"{theirs}\.weight", f"{ours}/kernel", transform),
-    Rule(rf"{theirs}\.bias", f"{ours}/bias"),
-  ]
-
-
-def _norm(theirs: str, ours: str) -> list[Rule]:
-  return [Rule(rf"{theirs}\.weight", f"{ours}/scale"), Rule(rf"{theirs}\.bias", f"{ours}/bias")]
 
 
 def _attention(theirs: str, ours: str) -> list[Rule]:
   names = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "merge": "merge"}
   kernels = [
-    Rule(rf"{theirs}\.{name}\.weight", f"{ours}/{leaf}/kernel", _transposed)
+    Rule(rf"{theirs}\.{name}\.weight", f"{ours}/{leaf}/kernel", dense)
     for name, leaf in names.items()
   ]
-  return [*kernels, *_norm(rf"{theirs}\.norm1", f"{ours}/norm")]
-
-
-def _transposed(x: np.ndarray) -> np.ndarray:
-  """A dense layer's matrix [out in] to [in out]."""
-  return x.T
+  return [*kernels, *norm(rf"{theirs}\.norm1", f"{ours}/norm")]

@@ -14,7 +14,7 @@ import numpy as np
 from vsr_jax import torch_files
 from vsr_jax.errors import UserError
 from vsr_jax.flow import raft
-from vsr_jax.weights import Rule, conv2d, convert
+from vsr_jax.weights import Rule, convert, norm, with_bias
 
 
 def load(path: str | Path) -> tuple[raft.Raft, dict[str, Any]]:
@@ -50,8 +50,8 @@ def raft_small_rules() -> list[Rule]:
   return [
     *_encoder("fnet", "features"),
     *_encoder("cnet", "context"),
-    *_conv(r"update_block\.encoder\.convc1", "update/correlation0"),
-    *_conv(r"update_block\.gru\.conv([zrq])", r"update/gru0_\1"),
+    *with_bias(r"update_block\.encoder\.convc1", "update/correlation0"),
+    *with_bias(r"update_block\.gru\.conv([zrq])", r"update/gru0_\1"),
     *_update(),
   ]
 
@@ -66,27 +66,19 @@ def raft_large_rules() -> list[Rule]:
     *_batch_norm(rf"{block}\.norm([12])", r"context/layer\1_\2/norm\3"),
     *_batch_norm(rf"{block}\.downsample\.1", r"context/layer\1_\2/norm_skip"),
     Rule(rf"{block}\.norm3\.\w+", None),  # downsample.1 again
-    *_conv(r"update_block\.encoder\.convc1", "update/correlation0"),
-    *_conv(r"update_block\.encoder\.convc2", "update/correlation1"),
-    *_conv(r"update_block\.gru\.conv([zrq])1", r"update/gru0_\1"),
-    *_conv(r"update_block\.gru\.conv([zrq])2", r"update/gru1_\1"),
+    *with_bias(r"update_block\.encoder\.convc1", "update/correlation0"),
+    *with_bias(r"update_block\.encoder\.convc2", "update/correlation1"),
+    *with_bias(r"update_block\.gru\.conv([zrq])1", r"update/gru0_\1"),
+    *with_bias(r"update_block\.gru\.conv([zrq])2", r"update/gru1_\1"),
     *_update(),
-    *_conv(r"update_block\.mask\.0", "mask/conv1"),
-    *_conv(r"update_block\.mask\.2", "mask/conv2"),
-  ]
-
-
-def _conv(theirs: str, ours: str) -> list[Rule]:
-  return [
-    Rule(rf"{theirs}\.weight", f"{ours}/kernel", conv2d),
-    Rule(rf"{theirs}\.bias", f"{ours}/bias"),
+    *with_bias(r"update_block\.mask\.0", "mask/conv1"),
+    *with_bias(r"update_block\.mask\.2", "mask/conv2"),
   ]
 
 
 def _batch_norm(theirs: str, ours: str) -> list[Rule]:
   return [
-    Rule(rf"{theirs}\.weight", f"{ours}/scale"),
-    Rule(rf"{theirs}\.bias", f"{ours}/bias"),
+    *norm(theirs, ours),
     Rule(rf"{theirs}\.running_mean", f"{ours}/mean"),
     Rule(rf"{theirs}\.running_var", f"{ours}/var"),
     Rule(rf"{theirs}\.num_batches_tracked", None),  # of training
@@ -95,19 +87,19 @@ def _batch_norm(theirs: str, ours: str) -> list[Rule]:
 
 def _encoder(theirs: str, ours: str) -> list[Rule]:
   return [
-    *_conv(rf"{theirs}\.conv([12])", rf"{ours}/conv\1"),
-    *_conv(rf"{theirs}\.layer(\d)\.(\d)\.conv(\d)", rf"{ours}/layer\1_\2/conv\3"),
-    *_conv(rf"{theirs}\.layer(\d)\.(\d)\.downsample\.0", rf"{ours}/layer\1_\2/skip"),
+    *with_bias(rf"{theirs}\.conv([12])", rf"{ours}/conv\1"),
+    *with_bias(rf"{theirs}\.layer(\d)\.(\d)\.conv(\d)", rf"{ours}/layer\1_\2/conv\3"),
+    *with_bias(rf"{theirs}\.layer(\d)\.(\d)\.downsample\.0", rf"{ours}/layer\1_\2/skip"),
   ]
 
 
 def _update() -> list[Rule]:
   return [
-    *_conv(r"update_block\.encoder\.convf1", "update/flow0"),
-    *_conv(r"update_block\.encoder\.convf2", "update/flow1"),
-    *_conv(r"update_block\.encoder\.conv", "update/motion"),
-    *_conv(r"update_block\.flow_head\.conv1", "update/head0"),
-    *_conv(r"update_block\.flow_head\.conv2", "update/head1"),
+    *with_bias(r"update_block\.encoder\.convf1", "update/flow0"),
+    *with_bias(r"update_block\.encoder\.convf2", "update/flow1"),
+    *with_bias(r"update_block\.encoder\.conv", "update/motion"),
+    *with_bias(r"update_block\.flow_head\.conv1", "update/head0"),
+    *with_bias(r"update_block\.flow_head\.conv2", "update/head1"),
   ]
 
 
