@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import pathlib
 from collections.abc import Iterable, Iterator
@@ -91,6 +92,9 @@ class Restorer:
     self._encode = jax.jit(functools.partial(_encode, model), out_shardings=split)
     self._restore = jax.jit(functools.partial(_restore_windows, model, split))
 
+  def _on_mesh(self) -> contextlib.AbstractContextManager:
+    return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
+
   def stream(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """Restores every frame; the stream is continued at both ends by copies of its end frames.
 
@@ -111,11 +115,13 @@ class Restorer:
       if len(held) > before:
         held.popleft()  # before the next features take room
       if not last or any(a is not b for a, b in zip(group, last, strict=True)):
-        features = self._encode(self._params, jax.device_put(np.stack(group), self._split))
+        with self._on_mesh():
+          features = self._encode(self._params, jax.device_put(np.stack(group), self._split))
       held.append(features)
       last = group
       if len(held) > before:
-        images = self._restore(self._params, tuple(held))
+        with self._on_mesh():
+          images = self._restore(self._params, tuple(held))
         if pending is None:
           release_freed_memory()  # both programs are compiled
         else:

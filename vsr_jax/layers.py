@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from vsr_jax.devices import by_device
+
 
 def uniform_by_fan_in(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
   """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default, which both papers train from."""
@@ -52,7 +54,7 @@ def _conv_backward(residuals, g):
   dkernel = lax.platform_dependent(
     x,
     g,
-    cpu=functools.partial(_kernel_gradient_by_image, size),
+    cpu=lambda *xg: by_device(functools.partial(_kernel_gradient_by_image, size), *xg).sum(0),
     default=functools.partial(_kernel_gradient, size),
   )
   return dx, dkernel
@@ -67,7 +69,7 @@ def _kernel_gradient(size: int, x: jax.Array, g: jax.Array) -> jax.Array:
 
 
 def _kernel_gradient_by_image(size: int, x: jax.Array, g: jax.Array) -> jax.Array:
-  """The same as one matrix product an image, over patches of the narrower of the two.
+  """The same, [1 k k c d], as one matrix product an image over patches of the narrower of the two.
 
   XLA's CPU backend computes it as a convolution with an image-sized kernel, up
   to seven times slower.
@@ -87,8 +89,8 @@ def _kernel_gradient_by_image(size: int, x: jax.Array, g: jax.Array) -> jax.Arra
 
   total = jnp.zeros((size**2 * narrow.shape[-1], wide.shape[-1]), jnp.float32)
   total, _ = lax.scan(add_image, total, (narrow, wide))
-  total = total.reshape(size, size, -1, wide.shape[-1]).astype(x.dtype)
-  return total[::-1, ::-1].swapaxes(2, 3) if flip else total
+  total = total.reshape(1, size, size, -1, wide.shape[-1]).astype(x.dtype)
+  return total[:, ::-1, ::-1].swapaxes(3, 4) if flip else total
 
 
 class Conv(nn.Module):

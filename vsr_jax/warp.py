@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from vsr_jax.devices import by_device
 from vsr_jax.resize import resize_bilinear
 
 
@@ -46,13 +47,14 @@ def backward_warp(image: jax.Array, flow: jax.Array) -> jax.Array:
   n = flow.shape[3] if flow.ndim == 5 else 1
   if flow.shape[:3] != (b, h, w) or flow.shape[3:] not in ((2,), (n, 2)) or c % n:
     raise ValueError(f"flow of shape {flow.shape} for images of shape {image.shape}")
-  warped = lax.platform_dependent(
-    image.reshape(b, h, w, n, c // n),
-    flow.reshape(b, h, w, n, 2),
-    cpu=_warp_in_turn,
-    default=jax.vmap(_warp_one),
-  )
-  return warped.reshape(b, h, w, c)
+  return by_device(
+    _warp_batch, image.reshape(b, h, w, n, c // n), flow.reshape(b, h, w, n, 2)
+  ).reshape(b, h, w, c)
+
+
+def _warp_batch(images: jax.Array, flows: jax.Array) -> jax.Array:
+  """Images [b h w n c] and their flows [b h w n 2] -> [b h w n c]."""
+  return lax.platform_dependent(images, flows, cpu=_warp_in_turn, default=jax.vmap(_warp_one))
 
 
 def _warp_one(image: jax.Array, flow: jax.Array) -> jax.Array:

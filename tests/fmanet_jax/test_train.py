@@ -6,6 +6,7 @@ import json
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
@@ -15,6 +16,9 @@ from fmanet_jax import train
 from tests.data_prep.helpers import write_clip_set, write_flow
 from vsr_jax.errors import UserError
 from vsr_jax.train.checkpoint import read_meta, restore_params
+from vsr_jax.train.mesh import make_mesh
+from vsr_jax.train.state import abstract_state
+from vsr_jax.train.step import jit_train_step, make_train_step
 
 SMALL = {
   "model.dim": 6,
@@ -146,3 +150,21 @@ def test_a_frame_that_cannot_be_read_stops_after_saving(clip_set, tmp_path, monk
   with pytest.raises(UserError, match="cannot be decoded"):
     train.train(config, str(tmp_path / "run"))
   assert read_meta(tmp_path / "run")["step"] >= 1
+
+
+def test_devices_exchange_gradients_only(clip_set):
+  config = recipe("degradation", clip_set, 1)
+  model = train.FMANet(train.Architecture(**config.model))
+  stage, mesh = train.make_stage(model, config), make_mesh()
+  shapes = abstract_state(stage, lambda key: train.init_params(model, key), mesh)
+  step = jit_train_step(make_train_step(stage), mesh, shapes)
+  frames = jax.ShapeDtypeStruct((8, 3, 8, 8, 3), jnp.uint8)
+  sharp = jax.ShapeDtypeStruct((8, 3, 32, 32, 3), jnp.uint8)
+  flow = jax.ShapeDtypeStruct((8, 3, 8, 8, 2), jnp.float32)
+  batch = {"blurry": frames, "sharp_lr": frames, "sharp": sharp, "flow": flow}
+  with jax.set_mesh(mesh):
+    program = step.lower(shapes, batch, jax.eval_shape(jax.random.key, 0)).compile().as_text()
+  assert "all-reduce(" in program
+  # A loop over a split batch would gather it in every turn.
+  assert "all-gather(" not in program
+  assert "all-to-all(" not in program

@@ -78,7 +78,7 @@ def fit(
   train_step = jit_train_step(make_train_step(stage, remat=remat, **step_options), mesh, shapes)
   init = functools.partial(init_state, stage, init_params, _key(mesh, seed, 0), shapes, init_from)
   every = {"panel": image_every, "evaluation": evaluate_every, "checkpoint": checkpoint_every}
-  with Checkpoints(workdir, keep=keep, best=best) as checkpoints:
+  with jax.set_mesh(mesh), Checkpoints(workdir, keep=keep, best=best) as checkpoints:
     state, memory = _start(checkpoints, stage, shapes, batches, init)
     recorder = Recorder(workdir, int(state.step), log_every=log_every, memory=memory)
     with Report(stage, mesh, steps, checkpoints, recorder, evaluate, meta or {}) as report:

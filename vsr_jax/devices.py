@@ -1,0 +1,32 @@
+"""Work on a batch that every device does on the part it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+from jax.sharding import PartitionSpec
+
+
+def by_device(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+  """Applies a function to each device's part of a batch, under a mesh set with `jax.set_mesh`.
+
+  For functions that loop over the images of a batch: left to the partitioner, every turn of such
+  a loop would gather the batch on every device.
+
+  Args:
+    function: arrays [b ...] -> array [b' ...], where what belongs to an image depends on that
+      image alone, or b' = 1 and the results of parts are to be added up.
+    arrays: [b ...], the batch split over the mesh's "data" axis.
+
+  Returns:
+    The results, concatenated along their first axis. Without a mesh, or where the batch does not
+    divide among the devices, `function(*arrays)`.
+  """
+  parts = jax.sharding.get_abstract_mesh().shape.get("data", 1)
+  if parts == 1 or len(arrays[0]) % parts:
+    return function(*arrays)
+  split = PartitionSpec("data")
+  # Nothing is shared between parts, so that there is nothing for the check to find; it knows no
+  # loops that start from constants.
+  return jax.shard_map(function, in_specs=split, out_specs=split, check_vma=False)(*arrays)
