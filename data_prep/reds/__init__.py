@@ -5,7 +5,8 @@ clips without 000, 011, 015 and 020, which are the test set REDS4, and its 30
 validation clips, here named 240..269. Known layouts: the archives extracted, each
 into a folder of its own (`train_sharp/train/train_sharp/000`) or all into one
 (`train/train_sharp/000`), and the former after FMA-Net's script has moved REDS4
-into the folders of the validation clips and those among the training clips.
+into the folders of the validation clips and those among the training clips. The same split, as a
+TFDS data set, is made by `reds_dataset_builder.py`.
 """
 
 from __future__ import annotations
@@ -15,8 +16,14 @@ from collections.abc import Sequence
 
 from vsr_jax.errors import UserError
 
+HOMEPAGE = "https://seungjunnah.github.io/Datasets/reds.html"
 REDS4 = ("000", "011", "015", "020")
-_FIRST_VAL = 240  # the name of validation clip 000 in the training split
+FIRST_VAL = 240  # the name of validation clip 000 in the training split
+
+
+def training_name(val_clip: int) -> str:
+  """The name of a validation clip in the training split."""
+  return f"{FIRST_VAL + val_clip:03d}"
 
 
 def list_folders(
@@ -53,7 +60,7 @@ def list_folders(
   else:
     chosen = [(name, "train", name) for name in names["train"] if name not in REDS4]
     if not moved:
-      chosen += [(f"{_FIRST_VAL + i:03d}", "val", name) for i, name in enumerate(names["val"])]
+      chosen += [(training_name(i), "val", name) for i, name in enumerate(names["val"])]
   result = []
   for name, subset, folder in sorted(chosen):
     folders = {stream: _stream(root, subset, stream) / folder for stream in streams}

@@ -1,0 +1,126 @@
+"""Command: prepares REDS, VFHQ or GoPro, downloaded as released, for training.
+
+  python -m data_prep.build {reds,vfhq,gopro} --manual-dir DIR --data-dir DIR [--config NAME]
+
+DIR of --manual-dir holds the downloads, zips or what was extracted from them; --instructions tells
+which. The result is a TFDS data set of array_record files, one clip a record, its frames as they
+were found. A run that was interrupted goes on with the next shard; clips that cannot be used are
+left out and named. --beam makes shards in parallel, on all cores of this machine or, with
+--beam-options "--runner=FlinkRunner ...", by any Beam runner whose workers see the same folders.
+Needs TensorFlow and Beam: pip install -e ".[build]".
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import pathlib
+import shlex
+
+from data_prep import records
+from vsr_jax import errors
+from vsr_jax.errors import UserError
+
+DATASETS = ("reds", "vfhq", "gopro")
+LOCAL = ("--runner=DirectRunner", "--direct_running_mode=multi_processing")
+
+
+def main() -> None:
+  """Runs the command; see the module's docstring and `--help`."""
+  args = _parse()
+  builder_class = _import_builder(args.dataset)
+  if args.instructions:
+    print(builder_class.MANUAL_DOWNLOAD_INSTRUCTIONS, end="")
+    return
+  names = list(builder_class.builder_configs)
+  if args.config is not None and args.config not in names:
+    raise UserError(f"{args.dataset} has no variant {args.config}, only {', '.join(names)}")
+  for folder in (args.manual_dir, args.data_dir):
+    if ":/" in str(folder):
+      raise UserError(f"{folder}: not a folder; mount it, and name where it is mounted")
+  if not args.manual_dir.is_dir():
+    raise UserError(
+      f"{args.manual_dir}: no such folder of downloads; python -m data_prep.build {args.dataset} "
+      "--instructions tells what to put there"
+    )
+  builder = builder_class(config=args.config or names[0], data_dir=args.data_dir)
+  builder.partial = args.partial
+  folder = pathlib.Path(builder.data_dir)
+  if folder.is_dir():
+    print(f"{folder}: already built; remove it to build it again")
+  else:
+    builder.download_and_prepare(download_config=_configure(args))
+  summarize(folder)
+
+
+def _parse() -> argparse.Namespace:
+  parser = errors.Parser(description=__doc__.partition("\n")[0])
+  parser.add_argument("dataset", choices=DATASETS)
+  parser.add_argument("--manual-dir", type=pathlib.Path, metavar="DIR", help="the downloads")
+  parser.add_argument("--data-dir", type=pathlib.Path, metavar="DIR", help="where to write")
+  parser.add_argument("--config", metavar="NAME", help="variant; the first unless given")
+  parser.add_argument("--beam", action="store_true", help="make shards in parallel")
+  parser.add_argument(
+    "--beam-options",
+    "--beam_options",
+    metavar="TEXT",
+    help=f"of Beam, as one word (default: {' '.join(LOCAL)} and a worker a core)",
+  )
+  parser.add_argument(
+    "--partial", action="store_true", help="use what is there of an incomplete download"
+  )
+  parser.add_argument("--instructions", action="store_true", help="tell what to download, and end")
+  args = parser.parse_args()
+  if not args.instructions and (args.manual_dir is None or args.data_dir is None):
+    parser.error("--manual-dir and --data-dir are needed")
+  if args.beam_options is not None and not args.beam:
+    parser.error("--beam-options needs --beam")
+  return args
+
+
+def _import_builder(name: str) -> type:
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no advice about this machine's processor
+  try:
+    module = importlib.import_module(f"data_prep.{name}.{name}_dataset_builder")
+    importlib.import_module("tensorflow")  # which TFDS imports when it needs it
+  except ModuleNotFoundError as e:
+    raise UserError(f'{e.name} is not installed; pip install -e ".[build]"') from e
+  return module.Builder
+
+
+def _configure(args: argparse.Namespace):
+  import tensorflow_datasets as tfds
+
+  config = {"manual_dir": args.manual_dir, "try_download_gcs": False}
+  if args.beam:
+    try:
+      from apache_beam.options.pipeline_options import PipelineOptions
+    except ModuleNotFoundError as e:
+      raise UserError(f'{e.name} is not installed; pip install -e ".[build]"') from e
+
+    logging.getLogger("apache_beam").setLevel(logging.ERROR)
+    words = [*LOCAL, f"--direct_num_workers={os.cpu_count()}"]
+    if args.beam_options is not None:
+      words = shlex.split(args.beam_options)
+    config["beam_options"] = PipelineOptions(words)
+  return tfds.download.DownloadConfig(**config)
+
+
+def summarize(folder: pathlib.Path) -> None:
+  """Prints what a built data set holds and which clips were left out."""
+  for split in records.splits(folder):
+    source = records.Records(folder, split)
+    frames = sum(clip["frames"] for clip in source.clips)
+    size = sum(clip["bytes"] for clip in source.clips)
+    print(
+      f"{folder}: {split}: {len(source)} clips, {frames} frames, {size / 1e9:.2f} GB; "
+      f"{len(source.skipped)} clips skipped"
+    )
+    for clip in source.skipped:
+      print(f"skipped {clip['name']}: {clip['reason']}")
+
+
+if __name__ == "__main__":
+  errors.run(main)

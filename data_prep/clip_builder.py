@@ -1,0 +1,354 @@
+"""What the three data sets' builders share: features, and shards written one after the other.
+
+A shard is the unit of work and of resuming. Its clips are read, checked and written in one go, in
+the order of their names, to a folder beside the final one; a note beside it, written last, says
+that it is whole and which clips were left out. A later run makes only the shards that have no such
+note, or whose clips were other ones, or that left clips out. When all are there, they are linked
+into the data set's folder together with its description. So nothing is written twice, at no time
+is there a second copy, and the memory needed is that of a clip. (TFDS's own writer collects a
+whole split in temporary files first and starts anew after an interruption.)
+
+Shards are made in this process, or by any Beam runner whose workers see the same folders.
+"""
+
+from __future__ import annotations
+
+import abc
+import collections
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+import tqdm
+from array_record.python import array_record_module
+
+from data_prep import clips as clips_lib
+from data_prep import record_files, records
+from data_prep.sources import BadClip, ClipFiles, image_size, read_clip
+from vsr_jax.errors import UserError
+
+
+@dataclasses.dataclass
+class ClipConfig(tfds.core.BuilderConfig):
+  """A variant of a data set: `streams` are the features that hold encoded frames."""
+
+  streams: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+  """A shard to be made.
+
+  Attributes:
+    path: the file; beside it `path + ".json"`, its note, with `clips` (index entries in record
+      order) and `skipped` (name and reason of each clip left out).
+    clips: what it is to hold, before any is found bad.
+    streams: of the data set.
+  """
+
+  path: str
+  clips: tuple[ClipFiles, ...]
+  streams: tuple[str, ...]
+
+  @property
+  def note(self) -> pathlib.Path:
+    return pathlib.Path(f"{self.path}.json")
+
+  @property
+  def identity(self) -> str:
+    """A text that changes with the clips, their files and the streams."""
+    return hashlib.sha256(repr((self.clips, self.streams)).encode()).hexdigest()
+
+
+def features(streams: Sequence[str]) -> tfds.features.FeaturesDict:
+  """One example is one clip; frames are the files' bytes."""
+  return tfds.features.FeaturesDict(
+    {
+      "name": tfds.features.Text(doc="unique within its split"),
+      "fps": tfds.features.Scalar(np.float32, doc="frames a second; 0 if unknown"),
+      "num_frames": tfds.features.Scalar(np.int64),
+      "landmarks": tfds.features.Tensor(
+        shape=(None, 5, 2),
+        dtype=np.float32,
+        doc="by frame: eyes, nose, mouth's corners; (x, y) in pixels; none if not known",
+      ),
+      **{
+        stream: tfds.features.Tensor(
+          shape=(None,), dtype=np.object_, doc="by frame: a PNG or JPEG as it was found"
+        )
+        for stream in streams
+      },
+    }
+  )
+
+
+class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  """A data set of clips; subclasses say where they lie.
+
+  Attributes:
+    CLIPS_PER_SHARD: so that a shard has about a gigabyte.
+    partial: set to True before preparing, to use what is there of an incomplete download.
+  """
+
+  VERSION = tfds.core.Version("1.0.0")
+  CLIPS_PER_SHARD = 8
+  partial = False
+
+  def __init__(self, *, file_format: str | None = None, **kwargs: Any):
+    super().__init__(file_format=file_format or records.FORMAT, **kwargs)
+
+  def describe(self, description: str, citation: str, homepage: str) -> tfds.core.DatasetInfo:
+    """TFDS's description of the data set, with the features of its variant."""
+    return tfds.core.DatasetInfo(
+      builder=self,
+      description=description,
+      features=features(self.builder_config.streams),
+      homepage=homepage,
+      citation=citation,
+      disable_shuffling=True,  # records are in the order of their clips' names
+    )
+
+  @abc.abstractmethod
+  def list_clips(self, root: pathlib.Path) -> Mapping[str, Sequence[ClipFiles]]:
+    """The clips of each split, sorted by name, below the folder of downloads.
+
+    Raises:
+      UserError: something is missing; the text says what and where to get it.
+    """
+
+  def _split_generators(
+    self, dl_manager: tfds.download.DownloadManager
+  ) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
+    found = self.list_clips(pathlib.Path(dl_manager.manual_dir))
+    return {split: self._generate_examples(clips) for split, clips in found.items()}
+
+  def _generate_examples(self, clips: Iterable[ClipFiles]) -> Iterator[tuple[str, dict[str, Any]]]:
+    return generate_examples(clips, self.builder_config.streams, [])
+
+  def download_and_prepare(self, **kwargs: Any) -> None:
+    """See TFDS; what an interrupted run left is used, and removed at the end."""
+    super().download_and_prepare(**kwargs)
+    shutil.rmtree(self.unfinished, ignore_errors=True)
+
+  @property
+  def unfinished(self) -> pathlib.Path:
+    """The folder of the shards that are made until all are there."""
+    final = pathlib.Path(self._data_dir_root, self.info.full_name)
+    return final.with_name(f"{final.name}.unfinished")
+
+  def _download_and_prepare(
+    self, dl_manager: tfds.download.DownloadManager, download_config: tfds.download.DownloadConfig
+  ) -> None:
+    folder = self.unfinished
+    found = {
+      split: clips
+      for split, clips in self.list_clips(pathlib.Path(dl_manager.manual_dir)).items()
+      if clips
+    }
+    if not found:
+      raise UserError(f"{dl_manager.manual_dir}: no clip of {self.info.full_name}")
+    with clips_lib.locked(folder):
+      shards = {split: self._plan(folder, split, clips) for split, clips in found.items()}
+      todo = [shard for part in shards.values() for shard in part if not _is_made(shard)]
+      make_shards(todo, sum(map(len, shards.values())), download_config)
+      self._collect(shards)
+
+  def _plan(self, folder: pathlib.Path, split: str, clips: Sequence[ClipFiles]) -> list[Shard]:
+    counts = collections.Counter(clip.name for clip in clips)
+    if twice := [name for name, count in counts.items() if count > 1]:
+      raise UserError(f"{split}: clip {twice[0]} comes twice; remove one")
+    n = self.CLIPS_PER_SHARD
+    groups = [tuple(clips[i : i + n]) for i in range(0, len(clips), n)]
+    template = self._get_filename_template(split_name=split)
+    return [
+      Shard(
+        str(folder / template.sharded_filename(shard_index=i, num_shards=len(groups))),
+        group,
+        self.builder_config.streams,
+      )
+      for i, group in enumerate(groups)
+    ]
+
+  def _collect(self, shards: Mapping[str, Sequence[Shard]]) -> None:
+    """Links all shards into the data set's folder and tells TFDS and the index of them."""
+    infos, index = [], {}
+    for split, part in shards.items():
+      notes = [json.loads(shard.note.read_text()) for shard in part]
+      for shard in part:
+        _link(pathlib.Path(shard.path), pathlib.Path(self.data_dir))
+      index[split] = {
+        key: [entry for note in notes for entry in note[key]] for key in ("clips", "skipped")
+      }
+      index[split]["streams"] = self.builder_config.streams
+      if not index[split]["clips"]:
+        raise UserError(
+          f"{split}: none of its {len(index[split]['skipped'])} clips can be used: "
+          f"{index[split]['skipped'][0]['reason']}"
+        )
+      infos.append(
+        tfds.core.SplitInfo(
+          name=split,
+          shard_lengths=[len(note["clips"]) for note in notes],
+          num_bytes=sum(os.path.getsize(shard.path) for shard in part),
+          filename_template=self._get_filename_template(split_name=split),
+        )
+      )
+    pathlib.Path(self.data_dir, records.INDEX).write_text(json.dumps(index, indent=1) + "\n")
+    self.info.set_splits(tfds.core.splits.SplitDict(infos))
+
+
+def _link(shard: pathlib.Path, folder: pathlib.Path) -> None:
+  try:
+    os.link(shard, folder / shard.name)
+  except OSError as e:
+    if e.errno in (errno.ENOSPC, errno.EDQUOT):
+      raise
+    os.replace(shard, folder / shard.name)  # a file system without links
+    shard.with_name(f"{shard.name}.json").unlink()
+
+
+def _is_made(shard: Shard) -> bool:
+  try:
+    note = json.loads(shard.note.read_text())
+  except (OSError, ValueError):
+    return False
+  whole = note["identity"] == shard.identity and not note["skipped"]
+  return whole and os.path.exists(shard.path)
+
+
+def make_shards(shards: Sequence[Shard], total: int, config: tfds.download.DownloadConfig) -> None:
+  """Writes shards, here one by one, or by Beam if the configuration names a runner or options.
+
+  Args:
+    shards: those to be made.
+    total: their number together with those that are there.
+    config: TFDS's.
+  """
+  for shard in shards:
+    shard.note.unlink(missing_ok=True)
+  bar = tqdm.tqdm(total=total, initial=total - len(shards), unit="shard", disable=not shards)
+  with bar:
+    if config.beam_runner is None and config.beam_options is None:
+      for shard in shards:
+        bar.set_description(shard.clips[0].name)
+        make_shard(shard)
+        bar.update()
+    elif shards:
+      with _watched(shards, bar):
+        _make_by_beam(shards, config)
+
+
+def _make_by_beam(shards: Sequence[Shard], config: tfds.download.DownloadConfig) -> None:
+  import apache_beam as beam  # takes seconds
+
+  try:
+    with beam.Pipeline(runner=config.beam_runner, options=config.beam_options) as pipeline:
+      _ = pipeline | beam.Create(shards) | beam.Reshuffle() | beam.Map(make_shard)
+  except Exception as e:
+    # A runner gives a worker's error back as text.
+    if os.strerror(errno.ENOSPC) in str(e):
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from e
+    raise
+
+
+@contextlib.contextmanager
+def _watched(shards: Sequence[Shard], bar: tqdm.tqdm) -> Iterator[None]:
+  """Moves the bar as notes appear; Beam tells nothing meanwhile."""
+  done = threading.Event()
+  start = bar.n
+
+  def watch():
+    while not done.wait(1):
+      bar.n = start + sum(shard.note.exists() for shard in shards)
+      bar.refresh()
+
+  thread = threading.Thread(target=watch, daemon=True)
+  thread.start()
+  try:
+    yield
+  finally:
+    done.set()
+    thread.join()
+
+
+def make_shard(shard: Shard) -> None:
+  """Writes one shard and its note; both appear in one step, the note last.
+
+  Raises:
+    OSError: they cannot be written.
+  """
+  clips, skipped = [], []
+  schema = features(shard.streams)
+  part = f"{shard.path}.part"
+  try:
+    writer = array_record_module.ArrayRecordWriter(part, record_files.WRITER_OPTIONS)
+    try:
+      for name, example in generate_examples(shard.clips, shard.streams, skipped):
+        data = schema.serialize_example(example)
+        writer.write(data)
+        clips.append({"name": name, "bytes": len(data), **_describe(example, shard.streams)})
+    finally:
+      _close(writer, part)
+    os.replace(part, shard.path)
+  finally:
+    pathlib.Path(part).unlink(missing_ok=True)
+  note = {"identity": shard.identity, "clips": clips, "skipped": skipped}
+  beside = shard.note.with_name(f"{shard.note.name}.part")
+  beside.write_text(json.dumps(note))
+  os.replace(beside, shard.note)
+
+
+def _close(writer: array_record_module.ArrayRecordWriter, path: str) -> None:
+  """Closes the writer; its errors, which are texts only, become OSError."""
+  try:
+    writer.close()
+  except Exception as e:
+    full = os.strerror(errno.ENOSPC) in str(e)
+    raise OSError(errno.ENOSPC if full else errno.EIO, str(e), path) from e
+
+
+def generate_examples(
+  clips: Iterable[ClipFiles], streams: Sequence[str], skipped: list[dict[str, str]]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+  """Reads clips one after the other.
+
+  Args:
+    clips: where they lie.
+    streams: of the data set; one that a clip has not is empty in its example.
+    skipped: name and reason of each clip that cannot be used are added to it.
+
+  Yields:
+    (name, example).
+  """
+  for clip in clips:
+    try:
+      data = read_clip(clip)
+    except BadClip as e:
+      skipped.append({"name": clip.name, "reason": str(e)})
+      continue
+    yield (
+      clip.name,
+      {
+        "name": clip.name,
+        "fps": data.fps,
+        "num_frames": max(map(len, data.frames.values())),
+        "landmarks": data.landmarks,
+        **{stream: data.frames.get(stream, []) for stream in streams},
+      },
+    )
+
+
+def _describe(example: Mapping[str, Any], streams: Sequence[str]) -> dict[str, Any]:
+  """A clip's entry in the index."""
+  sizes = {s: image_size(example[s][0], s) for s in streams if example[s]}
+  return {"frames": example["num_frames"], "fps": example["fps"], "sizes": sizes}

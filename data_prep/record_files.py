@@ -1,0 +1,168 @@
+"""Parts of a record of an array_record file, read without the rest of it.
+
+A clip's record has a hundred megabytes, of which a training window needs a few; the library reads
+it whole, at about 200 MB/s. This module finds a clip's frames by hopping over their lengths and
+reads only those asked for. It knows three formats, each documented by its project:
+
+Riegeli's records file, on which array_record builds: blocks of 64 KiB begin with a header of 24
+bytes that interrupts whatever is written; a chunk is a header of 40 bytes and data; the data of a
+simple chunk are, uncompressed, a byte 0, the size of the sizes, the sizes, then the records.
+array_record with `group_size:1`: a chunk holds one record; its own chunks come after all of them.
+tf.train.Example in protocol buffers' wire format: Features of lists of bytes, floats or integers.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from vsr_jax.errors import UserError
+
+WRITER_OPTIONS = "group_size:1,uncompressed"  # what this module can read
+
+_BLOCK, _BLOCK_HEADER = 1 << 16, 24
+_PAYLOAD = _BLOCK - _BLOCK_HEADER
+_CHUNK_HEADER = struct.Struct("<8xQ8xBxxxxxxx8x")  # size of the data, type of the chunk
+_SIMPLE, _UNCOMPRESSED = ord("r"), 0
+_VARINT_BYTES = 10  # at most
+_BYTES_LIST, _FLOAT_LIST, _INT64_LIST = 1, 2, 3  # fields of a Feature
+_LENGTH_DELIMITED, _VARINT = 2, 0  # wire types
+
+
+class Span(NamedTuple):
+  """Some bytes of a record: `start` counts the file's bytes, `size` leaves out block headers."""
+
+  path: str
+  start: int
+  size: int
+
+  def read(self) -> bytes:
+    """The bytes.
+
+    Raises:
+      UserError: the file is shorter.
+    """
+    return _read(self.path, self.start, self.size)
+
+
+def record(path: str, index: int) -> Span:
+  """The record of an index in a file written with `WRITER_OPTIONS`.
+
+  Raises:
+    UserError: the file is damaged or written otherwise, or has fewer records.
+  """
+  return _records(path, index + 1)[index]
+
+
+@functools.lru_cache(maxsize=4096)
+def _records(path: str, count: int) -> tuple[Span, ...]:
+  """The first records of a file."""
+  found, position = [], 0
+  while len(found) < count:
+    size, kind = _CHUNK_HEADER.unpack(_read(path, position, _CHUNK_HEADER.size))
+    data = _advance(position, _CHUNK_HEADER.size)
+    position = _advance(data, size)
+    if kind != _SIMPLE:
+      continue
+    head = _read(path, data, min(size, 1 + 2 * _VARINT_BYTES))
+    sizes_size, sizes = _varint(head, 1)
+    length, start = _varint(head, sizes)
+    if head[0] != _UNCOMPRESSED or start != sizes + sizes_size or start + length != size:
+      raise UserError(f"{path}: not written by data_prep.build; build the data set again")
+    found.append(Span(path, _advance(data, start), length))
+  return tuple(found)
+
+
+def parse_example(example: Span) -> dict[str, np.ndarray | list[Span]]:
+  """Takes a record apart: numbers by feature, and where its byte strings lie.
+
+  Args:
+    example: a serialized tf.train.Example.
+
+  Returns:
+    By feature a list of spans, or a flat float32 or int64 array.
+
+  Raises:
+    UserError: it is damaged.
+  """
+  features = {}
+  for _, outer in _fields(example):  # Features
+    for _, entry in _fields(outer):  # an entry of the map
+      parts = dict(_fields(entry))
+      name = parts[1].read().decode()
+      for kind, values in _fields(parts[2]):  # the one list of a Feature
+        features[name] = _values(kind, values)
+  return features
+
+
+def _values(kind: int, values: Span) -> np.ndarray | list[Span]:
+  if kind == _BYTES_LIST:
+    return [span for _, span in _fields(values)]
+  packed = b"".join(span.read() for _, span in _fields(values))
+  if kind == _FLOAT_LIST:
+    return np.frombuffer(packed, "<f4")
+  numbers, position = [], 0
+  while position < len(packed):
+    value, position = _varint(packed, position)
+    numbers.append(value)
+  return np.array(numbers, np.uint64).astype(np.int64)
+
+
+def _fields(message: Span) -> Iterator[tuple[int, Span]]:
+  """Field numbers and contents of a message all of whose fields have a length."""
+  path, position, left = message
+  while left:
+    head = _read(path, position, min(left, 1 + _VARINT_BYTES))
+    number, wire_type = head[0] >> 3, head[0] & 7
+    size, skipped = _varint(head, 1)
+    left -= skipped + size
+    if wire_type != _LENGTH_DELIMITED or left < 0:
+      raise UserError(f"{path}: damaged; build the data set again")
+    content = _advance(position, skipped)
+    yield number, Span(path, content, size)
+    position = _advance(content, size)
+
+
+def _varint(data: bytes, position: int) -> tuple[int, int]:
+  """A number of seven bits a byte, and the position after it."""
+  value = shift = 0
+  while True:
+    byte = data[position]
+    value |= (byte & 127) << shift
+    position, shift = position + 1, shift + 7
+    if byte < 128:
+      return value, position
+
+
+def _advance(position: int, size: int) -> int:
+  """Where `size` bytes from a position end: never within or before a block's header."""
+  block, inside = divmod(position, _BLOCK)
+  blocks, inside = divmod(max(0, inside - _BLOCK_HEADER) + size, _PAYLOAD)
+  return (block + blocks) * _BLOCK + _BLOCK_HEADER + inside
+
+
+def _read(path: str, position: int, size: int) -> bytes:
+  """Bytes from a position on, without the headers of blocks in between."""
+  start, end = _advance(position, 0), _advance(position, size)
+  raw = os.pread(_open(path).fileno(), end - start, start)
+  # The end may lie behind the header of a block that the file no longer has.
+  if len(raw) < end - start - _BLOCK_HEADER:
+    raise UserError(f"{path}: cut short; build the data set again")
+  if start // _BLOCK == end // _BLOCK:
+    return raw
+  view, parts, first = memoryview(raw), [], 0
+  for boundary in range(_BLOCK - start % _BLOCK, len(raw), _BLOCK):
+    parts.append(view[first:boundary])
+    first = boundary + _BLOCK_HEADER
+  return b"".join([*parts, view[first:]])
+
+
+@functools.lru_cache(maxsize=128)  # far below the limit of open files; closed when dropped
+def _open(path: str) -> io.FileIO:
+  return io.FileIO(path)

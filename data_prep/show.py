@@ -1,0 +1,141 @@
+"""Command: shows a built data set: a sheet of frames of a few clips, and statistics.
+
+  python -m data_prep.show NAME --data-dir DIR --output FILE.png [--split SPLIT] [--clips N]
+
+NAME is a set that data_prep.build made, such as reds/x4. The sheet has a row for each stream of
+each clip shown, with frames from its beginning to its end, reductions enlarged without smoothing,
+and landmarks drawn as dots. The clips are spread evenly over the split.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import statistics
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from data_prep import records
+from vsr_jax import errors
+from vsr_jax.errors import UserError
+
+COLUMNS = 6
+WIDTH = 320  # of a frame on the sheet
+MARGIN = 4
+TITLE = 22  # height of the line above a clip's rows
+COLOURS = ((255, 64, 64), (64, 255, 64), (64, 128, 255), (255, 255, 0), (255, 0, 255))
+
+
+def main() -> None:
+  """Runs the command; see the module's docstring and `--help`."""
+  parser = errors.Parser(description=__doc__.partition("\n")[0])
+  parser.add_argument("name", metavar="NAME", help="such as reds/x4")
+  parser.add_argument("--data-dir", required=True, type=pathlib.Path, metavar="DIR")
+  parser.add_argument("--output", required=True, type=pathlib.Path, metavar="FILE.png")
+  parser.add_argument("--split", help="the first unless given")
+  parser.add_argument("--clips", type=int, default=3, metavar="N", help="shown on the sheet")
+  args = parser.parse_args()
+  if args.clips < 1:
+    parser.error("--clips must be at least 1")
+  if args.output.suffix.lower() != ".png":
+    raise UserError(f"{args.output}: the sheet is a PNG; name a file that ends in .png")
+  folder = records.find_folder(args.name, args.data_dir)
+  names = records.splits(folder)
+  for split in names:
+    print_statistics(records.Records(folder, split), split)
+  shown = args.split or names[0]
+  source = records.Records(folder, shown)
+  picked = sorted(set(np.linspace(0, len(source) - 1, args.clips).round().astype(int).tolist()))
+  clips = [source[i] for i in picked]
+  for clip in clips:
+    print_clip(clip)
+  _write_png(args.output, sheet(clips))
+  print(f"{args.output}: {', '.join(clip.name for clip in clips)} of {shown}")
+
+
+def print_statistics(source: records.Records, split: str) -> None:
+  """Prints what the index says of a split."""
+  lengths = [clip["frames"] for clip in source.clips]
+  rates = sorted({clip["fps"] for clip in source.clips})
+  size = sum(clip["bytes"] for clip in source.clips)
+  print(f"{split}: {len(source)} clips, {len(source.skipped)} skipped, {size / 1e9:.3f} GB")
+  print(
+    f"  frames: {sum(lengths)}; a clip {min(lengths)} to {max(lengths)}, "
+    f"median {statistics.median(lengths):g}"
+  )
+  print("  frames a second: " + ", ".join(f"{rate:g}" if rate else "unknown" for rate in rates))
+  for stream in source.streams:
+    sizes = {tuple(clip["sizes"][stream]) for clip in source.clips if stream in clip["sizes"]}
+    text = ", ".join(f"{w}x{h}" for h, w in sorted(sizes)) or "none"
+    print(f"  {stream}: {text}")
+
+
+def print_clip(clip: records.Clip) -> None:
+  """Prints statistics of a clip's frames: their size, mean and deviation of grey levels."""
+  print(f"{clip.name}: {clip.num_frames} frames, {len(clip.landmarks)} with landmarks")
+  for stream, frames in clip.frames.items():
+    if frames:
+      data = [frames[i] for i in _columns(clip)]
+      images = np.stack([records.decode(one) for one in data])
+      print(
+        f"  {stream}: {statistics.fmean(map(len, data)) / 1e3:.1f} kB a frame, "
+        f"grey level {images.mean():.1f} +- {images.std():.1f}"
+      )
+
+
+def sheet(clips: Sequence[records.Clip]) -> np.ndarray:
+  """The contact sheet: uint8 [h w 3], RGB."""
+  return np.concatenate([_rows(clip) for clip in clips])
+
+
+def _columns(clip: records.Clip) -> list[int]:
+  return np.linspace(0, clip.num_frames - 1, COLUMNS).round().astype(int).tolist()
+
+
+def _rows(clip: records.Clip) -> np.ndarray:
+  title = np.zeros((TITLE, COLUMNS * (WIDTH + MARGIN), 3), np.uint8)
+  rate = f"{clip.fps:g} frames a second" if clip.fps else "rate unknown"
+  _write(title, f"{clip.name}: {clip.num_frames} frames, {rate}")
+  rows, columns = [title], _columns(clip)
+  images = {
+    stream: [records.decode(frames[i]) for i in columns]
+    for stream, frames in clip.frames.items()
+    if frames
+  }
+  full = max(image[0].shape[1] for image in images.values())  # landmarks' pixels are this stream's
+  for stream, row in images.items():
+    points = [clip.landmarks[i] * (WIDTH / full) if len(clip.landmarks) else () for i in columns]
+    rows.append(np.concatenate([_tile(*tile) for tile in zip(row, points, strict=True)], axis=1))
+    _write(rows[-1], stream)
+  return np.concatenate(rows)
+
+
+def _tile(image: np.ndarray, points: Sequence[np.ndarray]) -> np.ndarray:
+  """A frame in the sheet's size with a margin to its right and below it."""
+  height, width, _ = image.shape
+  size = (WIDTH, round(height * WIDTH / width))
+  smooth = cv2.INTER_AREA if width > WIDTH else cv2.INTER_NEAREST
+  image = cv2.resize(image, size, interpolation=smooth)
+  for (x, y), colour in zip(points, COLOURS, strict=False):
+    cv2.circle(image, (round(float(x)), round(float(y))), 3, colour, -1, cv2.LINE_AA)
+  return cv2.copyMakeBorder(image, 0, MARGIN, 0, MARGIN, cv2.BORDER_CONSTANT)
+
+
+def _write(image: np.ndarray, text: str) -> None:
+  """Writes white on black into the upper left corner, in place."""
+  for colour, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):
+    cv2.putText(
+      image, text, (5, 15), cv2.FONT_HERSHEY_SIMPLEX, 0.45, colour, thickness, cv2.LINE_AA
+    )
+
+
+def _write_png(path: pathlib.Path, image: np.ndarray) -> None:
+  part = path.with_name(f"{path.name}.part")
+  part.write_bytes(cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1])
+  os.replace(part, path)
+
+
+if __name__ == "__main__":
+  errors.run(main)

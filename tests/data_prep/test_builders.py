@@ -1,0 +1,295 @@
+"""The builders on downloads in the released layouts: TFDS's own checks, splits, streams, order."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+from fractions import Fraction
+from typing import ClassVar
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from data_prep import records
+from data_prep.gopro import gopro_dataset_builder as gopro
+from data_prep.reds import reds_dataset_builder as reds
+from data_prep.vfhq import vfhq_dataset_builder as vfhq
+from tests.data_prep import layouts
+from vsr_jax.resize import resize_bicubic
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+FRAMES = 2  # a clip; the numbers of clips are those released
+REDS_STREAMS = ("sharp", "sharp_bicubic", "blur_bicubic", "blur")
+
+
+class Case(tfds.testing.DatasetBuilderTestCase):
+  """TFDS's checks; array_record files are read by `as_data_source`, as_dataset has no way to."""
+
+  DATASET_CLASS = reds.Builder
+  VARIANT = ""
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.BUILDER_CONFIG_NAMES_TO_TEST = [cls.VARIANT]
+    cls.EXAMPLE_DIR = cls.enter_context(tempfile.TemporaryDirectory())
+    cls.write(pathlib.Path(cls.EXAMPLE_DIR))
+
+  @classmethod
+  def enter_context(cls, manager):
+    value = manager.__enter__()
+    cls.addClassCleanup(manager.__exit__, None, None, None)
+    return value
+
+  def _assertAsDataset(self, builder):
+    seen = set()
+    for split, count in self.SPLITS.items():
+      examples = list(builder.as_data_source(split))
+      self.assertLen(examples, count)
+      for example in examples:
+        assert example.keys() == builder.info.features.keys()
+        assert example["num_frames"] == FRAMES
+        key = tuple(frame for stream in builder.builder_config.streams for frame in example[stream])
+        assert key not in seen  # no clip is in two splits
+        seen.add(key)
+
+
+class Reds(Case):
+  @classmethod
+  def write(cls, root):
+    cls.enter_context(pytest.MonkeyPatch.context()).setattr(reds, "FRAMES", FRAMES)
+    streams = tuple(
+      s for s in REDS_STREAMS if s in reds.Builder.builder_configs[cls.VARIANT].streams
+    )
+    subsets = dict(list(reds.CLIPS.items())[: 2 + cls.VARIANT.endswith("official")])
+    layouts.write_reds(root, streams, {name: range(n) for name, n in subsets.items()}, FRAMES)
+
+
+class RedsX4Test(Reds):
+  VARIANT = "x4"
+  SPLITS: ClassVar = {"train": 266, "test": 4}
+
+
+class RedsX1OfficialTest(Reds):
+  VARIANT = "x1_official"
+  SPLITS: ClassVar = {"train": 240, "validation": 30, "test": 30}
+
+
+class Vfhq512Test(Case):
+  DATASET_CLASS = vfhq.Builder
+  VARIANT = "512"
+  SPLITS: ClassVar = {"train": 14}
+
+  @classmethod
+  def write(cls, root):
+    layouts.write_vfhq_train(root, range(14), FRAMES)
+
+
+class VfhqTestMildTest(Case):
+  DATASET_CLASS = vfhq.Builder
+  VARIANT = "test_mild"
+  SPLITS: ClassVar = {"test": 50}
+
+  @classmethod
+  def write(cls, root):
+    layouts.write_vfhq_test(root, range(50), FRAMES)
+
+
+class GoproX4Test(Case):
+  DATASET_CLASS = gopro.Builder
+  VARIANT = "x4"
+  SPLITS: ClassVar = {"train": 22, "test": 11}
+
+  @classmethod
+  def write(cls, root):
+    layouts.write_gopro(root, FRAMES)
+
+
+del Case, Reds  # what is left has all it needs
+
+
+def build(builder_class, variant, root, out, partial=True, **config):
+  builder = builder_class(config=variant, data_dir=out)
+  builder.partial = partial
+  builder.download_and_prepare(
+    download_config=tfds.download.DownloadConfig(manual_dir=root, **config)
+  )
+  return builder
+
+
+@pytest.fixture(scope="module")
+def small_reds(tmp_path_factory):
+  """The variant x4 of thirteen clips, two of them of REDS4: its downloads and its folder."""
+  root, out = tmp_path_factory.mktemp("reds"), tmp_path_factory.mktemp("out")
+  layouts.write_reds(root, REDS_STREAMS, {"train": range(12), "val": range(1)}, 3)
+  build(reds.Builder, "x4", root, out)
+  return root, out
+
+
+def test_the_training_split_is_made_by_rule(small_reds):
+  _, out = small_reds
+  train = records.open_records("reds/x4", out, "train")
+  numbers = [*range(1, 11), 240]
+  assert [clip.name for clip in map(train.__getitem__, range(len(train)))] == [
+    f"{n:03d}" for n in numbers
+  ]
+  assert [clip["name"] for clip in train.clips] == [f"{n:03d}" for n in numbers]
+  test = records.open_records("reds", out, "test")
+  assert [test[i].name for i in range(len(test))] == ["000", "011"]
+  # Two shards: eight clips and three.
+  assert sorted(p.name for p in (out / "reds/x4/1.0.0").glob("reds-train*")) == [
+    f"reds-train.array_record-{i:05d}-of-00002" for i in range(2)
+  ]
+  assert not list((out / "reds/x4").glob("*unfinished*"))
+
+
+def test_streams_are_the_files_as_released(small_reds):
+  _, out = small_reds
+  clip = records.open_records("reds/x4", out, "train")[10]  # validation clip 000
+  assert (clip.num_frames, clip.fps, clip.landmarks.shape) == (3, 24, (0, 5, 2))
+  assert list(clip.frames) == ["sharp", "sharp_bicubic", "blur_bicubic"]
+  for k, (stream, frames) in enumerate(clip.frames.items()):
+    size = (8, 12) if stream == "sharp" else (2, 3)
+    assert list(frames) == [layouts.png(5000 + 4 * i + k, *size) for i in range(3)]
+    assert frames[1:] == [frames[1], frames[2]]
+    assert records.decode(frames[0]).shape == (*size, 3)
+
+
+def test_clips_that_the_released_script_moved_are_put_back(small_reds, tmp_path):
+  root, out = small_reds
+  layouts.write_reds(tmp_path, REDS_STREAMS, {"train": range(21), "val": range(2)}, 1, zipped=False)
+  build(reds.Builder, "x4", tmp_path, tmp_path / "before")
+  for stream in REDS_STREAMS:
+    train, val = (
+      tmp_path / f"{subset}_{stream}" / layouts.reds_folder(subset, stream)
+      for subset in ("train", "val")
+    )
+    for i in range(2):
+      (val / f"{i:03d}").rename(train / f"{240 + i}")
+    for name in ("000", "011", "015", "020"):
+      (train / name).rename(val / name)
+  for variant in ("x4", "x4_official"):
+    build(reds.Builder, variant, tmp_path, tmp_path / "after")
+  for split in ("train", "test"):
+    before = records.open_records("reds", tmp_path / "before", split)
+    after = records.open_records("reds/x4", tmp_path / "after", split)
+    assert before.clips == after.clips
+    assert [list(before[i].frames["sharp"]) for i in range(len(before))] == [
+      list(after[i].frames["sharp"]) for i in range(len(after))
+    ]
+  official = records.open_records("reds/x4_official", tmp_path / "after", "validation")
+  assert [official[i].name for i in range(2)] == ["000", "001"]
+
+
+def test_the_official_test_has_no_truth(tmp_path):
+  layouts.write_reds(tmp_path, REDS_STREAMS, {"train": range(2), "test": range(2)}, 2)
+  build(reds.Builder, "x4_official", tmp_path, tmp_path / "out")
+  clip = records.open_records("reds", tmp_path / "out", "test")[1]
+  assert len(clip.frames["sharp"]) == 0
+  assert len(clip.frames["sharp_bicubic"]) == len(clip.frames["blur_bicubic"]) == 2
+  with pytest.raises(IndexError):
+    clip.frames["sharp"][0]
+
+
+def test_gopros_reductions_are_matlabs_of_the_blur_asked_for(tmp_path):
+  layouts.write_gopro(tmp_path, 2)
+  for variant, k in (("x4", 1), ("x4_gamma", 2)):
+    build(gopro.Builder, variant, tmp_path, tmp_path / "out", partial=False)
+    train = records.open_records(f"gopro/{variant}", tmp_path / "out", "train")
+    clip = train[3]
+    assert clip.name == "GOPR0375_11_00"
+    assert clip.fps == pytest.approx(240 / 11)
+    for stream, seed in (("sharp_bicubic", 0), ("blur_bicubic", k)):
+      frame = records.decode(layouts.png(32 * 3 + 4 + seed, 8, 12))
+      small = records.decode(clip.frames[stream][1])
+      np.testing.assert_array_equal(small, resize_bicubic(frame, Fraction(1, 4)))
+    assert clip.frames["sharp"][1] == layouts.png(32 * 3 + 4, 8, 12)
+  build(gopro.Builder, "x1_gamma", tmp_path, tmp_path / "out", partial=False)
+  clip = records.open_records("gopro/x1_gamma", tmp_path / "out", "test")[0]
+  assert clip.frames["blur"][0] == layouts.png(4002, 8, 12)
+
+
+def test_vfhqs_landmarks_go_with_their_frames(tmp_path):
+  layouts.write_vfhq_train(tmp_path, range(4), 3)
+  build(vfhq.Builder, "512", tmp_path, tmp_path / "out", partial=False)
+  source = records.open_records("vfhq/512", tmp_path / "out", "train")
+  assert [source[i].name for i in range(4)] == [layouts.vfhq_name(i) for i in range(4)]
+  for i in range(4):
+    assert source[i].fps == 25
+    np.testing.assert_array_equal(source[i].landmarks, [layouts.points(i, k) for k in range(3)])
+    assert list(source[i].frames["sharp"]) == [layouts.png(100 * i + k, 512, 512) for k in range(3)]
+
+
+def test_vfhqs_test_pairs_truth_and_low_quality(tmp_path):
+  layouts.write_vfhq_test(tmp_path, range(2), 2)
+  build(vfhq.Builder, "test_mild", tmp_path, tmp_path / "out")
+  clip = records.open_records("vfhq", tmp_path / "out", "test")[1]
+  assert clip.fps == 0
+  assert [records.decode(clip.frames[s][1]).shape[0] for s in ("sharp", "low_quality")] == [
+    512,
+    128,
+  ]
+  assert clip.frames["low_quality"][1] == layouts.png(101, 128, 128)
+
+
+def test_clips_outside_vfhqs_list_are_left_out(tmp_path):
+  layouts.write_vfhq_train(tmp_path, range(3), 2)
+  text = (tmp_path / "global_meta_info.txt").read_text().splitlines()
+  (tmp_path / "global_meta_info.txt").write_text("\n".join(text[:2]))
+  build(vfhq.Builder, "512", tmp_path, tmp_path / "out", partial=False)
+  assert len(records.open_records("vfhq", tmp_path / "out", "train")) == 2
+
+
+def test_beam_makes_the_same_files(small_reds, tmp_path):
+  root, out = small_reds
+  from apache_beam.options.pipeline_options import PipelineOptions
+
+  options = PipelineOptions(["--runner=DirectRunner"])
+  build(reds.Builder, "x4", root, tmp_path, beam_options=options)
+  names = sorted(path.name for path in (out / "reds/x4/1.0.0").iterdir())
+  assert names == sorted(path.name for path in (tmp_path / "reds/x4/1.0.0").iterdir())
+  for name in names:
+    if "array_record" in name or name == records.INDEX:
+      made = (tmp_path / "reds/x4/1.0.0" / name).read_bytes()
+      assert made == (out / "reds/x4/1.0.0" / name).read_bytes(), name
+
+
+def test_tfds_reads_the_same_without_tensorflow(small_reds):
+  _, out = small_reds
+  code = f"""
+import sys
+import tensorflow_datasets as tfds
+from data_prep import records
+builder = tfds.builder_from_directory({str(out / "reds/x4/1.0.0")!r})
+for split in ("train", "test"):
+  theirs = builder.as_data_source(split)
+  ours = records.open_records("reds/x4", {str(out)!r}, split)
+  assert len(theirs) == len(ours)
+  for i in reversed(range(len(ours))):
+    clip = ours[i]
+    assert theirs[i]["name"].decode() == clip.name
+    assert theirs[i]["fps"] == clip.fps
+    assert theirs[i]["num_frames"] == clip.num_frames
+    assert theirs[i]["landmarks"].shape == clip.landmarks.shape
+    for stream, frames in clip.frames.items():
+      assert theirs[i][stream].tolist() == list(frames)
+assert "tensorflow" not in sys.modules
+"""
+  subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_reading_needs_neither_tfds_nor_jax(small_reds):
+  code = f"""
+import sys
+from data_prep import records
+clip = records.open_records("reds/x4", {str(small_reds[1])!r}, "train")[0]
+assert records.decode(clip.frames["sharp"][0]).shape == (8, 12, 3)
+assert not {{"tensorflow", "tensorflow_datasets", "jax"}} & set(sys.modules)
+"""
+  subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -1,0 +1,200 @@
+"""Clips in zips and folders: what is found and read, and what is said of bad ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import zipfile
+from fractions import Fraction
+
+import cv2
+import numpy as np
+import pytest
+
+from data_prep import sources
+from data_prep.sources import BadClip, ClipFiles, MissingError
+from tests.data_prep.layouts import archive, damage, png
+from vsr_jax.errors import UserError
+from vsr_jax.resize import resize_bicubic
+
+
+@pytest.fixture(params=[True, False], ids=["zip", "folder"])
+def place(request, tmp_path):
+  """Two clips of three frames, and what should be left alone."""
+  with archive(tmp_path, "set", request.param) as write:
+    for clip in ("b", "a"):
+      for i in (2, 0, 1):
+        write(f"set/clips/{clip}/{i:04d}.png", png(i, 8, 12))
+    write("set/clips/a/.hidden.png", b"")
+    write("set/clips/notes.txt", b"")
+    write("__MACOSX/set/clips/c/0000.png", b"")
+  return sources.locate(tmp_path, "set", origin="somewhere")
+
+
+def test_clips_are_found_by_their_folders_names(place):
+  found = sources.find_clips(place, r"clips/(?P<clip>\w)")
+  assert list(found) == ["a", "b"]
+  assert found["a"].names == ("0000.png", "0001.png", "0002.png")
+  assert sources.read_file(place, f"{found['a'].folder}/0001.png") == png(1, 8, 12)
+  assert sources.find_clips(place, r"(?P<clip>clips)") == {}
+
+
+def clip_of(place, **changes):
+  found = sources.find_clips(place, r"clips/(?P<clip>\w)")
+  return dataclasses.replace(ClipFiles("a", 24.0, {"sharp": found["a"]}), **changes)
+
+
+def test_frames_are_read_as_they_are(place):
+  data = sources.read_clip(clip_of(place, length=3, size={"sharp": (8, 12)}))
+  assert data.frames == {"sharp": [png(i, 8, 12) for i in range(3)]}
+  assert (data.fps, data.sizes, data.landmarks.shape) == (24.0, {"sharp": (8, 12)}, (0, 5, 2))
+
+
+def test_reductions_are_matlabs(place):
+  clip = clip_of(place, derived={"small": ("sharp", 4)}, kept=("small",))
+  data = sources.read_clip(clip)
+  assert list(data.frames) == ["small"]
+  assert data.sizes == {"small": (2, 3)}
+  frame = cv2.imdecode(np.frombuffer(png(1, 8, 12), np.uint8), cv2.IMREAD_COLOR)
+  made = cv2.imdecode(np.frombuffer(data.frames["small"][1], np.uint8), cv2.IMREAD_COLOR)
+  np.testing.assert_array_equal(made, resize_bicubic(frame, Fraction(1, 4)))
+
+
+def test_a_zip_is_preferred_to_a_folder(tmp_path):
+  for zipped in (False, True):
+    with archive(tmp_path, "set", zipped) as write:
+      write("x/0.png", png(0, 8, 8))
+  assert sources.locate(tmp_path, "set", origin="there").name == "set.zip"
+  (tmp_path / "set.zip").unlink()
+  assert sources.locate(tmp_path, "set", origin="there").name == "set"
+  (tmp_path / "set").rename(tmp_path / "other")
+  assert sources.locate(tmp_path, "set", "other", origin="there").name == "other"
+
+
+def test_a_missing_archive_is_named_with_its_origin(tmp_path):
+  with pytest.raises(MissingError, match=r"neither set\.zip nor a folder set; get it from there"):
+    sources.locate(tmp_path, "set", origin="there")
+
+
+def test_a_zip_cut_short_is_named(tmp_path):
+  with archive(tmp_path, "set", True) as write:
+    write("x/0.png", png(0, 8, 8))
+  whole = (tmp_path / "set.zip").read_bytes()
+  (tmp_path / "cut.zip").write_bytes(whole[: len(whole) // 2])
+  with pytest.raises(UserError, match=r"cut\.zip: not a whole zip .*; download it again"):
+    sources.list_files(tmp_path / "cut.zip")
+
+
+def test_two_clips_of_one_name_are_named(tmp_path):
+  for folder in ("one", "two"):
+    (tmp_path / folder / "a").mkdir(parents=True)
+    (tmp_path / folder / "a" / "0.png").write_bytes(b"")
+  with pytest.raises(UserError, match=r"two/a: a clip a is in .*one/a too; remove one"):
+    sources.find_clips(tmp_path, r"(?P<clip>\w)")
+
+
+def test_missing_clips_are_counted_and_named():
+  with pytest.raises(UserError, match=r"set: 5 of 8 clips are missing \(3 4 5 \.\.\.\); extract"):
+    sources.check_complete(pathlib.Path("set"), "012", "01234567", "there")
+  sources.check_complete(pathlib.Path("set"), "0123", "012", "there")
+
+
+def rewrite(place, name, data):
+  """Replaces a file, or removes it if there are no data."""
+  if place.is_dir():
+    (place / name).unlink() if data is None else (place / name).write_bytes(data)
+    return
+  with zipfile.ZipFile(place) as z:
+    files = {entry: z.read(entry) for entry in z.namelist()}
+  files = {**files, name: data}
+  with zipfile.ZipFile(place, "w") as z:
+    for entry, content in files.items():
+      if content is not None:
+        z.writestr(entry, content)
+  sources._open_zip.cache_clear()
+
+
+FRAME = "set/clips/a/0001.png"
+
+
+@pytest.mark.parametrize(
+  ("data", "message"),
+  [
+    (damage(png(1, 8, 12)), r"a/0001\.png is damaged"),
+    (png(1, 8, 12)[:-20], r"a/0001\.png is cut short"),
+    (png(1, 8, 12)[:30], r"a/0001\.png is cut short"),
+    (b"", r"a/0001\.png is damaged or neither PNG nor JPEG"),
+    (png(1, 8, 16), r"a/0001\.png has 16x8 pixels, the frames before it 12x8"),
+  ],
+)
+def test_a_bad_frame_is_named(place, data, message):
+  clip = clip_of(place)
+  rewrite(place, FRAME, data)
+  with pytest.raises(BadClip, match=message):
+    sources.read_clip(clip)
+
+
+def test_a_frame_that_went_away_is_named(place):
+  clip = clip_of(place)
+  rewrite(place, FRAME, None)
+  with pytest.raises(BadClip, match=r"a/0001\.png is missing"):
+    sources.read_clip(clip)
+
+
+def test_a_zips_wrong_checksum_is_named(tmp_path):
+  with archive(tmp_path, "set", True) as write:
+    write("clips/a/0000.png", png(0, 8, 12))
+  path = tmp_path / "set.zip"
+  data = path.read_bytes()
+  path.write_bytes(data.replace(png(0, 8, 12)[60:70], b"\0" * 10))
+  with pytest.raises(BadClip, match=r"a/0000\.png is damaged \(Bad CRC-32"):
+    sources.read_clip(clip_of(path))
+
+
+def test_streams_of_unequal_length_are_named(place):
+  found = sources.find_clips(place, r"clips/(?P<clip>\w)")
+  short = dataclasses.replace(found["b"], names=found["b"].names[:2])
+  clip = ClipFiles("a", 24.0, {"sharp": found["a"], "blur": short})
+  with pytest.raises(BadClip, match=r"clips/a has 3 frames, .*clips/b 2"):
+    sources.read_clip(clip)
+  other = dataclasses.replace(found["b"], names=("0000.png", "0001.png", "0003.png"))
+  clip = ClipFiles("a", 24.0, {"sharp": found["a"], "blur": other})
+  with pytest.raises(BadClip, match=r"has a frame 0002\.png where .* has 0003\.png"):
+    sources.read_clip(clip)
+
+
+def test_what_a_clip_should_be_is_held(place):
+  with pytest.raises(BadClip, match="clips/a has 3 frames instead of 100"):
+    sources.read_clip(clip_of(place, length=100))
+  with pytest.raises(BadClip, match="clips/a: 12x8 instead of 512x512 pixels"):
+    sources.read_clip(clip_of(place, size={"sharp": (512, 512)}))
+  found = sources.find_clips(place, r"clips/(?P<clip>\w)")
+  pair = {"sharp": found["a"], "small": found["b"]}
+  with pytest.raises(BadClip, match="frames of 12x8, which are not 4 times the 12x8"):
+    sources.read_clip(ClipFiles("a", 24.0, pair, ratios={("sharp", "small"): 4}))
+  with pytest.raises(BadClip, match="has no frames"):
+    sources.read_clip(ClipFiles("a", 24.0, {"sharp": dataclasses.replace(found["a"], names=())}))
+
+
+def test_landmarks_belong_to_frames_by_name(place, tmp_path):
+  lines = [f"{i:04d}.png " + " ".join(str(10 * i + k) for k in range(10)) for i in (2, 0, 1)]
+  (tmp_path / "a.txt").write_text("FPS: 25\n" + "\n".join(lines))
+  data = sources.read_clip(clip_of(place, fps=0, landmarks=(tmp_path, "a.txt")))
+  assert data.fps == 25
+  np.testing.assert_array_equal(data.landmarks.reshape(3, 10)[:, 0], [0, 10, 20])
+  (tmp_path / "a.txt").write_text("\n".join(lines[:2]))
+  with pytest.raises(BadClip, match=r"a\.txt has no landmarks of frame 0001\.png"):
+    sources.read_clip(clip_of(place, landmarks=(tmp_path, "a.txt")))
+  (tmp_path / "a.txt").write_text("0001.png 3")
+  with pytest.raises(BadClip, match=r"a\.txt:1: 2 words"):
+    sources.read_clip(clip_of(place, landmarks=(tmp_path, "a.txt")))
+  with pytest.raises(BadClip, match=r"b\.txt is missing"):
+    sources.read_clip(clip_of(place, landmarks=(tmp_path, "b.txt")))
+
+
+def test_jpegs_are_taken_and_checked():
+  frame = np.full((16, 24, 3), 90, np.uint8)
+  data = cv2.imencode(".jpg", frame)[1].tobytes()
+  assert sources.image_size(data, "x") == (16, 24)
+  with pytest.raises(BadClip, match="x is damaged"):
+    sources.image_size(data[:-10], "x")
