@@ -49,8 +49,8 @@ def test_what_is_written_is_read_back(rows, fps):
   ("line", "message"),
   [
     ("00000001.png 1 2 3", r"x\.txt:9: 4 words instead of a frame's name and 10 coordinates"),
-    ("00000001.png 1 2 3 4 5 six 7 8 9 10", r"x\.txt:9: 'six' is not a number"),
-    ("00000001.png 1 2 3 4 5 nan 7 8 9 10", r"x\.txt:9: 'nan' is not a number"),
+    ("00000002.png 1 2 3 4 5 six 7 8 9 10", r"x\.txt:9: 'six' is not a number"),
+    ("00000002.png 1 2 3 4 5 nan 7 8 9 10", r"x\.txt:9: 'nan' is not a number"),
     ("00000000.png 1 2 3 4 5 6 7 8 9 10", r"x\.txt:9: frame 00000000\.png comes twice"),
     ("FPS: fast", r"x\.txt:9: 'fast' is not a number"),
   ],
