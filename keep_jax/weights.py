@@ -208,6 +208,7 @@ def _infer_architecture(state: Mapping[str, np.ndarray]) -> Architecture:
   tokens, dim = state["position_emb"].shape
   codes, emb_dim = state["quantize.embedding.weight"].shape
   gain_layer = "kalman_filter.uncertainty_estimator"
+  gain_layers = len(numbers(rf"{re.escape(gain_layer)}\.(\d+)\..*"))
   cfa_sides = numbers(r"cfa\.(\d+)\..*")
   released = Architecture()
   cfa_width = (
@@ -224,12 +225,37 @@ def _infer_architecture(state: Mapping[str, np.ndarray]) -> Architecture:
     codes=codes,
     dim=dim,
     layers=len(numbers(r"ft_layers\.(\d+)\..*")),
-    gain_head_dim=state[f"{gain_layer}.0.attn1.to_q.weight"].shape[0] // released.heads,
-    gain_layers=len(numbers(rf"{re.escape(gain_layer)}\.(\d+)\..*")),
+    gain_head_dim=state[f"{gain_layer}.0.attn1.to_q.weight"].shape[0] // released.heads
+    if gain_layers
+    else released.gain_head_dim,
+    gain_layers=gain_layers or released.gain_layers,
     cft=tuple(numbers(r"cft\.(\d+)\..*")),
     cfa=tuple(cfa_sides),
     cfa_head_dim=cfa_width // released.cfa_heads,
   )
+
+
+def convert_codeformer(
+  state: Mapping[str, np.ndarray], source: str = "state dict"
+) -> tuple[Architecture, Params]:
+  """Converts what CodeFormer and KEEP share: a start for KEEP's training.
+
+  Args:
+    state: CodeFormer's state dict, key to tensor.
+    source: the file, for errors.
+
+  Returns:
+    The architecture with CodeFormer's CFT sides and no CFA, and the parameters of encoder,
+    codebook, generator, code predictor and CFT, float32.
+
+  Raises:
+    UserError: a tensor is missing, unexpected or misshapen.
+  """
+  state = current_names(state)
+  arch = infer_architecture(state, source)
+  shapes = jax.eval_shape(lambda key: init_params(KEEP(arch), key), jax.random.key(0))
+  shared = ("encoder", "codebook", "generator", "code_predictor", "cft")
+  return arch, convert(state, rules(arch), {name: shapes[name] for name in shared}, source)
 
 
 def convert_released(
