@@ -17,13 +17,14 @@ from typing import Any
 
 import jax
 
-from keep_jax.weights import convert_codeformer, convert_released
+from keep_jax.weights import CODEFORMER, convert_released
 from vsr_jax import errors, torch_files
 from vsr_jax.errors import UserError
 from vsr_jax.flow import gmflow_weights
 from vsr_jax.train.checkpoint import export_params
 
-WRAPPERS = ("params_ema", "params", "model")  # the average is what the released code restores with
+# Of KEEP and CodeFormer, whose average is what the released code restores with, and of GMFlow.
+WRAPPERS = ("params_ema", "params", "model")
 
 
 def main() -> None:
@@ -54,7 +55,7 @@ def convert(file: str, folder: str) -> None:
   else:
     # KEEP's networks and some more of its own; with neither, KEEP's table says what is missing.
     codeformer = _has(state, "ft_layers.") and not _has(state, "kalman_filter.")
-    arch, params = (convert_codeformer if codeformer else convert_released)(state, file)
+    arch, params = convert_released(state, file, CODEFORMER if codeformer else None)
     model = dataclasses.asdict(arch)
     what = f"{'CodeFormer' if codeformer else 'KEEP'} at {arch.image_size} pixels"
     what += f" (CFT at {list(arch.cft)}, CFA at {list(arch.cfa)})"

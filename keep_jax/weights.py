@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,14 @@ from vsr_jax.weights import Rule, convert, dense, norm, reading_shapes, with_bia
 
 # First names (v0.1.0) -> those of v1.0.0.
 RENAMED = {"cross_fuse.": "cfa.", "fuse_convs_dict.": "cft."}
+
+CODEFORMER = (
+  "encoder",
+  "codebook",
+  "generator",
+  "code_predictor",
+  "cft",
+)  # what it shares with KEEP
 
 
 def res_block(theirs: str, ours: str) -> list[Rule]:
@@ -235,37 +243,17 @@ def _infer_architecture(state: Mapping[str, np.ndarray]) -> Architecture:
   )
 
 
-def convert_codeformer(
-  state: Mapping[str, np.ndarray], source: str = "state dict"
-) -> tuple[Architecture, Params]:
-  """Converts what CodeFormer and KEEP share: a start for KEEP's training.
-
-  Args:
-    state: CodeFormer's state dict, key to tensor.
-    source: the file, for errors.
-
-  Returns:
-    The architecture with CodeFormer's CFT sides and no CFA, and the parameters of encoder,
-    codebook, generator, code predictor and CFT, float32.
-
-  Raises:
-    UserError: a tensor is missing, unexpected or misshapen.
-  """
-  state = current_names(state)
-  arch = infer_architecture(state, source)
-  shapes = jax.eval_shape(lambda key: init_params(KEEP(arch), key), jax.random.key(0))
-  shared = ("encoder", "codebook", "generator", "code_predictor", "cft")
-  return arch, convert(state, rules(arch), {name: shapes[name] for name in shared}, source)
-
-
 def convert_released(
-  state: Mapping[str, np.ndarray], source: str = "state dict"
+  state: Mapping[str, np.ndarray],
+  source: str = "state dict",
+  networks: Sequence[str] | None = None,
 ) -> tuple[Architecture, Params]:
-  """Converts a released state dict, of v0.1.0 or v1.0.0.
+  """Converts a released state dict, of KEEP v0.1.0 or v1.0.0, or of CodeFormer.
 
   Args:
     state: key to tensor.
     source: the file, for errors.
+    networks: the sub-networks that it holds, `CODEFORMER` for CodeFormer's; None: all of KEEP's.
 
   Returns:
     The architecture read off the shapes and the parameters, float32.
@@ -276,6 +264,7 @@ def convert_released(
   state = current_names(state)
   arch = infer_architecture(state, source)
   shapes = jax.eval_shape(lambda key: init_params(KEEP(arch), key), jax.random.key(0))
+  shapes = {name: shapes[name] for name in networks or shapes}
   return arch, {**_empty(shapes), **convert(state, rules(arch), shapes, source)}
 
 

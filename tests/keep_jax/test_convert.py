@@ -12,7 +12,7 @@ import pytest
 
 from keep_jax import convert, inference
 from keep_jax.model import KEEP, Architecture, init_params
-from keep_jax.weights import RENAMED, convert_codeformer, convert_released
+from keep_jax.weights import CODEFORMER, RENAMED, convert_released
 from tests.keep_jax import golden
 from tests.torch_writer import save_state_dict
 from vsr_jax.errors import UserError
@@ -78,7 +78,7 @@ def test_codeformer_gives_what_keep_shares_with_it():
   shapes = golden.manifest("codeformer")
   zero = np.zeros((), np.float32)
   state = {key: np.broadcast_to(zero, shape) for key, shape in shapes.items()}
-  arch, params = convert_codeformer(state, "codeformer.pth")
+  arch, params = convert_released(state, "codeformer.pth", CODEFORMER)
   assert arch == dataclasses.replace(ASIAN, cfa=())
   assert sum(x.size for x in jax.tree.leaves(params)) == sum(map(math.prod, shapes.values()))
   assert sorted(params) == ["cft", "code_predictor", "codebook", "encoder", "generator"]
