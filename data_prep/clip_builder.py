@@ -169,10 +169,9 @@ class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       raise UserError(f"{split}: clip {twice[0]} comes twice; remove one")
     n = self.CLIPS_PER_SHARD
     groups = [tuple(clips[i : i + n]) for i in range(0, len(clips), n)]
-    template = self._get_filename_template(split_name=split)
     return [
       Shard(
-        str(folder / template.sharded_filename(shard_index=i, num_shards=len(groups))),
+        str(folder / records.shard_name(self.name, split, i, len(groups))),
         group,
         self.builder_config.streams,
       )

@@ -83,7 +83,7 @@ class Records:
     self.streams = tuple(index[split]["streams"])
     lengths = [int(length) for length in splits[split]["shardLengths"]]
     self._places = [
-      (str(folder / _shard_name(info["name"], split, i, len(lengths))), k)
+      (str(folder / shard_name(info["name"], split, i, len(lengths))), k)
       for i, length in enumerate(lengths)
       for k in range(length)
     ]
@@ -160,7 +160,8 @@ def decode(data: bytes) -> np.ndarray:
   return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def _shard_name(dataset: str, split: str, shard: int, shards: int) -> str:
+def shard_name(dataset: str, split: str, shard: int, shards: int) -> str:
+  """The name of a split's file, as TFDS has it."""
   return f"{dataset}-{split}.{FORMAT}-{shard:05d}-of-{shards:05d}"
 
 

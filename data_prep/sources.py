@@ -259,10 +259,10 @@ def image_size(data: bytes, label: object) -> tuple[int, int]:
 def _png_size(data: memoryview, label: object) -> tuple[int, int]:
   position, kind = len(_PNG), b""
   while kind != b"IEND":
-    if position + 12 > len(data):
-      raise BadClip(f"{label} is cut short")
-    length, kind = struct.unpack(">I4s", data[position : position + 8])
+    length, kind = struct.unpack(">I4s", bytes(data[position : position + 8]).ljust(8, b"\0"))
     end = position + 8 + length
+    if end + 4 > len(data):
+      raise BadClip(f"{label} is cut short")
     if data[end : end + 4] != zlib.crc32(data[position + 4 : end]).to_bytes(4, "big"):
       raise BadClip(f"{label} is damaged: a wrong checksum")
     position = end + 4
