@@ -48,7 +48,7 @@ class Frames:
   names: tuple[str, ...]
 
   def __str__(self) -> str:
-    return os.path.join(self.source, self.folder)
+    return str(self.source / self.folder)
 
 
 @dataclasses.dataclass(frozen=True)

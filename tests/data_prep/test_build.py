@@ -199,9 +199,8 @@ def test_vfhq_frames_of_another_size_and_length(run, tmp_path):
 
 def made(tmp_path):
   folder = tmp_path / "out/reds/x4/1.0.0.unfinished"
-  return {
-    p.name: p.stat().st_mtime_ns for p in folder.glob("*.array_record*") if p.suffix != ".json"
-  }
+  paths = sorted(folder.glob("*.array_record*"))
+  return {path.name: path.stat().st_mtime_ns for path in paths if path.suffix != ".json"}
 
 
 def interrupt_after(monkeypatch, shards, error):
