@@ -13,18 +13,26 @@ Needs TensorFlow and Beam: pip install -e ".[build]".
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import io
 import logging
 import os
 import pathlib
 import shlex
+import sys
+from collections.abc import Iterator
 
 from data_prep import records
 from vsr_jax import errors
 from vsr_jax.errors import UserError
 
 DATASETS = ("reds", "vfhq", "gopro")
-LOCAL = ("--runner=DirectRunner", "--direct_running_mode=multi_processing")
+LOCAL = (
+  "--runner=DirectRunner",
+  "--direct_running_mode=multi_processing",
+  "--default_sdk_harness_log_level=ERROR",
+)
 
 
 def main() -> None:
@@ -51,7 +59,8 @@ def main() -> None:
   if folder.is_dir():
     print(f"{folder}: already built; remove it to build it again")
   else:
-    builder.download_and_prepare(download_config=_configure(args))
+    with contextlib.redirect_stdout(io.StringIO()):  # where TFDS talks of downloads
+      builder.download_and_prepare(download_config=_configure(args))
   summarize(folder)
 
 
@@ -81,13 +90,27 @@ def _parse() -> argparse.Namespace:
 
 
 def _import_builder(name: str) -> type:
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no advice about this machine's processor
   try:
-    module = importlib.import_module(f"data_prep.{name}.{name}_dataset_builder")
-    importlib.import_module("tensorflow")  # which TFDS imports when it needs it
+    with _quiet():
+      module = importlib.import_module(f"data_prep.{name}.{name}_dataset_builder")
+      importlib.import_module("tensorflow")  # which TFDS imports when it needs it
   except ModuleNotFoundError as e:
     raise UserError(f'{e.name} is not installed; pip install -e ".[build]"') from e
   return module.Builder
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Hides what TensorFlow's libraries say of this machine while they load; no setting does."""
+  sys.stderr.flush()
+  kept = os.dup(2)
+  try:
+    with open(os.devnull, "w") as nowhere:
+      os.dup2(nowhere.fileno(), 2)
+    yield
+  finally:
+    os.dup2(kept, 2)
+    os.close(kept)
 
 
 def _configure(args: argparse.Namespace):
