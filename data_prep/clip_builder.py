@@ -30,7 +30,6 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
-from array_record.python import array_record_module
 
 from data_prep import clips as clips_lib
 from data_prep import record_files, records
@@ -143,7 +142,7 @@ class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   @property
   def unfinished(self) -> pathlib.Path:
     """The folder of the shards that are made until all are there."""
-    final = pathlib.Path(self._data_dir_root, self.info.full_name)
+    final = pathlib.Path(self.data_dir_root, self.info.full_name)
     return final.with_name(f"{final.name}.unfinished")
 
   def _download_and_prepare(
@@ -158,6 +157,9 @@ class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     if not found:
       raise UserError(f"{dl_manager.manual_dir}: no clip of {self.info.full_name}")
     with clips_lib.locked(folder):
+      for left in folder.parent.glob(f"incomplete.*_{self.version}"):  # by a killed run
+        if left != pathlib.Path(self.data_dir):
+          shutil.rmtree(left, ignore_errors=True)
       shards = {split: self._plan(folder, split, clips) for split, clips in found.items()}
       todo = [shard for part in shards.values() for shard in part if not _is_made(shard)]
       make_shards(todo, sum(map(len, shards.values())), download_config)
@@ -288,32 +290,15 @@ def make_shard(shard: Shard) -> None:
   """
   clips, skipped = [], []
   schema = features(shard.streams)
-  part = f"{shard.path}.part"
-  try:
-    writer = array_record_module.ArrayRecordWriter(part, record_files.WRITER_OPTIONS)
-    try:
-      for name, example in generate_examples(shard.clips, shard.streams, skipped):
-        data = schema.serialize_example(example)
-        writer.write(data)
-        clips.append({"name": name, "bytes": len(data), **_describe(example, shard.streams)})
-    finally:
-      _close(writer, part)
-    os.replace(part, shard.path)
-  finally:
-    pathlib.Path(part).unlink(missing_ok=True)
+  with record_files.writing(shard.path) as write:
+    for name, example in generate_examples(shard.clips, shard.streams, skipped):
+      data = schema.serialize_example(example)
+      write(data)
+      clips.append({"name": name, "bytes": len(data), **_describe(example, shard.streams)})
   note = {"identity": shard.identity, "clips": clips, "skipped": skipped}
   beside = shard.note.with_name(f"{shard.note.name}.part")
   beside.write_text(json.dumps(note))
   os.replace(beside, shard.note)
-
-
-def _close(writer: array_record_module.ArrayRecordWriter, path: str) -> None:
-  """Closes the writer; its errors, which are texts only, become OSError."""
-  try:
-    writer.close()
-  except Exception as e:
-    full = os.strerror(errno.ENOSPC) in str(e)
-    raise OSError(errno.ENOSPC if full else errno.EIO, str(e), path) from e
 
 
 def generate_examples(

@@ -6,7 +6,7 @@ A clip set, as `data_prep.prepare` writes it:
   DIR/sharp/CLIP/%08d.png           the truth, [s*h s*w]
   DIR/sharp_bicubic/CLIP/%08d.png   its bicubic reduction, [h w]
   DIR/blur_bicubic/CLIP/%08d.png    the input: the reduction of the blurry frame, [h w]
-  DIR/flow/CLIP.npy                 float16 [frames T-1 h w 2], see `flow_labels.py`
+  DIR/flow                          flow labels, see `flow_store.py`
 
 The index is written last: a clip that it does not list is not there. REDS is read
 as released, each archive extracted into a folder of its own (`reds.py` has the rules).
@@ -29,12 +29,12 @@ from typing import Any
 import cv2
 import numpy as np
 
-from data_prep import reds
+from data_prep import flow_store, reds
+from data_prep.flow_store import Labels, ReleasedFlow
 from vsr_jax.errors import UserError
 
 INDEX = "clips.json"
 SHARP, SHARP_BICUBIC, BLUR_BICUBIC = STREAMS = ("sharp", "sharp_bicubic", "blur_bicubic")
-FLOW = "flow"
 _FIELDS = {BLUR_BICUBIC: "blurry", SHARP: "sharp", SHARP_BICUBIC: "sharp_lr"}
 _PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 
@@ -48,8 +48,7 @@ class Clip:
     blurry: the input's frames, [h w 3] PNGs in display order.
     sharp: the truth's frames, [scale*h scale*w 3]; empty if not asked for.
     sharp_lr: the sharp low-resolution frames; empty if not asked for.
-    flow: where `read_flow` finds labels: a `.npy` of a clip set, or a folder of the
-      released `<centre>_<neighbour>.npy`; None when there are none.
+    flow: its flow labels; None when there are none.
     height: h.
     width: w.
     scale: of `sharp` against `blurry`; 0 if `sharp` was not asked for.
@@ -59,7 +58,7 @@ class Clip:
   blurry: tuple[pathlib.Path, ...]
   sharp: tuple[pathlib.Path, ...]
   sharp_lr: tuple[pathlib.Path, ...]
-  flow: pathlib.Path | None
+  flow: Labels | None
   height: int
   width: int
   scale: int
@@ -97,9 +96,11 @@ def find_clips(
   root = pathlib.Path(root)
   streams = tuple(dict.fromkeys((BLUR_BICUBIC, *streams)))
   clips, skipped = [], []
-  for name, folders, flow in _list_folders(root, split, streams):
+  found = _list_folders(root, split, streams)
+  labels = flow_store.open_labels(root / flow_store.FOLDER)
+  for name, folders, released_flow in found:
     try:
-      clip = _open_clip(name, folders, flow)
+      clip = _open_clip(name, folders, labels.get(name), released_flow)
     except _CorruptFrame as e:
       skipped.append(f"{name} ({e})")
       continue
@@ -124,62 +125,15 @@ def find_clips(
 
 def has_flow(clip: Clip, num_frames: int) -> bool:
   """Whether flow labels for every window of `num_frames` frames are there."""
-  if clip.flow is None:
-    return False
-  if clip.flow.is_dir():
-    return all(
-      _released_flow(clip, centre, centre + offset).exists()
-      for centre in range(num_frames // 2, len(clip.blurry) - num_frames // 2)
-      for offset in offsets(num_frames)
-    )
-  try:
-    flow = np.load(clip.flow, mmap_mode="r")
-  except (OSError, ValueError):  # missing; cut short
-    return False
-  frames, neighbours, *rest = flow.shape
-  size = [clip.height, clip.width, 2]
-  return frames == len(clip.blurry) and neighbours >= num_frames - 1 and rest == size
-
-
-def offsets(num_frames: int) -> list[int]:
-  """Neighbours of the centre in their stored order: -N..-1, 1..N for T = 2N + 1."""
-  n = num_frames // 2
-  return [i for i in range(-n, n + 1) if i != 0]
-
-
-def read_flow(clip: Clip, centre: int, num_frames: int) -> np.ndarray:
-  """Flow labels of one window, from its centre frame to each frame.
-
-  Returns:
-    float32 [t h w 2], (dx, dy) in low-resolution pixels; zeros at the centre.
-
-  Raises:
-    UserError: a label cannot be read.
-  """
-  n = num_frames // 2
-  flow = np.zeros((num_frames, clip.height, clip.width, 2), np.float32)
-  try:
-    if clip.flow.is_dir():
-      for offset in offsets(num_frames):
-        flow[n + offset] = np.load(_released_flow(clip, centre, centre + offset))
-      return flow
-    labels = np.load(clip.flow, mmap_mode="r")
-    middle = labels.shape[1] // 2  # labels may have been made for longer windows
-    flow[:n] = labels[centre, middle - n : middle]
-    flow[n + 1 :] = labels[centre, middle : middle + n]
-    return flow
-  except (OSError, ValueError) as e:
-    raise UserError(f"{clip.flow}: cannot read the flow labels ({e}); make them again") from e
-
-
-def _released_flow(clip: Clip, centre: int, neighbour: int) -> pathlib.Path:
-  return clip.flow / f"{clip.blurry[centre].stem}_{clip.blurry[neighbour].stem}.npy"
+  return clip.flow is not None and clip.flow.serve(
+    len(clip.blurry), num_frames, clip.height, clip.width
+  )
 
 
 def _list_folders(
   root: pathlib.Path, split: str, streams: Sequence[str]
 ) -> list[tuple[str, dict[str, pathlib.Path], pathlib.Path | None]]:
-  """Name, folder of each stream, and flow labels' place of each clip of either layout."""
+  """Name, folder of each stream, and folder of released flow labels of each clip."""
   if not root.is_dir():
     raise UserError(f"{root}: no such folder of clips")
   if (root / INDEX).exists():
@@ -189,22 +143,19 @@ def _list_folders(
     ]
   else:
     found = reds.list_folders(root, split, streams)
-  result = []
-  for name, folders, released_flow in found:
+  for name, folders, _ in found:
     for folder in folders.values():
       if not folder.is_dir():
         raise UserError(f"{folder}: missing; extract or prepare clip {name} completely")
-    own_flow = flow_path(root, name)
-    result.append((name, folders, own_flow if own_flow.exists() else released_flow))
-  return result
+  return found
 
 
-def flow_path(root: pathlib.Path, name: str) -> pathlib.Path:
-  """Where the flow labels of a clip are written, for either layout."""
-  return root / FLOW / f"{name}.npy"
-
-
-def _open_clip(name: str, folders: dict[str, pathlib.Path], flow: pathlib.Path | None) -> Clip:
+def _open_clip(
+  name: str,
+  folders: dict[str, pathlib.Path],
+  labels: Labels | None,
+  released_flow: pathlib.Path | None,
+) -> Clip:
   files = {
     stream: sorted(path for path in folder.iterdir() if path.suffix == ".png")
     for stream, folder in folders.items()
@@ -229,7 +180,10 @@ def _open_clip(name: str, folders: dict[str, pathlib.Path], flow: pathlib.Path |
         f"low-resolution ones of {width}x{height}"
       )
   frames = {field: tuple(files.get(stream, ())) for stream, field in _FIELDS.items()}
-  return Clip(name, **frames, flow=flow, height=height, width=width, scale=scale)
+  if labels is None and released_flow is not None:
+    stems = tuple(path.stem for path in files[BLUR_BICUBIC])
+    labels = ReleasedFlow(released_flow, stems, height, width)
+  return Clip(name, **frames, flow=labels, height=height, width=width, scale=scale)
 
 
 def _common_size(paths: Sequence[pathlib.Path]) -> tuple[int, int]:

@@ -200,7 +200,7 @@ class _LoadWindow:
     }
     if self._flow:
       centre = first + self._num_frames // 2
-      sample["flow"] = cut(clips_lib.read_flow(clip, centre, self._num_frames))
+      sample["flow"] = cut(clip.flow.read(centre, self._num_frames))
     return flip(sample, bool(mirror), bool(upend))
 
 

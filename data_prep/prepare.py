@@ -25,7 +25,7 @@ import cv2
 import numpy as np
 import tqdm
 
-from data_prep import clips, degrade
+from data_prep import clips, degrade, flow_store
 from vsr_jax import errors, video
 from vsr_jax.errors import UserError
 
@@ -195,7 +195,7 @@ def _commit(out: pathlib.Path, origin: dict, entries: list[dict], finished: list
       shutil.rmtree(target, ignore_errors=True)
       target.parent.mkdir(exist_ok=True)
       os.replace(beside / entry["name"] / stream, target)
-    (out / clips.FLOW / f"{entry['name']}.npy").unlink(missing_ok=True)
+    flow_store.drop_labels(out / flow_store.FOLDER, entry["name"])
   shutil.rmtree(beside)
   finished += entries
   finished.sort(key=lambda entry: entry["name"])

@@ -1,4 +1,4 @@
-"""Parts of a record of an array_record file, read without the rest of it.
+"""Files of records: written whole, and read in parts, without the rest of a record.
 
 A clip's record has a hundred megabytes, of which a training window needs a few; the library reads
 it whole, at about 200 MB/s. This module finds a clip's frames by hopping over their lengths and
@@ -13,14 +13,18 @@ tf.train.Example in protocol buffers' wire format: Features of lists of bytes, f
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
 import io
 import os
+import pathlib
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
+from array_record.python import array_record_module
 
 from vsr_jax.errors import UserError
 
@@ -33,6 +37,37 @@ _SIMPLE, _UNCOMPRESSED = ord("r"), 0
 _VARINT_BYTES = 10  # at most
 _BYTES_LIST, _FLOAT_LIST, _INT64_LIST = 1, 2, 3  # fields of a Feature
 _LENGTH_DELIMITED, _VARINT = 2, 0  # wire types
+
+
+@contextlib.contextmanager
+def writing(path: str) -> Iterator[Callable[[bytes], None]]:
+  """Writes a file of records beside `path`, which gets its place when it is whole.
+
+  Yields:
+    A function that adds a record.
+
+  Raises:
+    OSError: it cannot be written.
+  """
+  part = f"{path}.part"
+  try:
+    writer = array_record_module.ArrayRecordWriter(part, WRITER_OPTIONS)
+    try:
+      yield writer.write
+    finally:
+      _close(writer, part)
+    os.replace(part, path)
+  finally:
+    pathlib.Path(part).unlink(missing_ok=True)
+
+
+def _close(writer: array_record_module.ArrayRecordWriter, path: str) -> None:
+  """Closes the writer; its errors, which are texts only, become OSError."""
+  try:
+    writer.close()
+  except Exception as e:
+    full = os.strerror(errno.ENOSPC) in str(e)
+    raise OSError(errno.ENOSPC if full else errno.EIO, str(e), path) from e
 
 
 class Span(NamedTuple):
@@ -74,7 +109,7 @@ def _records(path: str, count: int) -> tuple[Span, ...]:
     sizes_size, sizes = _varint(head, 1)
     length, start = _varint(head, sizes)
     if head[0] != _UNCOMPRESSED or start != sizes + sizes_size or start + length != size:
-      raise UserError(f"{path}: not written by data_prep.build; build the data set again")
+      raise UserError(f"{path}: not written by data_prep; make it again")
     found.append(Span(path, _advance(data, start), length))
   return tuple(found)
 
@@ -123,7 +158,7 @@ def _fields(message: Span) -> Iterator[tuple[int, Span]]:
     size, skipped = _varint(head, 1)
     left -= skipped + size
     if wire_type != _LENGTH_DELIMITED or left < 0:
-      raise UserError(f"{path}: damaged; build the data set again")
+      raise UserError(f"{path}: damaged; make it again")
     content = _advance(position, skipped)
     yield number, Span(path, content, size)
     position = _advance(content, size)
@@ -153,7 +188,7 @@ def _read(path: str, position: int, size: int) -> bytes:
   raw = os.pread(_open(path).fileno(), end - start, start)
   # The end may lie behind the header of a block that the file no longer has.
   if len(raw) < end - start - _BLOCK_HEADER:
-    raise UserError(f"{path}: cut short; build the data set again")
+    raise UserError(f"{path}: cut short; make it again")
   if start // _BLOCK == end // _BLOCK:
     return raw
   view, parts, first = memoryview(raw), [], 0

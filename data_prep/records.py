@@ -20,11 +20,12 @@ from typing import SupportsIndex
 import cv2
 import numpy as np
 
-from data_prep import record_files
+from data_prep import flow_store, record_files
 from data_prep.record_files import Span
 from vsr_jax.errors import UserError
 
 FORMAT = "array_record"
+INFO = "dataset_info.json"  # TFDS's, which tells a built data set's folder
 INDEX = "clips.json"  # beside the shards, by split: `clips` in the records' order, `skipped`
 
 
@@ -71,10 +72,14 @@ class Records:
       ((height, width) by stream), bytes. No record is read for it.
     skipped: name and reason of each clip that was left out when the set was built.
     streams: the names of the streams.
+    folder: of the data set.
+    flow_folder: where its flow labels are kept.
   """
 
   def __init__(self, folder: pathlib.Path, split: str):
-    info, index = _read_json(folder / "dataset_info.json"), _read_json(folder / INDEX)
+    self.folder = folder
+    self.flow_folder = folder / flow_store.FOLDER / split
+    info, index = _read_json(folder / INFO), _read_json(folder / INDEX)
     splits = {entry["name"]: entry for entry in info["splits"]}
     if split not in splits:
       raise UserError(f"{folder}: has no split {split}, only {', '.join(sorted(splits))}")
@@ -105,6 +110,10 @@ class Records:
       frames=frames,
     )
 
+  def flow(self) -> dict[str, flow_store.FlowRecords]:
+    """Flow labels by clip, those that `data_prep.flow_labels` made for this split so far."""
+    return flow_store.open_labels(self.flow_folder)
+
   def __repr__(self) -> str:
     # Grain compares it when it restores an iterator.
     first = pathlib.Path(self._places[0][0])
@@ -130,7 +139,7 @@ def find_folder(name: str, data_dir: str | pathlib.Path) -> pathlib.Path:
   root = pathlib.Path(data_dir)
   found = {}
   pattern = f"{name}/*" if "/" in name else f"{name}/*/*"
-  for path in root.glob(f"{pattern}/dataset_info.json"):
+  for path in root.glob(f"{pattern}/{INFO}"):
     if re.fullmatch(r"\d+\.\d+\.\d+", path.parent.name):
       version = tuple(map(int, path.parent.name.split(".")))
       found.setdefault(path.parent.parent.name, {})[version] = path.parent
@@ -145,7 +154,7 @@ def find_folder(name: str, data_dir: str | pathlib.Path) -> pathlib.Path:
 
 def splits(folder: pathlib.Path) -> list[str]:
   """The names of a built data set's splits, from `find_folder`."""
-  return [entry["name"] for entry in _read_json(folder / "dataset_info.json")["splits"]]
+  return [entry["name"] for entry in _read_json(folder / INFO)["splits"]]
 
 
 def decode(data: bytes) -> np.ndarray:

@@ -7,7 +7,7 @@ import pathlib
 import cv2
 import numpy as np
 
-from data_prep import clips, degrade
+from data_prep import clips, degrade, flow_store
 
 
 def texture(h: int, w: int, dx: float = 0.0, dy: float = 0.0) -> np.ndarray:
@@ -54,11 +54,11 @@ def write_clip_set(
 
 def write_flow(root: pathlib.Path, name: str, length: int, num_frames: int, dx: float) -> None:
   """Labels of a motion of `dx` low-resolution pixels a frame; zeros where there is no neighbour."""
-  labels = np.zeros((length, num_frames - 1, 24, 32, 2), np.float16)
+  labels = np.zeros((length, num_frames - 1, 24, 32, 2), np.float32)
   for centre in range(length):
-    for slot, offset in enumerate(clips.offsets(num_frames)):
+    for slot, offset in enumerate(flow_store.offsets(num_frames)):
       if 0 <= centre + offset < length:
         labels[centre, slot, ..., 0] = dx * offset
-  path = clips.flow_path(root, name)
-  path.parent.mkdir(exist_ok=True)
-  np.save(path, labels)
+  folder = root / flow_store.FOLDER
+  folder.mkdir(exist_ok=True)
+  flow_store.write_labels(folder, name, labels, num_frames)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,11 +18,12 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from data_prep import records
+from data_prep import flow_labels, records
 from data_prep.gopro import gopro_dataset_builder as gopro
 from data_prep.reds import reds_dataset_builder as reds
 from data_prep.vfhq import vfhq_dataset_builder as vfhq
 from tests.data_prep import layouts
+from vsr_jax.errors import UserError
 from vsr_jax.resize import resize_bicubic
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -267,7 +270,7 @@ def test_tfds_reads_the_same_without_tensorflow(small_reds):
   code = f"""
 import sys
 import tensorflow_datasets as tfds
-from data_prep import records
+from data_prep import flow_labels, records
 builder = tfds.builder_from_directory({str(out / "reds/x4/1.0.0")!r})
 for split in ("train", "test"):
   theirs = builder.as_data_source(split)
@@ -286,12 +289,41 @@ assert "tensorflow" not in sys.modules
   subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
+def test_flow_labels_go_with_a_built_split(small_reds, tmp_path, monkeypatch, capsys):
+  shutil.copytree(small_reds[1], tmp_path, dirs_exist_ok=True)
+  folder = records.find_folder("reds/x4", tmp_path)
+  monkeypatch.setattr(flow_labels.raft_weights, "load", lambda _: (None, {}))
+  numbers = itertools.count()
+
+  def estimate(centres, neighbours):
+    assert centres.shape == neighbours.shape == (4, 2, 3, 3)
+    return np.full((4, 2, 3, 2), next(numbers), np.float32)
+
+  monkeypatch.setattr(flow_labels, "make_estimate", lambda *_, **__: estimate)
+  command = ["flow_labels", str(folder), "--weights", "some.pth", "--batch", "4"]
+  for split, count in (("train", 11), ("test", 2)):
+    monkeypatch.setattr(sys, "argv", [*command, "--split", split])
+    for done in (0, count):
+      flow_labels.main()
+      assert f"{done} of {count} clips have labels" in capsys.readouterr().out
+    source = records.Records(folder, split)
+    labels = source.flow()
+    assert list(labels) == [clip["name"] for clip in source.clips]
+    assert labels[source[1].name].read(1, 3)[:, 0, 0, 0].tolist()[1] == 0
+  # A clip of three frames has four labels, one batch; clips come in order.
+  assert records.Records(folder, "train").flow()["010"].read(1, 3)[2].tolist() == [[[9, 9]] * 3] * 2
+  with pytest.raises(UserError, match="has no split validation, only test, train"):
+    flow_labels.find_frames(folder, "validation", 3)
+  with pytest.raises(UserError, match="no clip of at least 5 frames"):
+    flow_labels.find_frames(folder, "train", 5)
+
+
 def test_reading_needs_neither_tfds_nor_jax(small_reds):
   code = f"""
 import sys
-from data_prep import records
+from data_prep import flow_labels, records
 clip = records.open_records("reds/x4", {str(small_reds[1])!r}, "train")[0]
 assert records.decode(clip.frames["sharp"][0]).shape == (8, 12, 3)
-assert not {{"tensorflow", "tensorflow_datasets", "jax"}} & set(sys.modules)
+assert not {{"tensorflow", "tensorflow_datasets", "apache_beam", "jax"}} & set(sys.modules)
 """
   subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -124,7 +124,7 @@ def test_missing_flow_names_the_command(clip_set):
 def test_flow_labels_cut_short_count_as_missing(clip_set):
   for name, length in (("alley", 3), ("beach", 5)):
     write_flow(clip_set, name, length, 3, 1.0)
-  path = clips.flow_path(clip_set, "beach")
+  path = clip_set / "flow" / "beach.array_record"
   path.write_bytes(path.read_bytes()[:-100])
   with pytest.raises(UserError, match="beach has no flow"):
     clips.find_clips(clip_set, num_frames=3, need_flow=True)
@@ -134,7 +134,7 @@ def test_labels_of_longer_windows_serve_shorter_ones(clip_set):
   write_flow(clip_set, "beach", 5, 5, 1.5)
   beach = clips.find_clips(clip_set, num_frames=5)[0]
   for num_frames, expected in ((5, [-3, -1.5, 0, 1.5, 3]), (3, [-1.5, 0, 1.5])):
-    flow = clips.read_flow(beach, 2, num_frames)
+    flow = beach.flow.read(2, num_frames)
     assert flow.dtype == np.float32
     assert flow.shape == (num_frames, 24, 32, 2)
     np.testing.assert_array_equal(flow[:, 3, 4, 0], expected)
@@ -147,7 +147,10 @@ def test_released_flow_files_are_read(tmp_path):
   for neighbour, value in (("00000000", -2.0), ("00000002", 3.0)):
     np.save(folder / f"00000001_{neighbour}.npy", np.full((24, 32, 2), value, np.float32))
   clip = clips.find_clips(tmp_path, num_frames=3, need_flow=True)[0]
-  np.testing.assert_array_equal(clips.read_flow(clip, 1, 3)[:, 0, 0, 0], [-2, 0, 3])
+  np.testing.assert_array_equal(clip.flow.read(1, 3)[:, 0, 0, 0], [-2, 0, 3])
+  np.save(folder / "00000001_00000002.npy", np.zeros((24, 30, 2), np.float32))
+  with pytest.raises(UserError, match=r"00000001_00000002\.npy: cannot read this flow label"):
+    clip.flow.read(1, 3)
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"clips": [{"name": 3}]}', "[1]"])

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from data_prep import clips, degrade, prepare
-from tests.data_prep.helpers import texture, write_png
+from tests.data_prep.helpers import texture, write_flow, write_png
 from vsr_jax import video
 from vsr_jax.errors import UserError
 
@@ -74,9 +74,9 @@ def test_a_set_is_made_and_a_rerun_keeps_it(inputs, tmp_path, monkeypatch, capsy
 
   # Another exposure replaces the clip; flow labels, which may no longer fit, go with it.
   before = clips.read_frame(steady.blurry[1])
-  flow = clips.flow_path(out, "steady")
-  flow.parent.mkdir()
-  flow.touch()
+  write_flow(out, "steady", 3, 3, 1.0)
+  flow = out / "flow" / "steady.array_record"
+  assert flow.exists()
   run(monkeypatch, inputs / "steady", "--shutter", "0.25", "--out", out)
   after = clips.find_clips(out)
   assert [c.name for c in after] == ["cut_scene001", "steady"]

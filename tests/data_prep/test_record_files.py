@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import pathlib
+
 import numpy as np
 import pytest
 from array_record.python import array_record_module
@@ -64,14 +67,33 @@ def test_any_part_of_a_record(big, start, size):
 
 def test_more_records_than_there_are(tmp_path):
   path = write(tmp_path / "x.array_record", [b"one", b"two"])
-  with pytest.raises(UserError, match=r"x\.array_record: .*build the data set again"):
+  with pytest.raises(UserError, match=r"x\.array_record: .*make it again"):
     record_files.record(path, 99)
 
 
 def test_a_file_written_otherwise_is_refused(tmp_path):
   path = write(tmp_path / "x.array_record", [b"abc" * 1000], "group_size:1")  # compressed
-  with pytest.raises(UserError, match=r"not written by data_prep\.build"):
+  with pytest.raises(UserError, match=r"not written by data_prep; make"):
     record_files.record(path, 0)
+
+
+@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("size", [10, 10_000_000])
+def test_a_full_disk_is_an_error_of_the_system(tmp_path, size):
+  path = tmp_path / "x.array_record"
+  path.write_bytes(b"before")
+  (tmp_path / "x.array_record.part").symlink_to("/dev/full")
+
+  def fill():
+    with record_files.writing(str(path)) as add:
+      add(bytes(size))
+      add(bytes(size))
+
+  with pytest.raises(OSError, match="No space left") as error:
+    fill()
+  assert error.value.errno == errno.ENOSPC
+  assert [p.name for p in tmp_path.iterdir()] == ["x.array_record"]
+  assert path.read_bytes() == b"before"
 
 
 def test_a_file_cut_short_is_refused(tmp_path):

@@ -1,0 +1,216 @@
+"""Flow labels on disk: those that `data_prep.flow_labels` makes, and the released ones.
+
+  FOLDER/labels.json         how they were made, and by clip what `FlowRecords` has to know
+  FOLDER/CLIP.array_record   a record a frame: float16 [neighbours h w 2], from it to its neighbours
+
+The labels of clip set DIR lie in DIR/flow, those of a built data set's split in flow/SPLIT of its
+folder. They are found by labels.json alone, which is written last: labels that it does not list
+are not there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from data_prep import record_files
+from vsr_jax.errors import UserError
+
+FOLDER = "flow"
+INDEX = "labels.json"
+ITEM = np.dtype("<f2")
+
+
+class Labels(Protocol):
+  """The flow labels of one clip."""
+
+  def serve(self, frames: int, num_frames: int, height: int, width: int) -> bool:
+    """Whether they are there for all windows of T frames of a clip of that length and size."""
+
+  def read(self, centre: int, num_frames: int) -> np.ndarray:
+    """The labels of one window, from its centre frame to each frame.
+
+    Returns:
+      float32 [t h w 2], (dx, dy) in low-resolution pixels; zeros at the centre.
+
+    Raises:
+      UserError: a label cannot be read.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowRecords:
+  """Labels that `data_prep.flow_labels` made.
+
+  Attributes:
+    path: the file.
+    size: its bytes.
+    frames: records, one a frame of the clip.
+    neighbours: labels a record, T-1 of the longest window.
+    height: h.
+    width: w.
+    error: what rounding to float16 changed at most, in pixels.
+  """
+
+  path: str
+  size: int
+  frames: int
+  neighbours: int
+  height: int
+  width: int
+  error: float
+
+  def serve(self, frames: int, num_frames: int, height: int, width: int) -> bool:
+    if (self.frames, self.height, self.width) != (frames, height, width):
+      return False
+    try:
+      whole = os.path.getsize(self.path) == self.size
+    except FileNotFoundError:
+      return False
+    return whole and self.neighbours >= num_frames - 1
+
+  def read(self, centre: int, num_frames: int) -> np.ndarray:
+    n, middle = num_frames // 2, self.neighbours // 2  # perhaps made for longer windows
+    data = record_files.record(self.path, centre).read()
+    labels = np.frombuffer(data, ITEM).reshape(self.neighbours, self.height, self.width, 2)
+    flow = np.zeros((num_frames, self.height, self.width, 2), np.float32)
+    flow[:n] = labels[middle - n : middle]
+    flow[n + 1 :] = labels[middle : middle + n]
+    return flow
+
+
+@dataclasses.dataclass(frozen=True)
+class ReleasedFlow:
+  """Labels in the layout FMA-Net released: `<centre>_<neighbour>.npy`, float32 [h w 2].
+
+  Attributes:
+    folder: of the clip's labels.
+    names: of the clip's frames, without suffix.
+    height: h.
+    width: w.
+  """
+
+  folder: pathlib.Path
+  names: tuple[str, ...]
+  height: int
+  width: int
+
+  def serve(self, frames: int, num_frames: int, height: int, width: int) -> bool:
+    n = num_frames // 2
+    return (len(self.names), self.height, self.width) == (frames, height, width) and all(
+      self._path(centre, centre + offset).exists()
+      for centre in range(n, frames - n)
+      for offset in offsets(num_frames)
+    )
+
+  def read(self, centre: int, num_frames: int) -> np.ndarray:
+    flow = np.zeros((num_frames, self.height, self.width, 2), np.float32)
+    for offset in offsets(num_frames):
+      path = self._path(centre, centre + offset)
+      try:
+        flow[num_frames // 2 + offset] = np.load(path)
+      except (OSError, ValueError) as e:
+        raise UserError(f"{path}: cannot read this flow label ({e}); get it again") from e
+    return flow
+
+  def _path(self, centre: int, neighbour: int) -> pathlib.Path:
+    return self.folder / f"{self.names[centre]}_{self.names[neighbour]}.npy"
+
+
+def offsets(num_frames: int) -> list[int]:
+  """Neighbours of the centre in their stored order: -N..-1, 1..N for T = 2N + 1."""
+  n = num_frames // 2
+  return [i for i in range(-n, n + 1) if i != 0]
+
+
+def open_labels(folder: pathlib.Path) -> dict[str, FlowRecords]:
+  """The labels in a folder by clip; none if there is no such folder.
+
+  Raises:
+    UserError: the index is damaged.
+  """
+  return {
+    name: FlowRecords(path=str(folder / entry["file"]), **entry["labels"])
+    for name, entry in _read_index(folder)["clips"].items()
+  }
+
+
+def check_origin(folder: pathlib.Path, origin: Mapping[str, Any]) -> None:
+  """Keeps labels of different makes from being mixed in one folder.
+
+  Raises:
+    UserError: there are labels made otherwise.
+  """
+  index = _read_index(folder)
+  if index["clips"] and index["origin"] != origin:
+    raise UserError(
+      f"{folder}: has labels made otherwise ({index['origin']}); remove the folder first"
+    )
+  _write_index(folder, {**index, "origin": dict(origin)})
+
+
+def write_labels(
+  folder: pathlib.Path, name: str, labels: Iterable[np.ndarray], num_frames: int
+) -> FlowRecords:
+  """Writes a clip's labels, in the place of any it has.
+
+  Args:
+    folder: which exists.
+    name: the clip's.
+    labels: by frame float32 [T-1 h w 2], at `offsets`, in pixels; at least one.
+    num_frames: T.
+
+  Raises:
+    OSError: they cannot be written; those that were there before still are.
+  """
+  path = folder / f"{name}.array_record"
+  frames, error = 0, 0.0
+  with record_files.writing(str(path)) as write:
+    for label in labels:
+      rounded = label.astype(ITEM)
+      error = max(error, float(np.abs(rounded - label, dtype=np.float32).max()))
+      write(rounded.tobytes())
+      frames += 1
+  neighbours, height, width, _ = label.shape
+  assert neighbours == num_frames - 1
+  size = path.stat().st_size
+  made = FlowRecords(str(path), size, frames, neighbours, height, width, error)
+  entry = dataclasses.asdict(made)
+  del entry["path"]
+  index = _read_index(folder)
+  index["clips"][name] = {"file": path.name, "labels": entry}
+  _write_index(folder, index)
+  return made
+
+
+def drop_labels(folder: pathlib.Path, name: str) -> None:
+  """Removes a clip's labels, if it has any."""
+  index = _read_index(folder)
+  if entry := index["clips"].pop(name, None):
+    _write_index(folder, index)
+    (folder / entry["file"]).unlink(missing_ok=True)
+
+
+def _read_index(folder: pathlib.Path) -> dict[str, Any]:
+  path = folder / INDEX
+  try:
+    index = json.loads(path.read_text())
+    for entry in index["clips"].values():
+      FlowRecords(path=entry["file"], **entry["labels"])
+    return {"origin": index["origin"], "clips": index["clips"]}
+  except FileNotFoundError:
+    return {"origin": {}, "clips": {}}
+  except (ValueError, KeyError, TypeError, AttributeError) as e:
+    raise UserError(f"{path}: damaged ({e}); remove the folder and make the labels again") from e
+
+
+def _write_index(folder: pathlib.Path, index: Mapping[str, Any]) -> None:
+  part = folder / f"{INDEX}.part"
+  part.write_text(json.dumps(index, indent=1) + "\n")
+  os.replace(part, folder / INDEX)
