@@ -240,6 +240,17 @@ def test_an_interrupted_build_goes_on(run, downloads, tmp_path, monkeypatch):
   assert not (tmp_path / "out/reds/x4/1.0.0.unfinished").exists()
 
 
+def test_what_a_killed_run_left_is_removed(run, downloads, tmp_path):
+  place = tmp_path / "out/reds/x4"
+  (place / "incomplete.ABC123_1.0.0").mkdir(parents=True)
+  (place / "1.0.0.unfinished").mkdir()
+  (place / "1.0.0.unfinished/reds-train.array_record-00000-of-00003.part").write_bytes(b"half")
+  (place / "1.0.0.unfinished/reds-train.array_record-00001-of-00003").write_bytes(b"no note")
+  assert "train: 18 clips" in run("reds")
+  assert [path.name for path in place.iterdir()] == ["1.0.0"]
+  assert len(list((place / "1.0.0").iterdir())) == 3 + 1 + 3  # shards of both splits; what describes them
+
+
 def test_a_mended_clip_gets_into_an_unfinished_build(run, downloads, tmp_path, monkeypatch):
   path = frame(downloads, "sharp", "001")
   whole = path.read_bytes()

@@ -270,7 +270,7 @@ def test_tfds_reads_the_same_without_tensorflow(small_reds):
   code = f"""
 import sys
 import tensorflow_datasets as tfds
-from data_prep import flow_labels, records
+from data_prep import records
 builder = tfds.builder_from_directory({str(out / "reds/x4/1.0.0")!r})
 for split in ("train", "test"):
   theirs = builder.as_data_source(split)
@@ -321,7 +321,7 @@ def test_flow_labels_go_with_a_built_split(small_reds, tmp_path, monkeypatch, ca
 def test_reading_needs_neither_tfds_nor_jax(small_reds):
   code = f"""
 import sys
-from data_prep import flow_labels, records
+from data_prep import records
 clip = records.open_records("reds/x4", {str(small_reds[1])!r}, "train")[0]
 assert records.decode(clip.frames["sharp"][0]).shape == (8, 12, 3)
 assert not {{"tensorflow", "tensorflow_datasets", "apache_beam", "jax"}} & set(sys.modules)
