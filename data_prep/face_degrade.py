@@ -11,7 +11,6 @@ integers; the codecs run in one thread, on which their result depends.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import itertools
 import math
