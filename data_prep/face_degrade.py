@@ -27,7 +27,7 @@ from vsr_jax import errors, video
 from vsr_jax.errors import UserError
 
 REDUCTIONS = (cv2.INTER_AREA, cv2.INTER_LINEAR, cv2.INTER_CUBIC)
-_UNIT = 1 << 20  # the sum of a blur kernel's whole numbers, along each axis
+_UNIT = 1 << 20  # the sum of a blur kernel as whole numbers
 _STEPS = 16  # a level is divided into, before the reduction
 
 Range = tuple[float, float]
