@@ -51,8 +51,9 @@ def load(checkpoint: str | pathlib.Path, dtype: str = "float32") -> tuple[KEEP, 
     UserError: there is no such checkpoint, or it is damaged or not of a KEEP.
   """
   enable_compilation_cache()
+  meta = read_meta(checkpoint)
   try:
-    arch = Architecture(**read_meta(checkpoint)["model"])
+    arch = Architecture(**(meta["model"] or {}))
   except (KeyError, TypeError):
     raise UserError(
       f"{checkpoint}: not a checkpoint of KEEP; give the output of keep_jax.convert"
@@ -60,6 +61,11 @@ def load(checkpoint: str | pathlib.Path, dtype: str = "float32") -> tuple[KEEP, 
   model = KEEP(arch, jnp.dtype(dtype))
   shapes = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
   full = {name: tree for name, tree in shapes.items() if jax.tree.leaves(tree)}
+  if missing := full.keys() - {leaf.partition("/")[0] for leaf in meta["arrays"]["params"]}:
+    raise UserError(
+      f"{checkpoint}: a part of a KEEP, without {', '.join(sorted(missing))}; convert one of "
+      "KEEP's own files"
+    )
   return model, {name: {} for name in shapes} | restore_params(checkpoint, full)
 
 

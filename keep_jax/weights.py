@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,14 @@ from vsr_jax.weights import Rule, convert, dense, norm, reading_shapes, with_bia
 
 # First names (v0.1.0) -> those of v1.0.0.
 RENAMED = {"cross_fuse.": "cfa.", "fuse_convs_dict.": "cft."}
+
+CODEFORMER = (
+  "encoder",
+  "codebook",
+  "generator",
+  "code_predictor",
+  "cft",
+)  # what it shares with KEEP
 
 
 def res_block(theirs: str, ours: str) -> list[Rule]:
@@ -208,6 +216,7 @@ def _infer_architecture(state: Mapping[str, np.ndarray]) -> Architecture:
   tokens, dim = state["position_emb"].shape
   codes, emb_dim = state["quantize.embedding.weight"].shape
   gain_layer = "kalman_filter.uncertainty_estimator"
+  gain_layers = len(numbers(rf"{re.escape(gain_layer)}\.(\d+)\..*"))
   cfa_sides = numbers(r"cfa\.(\d+)\..*")
   released = Architecture()
   cfa_width = (
@@ -224,8 +233,10 @@ def _infer_architecture(state: Mapping[str, np.ndarray]) -> Architecture:
     codes=codes,
     dim=dim,
     layers=len(numbers(r"ft_layers\.(\d+)\..*")),
-    gain_head_dim=state[f"{gain_layer}.0.attn1.to_q.weight"].shape[0] // released.heads,
-    gain_layers=len(numbers(rf"{re.escape(gain_layer)}\.(\d+)\..*")),
+    gain_head_dim=state[f"{gain_layer}.0.attn1.to_q.weight"].shape[0] // released.heads
+    if gain_layers
+    else released.gain_head_dim,
+    gain_layers=gain_layers or released.gain_layers,
     cft=tuple(numbers(r"cft\.(\d+)\..*")),
     cfa=tuple(cfa_sides),
     cfa_head_dim=cfa_width // released.cfa_heads,
@@ -233,13 +244,16 @@ def _infer_architecture(state: Mapping[str, np.ndarray]) -> Architecture:
 
 
 def convert_released(
-  state: Mapping[str, np.ndarray], source: str = "state dict"
+  state: Mapping[str, np.ndarray],
+  source: str = "state dict",
+  networks: Sequence[str] | None = None,
 ) -> tuple[Architecture, Params]:
-  """Converts a released state dict, of v0.1.0 or v1.0.0.
+  """Converts a released state dict, of KEEP v0.1.0 or v1.0.0, or of CodeFormer.
 
   Args:
     state: key to tensor.
     source: the file, for errors.
+    networks: the sub-networks that it holds, `CODEFORMER` for CodeFormer's; None: all of KEEP's.
 
   Returns:
     The architecture read off the shapes and the parameters, float32.
@@ -250,6 +264,7 @@ def convert_released(
   state = current_names(state)
   arch = infer_architecture(state, source)
   shapes = jax.eval_shape(lambda key: init_params(KEEP(arch), key), jax.random.key(0))
+  shapes = {name: shapes[name] for name in networks or shapes}
   return arch, {**_empty(shapes), **convert(state, rules(arch), shapes, source)}
 
 

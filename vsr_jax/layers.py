@@ -41,15 +41,29 @@ def _plain_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
   )
 
 
+def _filled_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """The same, the output's channels filled up to a multiple of 32 and cut again.
+
+  XLA's CPU convolutions are up to 1.7 times faster at such widths.
+  """
+  d = kernel.shape[-1]
+  fill = -d % 32 if d > 16 else 0
+  return _plain_conv(x, jnp.pad(kernel, ((0, 0), (0, 0), (0, 0), (0, fill))))[..., :d]
+
+
+def _fast_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  return lax.platform_dependent(x, kernel, cpu=_filled_conv, default=_plain_conv)
+
+
 @jax.custom_vjp
 def _conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """[b h w c] with [k k c d] -> [b h w d]."""
-  return _plain_conv(x, kernel)
+  return _fast_conv(x, kernel)
 
 
 def _conv_backward(residuals, g):
   x, kernel = residuals
-  (dx,) = jax.vjp(lambda x: _plain_conv(x, kernel), x)[1](g)
+  dx = _fast_conv(g, kernel[::-1, ::-1].swapaxes(2, 3))
   size = kernel.shape[0]
   dkernel = lax.platform_dependent(
     x,
@@ -60,7 +74,7 @@ def _conv_backward(residuals, g):
   return dx, dkernel
 
 
-_conv.defvjp(lambda x, kernel: (_plain_conv(x, kernel), (x, kernel)), _conv_backward)
+_conv.defvjp(lambda x, kernel: (_fast_conv(x, kernel), (x, kernel)), _conv_backward)
 
 
 def _kernel_gradient(size: int, x: jax.Array, g: jax.Array) -> jax.Array:

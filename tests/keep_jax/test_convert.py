@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 
@@ -11,11 +12,12 @@ import pytest
 
 from keep_jax import convert, inference
 from keep_jax.model import KEEP, Architecture, init_params
-from keep_jax.weights import RENAMED, convert_released
+from keep_jax.weights import CODEFORMER, RENAMED, convert_released
 from tests.keep_jax import golden
 from tests.torch_writer import save_state_dict
 from vsr_jax.errors import UserError
-from vsr_jax.train.checkpoint import read_meta
+from vsr_jax.flow import gmflow_weights
+from vsr_jax.train.checkpoint import read_meta, restore_params
 
 ASIAN = Architecture(cft=(32, 64, 128, 256))
 
@@ -70,6 +72,42 @@ def test_a_file_becomes_a_checkpoint(layout, tmp_path, monkeypatch, capsys):
   arch, want = convert_released(state)
   assert model.arch == arch
   jax.tree.map(np.testing.assert_array_equal, params, want)
+
+
+def test_codeformer_gives_what_keep_shares_with_it():
+  shapes = golden.manifest("codeformer")
+  zero = np.zeros((), np.float32)
+  state = {key: np.broadcast_to(zero, shape) for key, shape in shapes.items()}
+  arch, params = convert_released(state, "codeformer.pth", CODEFORMER)
+  assert arch == dataclasses.replace(ASIAN, cfa=())
+  assert sum(x.size for x in jax.tree.leaves(params)) == sum(map(math.prod, shapes.values()))
+  assert sorted(params) == ["cft", "code_predictor", "codebook", "encoder", "generator"]
+
+
+def test_a_small_codeformer_file_becomes_a_start_for_training(tmp_path, capsys):
+  own = ("kalman_filter.", "hq_encoder.", "cfa.", "flownet.")
+  keep = golden.state_dict("keep_stage3")
+  state = first_names({key: x for key, x in keep.items() if not key.startswith(own)})
+  save_state_dict(tmp_path / "codeformer.pth", {"params_ema": state})
+  convert.convert(str(tmp_path / "codeformer.pth"), str(tmp_path / "start"))
+  assert "CodeFormer at 128 pixels" in capsys.readouterr().out
+  with pytest.raises(UserError, match="a part of a KEEP, without flow, gain, hq_encoder"):
+    inference.load(tmp_path / "start")
+  want = convert_released(keep)[1]
+  found = restore_params(tmp_path / "start")
+  jax.tree.map(np.testing.assert_array_equal, found, {name: want[name] for name in found})
+
+
+def test_gmflow_file_becomes_the_flow(tmp_path, capsys):
+  state = golden.weights.state_dict(golden.manifest("gmflow"), golden.SEED)
+  save_state_dict(tmp_path / "gmflow.pth", {"model": state})
+  convert.convert(str(tmp_path / "gmflow.pth"), str(tmp_path / "flow"))
+  assert "GMFlow" in capsys.readouterr().out
+  want = {"flow": gmflow_weights.from_state_dict(state)}
+  found = restore_params(tmp_path / "flow")
+  jax.tree.map(np.testing.assert_array_equal, found, want)
+  with pytest.raises(UserError, match="a part of a KEEP, without cfa"):
+    inference.load(tmp_path / "flow")
 
 
 @pytest.mark.parametrize("fault", ["missing", "unexpected", "misshapen", "another model"])
