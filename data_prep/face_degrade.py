@@ -35,7 +35,7 @@ Range = tuple[float, float]
 
 @dataclasses.dataclass(frozen=True)
 class Degradation:
-  """What is drawn for a clip, and for each of its frames; ranges include both ends.
+  """What is drawn for a clip, and for each of its frames.
 
   A recipe's values can be given as they are: `Degradation(**config)`.
 
@@ -48,7 +48,8 @@ class Degradation:
     noise: standard deviation of the noise, in levels of 255, of each frame and both times.
     grey: how probable noise is that is the same in all channels.
     reductions: relative frequencies of reducing by area, bilinearly and by cubic interpolation.
-    crf: H.264's constant rate factor; higher is worse.
+    crf: H.264's constant rate factor, a whole number; higher is worse. The upper end is never
+      drawn, as in the released code.
     scale: of the reduction, s.
     as_released: makes the two slips of the released code on the way into the codec: red and
       blue change places, and values are cut off instead of rounded.
@@ -62,7 +63,7 @@ class Degradation:
   noise: Range = (0.0, 10.0)
   grey: float = 0.5
   reductions: tuple[float, float, float] = (0.3, 0.3, 0.4)
-  crf: tuple[int, int] = (25, 44)
+  crf: tuple[int, int] = (25, 45)
   scale: int = 4
   as_released: bool = False
 
@@ -72,8 +73,8 @@ class Degradation:
       lowest = -math.inf if name == "rotation" else 0
       if not lowest <= low <= high or (name.startswith("sigma") and low == 0):
         raise UserError(f"degradation: {name} = ({low}, {high}) is no range for it; low, then high")
-    if self.crf[1] > 51:
-      raise UserError(f"degradation: crf = {tuple(self.crf)}: H.264 has 0 to 51")
+    if self.crf[0] == self.crf[1] or self.crf[1] > 52:
+      raise UserError(f"degradation: crf = {tuple(self.crf)}: H.264 has 0 to 51, the end excluded")
     if not 0 <= self.isotropic <= 1 or not 0 <= self.grey <= 1:
       raise UserError(f"degradation: isotropic, grey = {self.isotropic}, {self.grey}: 0 to 1 each")
     if len(self.reductions) != 3 or min(self.reductions) < 0 or not sum(self.reductions):
@@ -91,8 +92,8 @@ PRESETS = {
   "mild": Degradation(sigma_x=(5, 10), sigma_y=(5, 10), noise=(0, 10), crf=(18, 25)),
   # The ranges of the harder test sets are not public. These two are our own: medium stays within
   # training's ranges without their easy ends, heavy goes beyond them in blur and noise.
-  "medium": Degradation(sigma_x=(6, 10), sigma_y=(6, 10), noise=(5, 10), crf=(28, 36)),
-  "heavy": Degradation(sigma_x=(8, 14), sigma_y=(8, 14), noise=(10, 20), crf=(36, 44)),
+  "medium": Degradation(sigma_x=(6, 10), sigma_y=(6, 10), noise=(5, 10), crf=(28, 37)),
+  "heavy": Degradation(sigma_x=(8, 14), sigma_y=(8, 14), noise=(10, 20), crf=(37, 45)),
 }
 
 
@@ -125,7 +126,7 @@ def degrade(clip: np.ndarray, rng: np.random.Generator, settings: Degradation) -
     raise ValueError(f"frames of {w}x{h} cannot be reduced by {settings.scale} to even sizes")
   kernel = draw_kernel(rng, settings)
   reduction = int(rng.choice(3, p=np.array(settings.reductions) / sum(settings.reductions)))
-  crf = int(rng.integers(settings.crf[0], settings.crf[1] + 1))
+  crf = int(rng.integers(*settings.crf))
   small = np.empty((t, h // settings.scale, w // settings.scale, 3), np.uint8)
   for i, frame in enumerate(clip):  # one at a time: floats of a long clip are much memory
     image = add_noise(blur(frame, kernel, settings.kernel_size), rng, settings)
@@ -190,11 +191,11 @@ def add_noise(image: np.ndarray, rng: np.random.Generator, settings: Degradation
 
 
 def reduce(image: np.ndarray, scale: int, reduction: int) -> np.ndarray:
-  """Reduces float32 [s*h s*w 3] in levels to [h w 3], by one of `REDUCTIONS`."""
+  """Reduces float32 [s*h s*w 3] in levels to [h w 3], by one of `REDUCTIONS`; cubic overshoots."""
   h, w = image.shape[:2]
   # For a scale of 2, 4 or 8 the weights are multiples of a small power of two as well.
   image = np.rint(_STEPS * image) / np.float32(_STEPS)
-  return np.clip(cv2.resize(image, (w // scale, h // scale), interpolation=reduction), 0, 255)
+  return cv2.resize(image, (w // scale, h // scale), interpolation=reduction)
 
 
 def compress(clip: np.ndarray, crf: int) -> np.ndarray:

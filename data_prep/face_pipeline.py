@@ -38,7 +38,9 @@ TEMPLATE = np.array(
     [313.08905, 371.15118],
   ]
 )
-BORDER = (135, 133, 132)  # what an aligned image shows beyond the frame
+# What an aligned image shows beyond the frame. In RGB: the released data sets turn their images to
+# it before they align, unlike the released restoring of videos, whose border is BGR.
+BORDER = (135, 133, 132)
 
 
 class FaceClip(Protocol):

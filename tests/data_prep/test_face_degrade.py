@@ -117,18 +117,34 @@ def test_other_reductions_take_few_samples_around_the_centre(how, taps):
   np.testing.assert_allclose(got, expected, atol=1.4**2 / 32)  # of the rounding before
 
 
-def test_reductions_are_chosen_as_often_as_configured(monkeypatch):
-  seen = []
-  reduce = face_degrade.reduce
+def test_what_is_drawn_for_a_clip_and_for_each_of_its_frames(monkeypatch):
+  kernels, strengths, reductions, factors = [], [], [], []
+  blur, reduce = face_degrade.blur, face_degrade.reduce
+
+  def seen_noise(image, rng, settings):
+    strengths.append(rng.uniform(*settings.noise))
+    return image
+
   monkeypatch.setattr(
-    face_degrade, "reduce", lambda x, s, how: (seen.append(how), reduce(x, s, how))[1]
+    face_degrade, "blur", lambda x, kernel, size: (kernels.append(kernel), blur(x, kernel, size))[1]
   )
-  monkeypatch.setattr(face_degrade, "compress", lambda clip, crf: clip)
-  clip = moving(1, 8, 8)
+  monkeypatch.setattr(
+    face_degrade, "reduce", lambda x, s, how: (reductions.append(how), reduce(x, s, how))[1]
+  )
+  monkeypatch.setattr(face_degrade, "add_noise", seen_noise)
+  monkeypatch.setattr(face_degrade, "compress", lambda x, crf: (factors.append(crf), x)[1])
+  clip = moving(2, 8, 8)
   for seed in range(1000):
     degrade(clip, seed)
-  counts = [seen.count(how) / 1000 for how in REDUCTIONS.values()]
+  assert kernels[::2] == kernels[1::2]
+  assert len(set(kernels)) == 1000
+  assert len(set(strengths)) == 4000
+  assert reductions[::2] == reductions[1::2]
+  counts = [reductions.count(how) / 2000 for how in REDUCTIONS.values()]
   np.testing.assert_allclose(counts, [0.3, 0.3, 0.4], atol=4 * np.sqrt(0.24 / 1000))
+  # The end of the released range, 45, is not drawn; all others are alike.
+  assert set(factors) == set(range(25, 45))
+  assert scipy.stats.chisquare(np.bincount(factors)[25:]).pvalue > 1e-3
 
 
 def test_colours_are_bt601_in_limited_range():
@@ -253,7 +269,6 @@ def test_presets_are_ordered():
     errors.append(np.abs(np.array(got) - small).mean())
   assert errors == sorted(errors)
   assert PRESETS["train"] == Degradation()
-  assert PRESETS["mild"].crf == (18, 25)
 
 
 def test_a_recipes_values_are_taken_as_they_are():
@@ -269,6 +284,7 @@ def test_a_recipes_values_are_taken_as_they_are():
     ({"sigma_y": (0, 2)}, "sigma_y"),
     ({"noise": (-1, 2)}, "noise"),
     ({"crf": (30, 60)}, "H.264 has 0 to 51"),
+    ({"crf": (30, 30)}, "the end excluded"),
     ({"isotropic": 1.5}, "isotropic"),
     ({"reductions": (0, 0, 0)}, "three frequencies"),
     ({"kernel_size": 20}, "must be odd"),

@@ -93,7 +93,7 @@ def test_every_frame_is_an_image_of_an_epoch():
 def test_training_clips_have_one_interval_and_either_direction():
   samples = clips()
   seen = collections.Counter()
-  for i in range(400):
+  for i in range(200):
     green = samples[i]["gt"][:, 0, 0, 1].astype(int) // 4
     steps = np.diff(green)
     assert (steps == steps[0]).all()
@@ -126,12 +126,14 @@ def test_drawn_frames_lie_in_the_clip_and_around_the_centre_where_they_fit(data)
 
 
 def test_low_quality_is_the_degradation_of_the_same_frames():
-  source = [textured_clip("anna", 30)]
+  # Grey: H.264 halves the resolution of colours, which at this size would be most of the distance.
+  frames = [texture(SIZE, SIZE, 3 * i)[..., 1:2].repeat(3, -1) for i in range(30)]
+  source = [Clip("anna", {"sharp": [encode(frame) for frame in frames]})]
   gentle = clips(source, [30], intervals=(3,))[5]
   reduced = np.stack([cv2.resize(f, (16, 16), interpolation=cv2.INTER_AREA) for f in gentle["gt"]])
   distance = np.abs(reduced[:, None].astype(int) - gentle["lq"][None]).mean((2, 3, 4))
   assert distance.argmin(1).tolist() == [0, 1, 2, 3]
-  # Blurred by up to a pixel, noise of up to one level: near, and nearer than other frames.
+  # Blurred by up to a pixel, reduced in another way, noise of up to one level: near.
   assert distance.diagonal().max() < 6
 
 
@@ -144,9 +146,11 @@ def test_alignment_leads_the_landmarks_to_the_template(zoom):
     image[..., k] = 255 * np.exp(-((x - px) ** 2 + (y - py) ** 2) / 50)
   got = face_pipeline.align(np.rint(image).astype(np.uint8), points, 512, 1, "x")
   for k, place in enumerate(face_pipeline.TEMPLATE[[0, 1, 4]]):
-    row, column = scipy.ndimage.center_of_mass(got[..., k].astype(float))
+    left, top = np.rint(place).astype(int) - 30  # around it, without border
+    spot = got[top : top + 61, left : left + 61, k].astype(float)
+    row, column = scipy.ndimage.center_of_mass(spot)
     # The warp's coordinates are multiples of 1/32 pixel, the image's levels whole.
-    np.testing.assert_allclose([column, row], place, atol=0.1)
+    np.testing.assert_allclose([left + column, top + row], place, atol=0.1)
 
 
 def test_what_lies_beyond_the_frame_is_grey():
@@ -163,12 +167,13 @@ def test_good_and_low_quality_frames_are_aligned_alike():
   assert sample["lq"].shape == (4, 64, 64, 3)
   for good, low in zip(sample["gt"], sample["lq"], strict=True):
     enlarged = cv2.resize(low, (256, 256), interpolation=cv2.INTER_CUBIC)
-    inside = np.s_[70:190, 70:190]
-    (dx, dy), _ = cv2.phaseCorrelate(
-      good[inside][..., 1].astype(np.float64), enlarged[inside][..., 1].astype(np.float64)
+    inside = np.s_[70:190, 70:190, 1]
+    _, moved = cv2.findTransformECC(
+      good[inside], enlarged[inside], np.eye(2, 3, dtype=np.float32), cv2.MOTION_TRANSLATION
     )
-    # Half a low-resolution pixel's convention times the zoom's distance from 1 (see `align`).
-    assert np.hypot(dx, dy) < 0.5
+    # `align` leaves 1.5 pixels' offset between the grids out: (1.5, 1.5) less itself turned by up
+    # to 0.1 and enlarged by 1/0.9 is 0.3. Aligned by another frame's points it would be 2 or more.
+    assert np.hypot(*moved[:, 2]) < 0.5
 
 
 def test_each_frame_has_its_own_landmarks():
@@ -176,7 +181,6 @@ def test_each_frame_has_its_own_landmarks():
   # The content moves with the landmarks, so that aligned frames all look the same.
   frames = [encode(texture(SIZE, SIZE, 4 * i)) for i in range(8)]
   sample = clips([Clip("anna", {"sharp": frames}, points)], [8], intervals=(1, 2))[0]
-  middle = sample["gt"][:, :, 34:].astype(int)  # the rest may be border
   middle = sample["gt"][:, 20:44, 8:30].astype(int)
   assert np.abs(middle - middle[:1]).max() <= 8  # interpolation; a frame's motion makes 100
 
