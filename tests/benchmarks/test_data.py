@@ -40,7 +40,7 @@ def test_table_of_the_runs():
   assert rows[f"{clip}: cores for a step a second, stage III, 4 clips"] == ("1", "", "")
   assert rows[f"{clip}: cores for a step a second, stage II, 2 clips"] == ("0.5", "", "")
   assert rows[f"{clip}: blur (ms)"] == ("70.0", "", "")
-  assert rows[f"{clip}: memory, 100 times the clips (GB)"] == ("1.004", "", "")
+  assert rows[f"{clip}: memory, 8000 times the clips (GB)"] == ("1.004", "", "")
   entries = report.collect(2, 0.1, 3, {"data": result()})
   text = report.to_markdown(entries)
   assert "Reading training batches, 2 workers at most, of x.mp4" in text
