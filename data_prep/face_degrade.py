@@ -257,28 +257,28 @@ def from_planes(planes: np.ndarray, height: int) -> np.ndarray:
   return np.clip(rgb, 0, 255).astype(np.uint8)
 
 
-def draw_strip(clip: np.ndarray, seed: int, columns: int = 4) -> np.ndarray:
-  """The clip and what each preset makes of it, a row each, evenly spaced frames as columns.
+def draw_strip(clip: np.ndarray, seed: int, rows: int = 2) -> np.ndarray:
+  """The clip and what each preset makes of it, a column each, evenly spaced frames as rows.
 
   Args:
     clip: uint8 RGB [t h w 3], sizes multiples of 8.
     seed: of what is random, the same for each preset.
-    columns: frames shown.
+    rows: frames shown.
 
   Returns:
     uint8 RGB; low-quality frames are enlarged bilinearly, as KEEP does before its encoder.
   """
-  shown = np.linspace(0, len(clip) - 1, min(columns, len(clip))).astype(int)
-  rows = {"good": clip}
+  shown = np.linspace(0, len(clip) - 1, min(rows, len(clip))).astype(int)
+  made = {"good": clip}
   for name, settings in PRESETS.items():
-    rows[name] = degrade(clip, np.random.default_rng(seed), settings)
+    made[name] = degrade(clip, np.random.default_rng(seed), settings)
   h, w = clip.shape[1:3]
-  picture = []
-  for name, frames in rows.items():
-    row = np.concatenate([cv2.resize(frames[i], (w, h)) for i in shown], axis=1)
-    cv2.putText(row, name, (8, 28), cv2.FONT_HERSHEY_SIMPLEX, 0.9, (255, 255, 0), 2)
-    picture.append(row)
-  return np.concatenate(picture)
+  columns = []
+  for name, frames in made.items():
+    column = np.concatenate([cv2.resize(frames[i], (w, h)) for i in shown])
+    cv2.putText(column, name, (8, 28), cv2.FONT_HERSHEY_SIMPLEX, 0.9, (255, 255, 0), 2)
+    columns.append(column)
+  return np.concatenate(columns, axis=1)
 
 
 def main() -> None:

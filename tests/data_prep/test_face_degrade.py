@@ -314,8 +314,8 @@ def test_command_writes_a_strip(shared, tmp_path):
   command = [sys.executable, "-m", "data_prep.face_degrade", clip, out, "--size=128", "--frames=4"]
   subprocess.run(command, check=True, capture_output=True)
   picture = cv2.imread(str(out))
-  assert picture.shape == ((1 + len(PRESETS)) * 128, 4 * 128, 3)
-  good, *presets = picture[:, :128].reshape(-1, 128, 128, 3).astype(float)
+  assert picture.shape == (2 * 128, (1 + len(PRESETS)) * 128, 3)
+  good, *presets = np.split(picture[:128].astype(float), 1 + len(PRESETS), axis=1)
   details = [scipy.ndimage.laplace(x[32:, :, 1]).std() for x in (good, *presets)]
   assert max(details[1:]) < details[0]  # all have lost details
 

@@ -195,7 +195,7 @@ def test_same_seed_same_batches_for_any_hosts_and_workers():
 
 
 def test_resuming_in_the_middle_of_an_epoch_gives_the_same_next_batch():
-  batches = pipeline.batch(clips(), 2)
+  batches = pipeline.batch(pipeline.mix([clips(), clips(seed=4)], [2, 1]), 2)
   identity = pipeline.fingerprint(LENGTHS, 2, 3)
   with pipeline.Batches(batches, identity=identity) as iterator:
     for _ in range(3):
