@@ -40,7 +40,7 @@ def measure(settings: compare.Settings) -> dict[str, Any]:
   """Makes clips of a video, then times every pipeline with 1, 2, 4, ... workers.
 
   Returns:
-    The JSON entries: the video, milliseconds by stage, and all runs.
+    The JSON entries: the video, CPU milliseconds by stage, and all runs.
   """
   s, data = settings, settings.scratch / "data"
   source = s.video or _VIDEO
@@ -109,7 +109,7 @@ def draw(result: dict[str, Any], path: pathlib.Path) -> bool:
     axis.invert_yaxis()
     axis.margins(x=0.1)
     axis.set_title(f"{TITLES[name]}: {sum(stages.values()):.0f} ms", loc="left", fontsize="medium")
-  charts[-1].set_xlabel("milliseconds a sample, one thread")
+  charts[-1].set_xlabel("milliseconds of a CPU, a sample")
   part = path.with_name(f"{path.name}.part")
   page.savefig(part, dpi=110, format="png")
   os.replace(part, path)

@@ -126,16 +126,16 @@ def training_batches(name: str, root: pathlib.Path, size: int, repeats: int) -> 
 
 
 def stages(args: argparse.Namespace) -> dict[str, Any]:
-  """Milliseconds of each part of making a sample, in one thread: means over --count samples."""
+  """Milliseconds of a CPU for each part of making a sample: means over --count samples."""
   cv2.setNumThreads(1)
   dataset = training_batches(args.pipeline, args.data, 1, 1)
   rows = []
   with timers() as spent:
     for i in range(-2, args.count):  # the first ones find cold caches
       spent.clear()
-      start = time.perf_counter()
+      start = time.process_time()
       _ = dataset[max(i, 0)]
-      total = time.perf_counter() - start
+      total = time.process_time() - start
       if i >= 0:
         rows.append({**spent, "drawing, cutting, stacking": total - sum(spent.values())})
   names = list(dict.fromkeys(name for row in rows for name in row))
@@ -146,15 +146,18 @@ def stages(args: argparse.Namespace) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def timers() -> Iterator[defaultdict[str, float]]:
-  """Seconds by stage, added up while the pipelines' own functions run."""
+  """Seconds of a CPU by stage, added up while the pipelines' own functions run.
+
+  Unlike time on the clock it counts all threads, and nothing that other processes do.
+  """
   spent: defaultdict[str, float] = defaultdict(float)
 
   def timed(function: Callable, label: Callable[..., str]) -> Callable:
     @functools.wraps(function)
     def run(*args, **kwargs):
-      start = time.perf_counter()
+      start = time.process_time()
       result = function(*args, **kwargs)
-      spent[label(*args, **kwargs)] += time.perf_counter() - start
+      spent[label(*args, **kwargs)] += time.process_time() - start
       return result
 
     return run

@@ -3,9 +3,9 @@
   python -m data_prep.face_degrade CLIP OUT.png    what every preset does to a clip, as one picture
 
 In KEEP's order: one Gaussian blur a clip, noise, reduction, noise again, H.264. All of it is a
-pure function of the clip and a NumPy generator, and meant to give the same bits on every host: blur
-kernels are whole numbers in double precision, values are rounded to 1/16 of a level before they
-are reduced, so that sums are exact in whatever order a CPU takes them; colours are converted in
+pure function of the clip and a NumPy generator, and meant to give the same bits on every host:
+blur kernels are whole numbers and values are rounded to 1/16 of a level before they are summed with
+weights, so that sums are exact in whatever order a CPU takes them; colours are converted in
 integers; the codecs run in one thread, on which their result depends.
 """
 
@@ -27,8 +27,7 @@ from vsr_jax import errors, video
 from vsr_jax.errors import UserError
 
 REDUCTIONS = (cv2.INTER_AREA, cv2.INTER_LINEAR, cv2.INTER_CUBIC)
-_UNIT = 1 << 20  # the sum of a blur kernel as whole numbers
-_STEPS = 16  # a level is divided into, before the reduction
+_STEPS = 16  # a level is divided into, before values are summed with weights
 
 Range = tuple[float, float]
 
@@ -166,19 +165,22 @@ def blur(frame: np.ndarray, kernel: Kernel, size: int) -> np.ndarray:
     float32 [h w 3] in levels, 0 to 255.
   """
   if kernel.sigma_x == kernel.sigma_y:
-    line = _whole(gaussian(kernel, size).sum(0))
-    # 8 bits of the pixels and 20 of each pass: exact in the 53 of double precision.
-    total = cv2.sepFilter2D(frame, cv2.CV_64F, line, line)
-    return (total / _UNIT**2).astype(np.float32)
+    # Rows, then columns. 8 bits of the pixels and 16 of the weights are exact in the 24 of single
+    # precision, and so are 12 of 1/16 levels and 12 of the weights.
+    line, one = gaussian(kernel, size).sum(0), np.ones(1, np.float32)
+    rows = cv2.sepFilter2D(frame, cv2.CV_32F, _whole(line, 16).astype(np.float32), one)
+    rows = np.rint(np.float32(_STEPS / 2**16) * rows)
+    both = cv2.sepFilter2D(rows, cv2.CV_32F, one, _whole(line, 12).astype(np.float32))
+    return np.float32(1 / _STEPS / 2**12) * both
   # OpenCV goes through Fourier space here; its error is far below the halves that rint removes.
-  total = np.rint(cv2.filter2D(frame, cv2.CV_64F, _whole(gaussian(kernel, size))))
-  return (total / _UNIT).astype(np.float32)
+  total = np.rint(cv2.filter2D(frame, cv2.CV_64F, _whole(gaussian(kernel, size), 20)))
+  return total.astype(np.float32) / np.float32(2**20)
 
 
-def _whole(weights: np.ndarray) -> np.ndarray:
-  """Weights in 1/`_UNIT`, rounded; the greatest one makes the sum right."""
-  weights = np.rint(weights * _UNIT)
-  weights.flat[weights.argmax()] += _UNIT - weights.sum()
+def _whole(weights: np.ndarray, bits: int) -> np.ndarray:
+  """Weights times 2^bits, rounded; the greatest one makes the sum right."""
+  weights = np.rint(weights * 2**bits)
+  weights.flat[weights.argmax()] += 2**bits - weights.sum()
   return weights
 
 
@@ -187,7 +189,9 @@ def add_noise(image: np.ndarray, rng: np.random.Generator, settings: Degradation
   sigma = np.float32(rng.uniform(*settings.noise))
   channels = 1 if rng.random() < settings.grey else 3
   noise = rng.standard_normal((*image.shape[:2], channels), dtype=np.float32)
-  return np.clip(image + sigma * noise, 0, 255)
+  noise *= sigma
+  noisy = image + noise
+  return np.clip(noisy, 0, 255, out=noisy)
 
 
 def reduce(image: np.ndarray, scale: int, reduction: int) -> np.ndarray:
@@ -222,7 +226,7 @@ def compress(clip: np.ndarray, crf: int) -> np.ndarray:
   return np.stack([from_planes(frame.to_ndarray(), h) for frame in result])
 
 
-# BT.601 in limited range, in 1/65536: luma from 16 to 235, chroma around 128.
+# BT.601 in limited range, in 1/65536: luma from 16 to 235, chroma around 128. Sums stay below 2^31.
 _TO_YUV = np.rint(
   65536
   / 255
@@ -233,15 +237,15 @@ _TO_YUV = np.rint(
       [112, -112 * 0.587 / 0.701, -112 * 0.114 / 0.701],
     ]
   )
-).astype(np.int64)
-_TO_RGB = np.rint(65536 * np.linalg.inv(_TO_YUV / 65536)).astype(np.int64)
+).astype(np.int32)
+_TO_RGB = np.rint(65536 * np.linalg.inv(_TO_YUV / 65536)).astype(np.int32)
 
 
 def to_planes(image: np.ndarray) -> np.ndarray:
   """Y over U over V as yuv420p has them: uint8 RGB [h w 3] -> [3*h/2 w]; chroma of 2x2 means."""
   h, w, _ = image.shape
-  pixels = image.astype(np.int64)
-  quads = pixels.reshape(h // 2, 2, w // 2, 2, 3).sum((1, 3))
+  pixels = image.astype(np.int32)
+  quads = pixels.reshape(h // 2, 2, w // 2, 2, 3).sum((1, 3), dtype=np.int32)
   luma = (pixels @ _TO_YUV[0] + 32768 >> 16) + 16
   chroma = (quads @ _TO_YUV[1:].T + 131072 >> 18) + 128
   return np.concatenate([luma, chroma.transpose(2, 0, 1).reshape(h // 2, w)]).astype(np.uint8)
@@ -250,8 +254,8 @@ def to_planes(image: np.ndarray) -> np.ndarray:
 def from_planes(planes: np.ndarray, height: int) -> np.ndarray:
   """Inverse of `to_planes`; chroma is repeated."""
   w = planes.shape[1]
-  luma = planes[:height].astype(np.int64) - 16
-  chroma = planes[height:].reshape(2, height // 2, w // 2).astype(np.int64) - 128
+  luma = planes[:height].astype(np.int32) - 16
+  chroma = planes[height:].reshape(2, height // 2, w // 2).astype(np.int32) - 128
   chroma = chroma.repeat(2, 1).repeat(2, 2)
   rgb = np.stack([luma, *chroma], -1) @ _TO_RGB.T + 32768 >> 16
   return np.clip(rgb, 0, 255).astype(np.uint8)
