@@ -198,7 +198,8 @@ def reference_codec(clip, crf, rate):
   """H.264 in an mp4, with this module's colours, which have tests of their own."""
   file = io.BytesIO()
   with av.open(file, "w", format="mp4") as container:
-    stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf), "threads": "1"})
+    options = {"crf": str(crf), "threads": "1", "x264-params": "asm=0"}  # see `compress`
+    stream = container.add_stream("libx264", rate=rate, options=options)
     stream.height, stream.width, stream.pix_fmt = *clip.shape[1:3], "yuv420p"
     for image in clip:
       frame = av.VideoFrame.from_ndarray(face_degrade.to_planes(image), format="yuv420p")
