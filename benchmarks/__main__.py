@@ -1,6 +1,6 @@
-"""Times restoration and training, against the released PyTorch code if its folder is given.
+"""Times restoration, training and its data, the first two against released code if it is given.
 
-    python -m benchmarks [--reference DIR] [--only restoration,training] [--out DIR] ...
+    python -m benchmarks [--reference DIR] [--only restoration,training,data] [--out DIR] ...
 
 Prints a table and writes it to benchmark.md, and every run to benchmark.json. README.md beside
 this file tells how it measures.
@@ -15,11 +15,15 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
-from benchmarks import compare, report, workload
+from benchmarks import compare, data, report, workload
 from vsr_jax import errors
 from vsr_jax.errors import UserError
 
-PARTS = {"restoration": compare.restoration, "training": compare.training}
+PARTS = {
+  "restoration": compare.restoration,
+  "training": compare.training,
+  "data": data.measure,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -30,12 +34,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     raise UserError(f"--only {','.join(unknown)}: there are {', '.join(PARTS)}")
   if args.reference and not (args.reference / "model.py").is_file():
     raise UserError(f"{args.reference}: no model.py; give a checkout of the released FMA-Net")
+  if args.video and not args.video.exists():
+    raise UserError(f"{args.video}: no such file; name a video or a folder of frames")
   with tempfile.TemporaryDirectory(prefix="benchmarks-") as scratch:
     settings = compare.Settings(
       scratch=pathlib.Path(scratch),
       **{name: getattr(args, name) for name in ("reference", "reference_python", "model")},
       **{name: getattr(args, name) for name in ("frames", "height", "width", "crop", "steps")},
-      **{name: getattr(args, name) for name in ("repeats", "threads")},
+      **{name: getattr(args, name) for name in ("repeats", "threads", "video", "samples")},
     )
     load = os.getloadavg()[0]
     results = {name: PARTS[name](settings) for name in parts}
@@ -45,6 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
   report.write(args.out, entries)
   print(report.to_markdown(entries))
   print(f"\nwritten to {args.out}/benchmark.md and benchmark.json")
+  if "data" in results:
+    drawn = data.draw(results["data"], args.out / data.CHART)
+    print(f"{args.out / data.CHART}" if drawn else 'no chart: pip install -e ".[plot]"')
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -61,6 +70,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
   add("--crop", type=_count(8), default=64, metavar="N", help="of training; default: %(default)s")
   add("--steps", type=_count(2), default=6, metavar="N", help="training steps, with the first one")
   add("--repeats", type=_count(1), default=3, metavar="R", help="runs a side; default: %(default)s")
+  add("--video", type=pathlib.Path, metavar="FILE", help="of data; default: the packaged clip")
+  add("--samples", type=_count(1), default=40, metavar="N", help="of data; default: %(default)s")
   add("--threads", type=_count(1), default=cpus, metavar="N", help="CPUs; default: all")
   add(
     "--long",

@@ -47,6 +47,8 @@ class Settings:
     steps: training steps a run.
     repeats: runs a side.
     threads: CPUs that each side may use.
+    video: what the clips to be read are made of, or None for the packaged one.
+    samples: training samples and batches of which reading is timed.
   """
 
   scratch: pathlib.Path
@@ -60,6 +62,8 @@ class Settings:
   steps: int
   repeats: int
   threads: int
+  video: pathlib.Path | None = None
+  samples: int = 40
 
 
 def run_worker(settings: Settings, python: str, module: str, job: str, **options: Any) -> Run:

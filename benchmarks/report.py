@@ -9,7 +9,7 @@ import pathlib
 import platform
 from typing import Any
 
-from benchmarks import compare
+from benchmarks import compare, data
 from vsr_jax.errors import UserError
 
 SIMD = {  # flag of the CPU -> its name, the widest first
@@ -19,6 +19,8 @@ SIMD = {  # flag of the CPU -> its name, the widest first
   "sve": "SVE",
   "asimd": "NEON",
 }
+
+HEADERS = {"data": ("", "1 worker", "most", "ratio")}  # of the tables that have others
 
 BUSY = 0.5  # load average from which times are not to be trusted
 
@@ -140,6 +142,9 @@ def titles(results: dict[str, Any]) -> dict[str, tuple[str, Table]]:
     )
   if r := results.get("long"):
     found["long"] = f"Length of the clip, {r['height']}x{r['width']} frames", long_table(r)
+  if r := results.get("data"):
+    what = f"Reading training batches, {r['workers'][-1]} workers at most, of {r['video']}"
+    found["data"] = what, data.table(r)
   return found
 
 
@@ -154,8 +159,9 @@ def to_markdown(results: dict[str, Any]) -> str:
   flags = f"XLA_FLAGS={m['xla_flags']}" if m["xla_flags"] else "no XLA_FLAGS"
   load = f"load average {m['load']:.1f} at the start: what else ran slowed both sides, unequally"
   blocks = [f"{where}.\n{versions}; {flags}{f'; {load}' if m['load'] > BUSY else ''}."]
-  for title, rows in titles(results).values():
-    blocks += [f"## {title}", _align([("", "ours", "reference", "ratio"), *rows])]
+  for name, (title, rows) in titles(results).items():
+    header = HEADERS.get(name, ("", "ours", "reference", "ratio"))
+    blocks += [f"## {title}", _align([header, *rows])]
   return "\n\n".join(blocks)
 
 

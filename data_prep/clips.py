@@ -24,7 +24,7 @@ import os
 import pathlib
 import struct
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -39,13 +39,19 @@ _FIELDS = {BLUR_BICUBIC: "blurry", SHARP: "sharp", SHARP_BICUBIC: "sharp_lr"}
 _PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 
 
+class Frame(Protocol):
+  """An encoded frame: a file's path, or one of a record; its text names it in errors."""
+
+  def read_bytes(self) -> bytes: ...  # of the PNG or JPEG
+
+
 @dataclasses.dataclass(frozen=True)
 class Clip:
-  """One clip's files; frame i of every stream belongs together.
+  """One clip; frame i of every stream belongs together.
 
   Attributes:
     name: unique within the list it comes from.
-    blurry: the input's frames, [h w 3] PNGs in display order.
+    blurry: the input's frames, [h w 3] in display order.
     sharp: the truth's frames, [scale*h scale*w 3]; empty if not asked for.
     sharp_lr: the sharp low-resolution frames; empty if not asked for.
     flow: its flow labels; None when there are none.
@@ -55,9 +61,9 @@ class Clip:
   """
 
   name: str
-  blurry: tuple[pathlib.Path, ...]
-  sharp: tuple[pathlib.Path, ...]
-  sharp_lr: tuple[pathlib.Path, ...]
+  blurry: Sequence[Frame]
+  sharp: Sequence[Frame]
+  sharp_lr: Sequence[Frame]
   flow: Labels | None
   height: int
   width: int
@@ -205,16 +211,20 @@ def _png_size(path: pathlib.Path) -> tuple[int, int]:
   return height, width
 
 
-def read_frame(path: pathlib.Path) -> np.ndarray:
+def read_frame(frame: Frame) -> np.ndarray:
   """Decodes a frame: uint8 [h w 3], RGB.
 
   Raises:
-    UserError: the file is missing or damaged.
+    UserError: it is missing or damaged.
   """
-  image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+  try:
+    data = np.frombuffer(frame.read_bytes(), np.uint8)
+  except OSError:
+    data = np.empty(0, np.uint8)
+  image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if len(data) else None
   if image is None:
-    raise UserError(f"{path}: cannot be decoded; extract or prepare the clip again")
-  return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    raise UserError(f"{frame}: cannot be decoded; extract or prepare the clip again")
+  return image
 
 
 def read_index(root: pathlib.Path) -> list[dict[str, Any]]:

@@ -1,20 +1,21 @@
-"""Training batches from clips: a deterministic Grain pipeline, checkpointable, for any host count.
+"""Batches from clips: deterministic Grain pipelines, checkpointable, for any host count.
 
-  source of windows -> seed -> shuffle -> repeat -> decode, crop, flip -> host's share -> batch
-  -> worker processes -> iterator
+  source of windows -> seed -> shuffle -> repeat -> decode, crop, flip -> [mix] -> host's share
+  -> batch -> worker processes -> iterator
 
 A host's share is taken from the finished stream of samples, lazily: the global batch
-of a step does not depend on how many hosts or workers make it.
+of a step does not depend on how many hosts or workers make it. Here are the parts that
+all models share, and FMA-Net's samples; KEEP's are in `face_pipeline.py`.
 """
 
 from __future__ import annotations
 
-import bisect
-import itertools
 import json
 import signal
+import sys
 import zlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import cv2
 import grain
@@ -27,27 +28,76 @@ from vsr_jax.errors import UserError
 
 
 class Windows:
-  """All windows of T consecutive frames as a random-access source: (clip, first frame)."""
+  """All windows of T consecutive frames as a random-access source: (clip's index, first frame).
 
-  def __init__(self, clips: Sequence[Clip], num_frames: int):
-    self._clips = tuple(clips)
-    counts = [max(0, len(clip.blurry) - num_frames + 1) for clip in clips]
-    self._ends = list(itertools.accumulate(counts))
-    if not clips or not self._ends[-1]:
+  A clip of n frames has n - T + 1 windows, one shorter than T none.
+  """
+
+  def __init__(self, lengths: Sequence[int], num_frames: int):
+    self._ends = np.cumsum([max(0, length - num_frames + 1) for length in lengths], dtype=np.int64)
+    if not len(self._ends) or not self._ends[-1]:
       raise UserError(f"no clip has the {num_frames} frames of a training window")
 
   def __len__(self) -> int:
-    return self._ends[-1]
+    return int(self._ends[-1])
 
-  def __getitem__(self, index: int) -> tuple[Clip, int]:
-    i = bisect.bisect_right(self._ends, index)
-    return self._clips[i], index - (self._ends[i - 1] if i else 0)
+  def __getitem__(self, index: int) -> tuple[int, int]:
+    i = int(np.searchsorted(self._ends, index, side="right"))
+    return i, int(index - (self._ends[i - 1] if i else 0))
+
+
+class Padded:
+  """A source made longer, to a multiple: its items with True, then its last one with False."""
+
+  def __init__(self, source: Sequence[Any], multiple: int):
+    self._source = source
+    self._multiple = multiple
+
+  def __len__(self) -> int:
+    return -(-len(self._source) // self._multiple) * self._multiple
+
+  def __getitem__(self, index: int) -> tuple[Any, bool]:
+    real = index < len(self._source)
+    return self._source[index if real else len(self._source) - 1], real
+
+
+def fingerprint(*told: Any) -> int:
+  """A number that tells streams of batches apart: of anything that JSON can hold."""
+  return zlib.crc32(json.dumps(told).encode())
 
 
 def identity(clips: Sequence[Clip], *, batch_size: int, seed: int) -> int:
-  """A number that tells streams of batches apart: other clips, batch or seed, another number."""
-  told = [[clip.name, len(clip.blurry)] for clip in clips] + [batch_size, seed]
-  return zlib.crc32(json.dumps(told).encode())
+  """The fingerprint of `make_dataset`: other clips, batch or seed, another number."""
+  return fingerprint(*([clip.name, len(clip.blurry)] for clip in clips), batch_size, seed)
+
+
+def mix(samples: Sequence[grain.MapDataset], weights: Sequence[float]) -> grain.MapDataset:
+  """Samples of several sources, in proportion to their weights, each source in its own order.
+
+  Args:
+    samples: endless ones, each with a seed of its own: one and the same would draw alike in all.
+    weights: positive; their sum does not matter.
+
+  Raises:
+    UserError: there is not one positive weight a source.
+    ValueError: a source ends, which would end them all.
+  """
+  if len(weights) != len(samples) or not samples or min(weights) <= 0:
+    raise UserError(
+      f"{len(samples)} sources have the weights {tuple(weights)}; give each a positive one"
+    )
+  if any(len(x) < sys.maxsize for x in samples):
+    raise ValueError("mixed samples must have no end: epochs=None")
+  return grain.MapDataset.mix(samples, [float(weight) for weight in weights])
+
+
+def batch(
+  samples: grain.MapDataset, batch_size: int, *, host: int = 0, hosts: int = 1
+) -> grain.MapDataset:
+  """A host's batches: of every `hosts`-th sample, `batch_size` at a time, no incomplete ones."""
+  if hosts > 1:
+    samples = samples.slice(slice(host, None, hosts))
+  return samples.batch(batch_size, drop_remainder=True)
 
 
 def make_dataset(
@@ -85,18 +135,50 @@ def make_dataset(
   Raises:
     UserError: no clip is long enough, or a clip's frames are smaller than the crop.
   """
+  lengths = [len(clip.blurry) for clip in clips]
   for clip in clips:
     if min(clip.height, clip.width) < crop:
       raise UserError(
         f"clip {clip.name} has low-resolution frames of {clip.width}x{clip.height}, smaller than "
         f"the crop of {crop}; use a smaller crop or larger clips"
       )
-  load = _LoadWindow(num_frames, crop, flow)
-  dataset = grain.MapDataset.source(Windows(clips, num_frames)).seed(seed).shuffle()
-  dataset = dataset.repeat(epochs).random_map(load)
-  if hosts > 1:
-    dataset = dataset.slice(slice(host, None, hosts))
-  return dataset.batch(batch_size, drop_remainder=True)
+  samples = grain.MapDataset.source(Windows(lengths, num_frames)).seed(seed).shuffle()
+  samples = samples.repeat(epochs).random_map(_LoadWindow(clips, num_frames, crop, flow))
+  return batch(samples, batch_size, host=host, hosts=hosts)
+
+
+def make_evaluation_set(
+  clips: Sequence[Clip], *, num_frames: int, batch_size: int, host: int = 0, hosts: int = 1
+) -> grain.MapDataset:
+  """Every window of every clip once, in order, as whole frames; the last batches are filled up.
+
+  Args:
+    clips: from `find_clips`, all of one size.
+    num_frames: T.
+    batch_size: the host's samples b a batch.
+    host: this host's index.
+    hosts: their number; all have equally many batches.
+
+  Returns:
+    Batches, dicts of NumPy arrays:
+      blurry: uint8 [b t h w 3], RGB.
+      sharp: uint8 [b s*h s*w 3], the truth of the centre frame.
+      mask: bool [b]; False for a sample that only fills up.
+      clip: int32 [b], index into `clips`.
+      frame: int32 [b], index of the centre frame.
+
+  Raises:
+    UserError: no clip is long enough, or clips of several sizes.
+  """
+  sizes = {(clip.width, clip.height) for clip in clips}
+  if len(sizes) > 1:
+    told = ", ".join(f"{w}x{h}" for w, h in sorted(sizes))
+    raise UserError(
+      f"clips of several sizes cannot share a batch: {told}; evaluate each size alone"
+    )
+  windows = Windows([len(clip.blurry) for clip in clips], num_frames)
+  samples = grain.MapDataset.source(Padded(windows, batch_size * hosts))
+  return batch(samples.map(_LoadWhole(clips, num_frames)), batch_size, host=host, hosts=hosts)
 
 
 class Batches(Iterator[dict[str, np.ndarray]]):
@@ -109,10 +191,10 @@ class Batches(Iterator[dict[str, np.ndarray]]):
     """Starts at the first batch.
 
     Args:
-      dataset: from `make_dataset`.
+      dataset: from `batch`.
       workers: processes that decode; 0 decodes in a thread of this process. The
         batches are the same for any number.
-      identity: of the stream of batches, from `identity`; a position in another is refused.
+      identity: of the stream of batches, from `fingerprint`; a position in another is refused.
     """
     self._identity = identity
     self._dataset = dataset
@@ -172,16 +254,37 @@ def _start_worker(index: int, count: int) -> None:
   cv2.setNumThreads(1)
 
 
+class _LoadWhole:
+  """Decodes a window's blurry frames and the truth of its centre."""
+
+  def __init__(self, clips: Sequence[Clip], num_frames: int):
+    self._clips = tuple(clips)
+    self._num_frames = num_frames
+
+  def __call__(self, window: tuple[tuple[int, int], bool]) -> dict[str, np.ndarray]:
+    (i, first), real = window
+    clip, centre = self._clips[i], first + self._num_frames // 2
+    blurry = clip.blurry[first : first + self._num_frames]
+    return {
+      "blurry": np.stack([clips_lib.read_frame(path) for path in blurry]),
+      "sharp": clips_lib.read_frame(clip.sharp[centre]),
+      "mask": np.bool_(real),
+      "clip": np.int32(i),
+      "frame": np.int32(centre),
+    }
+
+
 class _LoadWindow:
   """Decodes a window, cuts the same crop from all its arrays and flips them alike."""
 
-  def __init__(self, num_frames: int, crop: int, flow: bool):
+  def __init__(self, clips: Sequence[Clip], num_frames: int, crop: int, flow: bool):
+    self._clips = tuple(clips)
     self._num_frames = num_frames
     self._crop = crop
     self._flow = flow
 
-  def __call__(self, window: tuple[Clip, int], rng: np.random.Generator) -> dict[str, np.ndarray]:
-    clip, first = window
+  def __call__(self, window: tuple[int, int], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    clip, first = self._clips[window[0]], window[1]
     top = int(rng.integers(clip.height - self._crop + 1))
     left = int(rng.integers(clip.width - self._crop + 1))
     mirror, upend = rng.random(2) < 0.5

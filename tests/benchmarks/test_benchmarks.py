@@ -88,7 +88,7 @@ def test_a_folder_without_the_released_code_is_named(tmp_path):
 
 
 def test_an_unknown_part_is_named():
-  with pytest.raises(UserError, match="--only speed: there are restoration, training"):
+  with pytest.raises(UserError, match="--only speed: there are restoration, training, data"):
     command.main(["--only=speed"])
 
 

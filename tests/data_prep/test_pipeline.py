@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 
 import cv2
+import grain
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -39,10 +41,10 @@ def assert_equal(one, other):
     np.testing.assert_array_equal(one[name], other[name])
 
 
-def test_windows_are_all_runs_of_frames(found):
-  windows = pipeline.Windows(found, 3)
-  listed = [(windows[i][0].name, windows[i][1]) for i in range(len(windows))]
-  assert listed == [("alley", 0), ("alley", 1), *(("beach", i) for i in range(4))]
+def test_windows_are_all_runs_of_frames():
+  windows = pipeline.Windows([4, 2, 6], 3)  # the second is too short
+  listed = [windows[i] for i in range(len(windows))]
+  assert listed == [(0, 0), (0, 1), *((2, i) for i in range(4))]
 
 
 def test_batch_shapes_and_types(found):
@@ -138,6 +140,70 @@ def test_an_epoch_is_covered_by_disjoint_shares(found):
   single = make(found, batch_size=1, epochs=1)
   assert samples == {single[i]["sharp"].tobytes() for i in range(6)}
   assert len(samples) == 6
+
+
+def test_evaluation_shows_every_window_once_and_marks_what_fills_up(found):
+  batches = pipeline.make_evaluation_set(found, num_frames=3, batch_size=4)
+  assert len(batches) == 2
+  shapes = {name: x.shape for name, x in batches[0].items()}
+  assert shapes == {
+    "blurry": (4, 3, 24, 32, 3),
+    "sharp": (4, 96, 128, 3),
+    "mask": (4,),
+    "clip": (4,),
+    "frame": (4,),
+  }
+  seen = [(b["mask"][k], b["clip"][k], b["frame"][k]) for b in batches for k in range(4)]
+  truth = [(True, 0, 1), (True, 0, 2), *((True, 1, i) for i in range(1, 5))]
+  assert seen == [*truth, (False, 1, 4), (False, 1, 4)]
+  for index, frame, sharp, blurry in zip(
+    *(batches[0][name] for name in ("clip", "frame", "sharp", "blurry")), strict=True
+  ):
+    np.testing.assert_array_equal(sharp, clips.read_frame(found[index].sharp[frame]))
+    np.testing.assert_array_equal(blurry[1], degrade.downsample(sharp, 4) // 2)
+
+
+def test_hosts_share_an_evaluation_in_equally_many_batches(found):
+  parts = [
+    pipeline.make_evaluation_set(found, num_frames=3, batch_size=2, host=host, hosts=2)
+    for host in range(2)
+  ]
+  assert [len(part) for part in parts] == [2, 2]
+  seen = [
+    (int(b["clip"][k]), int(b["frame"][k]))
+    for part in parts
+    for b in part
+    for k in range(2)
+    if b["mask"][k]
+  ]
+  assert sorted(seen) == [(0, 1), (0, 2), *((1, i) for i in range(1, 5))]
+
+
+def test_evaluation_needs_one_size(found):
+  other = dataclasses.replace(found[0], width=40)
+  with pytest.raises(UserError, match="several sizes cannot share a batch: 32x24, 40x24"):
+    pipeline.make_evaluation_set([found[1], other], num_frames=3, batch_size=2)
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=4))
+@settings(max_examples=20)
+def test_mixed_sources_appear_by_weight(weights):
+  sources = [grain.MapDataset.source([i]).repeat() for i in range(len(weights))]
+  mixed = pipeline.mix(sources, weights)
+  total = sum(weights)
+  counts = np.bincount([mixed[i] for i in range(6 * total)], minlength=len(weights))
+  # Grain spreads them evenly: at no time more than one away from the proportion.
+  assert np.abs(counts - 6 * np.array(weights)).max() <= 1
+
+
+def test_sources_that_cannot_be_mixed_are_refused():
+  endless, short = grain.MapDataset.source([1]).repeat(), grain.MapDataset.source([1])
+  with pytest.raises(UserError, match="2 sources have the weights .1,.; give each a positive one"):
+    pipeline.mix([endless, endless], [1])
+  with pytest.raises(UserError, match="positive"):
+    pipeline.mix([endless, endless], [1, 0])
+  with pytest.raises(ValueError, match="no end"):
+    pipeline.mix([endless, short], [1, 1])
 
 
 def test_incomplete_batches_are_left_out(found):

@@ -1,0 +1,323 @@
+"""How low-quality face video is made from good video: KEEP's degradation.
+
+  python -m data_prep.face_degrade CLIP OUT.png    what every preset does to a clip, as one picture
+
+In KEEP's order: one Gaussian blur a clip, noise, reduction, noise again, H.264. All of it is a
+pure function of the clip and a NumPy generator, and meant to give the same bits on every host:
+blur kernels are whole numbers and values are rounded to 1/16 of a level before they are summed with
+weights, so that sums are exact in whatever order a CPU takes them; colours are converted in
+integers; the codecs run in one thread, on which their result depends.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import pathlib
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import NamedTuple
+
+import av
+import cv2
+import numpy as np
+
+from vsr_jax import errors, video
+from vsr_jax.errors import UserError
+
+REDUCTIONS = (cv2.INTER_AREA, cv2.INTER_LINEAR, cv2.INTER_CUBIC)
+_STEPS = 16  # a level is divided into, before values are summed with weights
+
+Range = tuple[float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Degradation:
+  """What is drawn for a clip, and for each of its frames.
+
+  A recipe's values can be given as they are: `Degradation(**config)`.
+
+  Attributes:
+    isotropic: how probable a round kernel is; it takes its width from `sigma_x`.
+    sigma_x: width of the blur along the kernel's first axis, in pixels of the good clip.
+    sigma_y: along its second axis.
+    rotation: of the axes, in radians.
+    kernel_size: side of the kernel, odd; what lies outside is cut off.
+    noise: standard deviation of the noise, in levels of 255, of each frame and both times.
+    grey: how probable noise is that is the same in all channels.
+    reductions: relative frequencies of reducing by area, bilinearly and by cubic interpolation.
+    crf: H.264's constant rate factor, a whole number; higher is worse. The upper end is never
+      drawn, as in the released code.
+    scale: of the reduction, s.
+    as_released: makes the two slips of the released code on the way into the codec: red and
+      blue change places, and values are cut off instead of rounded.
+  """
+
+  isotropic: float = 0.7
+  sigma_x: Range = (2.0, 10.0)
+  sigma_y: Range = (2.0, 10.0)
+  rotation: Range = (-math.pi, math.pi)
+  kernel_size: int = 21
+  noise: Range = (0.0, 10.0)
+  grey: float = 0.5
+  reductions: tuple[float, float, float] = (0.3, 0.3, 0.4)
+  crf: tuple[int, int] = (25, 45)
+  scale: int = 4
+  as_released: bool = False
+
+  def __post_init__(self):
+    for name in ("sigma_x", "sigma_y", "rotation", "noise", "crf"):
+      low, high = getattr(self, name)
+      lowest = -math.inf if name == "rotation" else 0
+      if not lowest <= low <= high or (name.startswith("sigma") and low == 0):
+        raise UserError(f"degradation: {name} = ({low}, {high}) is no range for it; low, then high")
+    if self.crf[0] == self.crf[1] or self.crf[1] > 52:
+      raise UserError(f"degradation: crf = {tuple(self.crf)}: H.264 has 0 to 51, the end excluded")
+    if not 0 <= self.isotropic <= 1 or not 0 <= self.grey <= 1:
+      raise UserError(f"degradation: isotropic, grey = {self.isotropic}, {self.grey}: 0 to 1 each")
+    if len(self.reductions) != 3 or min(self.reductions) < 0 or not sum(self.reductions):
+      raise UserError(f"degradation: reductions = {tuple(self.reductions)}: three frequencies")
+    if self.kernel_size < 1 or self.kernel_size % 2 == 0 or self.scale < 1:
+      raise UserError(
+        f"degradation: kernel_size = {self.kernel_size} must be odd, scale = {self.scale} positive"
+      )
+
+
+PRESETS = {
+  # The released training configuration.
+  "train": Degradation(),
+  # KEEP's test set of this name tells its ranges in a folder's name: Blur5-10 Noise0-10 CRF18-25.
+  "mild": Degradation(sigma_x=(5, 10), sigma_y=(5, 10), noise=(0, 10), crf=(18, 25)),
+  # The ranges of the harder test sets are not public. These two are our own: medium stays within
+  # training's ranges without their easy ends, heavy goes beyond them in blur and noise.
+  "medium": Degradation(sigma_x=(6, 10), sigma_y=(6, 10), noise=(5, 10), crf=(28, 37)),
+  "heavy": Degradation(sigma_x=(8, 14), sigma_y=(8, 14), noise=(10, 20), crf=(37, 45)),
+}
+
+
+class Kernel(NamedTuple):
+  """A Gaussian: its widths along its own axes in pixels, which `angle` turns; round if equal."""
+
+  sigma_x: float
+  sigma_y: float
+  angle: float
+
+
+def degrade(clip: np.ndarray, rng: np.random.Generator, settings: Degradation) -> np.ndarray:
+  """Makes a low-quality clip.
+
+  Args:
+    clip: uint8 RGB [t s*h s*w 3], h and w even.
+    rng: gives everything that is random; the same state gives the same clip.
+    settings: the ranges, and the scale s.
+
+  Returns:
+    uint8 RGB [t h w 3].
+
+  Raises:
+    ValueError: the clip is empty, no uint8 RGB, or its sizes cannot be reduced to even ones.
+  """
+  t, h, w, c = clip.shape
+  if clip.dtype != np.uint8 or c != 3 or not t:
+    raise ValueError(f"a clip is uint8 [t h w 3] with t > 0, not {clip.dtype} {clip.shape}")
+  if h % (2 * settings.scale) or w % (2 * settings.scale):
+    raise ValueError(f"frames of {w}x{h} cannot be reduced by {settings.scale} to even sizes")
+  kernel = draw_kernel(rng, settings)
+  reduction = int(rng.choice(3, p=np.array(settings.reductions) / sum(settings.reductions)))
+  crf = int(rng.integers(*settings.crf))
+  small = np.empty((t, h // settings.scale, w // settings.scale, 3), np.uint8)
+  for i, frame in enumerate(clip):  # one at a time: floats of a long clip are much memory
+    image = add_noise(blur(frame, kernel, settings.kernel_size), rng, settings)
+    image = add_noise(reduce(image, settings.scale, REDUCTIONS[reduction]), rng, settings)
+    small[i] = image if settings.as_released else np.rint(image)
+  if settings.as_released:
+    return compress(small[..., ::-1], crf)[..., ::-1]
+  return compress(small, crf)
+
+
+def draw_kernel(rng: np.random.Generator, settings: Degradation) -> Kernel:
+  """The blur of a clip."""
+  isotropic = rng.random() < settings.isotropic
+  sigma_x, sigma_y = rng.uniform(*settings.sigma_x), rng.uniform(*settings.sigma_y)
+  angle = rng.uniform(*settings.rotation)
+  return Kernel(sigma_x, sigma_x, 0.0) if isotropic else Kernel(sigma_x, sigma_y, angle)
+
+
+def gaussian(kernel: Kernel, size: int) -> np.ndarray:
+  """Samples of a Gaussian, cut to [size size] (rows y, columns x) and with a sum of 1."""
+  y, x = np.mgrid[:size, :size] - size // 2
+  cos, sin = math.cos(kernel.angle), math.sin(kernel.angle)
+  along, across = x * cos + y * sin, y * cos - x * sin
+  weights = np.exp(-0.5 * ((along / kernel.sigma_x) ** 2 + (across / kernel.sigma_y) ** 2))
+  return weights / weights.sum()
+
+
+def blur(frame: np.ndarray, kernel: Kernel, size: int) -> np.ndarray:
+  """Convolves with a Gaussian, mirrored at the border without repeating it.
+
+  Args:
+    frame: uint8 [h w 3].
+    kernel: the Gaussian.
+    size: its side.
+
+  Returns:
+    float32 [h w 3] in levels, 0 to 255.
+  """
+  if kernel.sigma_x == kernel.sigma_y:
+    # Rows, then columns. 8 bits of the pixels and 16 of the weights are exact in the 24 of single
+    # precision, and so are 12 of 1/16 levels and 12 of the weights.
+    line, one = gaussian(kernel, size).sum(0), np.ones(1, np.float32)
+    rows = cv2.sepFilter2D(frame, cv2.CV_32F, _whole(line, 16).astype(np.float32), one)
+    rows = np.rint(np.float32(_STEPS / 2**16) * rows)
+    both = cv2.sepFilter2D(rows, cv2.CV_32F, one, _whole(line, 12).astype(np.float32))
+    return np.float32(1 / _STEPS / 2**12) * both
+  # OpenCV goes through Fourier space here; its error is far below the halves that rint removes.
+  total = np.rint(cv2.filter2D(frame, cv2.CV_64F, _whole(gaussian(kernel, size), 20)))
+  return total.astype(np.float32) / np.float32(2**20)
+
+
+def _whole(weights: np.ndarray, bits: int) -> np.ndarray:
+  """Weights times 2^bits, rounded; the greatest one makes the sum right."""
+  weights = np.rint(weights * 2**bits)
+  weights.flat[weights.argmax()] += 2**bits - weights.sum()
+  return weights
+
+
+def add_noise(image: np.ndarray, rng: np.random.Generator, settings: Degradation) -> np.ndarray:
+  """Adds Gaussian noise of a random strength, in colour or grey: float32 [h w 3], 0 to 255."""
+  sigma = np.float32(rng.uniform(*settings.noise))
+  channels = 1 if rng.random() < settings.grey else 3
+  noise = rng.standard_normal((*image.shape[:2], channels), dtype=np.float32)
+  noise *= sigma
+  noisy = image + noise
+  return np.clip(noisy, 0, 255, out=noisy)
+
+
+def reduce(image: np.ndarray, scale: int, reduction: int) -> np.ndarray:
+  """Reduces float32 [s*h s*w 3] in levels to [h w 3], by one of `REDUCTIONS`; cubic overshoots."""
+  h, w = image.shape[:2]
+  # For a scale of 2, 4 or 8 the weights are multiples of a small power of two as well.
+  image = np.rint(_STEPS * image) / np.float32(_STEPS)
+  return cv2.resize(image, (w // scale, h // scale), interpolation=reduction)
+
+
+def compress(clip: np.ndarray, crf: int) -> np.ndarray:
+  """What H.264 leaves of a clip: uint8 RGB [t h w 3], even sizes, at a constant rate factor."""
+  t, h, w, _ = clip.shape
+  encoder = av.CodecContext.create("libx264", "w")
+  encoder.width, encoder.height, encoder.pix_fmt = w, h, "yuv420p"
+  # At KEEP's one frame a second; x264 spends more bits on frames that are seen longer.
+  encoder.time_base = encoder.framerate = Fraction(1)
+  # x264's AVX-512 assembly gave other streams in up to 8 % of encodings of one and the same clip,
+  # in some processes; without assembly it is slower and always gave the usual one.
+  encoder.options = {"crf": str(crf), "threads": "1", "x264-params": "asm=0"}
+  decoder = av.CodecContext.create("h264", "r")
+  decoder.thread_count = 1
+  result = []
+  for i, planes in enumerate(itertools.chain(map(to_planes, clip), [None])):
+    frame = None
+    if planes is not None:
+      frame = av.VideoFrame.from_ndarray(planes, format="yuv420p")
+      frame.pts = i
+    for packet in encoder.encode(frame):
+      result += decoder.decode(packet)
+  result += decoder.decode(None)
+  if len(result) != t:
+    raise RuntimeError(f"the decoder gave {len(result)} of {t} frames")
+  return np.stack([from_planes(frame.to_ndarray(), h) for frame in result])
+
+
+# BT.601 in limited range, in 1/65536: luma from 16 to 235, chroma around 128. Sums stay below 2^31.
+_TO_YUV = np.rint(
+  65536
+  / 255
+  * np.array(
+    [
+      [219 * 0.299, 219 * 0.587, 219 * 0.114],
+      [-112 * 0.299 / 0.886, -112 * 0.587 / 0.886, 112],
+      [112, -112 * 0.587 / 0.701, -112 * 0.114 / 0.701],
+    ]
+  )
+).astype(np.int32)
+_TO_RGB = np.rint(65536 * np.linalg.inv(_TO_YUV / 65536)).astype(np.int32)
+
+
+def to_planes(image: np.ndarray) -> np.ndarray:
+  """Y over U over V as yuv420p has them: uint8 RGB [h w 3] -> [3*h/2 w]; chroma of 2x2 means."""
+  h, w, _ = image.shape
+  pixels = image.astype(np.int32)
+  quads = pixels.reshape(h // 2, 2, w // 2, 2, 3).sum((1, 3), dtype=np.int32)
+  luma = (pixels @ _TO_YUV[0] + 32768 >> 16) + 16
+  chroma = (quads @ _TO_YUV[1:].T + 131072 >> 18) + 128
+  return np.concatenate([luma, chroma.transpose(2, 0, 1).reshape(h // 2, w)]).astype(np.uint8)
+
+
+def from_planes(planes: np.ndarray, height: int) -> np.ndarray:
+  """Inverse of `to_planes`; chroma is repeated."""
+  w = planes.shape[1]
+  luma = planes[:height].astype(np.int32) - 16
+  chroma = planes[height:].reshape(2, height // 2, w // 2).astype(np.int32) - 128
+  chroma = chroma.repeat(2, 1).repeat(2, 2)
+  rgb = np.stack([luma, *chroma], -1) @ _TO_RGB.T + 32768 >> 16
+  return np.clip(rgb, 0, 255).astype(np.uint8)
+
+
+def draw_strip(clip: np.ndarray, seed: int, rows: int = 2) -> np.ndarray:
+  """The clip and what each preset makes of it, a column each, evenly spaced frames as rows.
+
+  Args:
+    clip: uint8 RGB [t h w 3], sizes multiples of 8.
+    seed: of what is random, the same for each preset.
+    rows: frames shown.
+
+  Returns:
+    uint8 RGB; low-quality frames are enlarged bilinearly, as KEEP does before its encoder.
+  """
+  shown = np.linspace(0, len(clip) - 1, min(rows, len(clip))).astype(int)
+  made = {"good": clip}
+  for name, settings in PRESETS.items():
+    made[name] = degrade(clip, np.random.default_rng(seed), settings)
+  h, w = clip.shape[1:3]
+  columns = []
+  for name, frames in made.items():
+    column = np.concatenate([cv2.resize(frames[i], (w, h)) for i in shown])
+    cv2.putText(column, name, (8, 28), cv2.FONT_HERSHEY_SIMPLEX, 0.9, (255, 255, 0), 2)
+    columns.append(column)
+  return np.concatenate(columns, axis=1)
+
+
+def main() -> None:
+  """Runs the command; see the module's docstring and `--help`."""
+  parser = errors.Parser(description=__doc__.partition("\n")[0])
+  parser.add_argument("clip", metavar="CLIP", help="a video file or a folder of frames")
+  parser.add_argument("out", metavar="OUT.png", type=pathlib.Path)
+  parser.add_argument("--start", type=int, default=0, metavar="N", help="first frame")
+  parser.add_argument("--frames", type=int, default=8, metavar="N", help="of the clip degraded")
+  parser.add_argument("--size", type=int, default=512, metavar="N", help="side of the square shown")
+  parser.add_argument("--seed", type=int, default=0)
+  args = parser.parse_args()
+  if args.frames < 1 or args.size < 8 or args.size % 8 or args.start < 0:
+    parser.error("--frames must be positive, --size a multiple of 8, --start not negative")
+  if args.out.suffix.lower() != ".png":
+    parser.error(f"{args.out}: the picture is a .png")
+  frames = np.stack(list(_squares(args.clip, args.start, args.frames, args.size)))
+  picture = cv2.cvtColor(draw_strip(frames, args.seed), cv2.COLOR_RGB2BGR)
+  args.out.write_bytes(cv2.imencode(".png", picture)[1].tobytes())
+  print(f"{args.out}: the clip, then {', '.join(PRESETS)}")
+
+
+def _squares(path: str, start: int, count: int, size: int) -> Iterator[np.ndarray]:
+  """The middles of a clip's frames, as squares of `size`."""
+  with video.open_reader(path, start, start + count) as reader:
+    for frame in reader:
+      h, w = frame.image.shape[:2]
+      side = min(h, w)
+      top, left = (h - side) // 2, (w - side) // 2
+      square = frame.image[top : top + side, left : left + side]
+      how = cv2.INTER_AREA if side > size else cv2.INTER_CUBIC
+      yield cv2.resize(square, (size, size), interpolation=how)
+
+
+if __name__ == "__main__":
+  errors.run(main)

@@ -1,0 +1,382 @@
+"""KEEP's samples: aligned faces, good and degraded, for its three stages and for evaluation.
+
+  source of clips -> a frame of one -> frames around it -> decode -> degrade -> align both alike
+
+Stage I takes single images, stages II and III clips:
+
+  images = pipeline.batch(face_pipeline.images(source, lengths, seed=0), 8)
+  clips = pipeline.batch(face_pipeline.clips(source, lengths, seed=0), 2)
+  with pipeline.Batches(clips, workers=8) as batches: ...
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import cv2
+import grain
+import numpy as np
+
+from data_prep.face_degrade import PRESETS, Degradation, degrade
+from data_prep.pipeline import Padded, Windows, batch
+from vsr_jax.errors import UserError
+
+SIZE = 512  # side of an aligned face
+STREAM = "sharp"  # VFHQ's good frames
+INTERVALS = (1, 2, 3, 4, 5, 6)  # frames from one of a training clip to the next
+CHUNK = 20  # frames that KEEP restores at once
+# Eyes, nose and mouth's corners (x, y) of FFHQ's alignment at 512x512, as KEEP has them. The
+# aligning of restored video has the same points; here a few lines of OpenCV suffice.
+TEMPLATE = np.array(
+  [
+    [192.98138, 239.94708],
+    [318.90277, 240.1936],
+    [256.63416, 314.01935],
+    [201.26117, 371.41043],
+    [313.08905, 371.15118],
+  ]
+)
+# What an aligned image shows beyond the frame. In RGB: the released data sets turn their images to
+# it before they align, unlike the released restoring of videos, whose border is BGR.
+BORDER = (135, 133, 132)
+
+
+class FaceClip(Protocol):
+  """A clip as it is stored; `data_prep.records` has such ones.
+
+  Attributes:
+    name: for errors.
+    frames: PNGs or JPEGs by stream, in display order.
+    landmarks: float [n 5 2], (x, y) in pixels of the good frames; none, or n = 0, if these are
+      aligned.
+  """
+
+  name: str
+  frames: Mapping[str, Sequence[bytes]]
+  landmarks: np.ndarray | None
+
+
+class ClipSource(Protocol):
+  """Clips by random access; it is copied to worker processes."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int) -> FaceClip: ...
+
+
+def images(
+  source: ClipSource,
+  lengths: Sequence[int],
+  *,
+  seed: int,
+  size: int = SIZE,
+  stream: str = STREAM,
+  epochs: int | None = None,
+) -> grain.MapDataset:
+  """Single aligned faces: every frame of every clip, in another order each epoch.
+
+  Args:
+    source: of the clips.
+    lengths: frames of each clip.
+    seed: gives the order.
+    size: side of the faces.
+    stream: of the good frames.
+    epochs: passes over the frames; None for no end.
+
+  Returns:
+    Samples, dicts of NumPy arrays: "gt" uint8 RGB [size size 3].
+
+  Raises:
+    UserError: there is no frame; later, a frame is damaged or neither aligned nor alignable.
+  """
+  frames = grain.MapDataset.source(Windows(lengths, 1)).seed(seed).shuffle()
+  return frames.repeat(epochs).map(_LoadImage(source, size, stream))
+
+
+def clips(
+  source: ClipSource,
+  lengths: Sequence[int],
+  *,
+  seed: int,
+  num_frames: int = 8,
+  intervals: Sequence[int] = INTERVALS,
+  reverse: float = 0.5,
+  degradation: Degradation = PRESETS["train"],
+  size: int = SIZE,
+  stream: str = STREAM,
+  epochs: int | None = None,
+) -> grain.MapDataset:
+  """Clips of aligned faces, good and degraded: around every frame of every clip.
+
+  Args:
+    source: of the clips.
+    lengths: frames of each clip; shorter ones than `num_frames` are not used.
+    seed: gives the order and all that is random.
+    num_frames: t.
+    intervals: distances in time, of which a clip has one; those that do not fit are not drawn.
+    reverse: how probable the reverse order is.
+    degradation: how the low-quality frames are made, and the scale s.
+    size: side of the good faces.
+    stream: of the good frames.
+    epochs: passes over the frames; None for no end.
+
+  Returns:
+    Samples, dicts of NumPy arrays:
+      gt: uint8 RGB [t size size 3].
+      lq: uint8 RGB [t size/s size/s 3].
+
+  Raises:
+    UserError: no clip is long enough; later, a frame is damaged or neither aligned nor alignable.
+  """
+  if not intervals or min(intervals) < 1 or not 0 <= reverse <= 1:
+    raise UserError(
+      f"intervals = {tuple(intervals)}, reverse = {reverse}: positive ones; a probability"
+    )
+  shortest = min(intervals) * (num_frames - 1) + 1
+  if not any(length >= shortest for length in lengths):
+    raise UserError(f"no clip has the {shortest} frames of a training clip")
+  usable = [length if length >= shortest else 0 for length in lengths]
+  load = _LoadClip(source, num_frames, tuple(intervals), reverse, degradation, size, stream)
+  frames = grain.MapDataset.source(Windows(usable, 1)).seed(seed).shuffle()
+  return frames.repeat(epochs).random_map(load)
+
+
+def evaluation_batches(
+  source: ClipSource,
+  lengths: Sequence[int],
+  *,
+  low_quality: str | Degradation,
+  batch_size: int = 1,
+  chunk: int = CHUNK,
+  size: int = SIZE,
+  stream: str = STREAM,
+  host: int = 0,
+  hosts: int = 1,
+) -> grain.MapDataset:
+  """Every frame of every clip once, in chunks without overlap, as KEEP is evaluated.
+
+  A clip's last chunk is filled up with its last frame, the last batches with the last chunk. (The
+  released code makes the last chunk shorter; what a model makes of a chunk's real frames may
+  depend on those that fill it up.)
+
+  Args:
+    source: of the clips.
+    lengths: frames of each clip.
+    low_quality: the stream that has the low-quality frames, or how to make them: of a whole
+      clip at once, and the same ones always, by the clip's name.
+    batch_size: the host's chunks b a batch.
+    chunk: t.
+    size: side of the good faces.
+    stream: of the good frames.
+    host: this host's index.
+    hosts: their number; all have equally many batches.
+
+  Returns:
+    Batches, dicts of NumPy arrays:
+      gt: uint8 RGB [b t size size 3].
+      lq: uint8 RGB [b t size/s size/s 3].
+      mask: bool [b t]; False for a frame that only fills up.
+      clip: int32 [b], index into the source.
+      first: int32 [b], index of the first frame.
+
+  Raises:
+    UserError: there is no frame; later, a frame is damaged or neither aligned nor alignable.
+  """
+  starts = [(i, first) for i, length in enumerate(lengths) for first in range(0, length, chunk)]
+  if not starts:
+    raise UserError("no clip has a frame to evaluate")
+  load = _LoadChunk(source, low_quality, chunk, size, stream)
+  chunks = grain.MapDataset.source(Padded(starts, batch_size * hosts)).map(load)
+  return batch(chunks, batch_size, host=host, hosts=hosts)
+
+
+def draw_frames(
+  rng: np.random.Generator,
+  length: int,
+  centre: int,
+  num_frames: int,
+  intervals: Sequence[int],
+  reverse: float,
+) -> np.ndarray:
+  """Frames of a training clip, t of them: around `centre`, or anywhere if they do not fit there."""
+  fitting = [interval for interval in intervals if interval * (num_frames - 1) < length]
+  interval = fitting[rng.integers(len(fitting))]
+  first, last = centre - num_frames // 2 * interval, length - 1 - interval * (num_frames - 1)
+  if not 0 <= first <= last:
+    first = rng.integers(last + 1)
+  frames = first + interval * np.arange(num_frames)
+  return frames[::-1] if rng.random() < reverse else frames
+
+
+def stream_of(clip: FaceClip, stream: str) -> Sequence[bytes]:
+  """Encoded frames; UserError if there is no such stream."""
+  if stream not in clip.frames:
+    raise UserError(f"clip {clip.name} has no stream {stream}, only {', '.join(clip.frames)}")
+  return clip.frames[stream]
+
+
+def decode(clip: FaceClip, stream: str, index: int) -> np.ndarray:
+  """One frame: uint8 RGB [h w 3].
+
+  Raises:
+    UserError: the stream or the frame is missing, or the frame is damaged.
+  """
+  frames = stream_of(clip, stream)
+  if index >= len(frames):
+    raise UserError(f"clip {clip.name} ends before frame {index} of {stream}; build it again")
+  data = np.frombuffer(frames[index], np.uint8)
+  image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if len(data) else None
+  if image is None:
+    raise UserError(f"clip {clip.name}: frame {index} of {stream} is damaged; build it again")
+  return image
+
+
+def align(
+  image: np.ndarray, points: np.ndarray | None, size: int, scale: int, label: str
+) -> np.ndarray:
+  """Moves, turns and enlarges a face to where FFHQ has it.
+
+  Args:
+    image: uint8 RGB [h w 3]: a frame, or one reduced by `scale`.
+    points: float [5 2], eyes, nose and mouth's corners (x, y) in pixels of the frame; None for
+      an image that is aligned.
+    size: side of an aligned frame.
+    scale: of the image.
+    label: its name for errors.
+
+  Returns:
+    uint8 RGB [size/scale size/scale 3].
+
+  Raises:
+    UserError: no similarity leads to the template, or there are no points and the size is another.
+  """
+  side = size // scale
+  if points is None:
+    if image.shape != (side, side, 3):
+      raise UserError(
+        f"{label}: {image.shape[1]}x{image.shape[0]} without landmarks is no aligned face of "
+        f"{side}x{side}; make landmarks first"
+      )
+    return image
+  # As the released code has it, least median of squares, and the points of a reduced image
+  # divided by the scale: pixel 0 is where it was, half a pixel's difference is left out.
+  matrix, _ = cv2.estimateAffinePartial2D(
+    np.asarray(points, np.float64), TEMPLATE * (size / SIZE), method=cv2.LMEDS
+  )
+  if matrix is None or not np.isfinite(matrix).all() or not matrix[:, :2].any():
+    raise UserError(f"{label}: its landmarks are no face; make landmarks again")
+  matrix[:, 2] /= scale
+  return cv2.warpAffine(
+    image, matrix, (side, side), borderMode=cv2.BORDER_CONSTANT, borderValue=BORDER
+  )
+
+
+def _align_all(
+  clip: FaceClip, frames: Sequence[int], images: Sequence[np.ndarray], size: int, scale: int
+) -> np.ndarray:
+  landmarks = clip.landmarks if clip.landmarks is not None and len(clip.landmarks) else None
+  aligned = []
+  for index, image in zip(frames, images, strict=True):
+    label = f"clip {clip.name}, frame {index}"
+    if landmarks is not None and index >= len(landmarks):
+      raise UserError(f"{label}: has no landmarks; make landmarks again")
+    points = None if landmarks is None else landmarks[index]
+    aligned.append(align(image, points, size, scale, label))
+  return np.stack(aligned)
+
+
+class _LoadImage:
+  """Decodes and aligns a frame."""
+
+  def __init__(self, source: ClipSource, size: int, stream: str):
+    self._source = source
+    self._size = size
+    self._stream = stream
+
+  def __call__(self, position: tuple[int, int]) -> dict[str, np.ndarray]:
+    clip, index = self._source[position[0]], position[1]
+    image = decode(clip, self._stream, index)
+    return {"gt": _align_all(clip, [index], [image], self._size, 1)[0]}
+
+
+class _LoadClip:
+  """Draws frames around one, decodes, degrades and aligns them."""
+
+  def __init__(
+    self,
+    source: ClipSource,
+    num_frames: int,
+    intervals: tuple[int, ...],
+    reverse: float,
+    degradation: Degradation,
+    size: int,
+    stream: str,
+  ):
+    self._source = source
+    self._drawn = num_frames, intervals, reverse
+    self._degradation = degradation
+    self._size = size
+    self._stream = stream
+
+  def __call__(self, position: tuple[int, int], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    clip, centre = self._source[position[0]], position[1]
+    length = len(stream_of(clip, self._stream))
+    frames = draw_frames(rng, length, centre, *self._drawn)
+    good = np.stack([decode(clip, self._stream, i) for i in frames])
+    low = _degrade(clip, good, rng, self._degradation)
+    return {
+      "gt": _align_all(clip, frames, good, self._size, 1),
+      "lq": _align_all(clip, frames, low, self._size, self._degradation.scale),
+    }
+
+
+class _LoadChunk:
+  """Decodes and aligns a chunk's frames; keeps the low-quality frames it made of the last clip."""
+
+  def __init__(
+    self, source: ClipSource, low_quality: str | Degradation, chunk: int, size: int, stream: str
+  ):
+    self._source = source
+    self._low_quality = low_quality
+    self._chunk = chunk
+    self._size = size
+    self._stream = stream
+    self._made: tuple[int, np.ndarray] | None = None
+
+  def __call__(self, position: tuple[tuple[int, int], bool]) -> dict[str, np.ndarray]:
+    (i, first), real = position
+    clip = self._source[i]
+    length = len(stream_of(clip, self._stream))
+    wanted = np.arange(first, first + self._chunk)
+    frames = np.minimum(wanted, length - 1)
+    good = [decode(clip, self._stream, index) for index in frames]
+    low = self._low(i, clip, frames)
+    scale = good[0].shape[0] // low[0].shape[0]
+    return {
+      "gt": _align_all(clip, frames, good, self._size, 1),
+      "lq": _align_all(clip, frames, low, self._size, scale),
+      "mask": (wanted < length) & real,
+      "clip": np.int32(i),
+      "first": np.int32(first),
+    }
+
+  def _low(self, i: int, clip: FaceClip, frames: np.ndarray) -> Sequence[np.ndarray]:
+    if isinstance(self._low_quality, str):
+      return [decode(clip, self._low_quality, index) for index in frames]
+    if self._made is None or self._made[0] != i:
+      count = len(stream_of(clip, self._stream))
+      good = np.stack([decode(clip, self._stream, index) for index in range(count)])
+      rng = np.random.default_rng(zlib.crc32(clip.name.encode()))
+      self._made = i, _degrade(clip, good, rng, self._low_quality)
+    return self._made[1][frames]
+
+
+def _degrade(
+  clip: FaceClip, good: np.ndarray, rng: np.random.Generator, degradation: Degradation
+) -> np.ndarray:
+  try:
+    return degrade(good, rng, degradation)
+  except ValueError as e:
+    raise UserError(f"clip {clip.name}: {e}; prepare it at another size") from e

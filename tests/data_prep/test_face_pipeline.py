@@ -1,0 +1,313 @@
+"""KEEP's batches: shapes, which frames, alignment, determinism, evaluation."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+
+import cv2
+import numpy as np
+import pytest
+import scipy.ndimage
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_prep import face_pipeline, pipeline
+from data_prep.face_degrade import PRESETS, Degradation, degrade
+from tests.data_prep.helpers import texture
+from vsr_jax.errors import UserError
+
+SIZE = 64  # of the faces; the real size where it matters
+GENTLE = Degradation(sigma_x=(0.5, 1), sigma_y=(0.5, 1), noise=(0, 1), crf=(1, 5))
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+  name: str
+  frames: dict[str, list[bytes]]
+  landmarks: np.ndarray | None = None
+
+
+def encode(image: np.ndarray) -> bytes:
+  return cv2.imencode(".png", image[..., ::-1])[1].tobytes()
+
+
+def numbered_clip(name: str, length: int, size: int = SIZE, red: int = 0) -> Clip:
+  """Aligned frames of one colour: green tells the frame, red the clip."""
+  frames = [np.full((size, size, 3), (red, 4 * i, 0), np.uint8) for i in range(length)]
+  return Clip(name, {"sharp": [encode(frame) for frame in frames]})
+
+
+def textured_clip(name: str, length: int, size: int = SIZE, landmarks=None) -> Clip:
+  frames = [texture(size, size, 3 * i) for i in range(length)]
+  return Clip(name, {"sharp": [encode(frame) for frame in frames]}, landmarks)
+
+
+SOURCE = [numbered_clip("anna", 60, red=50), numbered_clip("ben", 8, red=150)]
+LENGTHS = [60, 8]
+
+
+def clips(source=SOURCE, lengths=LENGTHS, **changes):
+  options = {"seed": 3, "size": SIZE, "num_frames": 4, "degradation": GENTLE}
+  return face_pipeline.clips(source, lengths, **options | changes)
+
+
+def assert_equal(one, other):
+  assert one.keys() == other.keys()
+  for name in one:
+    np.testing.assert_array_equal(one[name], other[name])
+
+
+def places(points, matrix):
+  return np.asarray(points) @ matrix[:, :2].T + matrix[:, 2]
+
+
+def landmarks_of(turn: float, zoom: float, shift: tuple[float, float], size: int) -> np.ndarray:
+  """The template's points turned (radians), zoomed and shifted about the middle."""
+  points = face_pipeline.TEMPLATE * (size / 512)
+  cos, sin = zoom * np.cos(turn), zoom * np.sin(turn)
+  return (points - size / 2) @ np.array([[cos, sin], [-sin, cos]]) + size / 2 + np.array(shift)
+
+
+def test_batches_of_all_three_stages_have_the_released_shapes():
+  source = [textured_clip("anna", 9, 512, landmarks=np.tile(face_pipeline.TEMPLATE, (9, 1, 1)))]
+  images = pipeline.batch(face_pipeline.images(source, [9], seed=0), 4)
+  assert {name: (x.shape, x.dtype.name) for name, x in images[0].items()} == {
+    "gt": ((4, 512, 512, 3), "uint8")
+  }
+  batches = pipeline.batch(face_pipeline.clips(source, [9], seed=0), 2)
+  assert {name: (x.shape, x.dtype.name) for name, x in batches[0].items()} == {
+    "gt": ((2, 8, 512, 512, 3), "uint8"),
+    "lq": ((2, 8, 128, 128, 3), "uint8"),
+  }
+
+
+def test_every_frame_is_an_image_of_an_epoch():
+  samples = face_pipeline.images(SOURCE, LENGTHS, seed=1, size=SIZE, epochs=2)
+  colours = [tuple(samples[i]["gt"][0, 0]) for i in range(len(samples))]
+  expected = [(50, 4 * i, 0) for i in range(60)] + [(150, 4 * i, 0) for i in range(8)]
+  assert sorted(colours[:68]) == sorted(colours[68:]) == sorted(expected)
+  assert colours[:68] != colours[68:]
+
+
+def test_training_clips_have_one_interval_and_either_direction():
+  samples = clips()
+  seen = collections.Counter()
+  for i in range(200):
+    green = samples[i]["gt"][:, 0, 0, 1].astype(int) // 4
+    steps = np.diff(green)
+    assert (steps == steps[0]).all()
+    clip = "anna" if samples[i]["gt"][0, 0, 0, 0] == 50 else "ben"
+    seen[clip, int(steps[0])] += 1
+  of_anna = {step: n for (clip, step), n in seen.items() if clip == "anna"}
+  assert sorted(of_anna) == [*range(-6, 0), *range(1, 7)]
+  # Of 8 frames, 4 span at most an interval of 2: the others do not fit.
+  assert {step for clip, step in seen if clip == "ben"} == {-2, -1, 1, 2}
+  backwards = sum(n for step, n in of_anna.items() if step < 0) / sum(of_anna.values())
+  assert abs(backwards - 0.5) < 4 * 0.5 / np.sqrt(sum(of_anna.values()))
+
+
+@given(st.data())
+@settings(max_examples=200)
+def test_drawn_frames_lie_in_the_clip_and_around_the_centre_where_they_fit(data):
+  num_frames = data.draw(st.integers(1, 8))
+  length = data.draw(st.integers(num_frames, 80))
+  centre = data.draw(st.integers(0, length - 1))
+  rng = np.random.default_rng(data.draw(st.integers(0, 1000)))
+  frames = face_pipeline.draw_frames(rng, length, centre, num_frames, (1, 2, 5), 0.5)
+  assert len(frames) == num_frames
+  assert 0 <= frames.min() <= frames.max() < length
+  ordered = np.sort(frames)
+  step = ordered[1] - ordered[0] if num_frames > 1 else 1
+  assert step in (1, 2, 5)
+  first = centre - num_frames // 2 * step
+  if num_frames > 1 and 0 <= first <= length - 1 - step * (num_frames - 1):
+    assert ordered[num_frames // 2] == centre
+
+
+def test_low_quality_is_the_degradation_of_the_same_frames():
+  # Grey: H.264 halves the resolution of colours, which at this size would be most of the distance.
+  frames = [texture(SIZE, SIZE, 3 * i)[..., 1:2].repeat(3, -1) for i in range(30)]
+  source = [Clip("anna", {"sharp": [encode(frame) for frame in frames]})]
+  gentle = clips(source, [30], intervals=(3,))[5]
+  reduced = np.stack([cv2.resize(f, (16, 16), interpolation=cv2.INTER_AREA) for f in gentle["gt"]])
+  distance = np.abs(reduced[:, None].astype(int) - gentle["lq"][None]).mean((2, 3, 4))
+  assert distance.argmin(1).tolist() == [0, 1, 2, 3]
+  # Blurred by up to a pixel, reduced in another way, noise of up to one level: near.
+  assert distance.diagonal().max() < 6
+
+
+@pytest.mark.parametrize("zoom", [0.8, 1.3])
+def test_alignment_leads_the_landmarks_to_the_template(zoom):
+  points = landmarks_of(0.3, zoom, (20, -15), 512)
+  image = np.zeros((512, 512, 3), np.float32)
+  y, x = np.mgrid[:512, :512]
+  for k, (px, py) in enumerate(points[[0, 1, 4]]):  # a spot of a colour at three of them
+    image[..., k] = 255 * np.exp(-((x - px) ** 2 + (y - py) ** 2) / 50)
+  got = face_pipeline.align(np.rint(image).astype(np.uint8), points, 512, 1, "x")
+  for k, place in enumerate(face_pipeline.TEMPLATE[[0, 1, 4]]):
+    left, top = np.rint(place).astype(int) - 30  # around it, without border
+    spot = got[top : top + 61, left : left + 61, k].astype(float)
+    row, column = scipy.ndimage.center_of_mass(spot)
+    # The warp's coordinates are multiples of 1/32 pixel, the image's levels whole.
+    np.testing.assert_allclose([left + column, top + row], place, atol=0.1)
+
+
+def test_what_lies_beyond_the_frame_is_grey():
+  points = landmarks_of(0, 1, (100, 0), 512)
+  got = face_pipeline.align(np.zeros((512, 512, 3), np.uint8), points, 512, 1, "x")
+  assert tuple(got[200, -1]) == face_pipeline.BORDER
+  assert not got[200, 200].any()
+
+
+def test_good_and_low_quality_frames_are_aligned_alike():
+  points = np.stack([landmarks_of(0.1 * np.sin(i), 0.9, (3 * i, -i), 256) for i in range(12)])
+  source = [textured_clip("anna", 12, 256, points.astype(np.float32))]
+  sample = clips(source, [12], size=256)[1]
+  assert sample["lq"].shape == (4, 64, 64, 3)
+  for good, low in zip(sample["gt"], sample["lq"], strict=True):
+    enlarged = cv2.resize(low, (256, 256), interpolation=cv2.INTER_CUBIC)
+    inside = np.s_[70:190, 70:190, 1]
+    _, moved = cv2.findTransformECC(
+      good[inside], enlarged[inside], np.eye(2, 3, dtype=np.float32), cv2.MOTION_TRANSLATION
+    )
+    # `align` leaves 1.5 pixels' offset between the grids out: (1.5, 1.5) less itself turned by up
+    # to 0.1 and enlarged by 1/0.9 is 0.3. Aligned by another frame's points it would be 2 or more.
+    assert np.hypot(*moved[:, 2]) < 0.5
+
+
+def test_each_frame_has_its_own_landmarks():
+  points = np.stack([landmarks_of(0, 1, (4 * i, 0), SIZE) for i in range(8)]).astype(np.float32)
+  # The content moves with the landmarks, so that aligned frames all look the same.
+  frames = [encode(texture(SIZE, SIZE, 4 * i)) for i in range(8)]
+  sample = clips([Clip("anna", {"sharp": frames}, points)], [8], intervals=(1, 2))[0]
+  middle = sample["gt"][:, 20:44, 8:30].astype(int)
+  assert np.abs(middle - middle[:1]).max() <= 8  # interpolation; a frame's motion makes 100
+
+
+def test_same_seed_same_batches_for_any_hosts_and_workers():
+  whole = pipeline.batch(clips(), 4)
+  parts = [pipeline.batch(clips(), 2, host=host, hosts=2) for host in range(2)]
+  for step in range(3):
+    shared = np.stack([part[step]["lq"] for part in parts], axis=1)
+    np.testing.assert_array_equal(shared.reshape(whole[step]["lq"].shape), whole[step]["lq"])
+  assert (pipeline.batch(clips(seed=4), 4)[0]["gt"] != whole[0]["gt"]).any()
+
+
+def test_resuming_in_the_middle_of_an_epoch_gives_the_same_next_batch():
+  batches = pipeline.batch(pipeline.mix([clips(), clips(seed=4)], [2, 1]), 2)
+  identity = pipeline.fingerprint(LENGTHS, 2, 3)
+  with pipeline.Batches(batches, identity=identity) as iterator:
+    for _ in range(3):
+      next(iterator)
+    state = iterator.get_state()
+    expected = [next(iterator) for _ in range(2)]
+  with pipeline.Batches(batches, workers=2, identity=identity) as iterator:
+    iterator.set_state(state)
+    for batch in expected:
+      assert_equal(batch, next(iterator))
+
+
+def test_sources_mix_by_weight_and_stay_deterministic():
+  one = clips([numbered_clip("a", 20, red=10)], [20], seed=1)
+  other = clips([numbered_clip("b", 9, red=200)], [9], seed=2, degradation=PRESETS["mild"])
+  mixed = pipeline.mix([one, other], [0.75, 0.25])
+  reds = [int(mixed[i]["gt"][0, 0, 0, 0]) for i in range(40)]
+  assert (reds.count(10), reds.count(200)) == (30, 10)
+  assert_equal(mixed[17], pipeline.mix([one, other], [0.75, 0.25])[17])
+
+
+def test_evaluation_shows_each_frame_once_in_order():
+  batches = face_pipeline.evaluation_batches(
+    SOURCE, LENGTHS, low_quality=GENTLE, batch_size=2, chunk=25, size=SIZE
+  )
+  assert len(batches) == 2
+  shapes = {name: x.shape for name, x in batches[0].items()}
+  assert shapes == {
+    "gt": (2, 25, SIZE, SIZE, 3),
+    "lq": (2, 25, SIZE // 4, SIZE // 4, 3),
+    "mask": (2, 25),
+    "clip": (2,),
+    "first": (2,),
+  }
+  seen = []
+  for b in batches:
+    for gt, mask, clip, first in zip(*(b[k] for k in ("gt", "mask", "clip", "first")), strict=True):
+      seen += [(int(clip), int(x)) for x in gt[mask][:, 0, 0, 1] // 4]
+      assert gt[0, 0, 0, 1] // 4 == first
+      assert (gt[~mask] == gt[mask][-1:]).all()
+  assert seen == [(0, i) for i in range(60)] + [(1, i) for i in range(8)]
+
+
+def test_evaluation_fills_up_for_all_hosts_alike():
+  parts = [
+    face_pipeline.evaluation_batches(
+      SOURCE, LENGTHS, low_quality=GENTLE, chunk=20, size=SIZE, batch_size=1, host=h, hosts=3
+    )
+    for h in range(3)
+  ]
+  assert [len(part) for part in parts] == [2, 2, 2]  # 4 chunks
+  masks = [[int(b["mask"].sum()) for b in part] for part in parts]
+  assert masks == [[20, 8], [20, 0], [20, 0]]
+
+
+def test_evaluation_degrades_whole_clips_always_alike():
+  source = [textured_clip("anna", 10), textured_clip("ben", 10)]
+  options = {"low_quality": PRESETS["mild"], "size": SIZE}
+  by_fours = face_pipeline.evaluation_batches(source, [10, 10], chunk=4, **options)
+  at_once = face_pipeline.evaluation_batches(source[::-1], [10, 10], chunk=10, **options)
+  one = np.concatenate([by_fours[i]["lq"][0][by_fours[i]["mask"][0]] for i in range(3)])
+  np.testing.assert_array_equal(one, at_once[1]["lq"][0])
+  good = at_once[1]["gt"][0]
+  assert (degrade(good, np.random.default_rng(0), PRESETS["mild"]) != one).any()
+
+
+def test_evaluation_takes_low_quality_frames_that_are_there():
+  small = [encode(np.full((16, 16, 3), i, np.uint8)) for i in range(5)]
+  clip = Clip("anna", {**textured_clip("anna", 5).frames, "lq": small})
+  (batch,) = face_pipeline.evaluation_batches([clip], [5], low_quality="lq", chunk=5, size=SIZE)
+  assert batch["lq"][0, :, 3, 3, 0].tolist() == [0, 1, 2, 3, 4]
+
+
+def broken(**changes):
+  return [dataclasses.replace(textured_clip("anna", 8), **changes)]
+
+
+@pytest.mark.parametrize(
+  ("source", "message"),
+  [
+    (broken(frames={"other": [b""] * 8}), "clip anna has no stream sharp, only other"),
+    (broken(frames={"sharp": [b"no image"] * 8}), r"clip anna: frame \d of sharp is damaged"),
+    (broken(frames={"sharp": [b""] * 8}), r"clip anna: frame \d of sharp is damaged"),
+    (broken(landmarks=np.zeros((3, 5, 2))), r"clip anna, frame \d: has no landmarks|are no face"),
+    (broken(landmarks=np.zeros((8, 5, 2))), r"clip anna, frame \d: its landmarks are no face"),
+    ([textured_clip("anna", 8, 72)], r"clip anna, frame \d: 72x72 without landmarks is no aligned"),
+    ([textured_clip("anna", 8, 60)], "clip anna: frames of 60x60 cannot be reduced by 4"),
+  ],
+)
+def test_a_clip_that_cannot_be_used_is_named(source, message):
+  with pytest.raises(UserError, match=message) as error:
+    clips(source, [8], intervals=(1,))[0]
+  assert "\n" not in str(error.value)
+
+
+def test_a_worker_passes_the_name_on():
+  batches = pipeline.batch(clips(broken(frames={"sharp": [b"no image"] * 8}), [8]), 1)
+  with (
+    pipeline.Batches(batches, workers=1) as iterator,
+    pytest.raises(UserError, match="clip anna: frame"),
+  ):
+    next(iterator)
+
+
+def test_impossible_requests_are_told():
+  with pytest.raises(UserError, match="no clip has the 4 frames"):
+    clips(lengths=[3, 0])
+  with pytest.raises(UserError, match="no clip has the 10 frames"):
+    clips(lengths=[9, 9], intervals=(3,))
+  with pytest.raises(UserError, match="intervals"):
+    clips(intervals=())
+  with pytest.raises(UserError, match="no clip has a frame"):
+    face_pipeline.evaluation_batches(SOURCE, [0, 0], low_quality=GENTLE)
+  with pytest.raises(UserError, match="ends before frame"):
+    face_pipeline.images([SOURCE[1]], [900], seed=0, size=SIZE, epochs=1)[0]
