@@ -87,10 +87,8 @@ def suppress(
     corner = np.maximum(boxes[best, :2], boxes[rest, :2])
     shared = np.minimum(boxes[best, 2:], boxes[rest, 2:]) - corner + extra
     shared = np.maximum(shared, 0).prod(1)
-    if of_smaller:
-      whole = np.minimum(area[best], area[rest])
-    else:
-      whole = area[best] + area[rest] - shared
+    smaller = np.minimum(area[best], area[rest])
+    whole = smaller if of_smaller else area[best] + area[rest] - shared
     order = rest[shared <= threshold * whole]
   return np.array(kept, np.int64)
 

@@ -27,7 +27,7 @@ THRESHOLDS = (0.6, 0.7, 0.7)  # least score after each of the networks
 FACTOR = 0.709  # between the pyramid's levels: half the area
 MIN_FACE = 20  # pixels
 _CELL = 12  # side of what one output of the proposal network sees, at a stride of 2
-_REFINE_BATCH, _OUTPUT_BATCH = 64, 16  # crops of one compiled call; the last is padded
+_REFINE_BATCH, _OUTPUT_BATCH = 32, 8  # crops of one compiled call; the last is padded
 
 
 class PRelu(nn.Module):
@@ -44,7 +44,7 @@ def _conv(features: int, size: int, name: str) -> nn.Conv:
 
 
 def _max_pool(x: jax.Array, size: int) -> jax.Array:
-  """Maxima of [b h w c] at a stride of 2; windows may reach over the end, as PyTorch's ceil_mode."""
+  """Maxima of [b h w c] at a stride of 2; windows may reach over the end (PyTorch's ceil_mode)."""
   over = [(0, -(n - size) % 2) for n in x.shape[1:3]]
   return nn.max_pool(x, (size, size), (2, 2), over)
 
