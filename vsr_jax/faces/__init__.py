@@ -1,0 +1,1 @@
+"""Faces in frames: detection with five landmarks, by MTCNN or RetinaFace."""
