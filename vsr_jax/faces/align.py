@@ -80,11 +80,11 @@ def fit(
 
 def _least_squares(points: np.ndarray, template: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """The least-squares similarities [n 2 3] of [n 5 2] to [5 2], and the points' spreads [n]."""
-  center, target = points.mean(1), template.mean(0)
-  # As complex numbers a similarity is one factor and an offset.
-  source = (points - center[:, None]) @ [1, 1j]
-  energy = np.square(np.abs(source)).mean(1)
-  with np.errstate(divide="ignore", invalid="ignore"):
+  with np.errstate(divide="ignore", invalid="ignore"):  # what is no number is told by the result
+    center, target = points.mean(1), template.mean(0)
+    # As complex numbers a similarity is one factor and an offset.
+    source = (points - center[:, None]) @ [1, 1j]
+    energy = np.square(np.abs(source)).mean(1)
     factor = (source.conj() * ((template - target) @ [1, 1j])).mean(1) / energy
     linear = np.stack([factor.real, -factor.imag, factor.imag, factor.real], -1).reshape(-1, 2, 2)
     offset = target[:, None] - linear @ center[:, :, None]

@@ -19,7 +19,8 @@ from vsr_jax.faces.detections import Detections
 _THUMBNAIL = (32, 18)  # width, height
 _NEIGHBOURS = 4  # frames on each side that a cut stands out from
 _CUT = 6.0  # least mean difference of a cut, in grey levels
-_CUT_RATIO = 3.0  # to the median difference nearby
+_CUT_RATIO = 2.5  # to the median difference nearby, or where there is none to _CUT
+_FLASH = 3  # frames; a picture that is back after fewer than these was only interrupted
 
 # A face is the one of the frame before if the two are about as large, and if it is less than a part
 # of its size from where it was expected; a part that grows with the root of the time unseen.
@@ -30,7 +31,7 @@ _VELOCITY_FRAMES = 6  # over which a track's motion is measured
 _FORBIDDEN = 1e6
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Track:
   """One person's face through one shot; n frames without a gap.
 
@@ -85,9 +86,9 @@ def cuts(thumbnails: Sequence[np.ndarray]) -> list[int]:
   found = []
   for t in np.flatnonzero(change >= _CUT):
     near = np.r_[change[max(1, t - _NEIGHBOURS) : t], change[t + 1 : t + 1 + _NEIGHBOURS]]
-    stands_out = change[t] >= _CUT_RATIO * np.median(near) if near.size else True
-    later = stack[t : t + 3]
-    stays = min(_difference(image, stack[t - 1]) for image in later) >= change[t] / 2
+    stands_out = change[t] >= _CUT_RATIO * (np.median(near) if near.size else _CUT)
+    before, after = stack[max(0, t - _FLASH) : t], stack[t : t + _FLASH]
+    stays = min(_difference(x, y) for x in before for y in after) >= change[t] / 2
     largest = change[t] >= change[max(1, t - 1) : t + 2].max()
     if stands_out and stays and largest:
       found.append(int(t))
