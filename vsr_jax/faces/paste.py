@@ -146,7 +146,7 @@ def feather(inverse: np.ndarray, size: int, upscale: float, frame: tuple[int, in
   sigma = 0.3 * (w - 1) + 0.8  # OpenCV's for a kernel of 2 w + 1
   distance = (np.minimum(np.arange(size), np.arange(size)[::-1]) + 0.5) * pixel
   distance -= (upscale - 0.5 + w - 0.5) * turned  # k pixels take k - 1 from the width
-  tail = special.ndtr(-(w + 0.5) / sigma)  # what lies beyond the kernel's end
+  tail = special.ndtr(-w / sigma)  # beyond the kernel's end
   return np.float32(np.clip((special.ndtr(distance / sigma) - tail) / (1 - 2 * tail), 0, 1))
 
 
