@@ -28,7 +28,7 @@ TEMPLATE = np.array(
 BORDER = (132, 133, 135)
 
 # Landmarks that spread less than this (root mean square distance from their centre, in pixels; the
-# template's is 87) tell neither size nor direction of a face.
+# template's is 79) tell neither size nor direction of a face.
 _MIN_SPREAD = 2.0
 
 # How far the robust fit may be from the plain one, as |ratio - 1| of their complex factors: 35 % in
@@ -50,8 +50,9 @@ def fit(
     landmarks: [n 5 2], one face over time, in pixels of the frame.
     size: of the crop, in pixels.
     robust: False takes the least-squares fit throughout. It moves evenly with the landmarks, where
-      the robust one jumps when it disregards others than in the frame before: at a lively head it
-      was seen to move by up to 29 pixels of the crop in one frame, the plain one by 3.
+      the robust one jumps when it disregards others than in the frame before: at a lively head, its
+      landmarks smoothed, the crop's motion changed by up to 29 of its pixels from one frame to the
+      next, the plain one's by 3.
 
   Returns:
     Matrices [n 2 3] float64, and whether each comes from a fallback [n].
