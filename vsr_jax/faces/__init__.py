@@ -1,1 +1,1 @@
-"""Faces in frames: detection with five landmarks, by MTCNN or RetinaFace."""
+"""Faces in frames: found with five landmarks, followed, cut out upright and put back."""

@@ -93,25 +93,28 @@ def suppress(
   return np.array(kept, np.int64)
 
 
-def draw(frame: np.ndarray, detections: Detections) -> np.ndarray:
-  """Draws boxes, scores and landmarks over a frame.
+def draw(
+  frame: np.ndarray, detections: Detections, labels: Sequence[str] | None = None
+) -> np.ndarray:
+  """Draws boxes, labels and landmarks over a frame.
 
   Args:
     frame: uint8 RGB [h w 3]; it stays as it is.
     detections: its faces.
+    labels: one a face; None: their scores.
 
   Returns:
     uint8 RGB [h w 3].
   """
   picture = np.ascontiguousarray(frame).copy()
   line = max(1, round(max(frame.shape[:2]) / 500))
-  for box, score, landmarks in zip(
-    detections.boxes, detections.scores, detections.landmarks, strict=True
-  ):
+  if labels is None:
+    labels = [f"{score:.3f}" for score in detections.scores]
+  for box, label, landmarks in zip(detections.boxes, labels, detections.landmarks, strict=True):
     left, top, right, bottom = (int(v) for v in np.rint(box))
     cv2.rectangle(picture, (left, top), (right, bottom), (0, 255, 0), line)
     where = (left, max(top - 2 * line, 10 * line))
-    cv2.putText(picture, f"{score:.3f}", where, cv2.FONT_HERSHEY_SIMPLEX, 0.4 * line, (0, 255, 0))
+    cv2.putText(picture, label, where, cv2.FONT_HERSHEY_SIMPLEX, 0.4 * line, (0, 255, 0))
     for (x, y), colour in zip(np.rint(landmarks).astype(int), _COLOURS, strict=True):
       cv2.circle(picture, (int(x), int(y)), 2 * line, colour, -1)
   return picture

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vsr_jax import torch_files
-from vsr_jax.flow.raft import FrozenBatchNorm
-from vsr_jax.weights import Rule, convert, norm, with_bias
+from vsr_jax.layers import FrozenBatchNorm
+from vsr_jax.weights import Rule, batch_norm, convert, with_bias
 
 SIZE = 512  # of the faces it was trained with, in pixels
 
@@ -108,10 +108,7 @@ def _block(theirs: str, ours: str) -> list[Rule]:
   return [
     *with_bias(rf"{theirs}\.shortcut_func\.conv2d", f"{ours}/skip"),
     *with_bias(rf"{theirs}\.conv([12])\.conv2d", rf"{ours}/conv\2"),
-    *norm(normed, rf"{ours}/norm\2"),
-    Rule(rf"{normed}\.running_mean", rf"{ours}/norm\2/mean"),
-    Rule(rf"{normed}\.running_var", rf"{ours}/norm\2/var"),
-    Rule(rf"{normed}\.num_batches_tracked", None),  # of training
+    *batch_norm(normed, rf"{ours}/norm\2"),
   ]
 
 
