@@ -96,14 +96,14 @@ def test_no_frames_give_none():
 
 def test_tracks_in_one_batch_are_as_each_alone(clip):
   """Three faces that come and go: batches of two and one, gains due at other frames."""
-  spans = {"a": (0, 9), "b": (2, 7), "c": (3, 9)}
+  spans = {"a": (0, 7), "b": (1, 5), "c": (3, 7)}
   clips = {"a": clip, "b": clip[::-1], "c": clip[:, :, ::-1]}
 
   def faces(t):
     return {name: clips[name][t] for name, (start, stop) in spans.items() if start <= t < stop}
 
-  together = list(restorer().stream_tracks(faces(t) for t in range(9)))
-  assert [set(frame) for frame in together] == [set(faces(t)) for t in range(9)]
+  together = list(restorer().stream_tracks(faces(t) for t in range(7)))
+  assert [set(frame) for frame in together] == [set(faces(t)) for t in range(7)]
   for name, (start, stop) in spans.items():
     got = np.stack([together[t][name] for t in range(start, stop)])
     assert_close(got, restored(restorer(), clips[name][start:stop]))

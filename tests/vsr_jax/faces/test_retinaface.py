@@ -1,7 +1,7 @@
 """RetinaFace against the PyTorch code that the released KEEP runs; the converter.
 
 parity/retinaface.npz: scores, boxes and landmarks of every anchor of a made-up 76x101 picture,
-with the deterministic weights of parity/weights.py (seed 77), for both backbones; and what the
+with the deterministic weights of parity/weights.py (seed 77, gains below), for both backbones; and what the
 same code, with the ReLUs and anchors of Face-Detector-1MB-with-landmark, finds with that
 project's released weights in frame 100 of faces/liveportrait_s18.mp4.
 """
@@ -25,6 +25,7 @@ from vsr_jax.faces import retinaface, retinaface_weights
 
 PARITY = Path(__file__).parents[2] / "parity"
 NETS = {"mobile": retinaface.MOBILE, "resnet50": retinaface.RESNET50}
+GAINS = {"mobile": 1.0, "resnet50": 0.75}  # of the weights; more, and its boxes are 1e8 px
 run = jax.jit(retinaface.forward, static_argnums=0)
 
 
@@ -37,7 +38,7 @@ def golden() -> dict[str, np.ndarray]:
 @functools.cache
 def released(name: str) -> dict[str, np.ndarray]:
   """A state dict of the released layout."""
-  return weights.state_dict(PARITY / f"retinaface_{name}.manifest.json", 77)
+  return weights.state_dict(PARITY / f"retinaface_{name}.manifest.json", 77, GAINS[name])
 
 
 def picture() -> np.ndarray:
