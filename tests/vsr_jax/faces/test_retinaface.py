@@ -1,8 +1,8 @@
 """RetinaFace against the PyTorch code that the released KEEP runs; the converter.
 
 parity/retinaface.npz: scores, boxes and landmarks of every anchor of a made-up 76x101 picture,
-with the deterministic weights of parity/weights.py (seed 77, gains below), for both backbones; and what the
-same code, with the ReLUs and anchors of Face-Detector-1MB-with-landmark, finds with that
+with the deterministic weights of parity/weights.py (seed 77, gains below), for both backbones; and
+what the same code, with the ReLUs and anchors of Face-Detector-1MB-with-landmark, finds with that
 project's released weights in frame 100 of faces/liveportrait_s18.mp4.
 """
 
