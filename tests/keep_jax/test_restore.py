@@ -196,6 +196,19 @@ def test_a_picture_of_one_frame(run, tmp_path):
   assert read(tmp_path / "out.png")[1].shape == (1, 560, 680, 3)
 
 
+def test_a_4k_frame_with_a_face_at_its_border():
+  frame = np.full((2160, 3840, 3), 60, np.uint8)
+  frame[:1120, :1240] = cv2.resize(PHOTO[:, 30:], (1240, 1120), interpolation=cv2.INTER_CUBIC)
+  frames = [video.Frame(frame, Fraction(0), 0)]
+  faces, count = find_faces((frame.image for frame in frames), make_detector())
+  assert (len(faces), count) == (1, 1)
+  (result,) = restore_faces(frames, faces, unchanged)
+  assert result.crops[0].shape == (512, 512, 3)
+  np.testing.assert_array_equal(result.image[1300:], frame[1300:])
+  # Reduced to 512 pixels and enlarged again, the face is still the face.
+  assert metrics.rgb_psnr(result.image, frame) > 36
+
+
 def test_the_background_comes_from_another_clip(run, clip, tmp_path):
   behind = encode_lossless(tmp_path / "behind.mkv", np.full((6, 448, 512, 3), 77, np.uint8))
   out = tmp_path / "out"
