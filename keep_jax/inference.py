@@ -113,7 +113,7 @@ class Restorer:
     self.look_ahead = look_ahead
     self._params = params
     self._see = jax.jit(functools.partial(_see, model))
-    self._flow = jax.jit(flow_between)
+    self._flow = jax.jit(functools.partial(flow_between, model))
     self._gains = jax.jit(functools.partial(_gains_of_window, model))
     self._step = jax.jit(functools.partial(_restore_frame, model, fidelity), donate_argnums=1)
 
@@ -170,12 +170,12 @@ def _take(frames: Iterator[Any], count: int) -> list[Any]:
 
 
 def _see(model: KEEP, params: Params, frame: jax.Array) -> tuple[Observation, jax.Array]:
-  """uint8 [1 h w 3] -> what the encoder says of it, and the flow network's features."""
+  """uint8 [1 h w 3] -> what the encoder says of it, and the flow network's features, a tree."""
   x = frame.astype(jnp.float32) / 127.5 - 1
   size = model.arch.image_size
   if x.shape[1:3] != (size, size):
     x = jax.image.resize(x, (1, size, size, 3), "linear", antialias=False)
-  return observe(model, params, x), flow_features(params, x)
+  return observe(model, params, x), flow_features(model, params, x)
 
 
 def _gains_of_window(model: KEEP, params: Params, latents: list[jax.Array]) -> jax.Array:

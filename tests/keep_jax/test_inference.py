@@ -51,7 +51,7 @@ def test_a_clip_within_the_window_equals_the_whole_clip(clip):
 
   @jax.jit
   def whole(params, frames):
-    return restore_clip(model, params, frames, clip_flows(params, frames))[0].image
+    return restore_clip(model, params, frames, clip_flows(model, params, frames))[0].image
 
   image = np.clip(np.asarray(whole(params, frames))[0], -1, 1)
   want = np.rint(127.5 * (image + 1)).astype(np.uint8)
