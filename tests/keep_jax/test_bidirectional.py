@@ -25,8 +25,9 @@ from tests.keep_jax import golden, tiny
 
 
 @functools.cache
-def program(model):
-  return golden.jit(functools.partial(restore_clip_bidirectional, model))
+def program(function):
+  """A function of the model and its parameters, compiled."""
+  return golden.jit(functools.partial(function, tiny.load()[0]))
 
 
 def assert_equal(x, y):
@@ -34,76 +35,100 @@ def assert_equal(x, y):
   np.testing.assert_allclose(x, y, rtol=0, atol=1e-4)
 
 
-@functools.cache
-def filtered(model):
+def recursion(model, params, frames, flows):
   """The recursion forwards: latents and gains in effect."""
-
-  @golden.jit
-  def run(params, frames):
-    observation = observe(model, params, frames)
-    flows = clip_flows(model, params, frames)
-    flows = jnp.concatenate([flows[:, :1], flows], axis=1)
-    gains = calculate_gains(model, params, observation.latent)
-    state = initial_state(model, len(frames))
-    return bidirectional.filter_frames(model, params, state, observation, gains, flows)[1:]
-
-  return run
+  observation = observe(model, params, frames)
+  flows = jnp.concatenate([flows[:, :1], flows], axis=1)
+  gains = calculate_gains(model, params, observation.latent)
+  state = initial_state(model, len(frames))
+  return bidirectional.filter_frames(model, params, state, observation, gains, flows)[1:]
 
 
-@pytest.mark.parametrize("gain", ["fixed", "none"])
-def test_without_gain_it_is_the_ordinary_recursion(gain):
-  model, params = tiny.load(tiny.change(gain=gain, fixed_gain=0.0))
-  frames = tiny.clip()
-  restored, latents = program(model)(params, frames)
-  want, observation, _ = golden.jit(functools.partial(restore_clip, model))(
-    params, frames, jnp.zeros((1, 3, 32, 32, 2))
-  )
+PALINDROME, STILL, MOVING = range(3)
+
+
+@functools.cache
+def clips():
+  """Three clips of five frames, and their flows from each frame to the one before and after."""
+  moving = tiny.clip(5)
+  palindrome = jnp.concatenate([moving[:, :3], moving[:, 1::-1]], axis=1)
+  still = jnp.repeat(moving[:, :1], 5, axis=1)
+  zero = jnp.zeros((2, 4, 32, 32, 2))
+  flows = tiny.random_flows(5, batch=2)
+  frames = jnp.concatenate([palindrome, still, moving])
+  return frames, jnp.concatenate([zero, flows[:1]]), jnp.concatenate([zero, flows[1:]])
+
+
+@functools.cache
+def results():
+  """Blended latents, those forwards and those backwards in the clip's order, gains forwards."""
+  _, params = tiny.load()
+  frames, flows, flows_to_next = clips()
+  _, blended = program(restore_clip_bidirectional)(params, frames, flows, flows_to_next)
+  forwards, gains = program(recursion)(params, frames, flows)
+  backwards, _ = program(recursion)(params, frames[:, ::-1], flows_to_next[:, ::-1])
+  return tuple(np.asarray(x) for x in (blended, forwards, backwards[:, ::-1], gains))
+
+
+def test_without_gain_it_is_the_ordinary_recursion():
+  _, params = tiny.load()
+  frames, flows, flows_to_next = clips()
+  gain = jax.tree.map(lambda x: x, params["gain"])
+  gain["gain"]["bias"] = jnp.array([-1e4])  # of a sigmoid: exactly 0
+  params = params | {"gain": gain}
+  restored, latents = program(restore_clip_bidirectional)(params, frames, flows, flows_to_next)
+  want, observation, _ = program(restore_clip)(params, frames, flows)
   assert_equal(latents, observation.latent)
   assert_equal(restored.logits, want.logits)
   assert_equal(restored.image, want.image)
 
 
 def test_a_palindrome_is_symmetric():
-  model, params = tiny.load()
-  half = tiny.clip(3)
-  frames = jnp.concatenate([half, half[:, 1::-1]], axis=1)
-  _, latents = program(model)(params, frames)
-  assert_equal(latents, latents[:, ::-1])
+  blended, forwards, _, _ = (x[PALINDROME] for x in results())
+  assert_equal(blended, blended[::-1])
   # Unlike one direction alone.
-  forwards, _ = filtered(model)(params, frames)
-  assert np.abs(forwards - forwards[:, ::-1]).max() > 1e-2
+  assert np.abs(forwards - forwards[::-1]).max() > 1e-2
 
 
 def test_both_directions_agree_in_the_middle_of_a_still_clip():
   """There both have come as far: what each says is what the ordinary recursion says."""
-  model, params = tiny.load()
-  frames = jnp.repeat(tiny.clip(1), 5, axis=1)
-  _, latents = program(model)(params, frames)
-  forwards, gains = filtered(model)(params, frames)
-  assert 0.1 < gains[:, 2].mean() < 0.9
-  assert_equal(latents[:, 2], forwards[:, 2])
+  blended, forwards, backwards, gains = (x[STILL] for x in results())
+  assert 0.05 < gains[2].mean() < 0.95
+  assert_equal(forwards[2], backwards[2])
+  assert_equal(blended[2], forwards[2])
   # At the ends one direction is missing: there the other one's latent stands.
-  assert_equal(latents[:, 4], forwards[:, 4])
-  assert_equal(latents[:, 0], forwards[:, 4])
+  assert_equal(blended[4], forwards[4])
+  assert_equal(blended[0], forwards[4])
 
 
 def test_the_ends_take_the_direction_that_reaches_them():
-  model, params = tiny.load()
+  blended, forwards, backwards, gains = (x[MOVING] for x in results())
+  np.testing.assert_array_equal(gains[0], np.zeros_like(gains[0]))
+  assert_equal(blended[-1], forwards[-1])
+  assert_equal(blended[0], backwards[0])
+  # Between the ends it lies between both.
+  low, high = np.minimum(forwards, backwards), np.maximum(forwards, backwards)
+  assert ((low - 1e-4 <= blended) & (blended <= high + 1e-4)).all()
+  assert np.abs(blended - forwards)[1:-1].max() > 1e-2
+
+
+@pytest.mark.slow
+def test_flows_are_the_models_own_unless_given():
+  model, params = tiny.load(tiny.change(flow="spynet"))
   frames = tiny.clip()
-  _, latents = program(model)(params, frames)
-  forwards, _ = filtered(model)(params, frames)
-  backwards, _ = filtered(model)(params, frames[:, ::-1])
-  assert_equal(latents[:, -1], forwards[:, -1])
-  assert_equal(latents[:, 0], backwards[:, -1])
-  between = np.abs(latents[:, 1:-1] - forwards[:, 1:-1])
-  assert between.max() > 1e-2
+  run = golden.jit(functools.partial(restore_clip_bidirectional, model))
+  flows = golden.jit(functools.partial(clip_flows, model))
+  to_next = flows(params, frames[:, ::-1])[:, ::-1]
+  assert np.abs(to_next).max() > 0.1
+  assert_equal(run(params, frames)[1], run(params, frames, flows(params, frames), to_next)[1])
 
 
+@pytest.mark.slow
 def test_one_frame_is_its_observation():
-  model, params = tiny.load()
+  _, params = tiny.load()
   frames = tiny.clip(1)
-  _, latents = program(model)(params, frames)
-  assert_equal(latents, golden.jit(functools.partial(observe, model))(params, frames).latent)
+  _, latents = program(restore_clip_bidirectional)(params, frames)
+  assert_equal(latents, program(observe)(params, frames).latent)
 
 
 gains = st.floats(0, 1, width=32)
@@ -127,41 +152,35 @@ def streamed(window, frames, fidelity=1.0):
 
 @pytest.fixture(scope="module")
 def frames():
-  return tiny.as_uint8(tiny.clip(7))
+  return tiny.as_uint8(tiny.clip(5))
 
 
+@pytest.mark.slow
 def test_a_clip_within_the_window_equals_the_whole_clip(frames):
-  model, params = tiny.load()
+  _, params = tiny.load()
   clip = jnp.asarray(frames[None], jnp.float32) / 127.5 - 1
-  restored, _ = program(model)(params, clip)
+  restored, _ = program(restore_clip_bidirectional)(params, clip)
   want = tiny.as_uint8(jnp.clip(restored.image, -1, 1))
-  for window in (7, 20):
-    # Rounding may move a pixel by one step.
-    assert np.abs(streamed(window, frames).astype(int) - want).max() <= 1
+  # Rounding may move a pixel by one step.
+  assert np.abs(streamed(20, frames).astype(int) - want).max() <= 1
 
 
+@pytest.mark.slow
 def test_chunks_carry_the_direction_forwards(frames):
-  whole = streamed(3, frames)
+  whole = streamed(2, frames)
   assert whole.shape == frames.shape
   # A chunk knows nothing of those that follow, but of those before.
-  np.testing.assert_array_equal(streamed(3, frames[:6]), whole[:6])
-  assert (streamed(3, frames[3:6]) != whole[3:6]).mean() > 0.01
+  np.testing.assert_array_equal(streamed(2, frames[:4]), whole[:4])
+  assert (streamed(2, frames[2:4]) != whole[2:4]).mean() > 0.01
 
 
+@pytest.mark.slow
 def test_a_stream_takes_one_chunk_at_a_time(frames):
   taken = []
-  found = stream_bidirectional(*tiny.load(), (taken.append(1) or x for x in frames), 3)
+  found = stream_bidirectional(*tiny.load(), (taken.append(1) or x for x in frames), 2)
   next(found)
-  assert len(taken) == 3
-  assert list(stream_bidirectional(*tiny.load(), [], 3)) == []
-
-
-def test_batches_are_independent():
-  model, params = tiny.load()
-  both = tiny.clip(3, batch=2)
-  restored, _ = program(model)(params, both)
-  alone, _ = program(model)(params, both[1:])
-  assert_equal(restored.logits[1:], alone.logits)
+  assert len(taken) == 2
+  assert list(stream_bidirectional(*tiny.load(), [], 2)) == []
 
 
 def test_dtype_is_kept():

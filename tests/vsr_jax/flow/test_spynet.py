@@ -18,6 +18,7 @@ from tests.parity import weights
 from tests.torch_writer import save_state_dict
 from vsr_jax.errors import UserError
 from vsr_jax.flow import raft, raft_weights, spynet, spynet_weights
+from vsr_jax.warp import backward_warp
 
 PARITY = Path(__file__).parents[2] / "parity"
 CHANNELS = (8, 32, 64, 32, 16, 2)
@@ -101,9 +102,12 @@ def test_the_released_weights_agree_with_raft(shared):
   flow = run(spynet_weights.load(shared / "weights" / "spynet_sintel_final.npz"), *pair)
   net, params = raft_weights.load(shared / "weights" / "raft-small.pth")
   other = jax.jit(raft.raft, static_argnums=0)(net, params, *pair)
+  # Of 2.4 px on average; measured 0.87, as a PyTorch SPyNet has it, too.
   assert error(flow, other) < 1
-  # By far closer than no motion at all is.
-  assert error(flow, other) < 0.3 * error(0 * flow, other)
+  # And the second image, warped by it, equals the first one to half of what it did; measured 0.45,
+  # 0.57 by RAFT's flow.
+  warped = backward_warp(jnp.asarray(pair[1]), spynet.within_image(flow))
+  assert np.abs(warped - pair[0]).mean() < 0.5 * np.abs(pair[1] - pair[0]).mean()
 
 
 def test_finds_a_known_motion(shared):
