@@ -22,7 +22,7 @@ from keep_jax import inference
 from vsr_jax import command, errors, video
 from vsr_jax.errors import UserError
 
-EDGE = 16  # pixels at the border of the face that are not compared: flow leaves the picture there
+EDGE = 1 / 32  # of the face's size: not compared at its border, where flow leaves the picture
 
 
 def main() -> None:
@@ -69,7 +69,8 @@ def differences(frames: Iterable[np.ndarray], flows: Sequence[np.ndarray]) -> It
       flow = next(flows)
       y, x = np.mgrid[: flow.shape[0], : flow.shape[1]].astype(np.float32)
       moved = cv2.remap(before, x + flow[..., 0], y + flow[..., 1], cv2.INTER_LINEAR)
-      inner = np.s_[EDGE:-EDGE, EDGE:-EDGE]
+      edge = int(EDGE * len(flow))
+      inner = np.s_[edge:-edge, edge:-edge]
       yield float(cv2.absdiff(frame, moved)[inner].mean())
     before = frame
 

@@ -144,24 +144,28 @@ def restore_faces(
   for restored in restore(aligned()):
     frame, matrices, crops = waiting.popleft()
     with _timed(seconds, "paste"):
-      restored = {
-        i: paste.to_grey(face) if paste.is_grey(crops[i]) else face for i, face in restored.items()
-      }
-      upscaler = None
-      if background is not None:
-        image = next(background, None)
-        if image is None:
-          raise UserError(f"the background ends before frame {frame.index}; make it of all frames")
-        upscaler = _always(image)
+      restored = {i: _as_grey_as(crops[i], face) for i, face in restored.items()}
+      images = list(restored.values())
       image = paste.paste(
         frame.image,
-        list(restored.values()),
+        images,
         [matrices[i] for i in restored],
         upscale,
-        upscaler=upscaler,
-        masks=masks(np.stack(list(restored.values()))) if masks and restored else None,
+        upscaler=None if background is None else _always(_next(background, frame)),
+        masks=masks(np.stack(images)) if masks and images else None,
       )
-    yield Restored(frame, image, crops, dict(restored))
+    yield Restored(frame, image, crops, restored)
+
+
+def _as_grey_as(crop: np.ndarray, face: np.ndarray) -> np.ndarray:
+  return paste.to_grey(face) if paste.is_grey(crop) else face
+
+
+def _next(background: Iterator[np.ndarray], frame: Frame) -> np.ndarray:
+  image = next(background, None)
+  if image is None:
+    raise UserError(f"the background ends before frame {frame.index}; make it of all frames")
+  return image
 
 
 def unchanged(

@@ -8,7 +8,7 @@ import functools
 import operator
 import pathlib
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -88,7 +88,7 @@ class _Track:
 
   Attributes:
     state: of the recursion, after the last frame restored.
-    features: what the flow network sees in the last frame taken; None before the first.
+    features: what the flow network sees in the last frame taken, a tree; None before the first.
     anchor: the first frame's latent, the anchor of the attention over space; None before its gain.
     latest: latents of the last frames that have gains, without the anchor.
     waiting: frames taken that have no gains yet.
@@ -96,7 +96,7 @@ class _Track:
 
   state: State
   latest: collections.deque[jax.Array]
-  features: jax.Array | None = None
+  features: Any = None
   anchor: jax.Array | None = None
   waiting: list[_Seen] = dataclasses.field(default_factory=list)
 
@@ -138,7 +138,7 @@ class Restorer:
     self.look_ahead = look_ahead
     self._params = params
     self._see = jax.jit(functools.partial(_see, model))
-    self._flow = jax.jit(_flows)
+    self._flow = jax.jit(functools.partial(_flows, model))
     self._gains = jax.jit(functools.partial(_gains_of_window, model))
     self._step = jax.jit(functools.partial(_restore_faces, model, fidelity), donate_argnums=1)
 
@@ -273,17 +273,17 @@ def _split(tree, count: int):
 
 def _see(
   model: KEEP, params: Params, frames: jax.Array
-) -> tuple[tuple[Observation, ...], tuple[jax.Array, ...]]:
+) -> tuple[tuple[Observation, ...], tuple[Any, ...]]:
   """uint8 [b h w 3] -> of each what the encoder says of it, and the flow network's features."""
   x = frames.astype(jnp.float32) / 127.5 - 1
   size = model.arch.image_size
   if x.shape[1:3] != (size, size):
     x = jax.image.resize(x, (len(x), size, size, 3), "linear", antialias=False)
-  return _split(observe(model, params, x), len(x)), _split(flow_features(params, x), len(x))
+  return _split(observe(model, params, x), len(x)), _split(flow_features(model, params, x), len(x))
 
 
-def _flows(params: Params, features, before) -> tuple[jax.Array, ...]:
-  return _split(flow_between(params, _join(features), _join(before)), len(features))
+def _flows(model: KEEP, params: Params, features, before) -> tuple[jax.Array, ...]:
+  return _split(flow_between(model, params, _join(features), _join(before)), len(features))
 
 
 def _gains_of_window(

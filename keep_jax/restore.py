@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import functools
 import os
 import time
 import warnings
@@ -37,8 +38,8 @@ def main() -> None:
   """Runs the command; see the module's docstring and `--help`."""
   args = _parse()
   video.check_output(args.output, args.input)
-  for path in filter(None, (args.strip,)):
-    video.check_output(path, args.input)
+  if args.strip:
+    video.check_output(args.strip, args.input)
   with command.shown_warnings(), command.memory_errors(args.input, "try --dtype bfloat16"):
     (restore_aligned if args.aligned else restore_frames)(args)
 
@@ -81,69 +82,70 @@ def restore_aligned(args: argparse.Namespace) -> None:
 
 def restore_frames(args: argparse.Namespace) -> None:
   """Restores the faces of whole frames."""
-  detect = detector.make_detector(args.detector, args.detector_weights)
+  restore, size = _network(args)
   masks = None
   if args.parsenet:
-    params = parsenet.load(args.parsenet)
-    masks = lambda faces: parsenet.face_masks(params, faces)  # noqa: E731
-  restore, size = _network(args)
+    masks = functools.partial(parsenet.face_masks, parsenet.load(args.parsenet))
   seconds, began = collections.Counter(), time.monotonic()
-  with video.open_reader(args.input, *args.frames) as reader:
-    info, total = reader.info, command.frame_total(reader, *args.frames)
-    height, width = paste.enlarged_size(info.height, info.width, args.upscale)
-    shown_width = 2 * width if args.side_by_side else width
-    command.check_size(args.output, height, shown_width)
-    with contextlib.closing(video.prefetch(reader)) as frames:
-      images = (frame.image for frame in _counted(frames, "finding faces", total))
-      faces, total = find_faces(
-        images, detect, args.faces, size=size, robust=args.alignment == "lmeds"
-      )
+  faces, total = _find(args, size)
   seconds["detect"] = time.monotonic() - began
-  if not faces:
-    warnings.warn(f"{args.input}: no face found; the frames pass as they are", stacklevel=1)
-
-  without = shown = 0
   strip = _Strip(faces)
+  without = shown = 0
   with contextlib.ExitStack() as stack:
     reader = stack.enter_context(_unwarned(args))
-    writer = stack.enter_context(_writer(args, height, shown_width, info))
-    crops = _Crops(args.save_crops, size, info.frame_rate, stack)
+    height, width = paste.enlarged_size(reader.info.height, reader.info.width, args.upscale)
+    width *= 2 if args.side_by_side else 1
+    writer = stack.enter_context(_writer(args, height, width, reader.info))
+    crops = _Crops(args.save_crops, size, reader.info.frame_rate, stack)
     background = None
     if args.background:
       behind = stack.enter_context(video.open_reader(args.background))
       background = (frame.image for frame in behind)
     frames = stack.enter_context(contextlib.closing(video.prefetch(reader)))
-    results = restore_faces(
-      frames,
-      faces,
-      restore,
-      size=size,
-      upscale=args.upscale,
-      background=background,
-      masks=masks,
-      seconds=seconds,
-    )
+    options = {"size": size, "upscale": args.upscale, "background": background, "masks": masks}
+    results = restore_faces(frames, faces, restore, seconds=seconds, **options)
     for t, result in enumerate(_counted(results, "restoring", total)):
-      image = result.image
-      if args.draw_boxes:
-        image = draw_faces(image, faces, t, args.upscale)
-      if args.side_by_side:
-        image = np.hstack([paste.enlarge(result.frame.image, args.upscale), image])
-      writer.write(image, result.frame.time)
+      writer.write(_shown(args, faces, t, result), result.frame.time)
       crops.write(result)
       strip.add(t, result)
       without += not result.faces
       shown += 1
     if args.strip and strip.rows:
-      picture = strip.picture()
-      with video.open_writer(args.strip, *picture.shape[:2], Fraction(1)) as target:
-        target.write(picture)
-  people = f"{len(faces)} face track{'s' if len(faces) != 1 else ''}"
+      strip.save(args.strip)
   print(
-    f"{args.output}: {shown} frames of {shown_width}x{height}, {people}, {without} frames without "
-    f"a face{_speed(shown, began)} (finding faces {seconds['detect']:.1f} s, aligning "
-    f"{seconds['align']:.1f} s, pasting {seconds['paste']:.1f} s)"
+    f"{args.output}: {shown} frames of {width}x{height}, {len(faces)} face "
+    f"track{'s' * (len(faces) != 1)}, {without} frames without a face{_speed(shown, began)} "
+    f"(finding faces {seconds['detect']:.1f} s, aligning {seconds['align']:.1f} s, "
+    f"pasting {seconds['paste']:.1f} s)"
   )
+
+
+def _find(args: argparse.Namespace, size: int) -> tuple[list[Face], int]:
+  """The first pass; what stands in the way of the second one is told before it."""
+  detect = detector.make_detector(args.detector, args.detector_weights)
+  with video.open_reader(args.input, *args.frames) as reader:
+    height, width = paste.enlarged_size(reader.info.height, reader.info.width, args.upscale)
+    command.check_size(args.output, height, 2 * width if args.side_by_side else width)
+    if args.background:
+      video.probe(args.background)
+    total = command.frame_total(reader, *args.frames)
+    with contextlib.closing(video.prefetch(reader)) as frames:
+      images = (frame.image for frame in _counted(frames, "finding faces", total))
+      robust = args.alignment == "lmeds"
+      faces, total = find_faces(images, detect, args.faces, size=size, robust=robust)
+  if not faces:
+    warnings.warn(f"{args.input}: no face found; the frames pass as they are", stacklevel=1)
+  return faces, total
+
+
+def _shown(args: argparse.Namespace, faces: list[Face], t: int, result: Restored) -> np.ndarray:
+  """The frame as it is written."""
+  image = result.image
+  if args.draw_boxes:
+    image = draw_faces(image, faces, t, args.upscale)
+  if args.side_by_side:
+    image = np.hstack([paste.enlarge(result.frame.image, args.upscale), image])
+  return image
 
 
 def draw_faces(image: np.ndarray, faces: list[Face], frame: int, upscale: float = 1) -> np.ndarray:
@@ -176,8 +178,10 @@ class _Strip:
     whole = draw_faces(result.frame.image, self._faces, t)
     self.rows.append(np.hstack([_at_height(x) for x in (whole, result.crops[i], result.faces[i])]))
 
-  def picture(self) -> np.ndarray:
-    return np.vstack(self.rows)
+  def save(self, path: str) -> None:
+    picture = np.vstack(self.rows)
+    with video.open_writer(path, *picture.shape[:2], Fraction(1)) as target:
+      target.write(picture)
 
 
 def _at_height(image: np.ndarray) -> np.ndarray:

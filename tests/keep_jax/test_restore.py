@@ -5,7 +5,6 @@ The clips are made of scikit-image's astronaut (NASA, public domain), whose face
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -20,12 +19,11 @@ import skimage.data
 
 from keep_jax import inference, restore
 from keep_jax.faces import find_faces, restore_faces, unchanged
-from tests.keep_jax.test_inference import load
+from tests.keep_jax import tiny
 from tests.vsr_jax.clips import encode, moving_waves
 from vsr_jax import errors, metrics, video
 from vsr_jax.faces import align
 from vsr_jax.faces.detector import make_detector
-from vsr_jax.train.checkpoint import export_params
 
 PHOTO = skimage.data.astronaut()[:280, 60:400]  # 280x340, the face in the middle
 
@@ -43,10 +41,9 @@ def two_people(count):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-  """The small KEEP of the fixtures as a checkpoint."""
+  """The tiny KEEP as a checkpoint."""
   folder = tmp_path_factory.mktemp("keep") / "weights"
-  model, params = load()
-  export_params(folder, params, {"model": json.loads(json.dumps(vars(model.arch)))})
+  tiny.save(folder)
   return folder
 
 
@@ -119,9 +116,9 @@ def test_the_network_restores_the_face_and_nothing_else(run, clip, weights, tmp_
   assert sorted(os.listdir(crops)) == ["face_000_aligned", "face_000_restored"]
   _, aligned = read(crops / "face_000_aligned")
   _, faces = read(crops / "face_000_restored")
-  assert aligned.shape == faces.shape == (6, 128, 128, 3)
+  assert aligned.shape == faces.shape == (6, 32, 32, 3)
   # The faces are those that the stream makes of the crops.
-  restorer = inference.Restorer(*load(), "stream", 4, 1)
+  restorer = inference.Restorer(*tiny.load(), "stream", 4, 1)
   want = np.stack(list(restorer.stream(aligned)))
   assert (faces != want).mean() < 0.01  # a code of small margin may flip
   rows = read(strip)[1][0]
@@ -130,22 +127,22 @@ def test_the_network_restores_the_face_and_nothing_else(run, clip, weights, tmp_
 
 def test_every_person_has_a_state_of_their_own():
   frames = two_people(5)
-  faces, count = find_faces(frames, make_detector(), "all", size=128)
+  faces, count = find_faces(frames, make_detector(), "all", size=32)
   assert count == 5
   assert [len(face.matrices) for face in faces] == [5, 5]
-  restorer = inference.Restorer(*load(), "stream", 4, 1)
+  restorer = inference.Restorer(*tiny.load(), "stream", 4, 1)
   together = _restore(frames, faces, restorer)
   for i, face in enumerate(faces):
     alone = _restore(frames, [face], restorer)
     for a, b in zip(together, alone, strict=True):
       assert (a.faces[i] != b.faces[0]).mean() < 0.01  # a code of small margin may flip
-  largest, _ = find_faces(frames, make_detector(), "largest", size=128)
+  largest, _ = find_faces(frames, make_detector(), "largest", size=32)
   assert max(sum(f.at(t) is not None for f in largest) for t in range(5)) == 1
 
 
 def _restore(frames, faces, restorer):
   frames = (video.Frame(image, Fraction(i, 25), i) for i, image in enumerate(frames))
-  return list(restore_faces(frames, faces, restorer.stream_tracks, size=128))
+  return list(restore_faces(frames, faces, restorer.stream_tracks, size=32))
 
 
 def test_aligned_faces_need_no_detection(run, weights, tmp_path):
@@ -154,12 +151,12 @@ def test_aligned_faces_need_no_detection(run, weights, tmp_path):
   out = tmp_path / "out.mkv"
   run(clip, out, "--aligned", "--checkpoint", weights, "--quality", "0", "--side-by-side")
   _, images = read(out)
-  assert images.shape == (3, 128, 256, 3)
-  big = cv2.resize(face, (128, 128), interpolation=cv2.INTER_LINEAR)
-  np.testing.assert_array_equal(images[0, :, :128], big)
-  restorer = inference.Restorer(*load())
+  assert images.shape == (3, 32, 64, 3)
+  big = cv2.resize(face, (32, 32), interpolation=cv2.INTER_LINEAR)
+  np.testing.assert_array_equal(images[0, :, :32], big)
+  restorer = inference.Restorer(*tiny.load())
   want = np.stack(list(restorer.stream([face] * 3)))
-  assert (images[:, :, 128:] != want).mean() < 0.01
+  assert (images[:, :, 32:] != want).mean() < 0.01
 
 
 def test_a_clip_without_a_face_passes_with_a_warning(run, tmp_path):
