@@ -94,6 +94,31 @@ def test_no_frames_give_none():
   assert list(restorer().stream([])) == []
 
 
+def test_tracks_in_one_batch_are_as_each_alone(clip):
+  """Three faces that come and go: batches of two and one, gains due at other frames."""
+  spans = {"a": (0, 7), "b": (1, 5), "c": (3, 7)}
+  clips = {"a": clip, "b": clip[::-1], "c": clip[:, :, ::-1]}
+
+  def faces(t):
+    return {name: clips[name][t] for name, (start, stop) in spans.items() if start <= t < stop}
+
+  together = list(restorer().stream_tracks(faces(t) for t in range(7)))
+  assert [set(frame) for frame in together] == [set(faces(t)) for t in range(7)]
+  for name, (start, stop) in spans.items():
+    got = np.stack([together[t][name] for t in range(start, stop)])
+    assert_close(got, restored(restorer(), clips[name][start:stop]))
+
+
+def test_a_track_that_comes_back_is_a_new_one(clip):
+  present = (0, 1, 2, 5, 6)
+  frames = [{0: clip[t]} if t in present else {} for t in range(8)]
+  got = list(restorer().stream_tracks(frames))
+  assert [len(faces) for faces in got] == [t in present for t in range(8)]
+  first, second = (np.stack([got[t][0] for t in part]) for part in (present[:3], present[3:]))
+  assert_close(first, restored(restorer(), clip[:3]))
+  assert_close(second, restored(restorer(), clip[5:7]))
+
+
 @pytest.mark.parametrize("wrong", [{"mode": "both"}, {"look_ahead": 3}, {"look_ahead": -1}])
 def test_impossible_options_are_refused(wrong):
   options = {"mode": "stream", "window": 4, "look_ahead": 1} | wrong

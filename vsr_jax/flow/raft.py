@@ -15,11 +15,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vsr_jax.layers import FrozenBatchNorm
 from vsr_jax.warp import sample_bilinear
 
 LEVELS = 4  # of the correlation pyramid
 STRIDE = 8  # of the feature maps: image sides are multiples of it
-_EPSILON = 1e-5  # of both norms
+_EPSILON = 1e-5  # of the instance norm
 
 
 class InstanceNorm(nn.Module):
@@ -28,20 +29,6 @@ class InstanceNorm(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     x = x - x.mean((1, 2), keepdims=True)
     return x * jax.lax.rsqrt(jnp.square(x).mean((1, 2), keepdims=True) + _EPSILON)
-
-
-class FrozenBatchNorm(nn.Module):
-  """Batch normalisation of [b h w c] with stored statistics, which are parameters here."""
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    shape = x.shape[-1:]
-    mean = self.param("mean", nn.initializers.zeros, shape)
-    var = self.param("var", nn.initializers.ones, shape)
-    scale = self.param("scale", nn.initializers.ones, shape)
-    bias = self.param("bias", nn.initializers.zeros, shape)
-    factor = scale * jax.lax.rsqrt(var + _EPSILON)
-    return x * factor[None, None, None] + (bias - mean * factor)[None, None, None]
 
 
 class NoNorm(nn.Module):
