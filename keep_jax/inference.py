@@ -8,7 +8,7 @@ import functools
 import operator
 import pathlib
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ from keep_jax.model import (
   step,
 )
 from vsr_jax.errors import UserError
+from vsr_jax.flow.estimators import Features
 from vsr_jax.inference import enable_compilation_cache
 from vsr_jax.train.checkpoint import read_meta, restore_params
 
@@ -88,7 +89,7 @@ class _Track:
 
   Attributes:
     state: of the recursion, after the last frame restored.
-    features: what the flow network sees in the last frame taken, a tree; None before the first.
+    features: what the flow network sees in the last frame taken; None before the first.
     anchor: the first frame's latent, the anchor of the attention over space; None before its gain.
     latest: latents of the last frames that have gains, without the anchor.
     waiting: frames taken that have no gains yet.
@@ -96,7 +97,7 @@ class _Track:
 
   state: State
   latest: collections.deque[jax.Array]
-  features: Any = None
+  features: Features | None = None
   anchor: jax.Array | None = None
   waiting: list[_Seen] = dataclasses.field(default_factory=list)
 
@@ -273,13 +274,14 @@ def _split(tree, count: int):
 
 def _see(
   model: KEEP, params: Params, frames: jax.Array
-) -> tuple[tuple[Observation, ...], tuple[Any, ...]]:
+) -> tuple[tuple[Observation, ...], tuple[Features, ...]]:
   """uint8 [b h w 3] -> of each what the encoder says of it, and the flow network's features."""
   x = frames.astype(jnp.float32) / 127.5 - 1
   size = model.arch.image_size
   if x.shape[1:3] != (size, size):
     x = jax.image.resize(x, (len(x), size, size, 3), "linear", antialias=False)
-  return _split(observe(model, params, x), len(x)), _split(flow_features(model, params, x), len(x))
+  seen = observe(model, params, x), flow_features(model, params, x)
+  return tuple(_split(tree, len(x)) for tree in seen)
 
 
 def _flows(model: KEEP, params: Params, features, before) -> tuple[jax.Array, ...]:
