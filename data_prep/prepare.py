@@ -26,7 +26,7 @@ import numpy as np
 import tqdm
 
 from data_prep import clips, degrade, flow_store
-from vsr_jax import errors, video
+from vsr_jax import command, errors, video
 from vsr_jax.errors import UserError
 
 HIGH_FRAME_RATE = 100  # from here on frames are averaged without interpolation
@@ -100,7 +100,10 @@ def _parse() -> argparse.Namespace:
   parser.add_argument("--gamma", type=float, default=2.2, help="1 averages encoded values")
   parser.add_argument("--scale", type=int, default=4, help="of the low-resolution frames")
   parser.add_argument(
-    "--frames", type=_frame_range, metavar="A:B", help="only source frames A..B-1"
+    "--frames",
+    type=lambda text: list(command.frame_range(text)),  # as JSON gives it back
+    metavar="A:B",
+    help="only source frames A..B-1",
   )
   parser.add_argument("--workers", type=int, default=2, help="processes")
   args = parser.parse_args()
@@ -114,16 +117,6 @@ def _parse() -> argparse.Namespace:
   if args.gamma <= 0:
     parser.error("--gamma must be above 0")
   return args
-
-
-def _frame_range(text: str) -> list[int | None]:
-  first, colon, last = text.partition(":")
-  try:
-    if not colon:
-      raise ValueError
-    return [int(first) if first else 0, int(last) if last else None]
-  except ValueError:
-    raise argparse.ArgumentTypeError(f"{text!r} is not of the form A:B") from None
 
 
 def _named_sources(args: argparse.Namespace) -> dict[str, pathlib.Path]:

@@ -270,18 +270,34 @@ class PixelShuffleUpsampler(nn.Module):
   Scale 4 shuffles twice by 2, as released; 2 and 3 shuffle once, 1 never.
   """
 
+  dim: int
   scale: int
   use_bias: bool = False
   dtype: jnp.dtype = jnp.float32
 
-  @nn.compact
+  def setup(self):
+    self.factors = {1: (), 2: (2,), 3: (3,), 4: (2, 2)}[self.scale]
+    common = (self.use_bias, self.dtype)
+    self.expand = [Conv(self.dim * factor**2, 3, *common) for factor in self.factors]
+    self.smooth = Conv(self.dim, 3, *common)
+
   def __call__(self, x: jax.Array) -> jax.Array:
-    c = x.shape[-1]
-    factors = {1: (), 2: (2,), 3: (3,), 4: (2, 2)}[self.scale]
-    for i, factor in enumerate(factors):
-      x = Conv(c * factor**2, 3, self.use_bias, self.dtype, name=f"expand_{i}")(x)
-      x = pixel_shuffle(leaky_relu(x), factor)
-    return leaky_relu(Conv(c, 3, self.use_bias, self.dtype, name="smooth")(x))
+    return self.end(self.start(x))
+
+  def start(self, x: jax.Array) -> jax.Array:
+    """All shuffles but the last."""
+    for i in range(len(self.factors) - 1):
+      x = self._shuffle(i, x)
+    return x
+
+  def end(self, x: jax.Array) -> jax.Array:
+    """The last shuffle and what follows; an output row depends on rows at most two away."""
+    if self.factors:
+      x = self._shuffle(len(self.factors) - 1, x)
+    return leaky_relu(self.smooth(x))
+
+  def _shuffle(self, i: int, x: jax.Array) -> jax.Array:
+    return pixel_shuffle(leaky_relu(self.expand[i](x)), self.factors[i])
 
 
 def _like_channels(vector: jax.Array, x: jax.Array) -> jax.Array:

@@ -263,7 +263,8 @@ def restore(
   features = model.r(params, "encode", blurry, degradation.features)
   kernel_features = model.r(params, "kernel_features", degradation.kernels)
   aligned, warped = _align(model, params, blurry, features, degradation.flow_mask, kernel_features)
-  output = _upsample(model, params, aligned, warped)
+  residual = model.r(params, "residual", aligned).astype(jnp.float32)
+  output = _filter(model, params, aligned, warped) + residual
   return Restoration(output, warped, model.r(params, "anchors", features[-1]))
 
 
@@ -278,11 +279,10 @@ def _align(model, params, frames, features, flow_mask, kernel_features):
   return aligned, warped
 
 
-def _upsample(model, params, aligned, warped):
-  """Flow-guided dynamic upsampling plus the residual: F_w^M, warped frames -> [b sh sw 3]."""
+def _filter(model, params, aligned, warped):
+  """Flow-guided dynamic upsampling: F_w^M, warped frames -> [b sh sw 3], without the residual."""
   kernels = model.r(params, "kernels", aligned, model.arch.frames)
-  output = fast_upsample(warped, kernels, model.arch.scale)
-  return output + model.r(params, "residual", aligned).astype(jnp.float32)
+  return fast_upsample(warped, kernels, model.arch.scale)
 
 
 def encode_frames(model: FMANet, params: Params, frames: jax.Array) -> tuple[Features, Features]:
@@ -318,17 +318,25 @@ def restore_window(
   kernel_features = _kernel_features(model, params, aligned)
   stacked = jnp.stack(frames, axis=1)
   aligned, warped = _align(model, params, stacked, features_r, flow_mask, kernel_features)
-  b, h, w, _ = aligned.shape
-  # Its features at full resolution would be the largest arrays by far.
-  row_bytes = 4 * b * w * model.arch.dim * model.arch.scale**2
-  return by_strips(
-    functools.partial(_upsample, model, params),
+  # Whole, K^R and the features at full resolution would be the largest arrays by far.
+  b, h, w, dim = aligned.shape
+  strips = -(-4 * b * h * w * dim * model.arch.scale**2 // _STRIP_BYTES)
+  output = by_strips(
+    functools.partial(_filter, model, params),
     (aligned, warped),
-    rows=-(-h // -(-h * row_bytes // _STRIP_BYTES)),
-    # Three 3x3 convolutions in a row (those at high resolution count less), or the filter.
-    halo=max(3, model.arch.kernel_up // 2),
+    rows=-(-h // strips),
+    halo=max(2, model.arch.kernel_up // 2),  # two 3x3 convolutions, or the filter
     scale=model.arch.scale,
   )
+  x = model.r(params, "residual_start", aligned)
+  residual = by_strips(
+    functools.partial(model.r, params, "residual_end"),
+    (x,),
+    rows=-(-x.shape[1] // strips),
+    halo=2,
+    scale=h * model.arch.scale // x.shape[1],
+  )
+  return output + residual.astype(jnp.float32)
 
 
 def _kernel_features(model: FMANet, params: Params, aligned: jax.Array) -> jax.Array:

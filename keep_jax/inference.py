@@ -1,14 +1,14 @@
-"""Restoring a stream of aligned faces with KEEP, at constant memory."""
+"""Restoring streams of aligned faces with KEEP, at constant memory."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
 import functools
-import itertools
+import operator
 import pathlib
-from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from keep_jax.model import (
   Architecture,
   Observation,
   Params,
+  State,
   calculate_gains,
   flow_between,
   flow_features,
@@ -28,6 +29,7 @@ from keep_jax.model import (
   step,
 )
 from vsr_jax.errors import UserError
+from vsr_jax.flow.estimators import Features
 from vsr_jax.inference import enable_compilation_cache
 from vsr_jax.train.checkpoint import read_meta, restore_params
 
@@ -35,6 +37,8 @@ WINDOW = 20  # frames that gains are blended over, as released
 LOOK_AHEAD = 4  # frames after a frame that its gain sees at most, once a clip exceeds the window
 
 Mode = Literal["stream", "as_released"]
+
+T = TypeVar("T")
 
 
 def load(checkpoint: str | pathlib.Path, dtype: str = "float32") -> tuple[KEEP, Params]:
@@ -69,19 +73,41 @@ def load(checkpoint: str | pathlib.Path, dtype: str = "float32") -> tuple[KEEP, 
   return model, {name: {} for name in shapes} | restore_params(checkpoint, full)
 
 
-@dataclasses.dataclass(frozen=True)
-class Seen:
-  """A frame on its way: what is known of it before its turn in the recursion comes."""
+@dataclasses.dataclass(eq=False)
+class _Seen:
+  """A face on its way: what is known of it before its turn in the recursion comes."""
 
   observation: Observation
-  flow: jax.Array  # to the frame before; of a clip's first frame to itself
+  flow: jax.Array  # to the frame before; of a track's first frame to itself
+  gain: jax.Array | None = None
+  begins: bool = False  # whether the state begins anew here
+
+
+@dataclasses.dataclass(eq=False)
+class _Track:
+  """One face's way through the clip.
+
+  Attributes:
+    state: of the recursion, after the last frame restored.
+    features: what the flow network sees in the last frame taken; None before the first.
+    anchor: the first frame's latent, the anchor of the attention over space; None before its gain.
+    latest: latents of the last frames that have gains, without the anchor.
+    waiting: frames taken that have no gains yet.
+  """
+
+  state: State
+  latest: collections.deque[jax.Array]
+  features: Features | None = None
+  anchor: jax.Array | None = None
+  waiting: list[_Seen] = dataclasses.field(default_factory=list)
 
 
 class Restorer:
   """Restores clips of aligned faces as streams.
 
-  Four programs are compiled: what is seen of a frame, the gains of a window, the flow, and the
-  recursion's step.
+  Four programs are compiled: what is seen of frames, the flow, the gains of a window, and the
+  recursion's step. Faces of several tracks in one frame are batched by powers of two, so that few
+  batch sizes are compiled and none is filled up.
 
   Attributes:
     model: the model.
@@ -113,12 +139,12 @@ class Restorer:
     self.look_ahead = look_ahead
     self._params = params
     self._see = jax.jit(functools.partial(_see, model))
-    self._flow = jax.jit(flow_between)
+    self._flow = jax.jit(functools.partial(_flows, model))
     self._gains = jax.jit(functools.partial(_gains_of_window, model))
-    self._step = jax.jit(functools.partial(_restore_frame, model, fidelity), donate_argnums=1)
+    self._step = jax.jit(functools.partial(_restore_faces, model, fidelity), donate_argnums=1)
 
   def stream(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Restores every frame of a clip.
+    """Restores every frame of a clip with one face.
 
     Args:
       frames: uint8 RGB [h w 3], resized bilinearly to the model's size where they are not of it.
@@ -126,64 +152,152 @@ class Restorer:
     Yields:
       uint8 RGB [size size 3], one a frame.
     """
-    state = initial_state(self.model, 1)
-    for group, gains, fresh in self._groups(self._watched(frames)):
-      if fresh:
-        state = initial_state(self.model, 1)
-      for i, seen in enumerate(group):
-        state, image = self._step(self._params, state, seen.observation, gains[:, i], seen.flow)
-        yield np.asarray(image[0])
+    for faces in self.stream_tracks({0: frame} for frame in frames):
+      yield faces[0]
 
-  def _watched(self, frames: Iterable[np.ndarray]) -> Iterator[Seen]:
-    """What is seen of each frame; features for the flow are computed once a frame."""
-    before = None
-    for frame in frames:
-      observation, features = self._see(self._params, frame[None])
-      flow = self._flow(self._params, features, features if before is None else before)
-      before = features
-      yield Seen(observation, flow)
+  def stream_tracks(
+    self, frames: Iterable[Mapping[Hashable, np.ndarray]]
+  ) -> Iterator[dict[Hashable, np.ndarray]]:
+    """Restores the faces of every frame of a clip; each track has a state of its own.
 
-  def _groups(self, seen: Iterator[Seen]) -> Iterator[tuple[list[Seen], jax.Array, bool]]:
-    """Frames whose gains [1 n h w 1] are computed together, and whether the state begins anew."""
-    if self.mode == "as_released":
-      while chunk := _take(seen, self.window):
-        latents = [s.observation.latent for s in chunk]
-        if len(latents) == 1:
-          latents = 2 * latents  # the released code doubles a lone last frame
-        yield chunk, self._gains(self._params, latents), True
-      return
-    group = _take(seen, self.window)
+    Args:
+      frames: of each frame its faces by track, uint8 RGB [h w 3] of one size. A track ends with the
+        first frame without it; the same name later is a new one.
+
+    Yields:
+      Of each frame its restored faces by track, uint8 RGB [size size 3]; while they are handed out,
+      those of the next frame are computed.
+    """
+    tracks: dict[Hashable, _Track] = {}
+    pending: collections.deque[dict[Hashable, tuple[_Track, _Seen]]] = collections.deque()
+    computed: dict[Hashable, jax.Array] | None = None
+
+    def ready():
+      nonlocal computed
+      while pending and all(seen.gain is not None for _, seen in pending[0].values()):
+        last, computed = computed, self._advance(pending.popleft())
+        if last is not None:
+          yield jax.device_get(last)
+
+    for faces in frames:
+      for name in tracks.keys() - faces.keys():
+        self._calculate_gains(tracks.pop(name))
+      for name in faces.keys() - tracks.keys():
+        latest = collections.deque(maxlen=self.window - 1)
+        tracks[name] = _Track(initial_state(self.model, 1), latest)
+      pending.append(self._take({name: (tracks[name], face) for name, face in faces.items()}))
+      yield from ready()
+    for track in tracks.values():
+      self._calculate_gains(track)
+    yield from ready()
+    if computed is not None:
+      yield jax.device_get(computed)
+
+  def _take(
+    self, faces: Mapping[Hashable, tuple[_Track, np.ndarray]]
+  ) -> dict[Hashable, tuple[_Track, _Seen]]:
+    """Takes the faces of the next frame in, and calculates the gains that are due."""
+    taken = {}
+    for part in _batches(list(faces.items())):
+      names, pairs = zip(*part, strict=True)
+      tracks, images = zip(*pairs, strict=True)
+      observations, features = self._see(self._params, np.stack(images))
+      before = tuple(
+        own if track.features is None else track.features
+        for track, own in zip(tracks, features, strict=True)
+      )
+      flows = self._flow(self._params, features, before)
+      for i, (name, track) in enumerate(zip(names, tracks, strict=True)):
+        track.features = features[i]
+        seen = _Seen(observations[i], flows[i])
+        track.waiting.append(seen)
+        taken[name] = track, seen
+        whole = self.mode == "as_released" or track.anchor is None
+        if len(track.waiting) == (self.window if whole else self.look_ahead + 1):
+          self._calculate_gains(track)
+    return taken
+
+  def _calculate_gains(self, track: _Track) -> None:
+    """Gives the frames that wait their gains."""
+    group, track.waiting = track.waiting, []
     if not group:
       return
-    first = group[0].observation.latent
-    latest = collections.deque((s.observation.latent for s in group[1:]), self.window - 1)
-    while group:
-      # The clip's first frame stays the anchor of the attention over space.
-      gains = self._gains(self._params, [first, *latest])
-      yield group, gains[:, -len(group) :], False
-      group = _take(seen, self.look_ahead + 1)
-      latest.extend(s.observation.latent for s in group)
+    latents = [seen.observation.latent for seen in group]
+    if self.mode == "as_released":
+      group[0].begins = True
+      # The released code doubles a lone last frame.
+      gains = self._gains(self._params, 2 * latents if len(latents) == 1 else latents)
+    else:
+      if track.anchor is None:
+        track.anchor, *latents = latents
+      track.latest.extend(latents)
+      gains = self._gains(self._params, [track.anchor, *track.latest])[-len(group) :]
+    for seen, gain in zip(group, gains, strict=False):
+      seen.gain = gain
+
+  def _advance(self, faces: Mapping[Hashable, tuple[_Track, _Seen]]) -> dict[Hashable, jax.Array]:
+    """Restores the faces of one frame, uint8 [size size 3] each."""
+    restored = {}
+    for part in _batches(list(faces.items())):
+      names, pairs = zip(*part, strict=True)
+      tracks, seen = zip(*pairs, strict=True)
+      states = tuple(
+        initial_state(self.model, 1) if s.begins else track.state
+        for track, s in zip(tracks, seen, strict=True)
+      )
+      inputs = tuple((s.observation, s.gain, s.flow) for s in seen)
+      states, images = self._step(self._params, states, inputs)
+      for track, state in zip(tracks, states, strict=True):
+        track.state = state
+      restored |= zip(names, images, strict=True)
+    return restored
 
 
-def _take(frames: Iterator[Any], count: int) -> list[Any]:
-  return list(itertools.islice(frames, count))
+def _batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
+  """Cuts a sequence into parts of powers of two, the largest first."""
+  start = 0
+  while start < len(items):
+    size = 1 << ((len(items) - start).bit_length() - 1)
+    yield items[start : start + size]
+    start += size
 
 
-def _see(model: KEEP, params: Params, frame: jax.Array) -> tuple[Observation, jax.Array]:
-  """uint8 [1 h w 3] -> what the encoder says of it, and the flow network's features."""
-  x = frame.astype(jnp.float32) / 127.5 - 1
+def _join(trees):
+  """Trees with leading axis [1] -> one with [b]."""
+  return jax.tree.map(lambda *x: jnp.concatenate(x), *trees)
+
+
+def _split(tree, count: int):
+  """The other way round."""
+  return tuple(jax.tree.map(operator.itemgetter(slice(i, i + 1)), tree) for i in range(count))
+
+
+def _see(
+  model: KEEP, params: Params, frames: jax.Array
+) -> tuple[tuple[Observation, ...], tuple[Features, ...]]:
+  """uint8 [b h w 3] -> of each what the encoder says of it, and the flow network's features."""
+  x = frames.astype(jnp.float32) / 127.5 - 1
   size = model.arch.image_size
   if x.shape[1:3] != (size, size):
-    x = jax.image.resize(x, (1, size, size, 3), "linear", antialias=False)
-  return observe(model, params, x), flow_features(params, x)
+    x = jax.image.resize(x, (len(x), size, size, 3), "linear", antialias=False)
+  seen = observe(model, params, x), flow_features(model, params, x)
+  return tuple(_split(tree, len(x)) for tree in seen)
 
 
-def _gains_of_window(model: KEEP, params: Params, latents: list[jax.Array]) -> jax.Array:
-  return calculate_gains(model, params, jnp.stack(latents, axis=1))
+def _flows(model: KEEP, params: Params, features, before) -> tuple[jax.Array, ...]:
+  return _split(flow_between(model, params, _join(features), _join(before)), len(features))
 
 
-def _restore_frame(model, fidelity, params, state, observation, gain, flow):
-  """One step, and its image as uint8 [1 h w 3]."""
-  state, restored = step(model, params, state, observation, gain, flow, fidelity)
-  image = jnp.clip(restored.image.astype(jnp.float32), -1, 1)
-  return state, jnp.rint(127.5 * (image + 1)).astype(jnp.uint8)
+def _gains_of_window(
+  model: KEEP, params: Params, latents: list[jax.Array]
+) -> tuple[jax.Array, ...]:
+  gains = calculate_gains(model, params, jnp.stack(latents, axis=1))
+  return tuple(gains[:, i] for i in range(len(latents)))
+
+
+def _restore_faces(model, fidelity, params, states, inputs):
+  """One step of b faces: their states, and their images as uint8 [h w 3]."""
+  state, restored = step(model, params, _join(states), *_join(inputs), fidelity)
+  images = jnp.clip(restored.image.astype(jnp.float32), -1, 1)
+  images = jnp.rint(127.5 * (images + 1)).astype(jnp.uint8)
+  return _split(state, len(states)), tuple(images)

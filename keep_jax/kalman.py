@@ -19,7 +19,13 @@ from vsr_jax.warp import backward_warp
 
 
 class SparseCausalAttention(Attention):
-  """Attention of each frame's tokens to those of the first frame and of the frame before it."""
+  """Attention of each frame's tokens to those of the first frame and of the frame before it.
+
+  Attributes:
+    anchor: whether it sees the first frame.
+  """
+
+  anchor: bool = True
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -27,10 +33,11 @@ class SparseCausalAttention(Attention):
     b, t, n, c = x.shape
     q, k, v = (self.project(x, name) for name in ("query", "key", "value"))
 
-    def seen(x):  # [b t n heads d] -> [b*t 2n heads d]
-      before = jnp.concatenate([x[:, :1], x[:, :-1]], axis=1)
-      first = jnp.broadcast_to(x[:, :1], x.shape)
-      return jnp.concatenate([first, before], axis=2).reshape(b * t, 2 * n, *x.shape[3:])
+    def seen(x):  # [b t n heads d] -> [b*t 2n heads d], or n without the anchor
+      frames = [jnp.concatenate([x[:, :1], x[:, :-1]], axis=1)]
+      if self.anchor:
+        frames.insert(0, jnp.broadcast_to(x[:, :1], x.shape))
+      return jnp.concatenate(frames, axis=2).reshape(b * t, len(frames) * n, *x.shape[3:])
 
     y = attend(q.reshape(b * t, n, *q.shape[3:]), seen(k), seen(v))
     return nn.Dense(c, dtype=self.dtype, name="out")(y.reshape(b, t, n, -1))
@@ -42,12 +49,14 @@ class UncertaintyLayer(nn.Module):
   heads: int
   head_dim: int
   dtype: jnp.dtype = jnp.float32
+  anchor: bool = True
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     b, t, n, c = x.shape
     sizes = (self.heads, self.head_dim, self.dtype)
-    x += SparseCausalAttention(*sizes, name="attention")(LayerNorm(name="norm1")(x))
+    y = LayerNorm(name="norm1")(x)
+    x += SparseCausalAttention(*sizes, anchor=self.anchor, name="attention")(y)
     x += GatedFeedForward(self.dtype, name="feed_forward")(LayerNorm(name="norm2")(x))
     y = LayerNorm(name="norm3")(x).swapaxes(1, 2).reshape(b * n, t, c)
     y = Attention(*sizes, name="temporal_attention")(y)
@@ -64,18 +73,38 @@ class GainNetwork(nn.Module):
   head_dim: int
   layers: int
   dtype: jnp.dtype = jnp.float32
+  anchor: bool = True
 
   @nn.compact
   def __call__(self, latents: jax.Array) -> jax.Array:
     b, t, h, w, c = latents.shape
     x = latents.reshape(b, t, h * w, c)
     for i in range(self.layers):
-      x = UncertaintyLayer(self.heads, self.head_dim, self.dtype, name=f"uncertainty_{i}")(x)
+      sizes = (self.heads, self.head_dim, self.dtype, self.anchor)
+      x = UncertaintyLayer(*sizes, name=f"uncertainty_{i}")(x)
     x = x.reshape(b * t, h, w, c)
     for i in range(3):
       x = ResBlock(c, self.dtype, name=f"res_{i}")(x)
     logits = conv(1, 1, dtype=self.dtype, name="gain")(x)
     return nn.sigmoid(logits.astype(jnp.float32)).reshape(b, t, h, w, 1)
+
+
+class ConstantGain(nn.Module):
+  """One learnt gain for all frames and places; it starts at 1/2."""
+
+  @nn.compact
+  def __call__(self, latents: jax.Array) -> jax.Array:
+    logit = self.param("logit", nn.initializers.zeros, ())
+    return jnp.broadcast_to(nn.sigmoid(logit), (*latents.shape[:-1], 1))
+
+
+class FixedGain(nn.Module):
+  """A given gain for all frames and places; nothing learned."""
+
+  value: float
+
+  def __call__(self, latents: jax.Array) -> jax.Array:
+    return jnp.full((*latents.shape[:-1], 1), self.value, jnp.float32)
 
 
 def predict(

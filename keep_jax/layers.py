@@ -85,7 +85,9 @@ class Attention(nn.Module):
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
   """Scaled dot-product attention, [b n heads d], [b m heads d] -> [b n heads*d]."""
-  y = jax.nn.dot_product_attention(q, k, v)
+  # JAX itself promotes bfloat16 in there, which strict promotion, as tests set it, would refuse.
+  with jax.numpy_dtype_promotion("standard"):
+    y = jax.nn.dot_product_attention(q, k, v)
   return y.reshape(*y.shape[:2], -1)
 
 

@@ -3,6 +3,8 @@
 `observe` encodes low-quality frames, `calculate_gains` blends them over a clip, `step` is one turn
 of the recursion, `restore_clip` the whole clip as one `jax.lax.scan` over it. Images are RGB in
 [-1, 1], [b t h w 3], at the size of the output: a low-quality clip is enlarged before.
+
+The paper's ablations are fields of the `Architecture`.
 """
 
 from __future__ import annotations
@@ -18,71 +20,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from keep_jax import kalman
+from keep_jax.architecture import RELEASED, Architecture
 from keep_jax.code_predictor import CodePredictor
 from keep_jax.fusion import ControllableFeatureTransform, CrossFrameAttention
 from keep_jax.vqgan import Encoder, Generator, Taps
-from vsr_jax.errors import UserError
-from vsr_jax.flow import gmflow
+from vsr_jax.flow.estimators import ESTIMATORS, Estimator, Features
 
 Params = dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Architecture:
-  """The numbers that make a KEEP; the defaults are the released model.
-
-  Raises:
-    UserError: a number does not fit the others; the text names both.
-  """
-
-  image_size: int = 512  # side of the images
-  width: int = 64  # channels of the first level of encoder and generator
-  multiples: tuple[int, ...] = (1, 2, 2, 4, 4, 8)  # of the width, by level
-  res_blocks: int = 2  # a level
-  emb_dim: int = 256  # channels of the latent and of the codebook
-  codes: int = 1024  # entries of the codebook
-  dim: int = 512  # of the code predictor
-  heads: int = 8  # of code predictor and gain network
-  layers: int = 9  # of the code predictor
-  gain_head_dim: int = 48
-  gain_layers: int = 3
-  cft: tuple[int, ...] = (16, 32, 64)  # sides of the features with CFT
-  cfa: tuple[int, ...] = (16, 32)  # sides of the features with CFA
-  cfa_heads: int = 4
-  cfa_head_dim: int = 256
-
-  def __post_init__(self):
-    for name in ("multiples", "cft", "cfa"):  # JSON gives lists
-      object.__setattr__(self, name, tuple(getattr(self, name)))
-    factor = 2 ** (len(self.multiples) - 1)
-    if self.image_size % factor:
-      raise UserError(
-        f"model.image_size = {self.image_size}: must be a multiple of {factor}, which "
-        f"model.multiples of {len(self.multiples)} levels asks for"
-      )
-    sides = [self.image_size // 2**level for level in range(len(self.multiples))]
-    for name in ("cft", "cfa"):
-      for side in getattr(self, name):
-        if side not in sides:
-          raise UserError(f"model.{name} = {side}: must be one of {sides}, the features' sides")
-    for multiple in self.multiples:
-      if multiple * self.width % 32:
-        raise UserError(
-          f"model.width = {self.width}: its multiples must divide into 32 groups, "
-          f"{multiple} * {self.width} does not"
-        )
-    if self.dim % self.heads:
-      raise UserError(f"model.heads = {self.heads}: must divide model.dim = {self.dim}")
-
-  @property
-  def latent_size(self) -> int:
-    """Side of the latent."""
-    return self.image_size // 2 ** (len(self.multiples) - 1)
-
-  def channels(self, side: int) -> int:
-    """Channels of the encoder's and generator's tapped features of that side."""
-    level = (self.image_size // side).bit_length() - 1
-    return self.width * self.multiples[level]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +38,7 @@ class KEEP:
     dtype: the compute type of convolutions and products.
   """
 
-  arch: Architecture = Architecture()
+  arch: Architecture = RELEASED
   dtype: jnp.dtype = jnp.float32
 
   @property
@@ -112,9 +56,19 @@ class KEEP:
     return CodePredictor(a.dim, a.heads, a.layers, a.codes, self.dtype)
 
   @property
-  def gain_network(self) -> kalman.GainNetwork:
+  def gain_network(self) -> nn.Module:
     a = self.arch
-    return kalman.GainNetwork(a.heads, a.gain_head_dim, a.gain_layers, self.dtype)
+    sizes = (a.heads, a.gain_head_dim, a.gain_layers)
+    return {
+      "network": kalman.GainNetwork(*sizes, self.dtype, a.anchor),
+      "constant": kalman.ConstantGain(),
+      "fixed": kalman.FixedGain(a.fixed_gain),
+      "none": kalman.FixedGain(0.0),
+    }[a.gain]
+
+  @property
+  def flow(self) -> Estimator:
+    return ESTIMATORS[self.arch.flow]
 
   # These two are applied within the generator, whose children they are not: hence parent=None.
 
@@ -157,7 +111,8 @@ class Restored:
 def init_params(model: KEEP, key: jax.Array) -> Params:
   """Random parameters of every sub-network, float32.
 
-  Trees: encoder, hq_encoder, codebook, generator, code_predictor, gain, cft, cfa (by side), flow.
+  Trees: encoder, hq_encoder, codebook, generator, code_predictor, gain, cft, cfa (by side), flow;
+  those that the architecture does not use are empty.
   """
   a = model.arch
   keys = iter(jax.random.split(key, 8 + len(a.cft) + len(a.cfa)))
@@ -165,7 +120,7 @@ def init_params(model: KEEP, key: jax.Array) -> Params:
   latent = jnp.zeros((1, a.latent_size, a.latent_size, a.emb_dim))
 
   def init(net: nn.Module, *inputs):
-    return net.init(next(keys), *inputs)["params"]
+    return net.init(next(keys), *inputs).get("params", {})
 
   def by_side(net: nn.Module, sides: tuple[int, ...]):
     feature = {side: jnp.zeros((1, side, side, a.channels(side))) for side in sides}
@@ -174,14 +129,14 @@ def init_params(model: KEEP, key: jax.Array) -> Params:
   bound = 1 / a.codes
   return {
     "encoder": init(model.encoder, image),
-    "hq_encoder": init(model.encoder, image),
+    "hq_encoder": {} if a.gain == "none" else init(model.encoder, image),
     "codebook": jax.random.uniform(next(keys), (a.codes, a.emb_dim), minval=-bound, maxval=bound),
     "generator": init(model.generator, latent),
     "code_predictor": init(model.code_predictor, latent),
     "gain": init(model.gain_network, latent[:, None]),
     "cft": by_side(model.cft, a.cft),
     "cfa": by_side(model.cfa, a.cfa),
-    "flow": gmflow.init(next(keys)),
+    "flow": model.flow.init(next(keys)),
   }
 
 
@@ -197,29 +152,32 @@ def observe(model: KEEP, params: Params, frames: jax.Array) -> Observation:
 
 
 def calculate_gains(model: KEEP, params: Params, latents: jax.Array) -> jax.Array:
-  """Kalman gains [b t h' w' 1] of a clip's latents [b t h' w' emb_dim]; see `GainNetwork`."""
+  """Kalman gains [b t h' w' 1] of a clip's latents [b t h' w' emb_dim]; see `kalman`."""
   return model.gain_network.apply({"params": params["gain"]}, latents)
 
 
-def flow_features(params: Params, frames: jax.Array) -> jax.Array:
-  """What GMFlow sees in frames [b h w 3] in [-1, 1]; once a frame serves both of its pairs."""
-  return gmflow.encode(params["flow"], 127.5 * (frames + 1))
+def flow_features(model: KEEP, params: Params, frames: jax.Array) -> Features:
+  """What the flow network sees in frames [b h w 3] in [-1, 1].
+
+  Once a frame serves both of its pairs. A tree of arrays, leading axis [b].
+  """
+  return model.flow.encode(params["flow"], 127.5 * (frames.astype(jnp.float32) + 1))
 
 
-def flow_between(params: Params, features: jax.Array, before: jax.Array) -> jax.Array:
+def flow_between(model: KEEP, params: Params, features: Features, before: Features) -> jax.Array:
   """Flow [b h w 2] in pixels from frames to the frames before them, of their features."""
-  return gmflow.flow_from_features(params["flow"], features, before)
+  return model.flow.between(params["flow"], features, before)
 
 
-def clip_flows(params: Params, frames: jax.Array) -> jax.Array:
+def clip_flows(model: KEEP, params: Params, frames: jax.Array) -> jax.Array:
   """Flow [b t-1 h w 2] from frame i + 1 to frame i of clips [b t h w 3]; no gradient.
 
   A pair of frames of each clip at a time: memory does not grow with their length.
   """
   frames = lax.stop_gradient(frames).swapaxes(0, 1)
-  features = lax.map(functools.partial(flow_features, params), frames)
-  pairs = features[1:], features[:-1]
-  flows = lax.map(lambda pair: flow_between(params, *pair), pairs)
+  features = lax.map(functools.partial(flow_features, model, params), frames)
+  pairs = tuple(jax.tree.map(lambda x, s=s: x[s], features) for s in (slice(1, None), slice(-1)))
+  flows = lax.map(lambda pair: flow_between(model, params, *pair), pairs)
   return lax.stop_gradient(flows).swapaxes(0, 1)
 
 
@@ -259,6 +217,22 @@ def step(
     The next state and the restored frame.
   """
   latent = filter_latent(model, params, state, observation.latent, gain, flow)
+  return decode(model, params, state, latent, observation.skips, fidelity)
+
+
+def decode(
+  model: KEEP,
+  params: Params,
+  state: State,
+  latent: jax.Array,
+  skips: Taps,
+  fidelity: float = 1.0,
+) -> tuple[State, Restored]:
+  """A filtered latent [b h' w' emb_dim] to its frame, the last part of `step`.
+
+  The latent's codes are predicted and decoded, CFT joins the encoder's features `skips` to the
+  generator's, CFA the generator's of the frame before, which are in the state.
+  """
   logits = model.code_predictor.apply({"params": params["code_predictor"]}, latent)
   side = model.arch.latent_size
   codes = params["codebook"][jnp.argmax(logits, axis=-1)]  # integers: no gradient to the logits
@@ -269,7 +243,7 @@ def step(
   def fuse(side: int, x: jax.Array) -> jax.Array:
     if side in model.arch.cft:
       cft = {"params": params["cft"][str(side)]}
-      x = model.cft.apply(cft, observation.skips[side], x, fidelity)
+      x = model.cft.apply(cft, skips[side], x, fidelity)
     if side in model.arch.cfa:
       # The feature before is not stopped: CFA learns through time.
       cfa = {"params": params["cfa"][str(side)]}
@@ -293,6 +267,8 @@ def filter_latent(
   flow: jax.Array,
 ) -> jax.Array:
   """Prediction and update, [b h' w' emb_dim]; the observation itself for a first frame."""
+  if model.arch.gain == "none":
+    return observed
   encode = functools.partial(model.encoder.apply, {"params": params["hq_encoder"]})
 
   def predicted():

@@ -1,4 +1,4 @@
-"""Convolutions that both systems use, with a kernel gradient that is fast on CPU too."""
+"""Layers that several networks use: convolutions whose kernel gradient is fast on CPU, a norm."""
 
 from __future__ import annotations
 
@@ -124,3 +124,20 @@ class Conv(nn.Module):
       bias = self.param("bias", bias_by_fan_in(np.prod(shape[:-1])), (self.features,))
       y += bias.astype(self.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
     return y
+
+
+class FrozenBatchNorm(nn.Module):
+  """Batch normalisation of [b h w c] with stored statistics, which are parameters here.
+
+  Inference only; epsilon is 1e-5, PyTorch's default.
+  """
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    shape = x.shape[-1:]
+    mean = self.param("mean", nn.initializers.zeros, shape)
+    var = self.param("var", nn.initializers.ones, shape)
+    scale = self.param("scale", nn.initializers.ones, shape)
+    bias = self.param("bias", nn.initializers.zeros, shape)
+    factor = scale * lax.rsqrt(var + 1e-5)
+    return x * factor[None, None, None] + (bias - mean * factor)[None, None, None]

@@ -82,6 +82,16 @@ def norm(pattern: str, path: str) -> list[Rule]:
   return [Rule(rf"{pattern}\.weight", f"{path}/scale"), Rule(rf"{pattern}\.bias", f"{path}/bias")]
 
 
+def batch_norm(pattern: str, path: str) -> list[Rule]:
+  """A batch norm as `layers.FrozenBatchNorm` has it: scale, bias and the stored statistics."""
+  return [
+    *norm(pattern, path),
+    Rule(rf"{pattern}\.running_mean", f"{path}/mean"),
+    Rule(rf"{pattern}\.running_var", f"{path}/var"),
+    Rule(rf"{pattern}\.num_batches_tracked", None),  # of training
+  ]
+
+
 @contextlib.contextmanager
 def reading_shapes(source: str, model: str) -> Iterator[None]:
   """Turns what goes wrong while an architecture is read off a state dict into a `UserError`."""

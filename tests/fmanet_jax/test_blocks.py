@@ -293,7 +293,7 @@ def test_split_time_shares_out_interleaved_channels():
 @pytest.mark.parametrize(("scale", "convs"), [(1, 1), (2, 2), (3, 2), (4, 3)])
 def test_pixel_shuffle_upsampler(scale, convs):
   x = jax.ShapeDtypeStruct((2, 3, 5, 6), jnp.float32)
-  module = blocks.PixelShuffleUpsampler(scale)
+  module = blocks.PixelShuffleUpsampler(6, scale)
   y, variables = jax.eval_shape(lambda x: module.init_with_output(jax.random.key(0), x), x)
   assert y.shape == (2, 3 * scale, 5 * scale, 6)
   assert len(variables["params"]) == convs
@@ -306,7 +306,7 @@ def test_pixel_shuffle_upsampler(scale, convs):
     (lambda dtype: blocks.DenseBlock(4, 2, True, dtype), 1),
     (lambda dtype: blocks.ChannelAttention(2, True, dtype), 2),
     (lambda dtype: blocks.GatedFeedForward(9, True, dtype), 1),
-    (lambda dtype: blocks.PixelShuffleUpsampler(2, True, dtype), 1),
+    (lambda dtype: blocks.PixelShuffleUpsampler(8, 2, True, dtype), 1),
   ],
   ids=["conv", "dense", "attention", "feed_forward", "upsampler"],
 )

@@ -20,7 +20,7 @@ from fmanet_jax import inference, restore
 from fmanet_jax.model import FMANet
 from tests.fmanet_jax.test_inference import TINY, random_params
 from tests.vsr_jax.clips import encode, moving_waves
-from vsr_jax import errors, video
+from vsr_jax import command, errors, video
 from vsr_jax.resize import resize_bicubic
 from vsr_jax.train.checkpoint import export_params
 
@@ -184,7 +184,7 @@ def test_bad_input_is_refused(run, tmp_path, name, pattern):
     (["--frames", "8:"], "clip.mkv: ends before frame 8"),
     (["--tile", "16"], "--tile 16: must be above the overlap of 16 pixels"),
     (["--tile", "many"], "--tile: invalid int value: 'many'"),
-    (["--quality", "52"], "--quality 52: must be 0 to 51"),
+    (["--quality", "52"], "--quality: '52' is not a number from 0 to 51"),
     (["--colour"], "unrecognized arguments: --colour"),
   ],
 )
@@ -197,7 +197,7 @@ def test_bad_outputs_are_refused(run, clip, tmp_path, monkeypatch):
   assert_refused(run(clip, tmp_path / "no/out.mp4", code=2), "there is no folder")
   assert_refused(run(clip, tmp_path / "out.gif", code=2), "unknown kind of output .gif")
   assert_refused(run(clip, clip, code=2), "clip.mkv: is the input; name another output")
-  monkeypatch.setattr(restore, "LARGEST_SIDE", 60)
+  monkeypatch.setattr(command, "LARGEST_SIDE", 60)
   run(clip, tmp_path / "whole.mp4", "--frames", ":1")
   said = run(clip, tmp_path / "out.mp4", "--side-by-side", code=2)
   assert_refused(said, "H.264 takes no frames of 96x32")

@@ -16,7 +16,7 @@ from keep_jax.weights import CODEFORMER, RENAMED, convert_released
 from tests.keep_jax import golden
 from tests.torch_writer import save_state_dict
 from vsr_jax.errors import UserError
-from vsr_jax.flow import gmflow_weights
+from vsr_jax.flow import gmflow_weights, released
 from vsr_jax.train.checkpoint import read_meta, restore_params
 
 ASIAN = Architecture(cft=(32, 64, 128, 256))
@@ -108,6 +108,40 @@ def test_gmflow_file_becomes_the_flow(tmp_path, capsys):
   jax.tree.map(np.testing.assert_array_equal, found, want)
   with pytest.raises(UserError, match="a part of a KEEP, without cfa"):
     inference.load(tmp_path / "flow")
+
+
+@pytest.mark.parametrize("kind", ["raft_small", "raft_large", "gmflow"])
+def test_another_flow_takes_the_place_of_the_files_own(kind, tmp_path, monkeypatch, capsys):
+  state = golden.state_dict("keep_stage3")
+  other = golden.weights.state_dict(golden.manifest(kind), golden.SEED + 1)
+  # RAFT's large model holds one norm under two names.
+  other = {key: other[key.replace(".norm3.", ".downsample.1.")] for key in other}
+  save_state_dict(tmp_path / "KEEP.pth", state)
+  save_state_dict(tmp_path / "flow.pth", other)
+  files = [str(tmp_path / name) for name in ("KEEP.pth", "keep", "flow.pth")]
+  monkeypatch.setattr(sys, "argv", ["convert", *files[:2], "--flow", files[2]])
+  convert.main()
+  assert f"flow by {kind}" in capsys.readouterr().out
+  assert read_meta(files[1])["converted_from"] == ["KEEP.pth", "flow.pth"]
+  model, params = inference.load(files[1])
+  assert model.arch.flow == kind
+  want = released.from_state_dict(other, "flow.pth")[1]
+  jax.tree.map(np.testing.assert_array_equal, params["flow"], want)
+  own = convert_released(state)[1]
+  jax.tree.map(np.testing.assert_array_equal, params | {"flow": own["flow"]}, own)
+
+
+def test_a_flow_that_is_none_is_named(tmp_path):
+  save_state_dict(tmp_path / "KEEP.pth", golden.state_dict("keep_stage3"))
+  save_state_dict(tmp_path / "other.pth", {"conv.weight": np.zeros((3, 3), np.float32)})
+  files = [str(tmp_path / name) for name in ("KEEP.pth", "keep", "other.pth")]
+  with pytest.raises(UserError, match=r"other\.pth: holds no optical flow"):
+    convert.convert(*files)
+  save_state_dict(
+    tmp_path / "flow.pth", golden.weights.state_dict(golden.manifest("gmflow"), golden.SEED)
+  )
+  with pytest.raises(UserError, match="is a flow network itself"):
+    convert.convert(str(tmp_path / "flow.pth"), *files[1:])
 
 
 @pytest.mark.parametrize("fault", ["missing", "unexpected", "misshapen", "another model"])

@@ -13,25 +13,31 @@ import pytest
 from keep_jax.inference import Restorer
 from keep_jax.model import KEEP, clip_flows, restore_clip
 from keep_jax.weights import convert_released
-from tests.keep_jax import golden
+from tests.keep_jax import golden, tiny
 
 
 @functools.cache
-def load():
+def load_mini():
+  """The small KEEP of the fixtures, GMFlow and all."""
   arch, params = convert_released(golden.state_dict("keep_stage3"))
   return KEEP(arch), jax.tree.map(jnp.asarray, params)
 
 
 @functools.cache
-def restorer(mode="stream", window=4, look_ahead=1):
+def restorer(mode="stream", window=4, look_ahead=1, load=tiny.load):
   return Restorer(*load(), mode, window, look_ahead)
+
+
+def moving_pattern(size):
+  """Nine frames of a pattern that moves three pixels a frame, uint8 [9 size size 3]."""
+  wide = golden.channels_last(golden.inputs((3, size, size + 32), 40, 0, 255))
+  frames = np.stack([np.rint(wide[:, 3 * i : 3 * i + size]) for i in range(9)])
+  return frames.astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
 def clip():
-  """Nine frames of a pattern that moves three pixels a frame, uint8 [9 128 128 3]."""
-  wide = golden.channels_last(golden.inputs((3, 128, 160), 40, 0, 255))
-  return np.stack([np.rint(wide[:, 3 * i : 3 * i + 128]) for i in range(9)]).astype(np.uint8)
+  return moving_pattern(32)
 
 
 def restored(restorer, frames):
@@ -45,17 +51,18 @@ def assert_close(got, want):
 
 
 @pytest.mark.slow
-def test_a_clip_within_the_window_equals_the_whole_clip(clip):
-  model, params = load()
+def test_a_clip_within_the_window_equals_the_whole_clip():
+  model, params = load_mini()
+  clip = moving_pattern(128)
   frames = jnp.asarray(clip[None, :4], jnp.float32) / 127.5 - 1
 
   @jax.jit
   def whole(params, frames):
-    return restore_clip(model, params, frames, clip_flows(params, frames))[0].image
+    return restore_clip(model, params, frames, clip_flows(model, params, frames))[0].image
 
   image = np.clip(np.asarray(whole(params, frames))[0], -1, 1)
   want = np.rint(127.5 * (image + 1)).astype(np.uint8)
-  assert_close(restored(restorer(), clip[:4]), want)
+  assert_close(restored(restorer(load=load_mini), clip[:4]), want)
 
 
 def test_the_state_is_carried_beyond_the_window(clip):
@@ -87,15 +94,44 @@ def test_as_released_begins_anew_with_every_chunk(clip):
 
 def test_other_sizes_are_resized(clip):
   small = clip[:2, ::4, ::4]
-  assert restored(restorer(), small).shape == (2, 128, 128, 3)
+  assert restored(restorer(), small).shape == (2, 32, 32, 3)
 
 
 def test_no_frames_give_none():
   assert list(restorer().stream([])) == []
 
 
+@pytest.mark.parametrize(
+  "load", [tiny.load, pytest.param(load_mini, marks=pytest.mark.slow)], ids=["tiny", "mini"]
+)
+def test_tracks_in_one_batch_are_as_each_alone(load):
+  """Three faces that come and go: batches of two and one, gains due at other frames."""
+  spans = {"a": (0, 7), "b": (1, 5), "c": (3, 7)}
+  clip = moving_pattern(load()[0].arch.image_size)
+  clips = {"a": clip, "b": clip[::-1], "c": clip[:, :, ::-1]}
+
+  def faces(t):
+    return {name: clips[name][t] for name, (start, stop) in spans.items() if start <= t < stop}
+
+  together = list(restorer(load=load).stream_tracks(faces(t) for t in range(7)))
+  assert [set(frame) for frame in together] == [set(faces(t)) for t in range(7)]
+  for name, (start, stop) in spans.items():
+    got = np.stack([together[t][name] for t in range(start, stop)])
+    assert_close(got, restored(restorer(load=load), clips[name][start:stop]))
+
+
+def test_a_track_that_comes_back_is_a_new_one(clip):
+  present = (0, 1, 2, 5, 6)
+  frames = [{0: clip[t]} if t in present else {} for t in range(8)]
+  got = list(restorer().stream_tracks(frames))
+  assert [len(faces) for faces in got] == [t in present for t in range(8)]
+  first, second = (np.stack([got[t][0] for t in part]) for part in (present[:3], present[3:]))
+  assert_close(first, restored(restorer(), clip[:3]))
+  assert_close(second, restored(restorer(), clip[5:7]))
+
+
 @pytest.mark.parametrize("wrong", [{"mode": "both"}, {"look_ahead": 3}, {"look_ahead": -1}])
 def test_impossible_options_are_refused(wrong):
   options = {"mode": "stream", "window": 4, "look_ahead": 1} | wrong
   with pytest.raises(ValueError, match=next(iter(wrong))):
-    Restorer(*load(), **options)
+    Restorer(*tiny.load(), **options)

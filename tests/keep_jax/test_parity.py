@@ -151,7 +151,7 @@ def test_with_our_own_flow():
 
   @golden.jit
   def run(params, frames):
-    flows = clip_flows(params, frames)
+    flows = clip_flows(model, params, frames)
     return restore_clip(model, params, frames, flows)[0], flows
 
   want = golden.data("keep_mini")
@@ -180,7 +180,7 @@ def test_the_released_size():
 
   @jax.jit
   def run(params, frames):
-    return restore_clip(model, params, frames, clip_flows(params, frames))
+    return restore_clip(model, params, frames, clip_flows(model, params, frames))
 
   restored, observation, gains = run(params, frames)
   latents = golden.channels_first(observation.latent[0])[:, ::4]

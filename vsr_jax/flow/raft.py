@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vsr_jax.layers import FrozenBatchNorm
 from vsr_jax.warp import sample_bilinear
 
 LEVELS = 4  # of the correlation pyramid
 STRIDE = 8  # of the feature maps: image sides are multiples of it
-_EPSILON = 1e-5  # of both norms
+_EPSILON = 1e-5  # of the instance norm
 
 
 class InstanceNorm(nn.Module):
@@ -28,20 +29,6 @@ class InstanceNorm(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     x = x - x.mean((1, 2), keepdims=True)
     return x * jax.lax.rsqrt(jnp.square(x).mean((1, 2), keepdims=True) + _EPSILON)
-
-
-class FrozenBatchNorm(nn.Module):
-  """Batch normalisation of [b h w c] with stored statistics, which are parameters here."""
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    shape = x.shape[-1:]
-    mean = self.param("mean", nn.initializers.zeros, shape)
-    var = self.param("var", nn.initializers.ones, shape)
-    scale = self.param("scale", nn.initializers.ones, shape)
-    bias = self.param("bias", nn.initializers.zeros, shape)
-    factor = scale * jax.lax.rsqrt(var + _EPSILON)
-    return x * factor[None, None, None] + (bias - mean * factor)[None, None, None]
 
 
 class NoNorm(nn.Module):
@@ -196,6 +183,13 @@ LARGE = Raft(
 )
 
 
+class Features(NamedTuple):
+  """What the networks see of frames, each on its own."""
+
+  features: jax.Array  # [b h/8 w/8 .]
+  context: jax.Array  # of frames that a flow starts from: hidden state and context, [b h/8 w/8 .]
+
+
 def init(net: Raft, key: jax.Array) -> dict[str, Any]:
   """Random parameters; under `jax.eval_shape` the template for the converter."""
   image = jnp.zeros((1, STRIDE, STRIDE, 3))
@@ -215,6 +209,61 @@ def init(net: Raft, key: jax.Array) -> dict[str, Any]:
     name: part.init(k, *args).get("params", {})
     for k, (name, (part, *args)) in zip(keys, inputs.items(), strict=True)
   }
+
+
+@jax.default_matmul_precision("float32")
+def encode(net: Raft, params: Mapping[str, Any], frames: jax.Array) -> Features:
+  """What is seen of frames [b h w 3] in [0, 255], sides multiples of 8.
+
+  Raises:
+    ValueError: the shape is another.
+  """
+  images = _normalized(frames)
+  return Features(
+    _apply(net.features, params["features"], images), _apply(net.context, params["context"], images)
+  )
+
+
+@jax.default_matmul_precision("float32")
+def flow_from_features(
+  net: Raft,
+  params: Mapping[str, Any],
+  first: Features,
+  features2: jax.Array,
+  iterations: int = 12,
+  start: jax.Array | None = None,
+) -> jax.Array:
+  """Estimates the flow between frames from what `encode` says of them; see `raft`.
+
+  Args:
+    net: `SMALL` or `LARGE`.
+    params: its parameters.
+    first: of frame 1.
+    features2: the features of frame 2.
+    iterations: refinement steps.
+    start: [b h/8 w/8 2] in pixels of that size, where the refinement starts; zero without it.
+
+  Returns:
+    [b h w 2], (dx, dy) in pixels, from frame 1 to frame 2.
+  """
+  b, h, w, _ = features2.shape
+  pyramid = correlation_pyramid(first.features, features2)
+  hidden, context = first.context[..., : net.hidden], first.context[..., net.hidden :]
+  hidden, context = jnp.tanh(hidden), nn.relu(context)
+  y, x = jnp.mgrid[:h, :w].astype(jnp.float32)
+  grid = jnp.stack([x, y], axis=-1)[None]
+
+  def step(carry, _):
+    hidden, flow = carry
+    correlation = lookup(pyramid, grid + flow, net.radius)
+    hidden, delta = _apply(net.update, params["update"], hidden, context, correlation, flow)
+    return (hidden, flow + delta), None
+
+  start = jnp.zeros((b, h, w, 2)) if start is None else start
+  (hidden, flow), _ = jax.lax.scan(step, (hidden, start), length=iterations)
+  if net.mask is None:
+    return upsample_bilinear(flow)
+  return upsample_convex(flow, _apply(net.mask, params["mask"], hidden))
 
 
 @jax.default_matmul_precision("float32")
@@ -245,28 +294,18 @@ def raft(
   """
   if image1.shape != image2.shape or image1.ndim != 4:
     raise ValueError(f"images of shapes {image1.shape} and {image2.shape}, not two equal [b h w 3]")
-  b, h, w = (image1.shape[0], image1.shape[1] // STRIDE, image1.shape[2] // STRIDE)
-  if image1.shape[1:] != (h * STRIDE, w * STRIDE, 3) or 0 in (h, w):
-    raise ValueError(f"images of shape {image1.shape}: pad both sides to a multiple of {STRIDE}")
-  images = jnp.concatenate([image1, image2]).astype(jnp.float32) / 127.5 - 1.0
+  images = _normalized(jnp.concatenate([image1, image2]))
   features1, features2 = jnp.split(_apply(net.features, params["features"], images), 2)
-  pyramid = correlation_pyramid(features1, features2)
-  context = _apply(net.context, params["context"], images[:b])
-  hidden, context = jnp.tanh(context[..., : net.hidden]), nn.relu(context[..., net.hidden :])
-  y, x = jnp.mgrid[:h, :w].astype(jnp.float32)
-  grid = jnp.stack([x, y], axis=-1)[None]
+  context = _apply(net.context, params["context"], images[: len(image1)])
+  return flow_from_features(net, params, Features(features1, context), features2, iterations, start)
 
-  def step(carry, _):
-    hidden, flow = carry
-    correlation = lookup(pyramid, grid + flow, net.radius)
-    hidden, delta = _apply(net.update, params["update"], hidden, context, correlation, flow)
-    return (hidden, flow + delta), None
 
-  start = jnp.zeros((b, h, w, 2)) if start is None else start
-  (hidden, flow), _ = jax.lax.scan(step, (hidden, start), length=iterations)
-  if net.mask is None:
-    return upsample_bilinear(flow)
-  return upsample_convex(flow, _apply(net.mask, params["mask"], hidden))
+def _normalized(images: jax.Array) -> jax.Array:
+  """[b h w 3] in [0, 255] to [-1, 1]; ValueError where RAFT cannot take them."""
+  shape = images.shape
+  if len(shape) != 4 or shape[3] != 3 or any(n % STRIDE or not n for n in shape[1:3]):
+    raise ValueError(f"images of shape {shape}: pad both sides to a multiple of {STRIDE}")
+  return images.astype(jnp.float32) / 127.5 - 1.0
 
 
 def _apply(net: nn.Module, params: Mapping[str, Any], *args: jax.Array) -> Any:
@@ -320,13 +359,13 @@ def lookup(pyramid: list[jax.Array], points: jax.Array, radius: int) -> jax.Arra
   return jnp.concatenate(windows, axis=-1)
 
 
-def upsample_bilinear(flow: jax.Array) -> jax.Array:
-  """Flow [b h w 2] eight times larger, its vectors too; the corners' samples stay corners."""
+def upsample_bilinear(flow: jax.Array, scale: int = STRIDE) -> jax.Array:
+  """Flow [b h w 2] `scale` times larger, its vectors too; the corners' samples stay corners."""
   _, h, w, _ = flow.shape
-  y = jnp.linspace(0.0, h - 1.0, STRIDE * h)
-  x = jnp.linspace(0.0, w - 1.0, STRIDE * w)
+  y = jnp.linspace(0.0, h - 1.0, scale * h)
+  x = jnp.linspace(0.0, w - 1.0, scale * w)
   points = jnp.stack(jnp.meshgrid(x, y), axis=-1)
-  return STRIDE * jax.vmap(sample_bilinear, (0, None))(flow, points)
+  return scale * jax.vmap(sample_bilinear, (0, None))(flow, points)
 
 
 def upsample_convex(flow: jax.Array, logits: jax.Array) -> jax.Array:

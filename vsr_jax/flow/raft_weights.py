@@ -14,7 +14,7 @@ import numpy as np
 from vsr_jax import torch_files
 from vsr_jax.errors import UserError
 from vsr_jax.flow import raft
-from vsr_jax.weights import Rule, convert, norm, with_bias
+from vsr_jax.weights import Rule, batch_norm, convert, with_bias
 
 
 def load(path: str | Path) -> tuple[raft.Raft, dict[str, Any]]:
@@ -62,9 +62,9 @@ def raft_large_rules() -> list[Rule]:
   return [
     *_encoder("fnet", "features"),
     *_encoder("cnet", "context"),
-    *_batch_norm(r"cnet\.norm1", "context/norm1"),
-    *_batch_norm(rf"{block}\.norm([12])", r"context/layer\1_\2/norm\3"),
-    *_batch_norm(rf"{block}\.downsample\.1", r"context/layer\1_\2/norm_skip"),
+    *batch_norm(r"cnet\.norm1", "context/norm1"),
+    *batch_norm(rf"{block}\.norm([12])", r"context/layer\1_\2/norm\3"),
+    *batch_norm(rf"{block}\.downsample\.1", r"context/layer\1_\2/norm_skip"),
     Rule(rf"{block}\.norm3\.\w+", None),  # downsample.1 again
     *with_bias(r"update_block\.encoder\.convc1", "update/correlation0"),
     *with_bias(r"update_block\.encoder\.convc2", "update/correlation1"),
@@ -73,15 +73,6 @@ def raft_large_rules() -> list[Rule]:
     *_update(),
     *with_bias(r"update_block\.mask\.0", "mask/conv1"),
     *with_bias(r"update_block\.mask\.2", "mask/conv2"),
-  ]
-
-
-def _batch_norm(theirs: str, ours: str) -> list[Rule]:
-  return [
-    *norm(theirs, ours),
-    Rule(rf"{theirs}\.running_mean", f"{ours}/mean"),
-    Rule(rf"{theirs}\.running_var", f"{ours}/var"),
-    Rule(rf"{theirs}\.num_batches_tracked", None),  # of training
   ]
 
 

@@ -1,0 +1,138 @@
+"""The numbers and choices that make a KEEP, and the paper's ablations as named changes of them.
+
+The paper's numbers, on its mildly degraded VFHQ-Test (LPIPS and AKD: lower is better; IDS: higher);
+those that it does not give are left out.
+
+| NAME          | change                                                   | LPIPS | IDS   | AKD  |
+|---------------|----------------------------------------------------------|-------|-------|------|
+| keep          | nothing                                                  | .1619 | .7960 | 8.82 |
+| no_kfn        | no Kalman filter network: each frame's own observation   | .1721 | .7773 | 9.20 |
+| no_cfa        | no cross-frame attention                                 | .1621 | .7970 | 8.90 |
+| spynet        | SPyNet's flow instead of GMFlow's                        |       |       |      |
+| raft_small    | RAFT's small variant                                     |       |       |      |
+| raft_large    | RAFT's large variant                                     |       |       |      |
+| no_flow       | the frame before as it is, unwarped                      |       |       |      |
+| no_anchor     | gains that do not look back at the first frame           |       |       |      |
+| constant_gain | one learnt gain for all frames and places                |       |       |      |
+| fixed_gain    | K = 0.5 for all frames and places, nothing learnt        |       |       |      |
+
+The paper's other flow is PWC-Net (.1623, .7957, 8.78), which is not here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+from vsr_jax.errors import UserError
+from vsr_jax.flow.estimators import ESTIMATORS
+
+GAINS = ("network", "constant", "fixed", "none")
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+  """The numbers that make a KEEP; the defaults are the released model.
+
+  Raises:
+    UserError: a number does not fit the others; the text names both.
+  """
+
+  image_size: int = 512  # side of the images
+  width: int = 64  # channels of the first level of encoder and generator
+  multiples: tuple[int, ...] = (1, 2, 2, 4, 4, 8)  # of the width, by level
+  res_blocks: int = 2  # a level
+  emb_dim: int = 256  # channels of the latent and of the codebook
+  codes: int = 1024  # entries of the codebook
+  dim: int = 512  # of the code predictor
+  heads: int = 8  # of code predictor and gain network
+  layers: int = 9  # of the code predictor
+  gain_head_dim: int = 48
+  gain_layers: int = 3
+  cft: tuple[int, ...] = (16, 32, 64)  # sides of the features with CFT
+  cfa: tuple[int, ...] = (16, 32)  # sides of the features with CFA
+  cfa_heads: int = 4
+  cfa_head_dim: int = 256
+  # "none": no Kalman filter, the observation itself.
+  gain: Literal["network", "constant", "fixed", "none"] = "network"
+  fixed_gain: float = 0.5  # where gain is "fixed"
+  anchor: bool = True  # whether the gain network's attention over space sees the first frame
+  flow: Literal["gmflow", "spynet", "raft_small", "raft_large", "none"] = "gmflow"
+
+  def __post_init__(self):
+    for name in ("multiples", "cft", "cfa"):  # JSON gives lists
+      object.__setattr__(self, name, tuple(getattr(self, name)))
+    factor = 2 ** (len(self.multiples) - 1)
+    if self.image_size % factor:
+      raise UserError(
+        f"model.image_size = {self.image_size}: must be a multiple of {factor}, which "
+        f"model.multiples of {len(self.multiples)} levels asks for"
+      )
+    sides = [self.image_size // 2**level for level in range(len(self.multiples))]
+    for name in ("cft", "cfa"):
+      for side in getattr(self, name):
+        if side not in sides:
+          raise UserError(f"model.{name} = {side}: must be one of {sides}, the features' sides")
+    for multiple in self.multiples:
+      if multiple * self.width % 32:
+        raise UserError(
+          f"model.width = {self.width}: its multiples must divide into 32 groups, "
+          f"{multiple} * {self.width} does not"
+        )
+    if self.dim % self.heads:
+      raise UserError(f"model.heads = {self.heads}: must divide model.dim = {self.dim}")
+    self._check_variant()
+
+  def _check_variant(self):
+    for name, allowed in {
+      "gain": GAINS,
+      "flow": tuple(ESTIMATORS),
+      "anchor": (True, False),
+    }.items():
+      if getattr(self, name) not in allowed:
+        raise UserError(f"model.{name} = {getattr(self, name)!r}: must be one of {allowed}")
+    if not 0 <= self.fixed_gain <= 1:
+      raise UserError(f"model.fixed_gain = {self.fixed_gain}: must be between 0 and 1")
+    multiple = ESTIMATORS[self.flow].multiple
+    if self.image_size % multiple:
+      raise UserError(
+        f"model.image_size = {self.image_size}: must be a multiple of {multiple}, which "
+        f"model.flow = {self.flow!r} asks for"
+      )
+
+  @property
+  def latent_size(self) -> int:
+    """Side of the latent."""
+    return self.image_size // 2 ** (len(self.multiples) - 1)
+
+  def channels(self, side: int) -> int:
+    """Channels of the encoder's and generator's tapped features of that side."""
+    level = (self.image_size // side).bit_length() - 1
+    return self.width * self.multiples[level]
+
+
+RELEASED = Architecture()
+
+VARIANTS: dict[str, dict[str, Any]] = {
+  "keep": {},
+  "no_kfn": {"gain": "none", "flow": "none"},
+  "no_cfa": {"cfa": ()},
+  "spynet": {"flow": "spynet"},
+  "raft_small": {"flow": "raft_small"},
+  "raft_large": {"flow": "raft_large"},
+  "no_flow": {"flow": "none"},
+  "no_anchor": {"anchor": False},
+  "constant_gain": {"gain": "constant"},
+  "fixed_gain": {"gain": "fixed", "fixed_gain": 0.5},
+}
+
+
+def variant(name: str, base: Architecture = RELEASED) -> Architecture:
+  """An ablation of an architecture, by default of the released one.
+
+  Raises:
+    UserError: there is no ablation of that name.
+  """
+  if name not in VARIANTS:
+    raise UserError(f"{name!r} is no ablation of KEEP: must be one of {', '.join(VARIANTS)}")
+  return dataclasses.replace(base, **VARIANTS[name])

@@ -1,0 +1,279 @@
+"""Restoring with what comes before and what comes after each frame; experimental, beyond the paper.
+
+The recursion of KEEP knows a frame's past only: a clip's first frames are little more than their
+own observations, and what is first seen clearly late helps nothing before. Here it runs twice, over
+the clip and over the clip reversed, and each frame gets two filtered latents,
+
+  z_f = (1 - K_f) z_observed + K_f z_predicted from the frame before it,
+  z_b = (1 - K_b) z_observed + K_b z_predicted from the frame after it.
+
+A gain says how much of a latent stems from its prediction, that is from other frames; the rest is
+the observation, which both hold. So each counts by what it adds to the observation:
+
+  z = (K_f z_f + K_b z_b) / (K_f + K_b).
+
+It lies between the two, in the range that the code predictor knows, and is both where they agree. A
+direction that begins at a frame has K = 0 there: the first frame is restored from what follows, the
+last one as ever. Where both gains vanish both latents are the observation, and so is z. In a
+two-filter smoother (Fraser and Potter, 1969) weights are inverse error covariances, and one of the
+two holds the prediction alone, so that the observation is not counted twice; a learnt gain tells no
+covariance, and a convex blend counts nothing twice.
+
+The blended latents are decoded once, forwards, with cross-frame attention as ever. Nothing is
+trained for this: the gain network is given reversed clips, of which the released training has as
+many as others, and each direction predicts from its own frames. It is two turns of the recursion
+and one more of the decoder: a little over twice the work of one direction.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterable, Iterator
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from keep_jax.inference import WINDOW
+from keep_jax.model import (
+  KEEP,
+  Observation,
+  Params,
+  Restored,
+  State,
+  calculate_gains,
+  clip_flows,
+  decode,
+  filter_latent,
+  flow_between,
+  flow_features,
+  initial_state,
+  observe,
+)
+
+
+@flax.struct.dataclass
+class Carried:
+  """What goes on from chunk to chunk: the states of the recursion forwards and of the decoder."""
+
+  recursion: State
+  decoder: State
+
+
+def initial(model: KEEP, batch: int) -> Carried:
+  """What is carried before a first frame."""
+  return Carried(initial_state(model, batch), initial_state(model, batch))
+
+
+def restore_clip_bidirectional(
+  model: KEEP,
+  params: Params,
+  frames: jax.Array,
+  flows: jax.Array | None = None,
+  flows_to_next: jax.Array | None = None,
+  *,
+  fidelity: float = 1.0,
+) -> tuple[Restored, jax.Array]:
+  """Restores clips from both directions; see the module's docstring.
+
+  Args:
+    model: the model.
+    params: of its sub-networks.
+    frames: low-quality frames in [-1, 1] at the output's size, [b t h w 3].
+    flows: [b t-1 h w 2] in pixels, from frame i + 1 to frame i; by the model's network without.
+    flows_to_next: the same from frame i to frame i + 1.
+    fidelity: weight of CFT: 0 for the codebook's face, 1 for the input's.
+
+  Returns:
+    The restored frames, [b t ...], and their blended latents [b t h' w' emb_dim].
+  """
+  if flows is None:
+    flows = clip_flows(model, params, frames)
+  if flows_to_next is None:
+    flows_to_next = clip_flows(model, params, frames[:, ::-1])[:, ::-1]
+  observation = observe(model, params, frames)
+  backwards = _reversed(observation.latent)
+  gains = calculate_gains(model, params, observation.latent)
+  gains_backwards = _reversed(calculate_gains(model, params, backwards))
+  none = jnp.zeros((*frames.shape[:1], 1, *frames.shape[2:4], 2), flows.dtype)
+  flows = jnp.concatenate([none, flows], axis=1)
+  flows_to_next = jnp.concatenate([flows_to_next, none], axis=1)
+  _, restored, latents = restore_chunk(
+    model,
+    params,
+    initial(model, len(frames)),
+    observation,
+    (gains, gains_backwards),
+    (flows, flows_to_next),
+    fidelity,
+  )
+  return restored, latents
+
+
+def restore_chunk(
+  model: KEEP,
+  params: Params,
+  carried: Carried,
+  observation: Observation,
+  gains: tuple[jax.Array, jax.Array],
+  flows: tuple[jax.Array, jax.Array],
+  fidelity: float = 1.0,
+) -> tuple[Carried, Restored, jax.Array]:
+  """Restores some frames of clips; the direction forwards goes on, the other begins at their end.
+
+  Args:
+    model: the model.
+    params: of its sub-networks.
+    carried: after the frames before.
+    observation: of these frames, [b t ...].
+    gains: [b t h' w' 1] of the direction forwards and of the one backwards.
+    flows: [b t h w 2] in pixels, to the frame before and to the frame after; where there is none
+      any finite number.
+    fidelity: weight of CFT.
+
+  Returns:
+    What is carried on, the restored frames [b t ...], and their latents [b t h' w' emb_dim].
+  """
+  run = functools.partial(filter_frames, model, params, fidelity=fidelity)
+  recursion, forwards, gain = run(carried.recursion, observation, gains[0], flows[0])
+  state = initial_state(model, len(observation.latent))
+  backwards = map(_reversed, (observation, gains[1], flows[1]))
+  _, backwards, gain_backwards = run(state, *backwards)
+  latents = blend(forwards, _reversed(backwards), gain, _reversed(gain_backwards))
+
+  def decoder_step(state, inputs):
+    return decode(model, params, state, *inputs, fidelity)
+
+  decoder, restored = lax.scan(
+    decoder_step, carried.decoder, _time_first((latents, observation.skips))
+  )
+  return Carried(recursion, decoder), _time_first(restored), latents
+
+
+def filter_frames(
+  model: KEEP,
+  params: Params,
+  state: State,
+  observation: Observation,
+  gains: jax.Array,
+  flows: jax.Array,
+  fidelity: float = 1.0,
+) -> tuple[State, jax.Array, jax.Array]:
+  """The recursion in one direction, as `model.step` takes it.
+
+  Args:
+    model: the model.
+    params: of its sub-networks.
+    state: after the frame before.
+    observation: of the frames, [b t ...], in the direction's order.
+    gains: [b t h' w' 1].
+    flows: [b t h w 2] in pixels, to the frame that comes before in this direction.
+    fidelity: weight of CFT.
+
+  Returns:
+    The next state, the filtered latents [b t h' w' emb_dim] and the gains in effect, 0 at a first
+    frame.
+  """
+
+  def kalman_step(state, inputs):
+    observation, gain, flow = inputs
+    started = state.started.reshape(-1, 1, 1, 1)
+    latent = filter_latent(model, params, state, observation.latent, gain, flow)
+    state, _ = decode(model, params, state, latent, observation.skips, fidelity)
+    return state, (latent, jnp.where(started, gain, jnp.zeros_like(gain)))
+
+  state, found = lax.scan(kalman_step, state, _time_first((observation, gains, flows)))
+  return state, *_time_first(found)
+
+
+def blend(
+  forwards: jax.Array, backwards: jax.Array, gain: jax.Array, gain_backwards: jax.Array
+) -> jax.Array:
+  """The mean of both directions' latents [... c], weighted by their gains [... 1].
+
+  Where both gains are 0 it is the latent backwards: there both are the observation.
+  """
+  total = gain + gain_backwards
+  weight = gain / jnp.where(total > 0, total, jnp.ones_like(total))
+  return backwards + weight.astype(backwards.dtype) * (forwards - backwards)
+
+
+def stream_bidirectional(
+  model: KEEP,
+  params: Params,
+  frames: Iterable[np.ndarray],
+  window: int = WINDOW,
+  fidelity: float = 1.0,
+) -> Iterator[np.ndarray]:
+  """Restores every frame of a clip, chunks of `window` frames at a time, at constant memory.
+
+  The direction forwards is carried over the whole clip; the one backwards begins anew at the end
+  of every chunk, whose last frame is restored from its past alone. Gains are of a chunk and, as
+  everywhere, the clip's first frame. A clip no longer than the window gives what
+  `restore_clip_bidirectional` gives.
+
+  Args:
+    model: the model.
+    params: of its sub-networks.
+    frames: uint8 RGB [h w 3], resized bilinearly to the model's size where they are not of it.
+    window: frames of a chunk.
+    fidelity: weight of CFT.
+
+  Yields:
+    uint8 RGB [size size 3], one a frame.
+  """
+  see = jax.jit(functools.partial(_see, model))
+  flow = jax.jit(functools.partial(flow_between, model))
+  restore = jax.jit(functools.partial(_restore_chunk, model, fidelity))
+  carried = initial(model, 1)
+  before = anchor = None
+  frames = iter(frames)
+  while chunk := list(itertools.islice(frames, window)):
+    observations, features = zip(*(see(params, frame[None]) for frame in chunk), strict=True)
+    # A frame without one before or after it: to itself.
+    past = (features[0] if before is None else before, *features[:-1])
+    future = (*features[1:], features[-1])
+    flows = [
+      [flow(params, *pair) for pair in zip(features, x, strict=True)] for x in (past, future)
+    ]
+    before = features[-1]
+    carried, images = restore(params, carried, anchor, observations, flows)
+    anchor = observations[0].latent if anchor is None else anchor
+    yield from np.asarray(images[0])
+
+
+def _see(model: KEEP, params: Params, frame: jax.Array):
+  """uint8 [1 h w 3] -> what the encoder says of it, and the flow network's features."""
+  x = frame.astype(jnp.float32) / 127.5 - 1
+  size = model.arch.image_size
+  if x.shape[1:3] != (size, size):
+    x = jax.image.resize(x, (1, size, size, 3), "linear", antialias=False)
+  return observe(model, params, x), flow_features(model, params, x)
+
+
+def _restore_chunk(model, fidelity, params, carried, anchor, observations, flows):
+  """A chunk's images as uint8 [1 t h w 3], and what is carried on."""
+  observation = jax.tree.map(lambda *x: jnp.stack(x, axis=1), *observations)
+  flows = tuple(jnp.stack(x, axis=1) for x in flows)
+  latents = observation.latent
+  seen = latents if anchor is None else jnp.concatenate([anchor[:, None], latents], axis=1)
+  gains = calculate_gains(model, params, seen)[:, -latents.shape[1] :]
+  backwards = _reversed(calculate_gains(model, params, _reversed(latents)))
+  carried, restored, _ = restore_chunk(
+    model, params, carried, observation, (gains, backwards), flows, fidelity
+  )
+  images = jnp.clip(restored.image.astype(jnp.float32), -1, 1)
+  return carried, jnp.rint(127.5 * (images + 1)).astype(jnp.uint8)
+
+
+def _reversed(tree):
+  """Frames [b t ...] in reverse order."""
+  return jax.tree.map(lambda x: x[:, ::-1], tree)
+
+
+def _time_first(tree):
+  """[b t ...] -> [t b ...], and back."""
+  return jax.tree.map(lambda x: x.swapaxes(0, 1), tree)

@@ -1,0 +1,271 @@
+"""The restore command from end to end: faces found, followed, restored and pasted back.
+
+The clips are made of scikit-image's astronaut (NASA, public domain), whose face moves.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+from fractions import Fraction
+
+import av
+import cv2
+import numpy as np
+import pytest
+import skimage.data
+
+from keep_jax import inference, restore
+from keep_jax.faces import find_faces, restore_faces, unchanged
+from tests.keep_jax import tiny
+from tests.vsr_jax.clips import encode, moving_waves
+from vsr_jax import errors, metrics, video
+from vsr_jax.faces import align
+from vsr_jax.faces.detector import make_detector
+
+PHOTO = skimage.data.astronaut()[:280, 60:400]  # 280x340, the face in the middle
+
+
+def moving(count, step=3, size=(224, 256)):
+  """The photo seen through a window that moves, uint8 [t h w 3]."""
+  height, width = size
+  return np.stack([PHOTO[10:, i * step : i * step + width][:height] for i in range(count)])
+
+
+def two_people(count):
+  """The photo and its mirror image side by side."""
+  return np.concatenate([moving(count), moving(count)[:, :, ::-1]], axis=2)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+  """The tiny KEEP as a checkpoint."""
+  folder = tmp_path_factory.mktemp("keep") / "weights"
+  tiny.save(folder)
+  return folder
+
+
+@pytest.fixture
+def clip(tmp_path):
+  """Six frames with sound, at 12.5 frames a second, lossless."""
+  path = tmp_path / "clip.mkv"
+  tone = np.sin(np.arange(48_000) / 20)
+  encode(path, moving(6), "ffv1", "bgr0", rate=Fraction(25, 2), sound=("aac", tone))
+  return path
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+  """Runs the command in this process."""
+  handler = signal.getsignal(signal.SIGTERM)
+
+  def run(*args, code=0):
+    monkeypatch.setattr(sys, "argv", ["restore", *map(str, args)])
+    with pytest.raises(SystemExit) as end:
+      errors.run(restore.main)
+    said = capsys.readouterr()
+    assert end.value.code == code, said.err
+    return said
+
+  yield run
+  signal.signal(signal.SIGTERM, handler)
+
+
+def read(path):
+  with video.open_reader(str(path)) as reader:
+    return reader.info, np.stack([frame.image for frame in reader])
+
+
+def encode_lossless(path, images):
+  encode(path, images, "ffv1", "bgr0")
+  return path
+
+
+def assert_refused(said, pattern):
+  """One line, and no traceback."""
+  (line,) = said.err.strip().splitlines()
+  assert re.search(pattern, line), line
+
+
+def test_the_identity_gives_the_clip_back(run, clip, tmp_path):
+  said = run(clip, tmp_path / "out.mkv", "--identity", "--quality", "0")
+  before, frames = read(clip)
+  after, restored = read(tmp_path / "out.mkv")
+  assert after.frame_rate == before.frame_rate
+  with av.open(str(tmp_path / "out.mkv")) as f:
+    assert f.streams.audio
+  assert frames.shape == restored.shape
+  changed = (frames != restored).any((0, 3))
+  assert changed.any()
+  assert not changed[:4].any()
+  assert min(metrics.rgb_psnr(a, b) for a, b in zip(frames, restored, strict=True)) > 36
+  assert re.search(r"6 frames of 256x224, 1 face track, 0 frames without a face", said.out)
+
+
+def test_the_network_restores_the_face_and_nothing_else(run, clip, weights, tmp_path):
+  out = tmp_path / "out.mkv"
+  crops, strip = tmp_path / "crops", tmp_path / "strip.png"
+  flags = ("--quality", "0", "--window", "4", "--look-ahead", "1")
+  run(clip, out, "--checkpoint", weights, *flags, "--save-crops", crops, "--strip", strip)
+  _, frames = read(clip)
+  _, restored = read(out)
+  assert (frames != restored).any((1, 2, 3)).all()
+  assert not (frames != restored)[:, 204:].any()
+  assert sorted(os.listdir(crops)) == ["face_000_aligned", "face_000_restored"]
+  _, aligned = read(crops / "face_000_aligned")
+  _, faces = read(crops / "face_000_restored")
+  assert aligned.shape == faces.shape == (6, 32, 32, 3)
+  # The faces are those that the stream makes of the crops.
+  restorer = inference.Restorer(*tiny.load(), "stream", 4, 1)
+  want = np.stack(list(restorer.stream(aligned)))
+  assert (faces != want).mean() < 0.01  # a code of small margin may flip
+  rows = read(strip)[1][0]
+  assert rows.shape[0] == restore.STRIP_FRAMES * restore.STRIP_HEIGHT
+
+
+def test_every_person_has_a_state_of_their_own():
+  frames = two_people(5)
+  faces, count = find_faces(frames, make_detector(), "all", size=32)
+  assert count == 5
+  assert [len(face.matrices) for face in faces] == [5, 5]
+  restorer = inference.Restorer(*tiny.load(), "stream", 4, 1)
+  together = _restore(frames, faces, restorer)
+  for i, face in enumerate(faces):
+    alone = _restore(frames, [face], restorer)
+    for a, b in zip(together, alone, strict=True):
+      assert (a.faces[i] != b.faces[0]).mean() < 0.01  # a code of small margin may flip
+  largest, _ = find_faces(frames, make_detector(), "largest", size=32)
+  assert max(sum(f.at(t) is not None for f in largest) for t in range(5)) == 1
+
+
+def _restore(frames, faces, restorer):
+  frames = (video.Frame(image, Fraction(i, 25), i) for i, image in enumerate(frames))
+  return list(restore_faces(frames, faces, restorer.stream_tracks, size=32))
+
+
+def test_aligned_faces_need_no_detection(run, weights, tmp_path):
+  face = cv2.resize(PHOTO[:256, 40:296], (96, 96), interpolation=cv2.INTER_AREA)
+  clip = encode_lossless(tmp_path / "face.mkv", np.stack([face] * 3))
+  out = tmp_path / "out.mkv"
+  run(clip, out, "--aligned", "--checkpoint", weights, "--quality", "0", "--side-by-side")
+  _, images = read(out)
+  assert images.shape == (3, 32, 64, 3)
+  big = cv2.resize(face, (32, 32), interpolation=cv2.INTER_LINEAR)
+  np.testing.assert_array_equal(images[0, :, :32], big)
+  restorer = inference.Restorer(*tiny.load())
+  want = np.stack(list(restorer.stream([face] * 3)))
+  assert (images[:, :, 32:] != want).mean() < 0.01
+
+
+def test_a_clip_without_a_face_passes_with_a_warning(run, tmp_path):
+  frames = moving_waves(5, 96, 128)
+  clip = encode_lossless(tmp_path / "waves.mkv", frames)
+  said = run(clip, tmp_path / "out.mkv", "--identity", "--quality", "0")
+  assert "no face found" in said.err
+  assert "0 face tracks, 5 frames without a face" in said.out
+  np.testing.assert_array_equal(read(tmp_path / "out.mkv")[1], frames)
+
+
+def test_a_face_that_enters_late(run, tmp_path):
+  frames = moving(8)
+  frames[:3] = 128
+  clip = encode_lossless(tmp_path / "late.mkv", frames)
+  said = run(clip, tmp_path / "out.mkv", "--identity", "--quality", "0")
+  assert "1 face track, 3 frames without a face" in said.out
+  np.testing.assert_array_equal(read(tmp_path / "out.mkv")[1][:3], frames[:3])
+
+
+def test_grey_stays_grey(run, weights, tmp_path):
+  grey = moving(3).mean(-1, keepdims=True).astype(np.uint8).repeat(3, -1)
+  clip = encode_lossless(tmp_path / "grey.mkv", grey)
+  run(clip, tmp_path / "out", "--checkpoint", weights)
+  images = read(tmp_path / "out")[1]
+  assert (images != grey).any()
+  assert (images == images[..., :1]).all()
+
+
+def test_a_picture_of_one_frame(run, tmp_path):
+  cv2.imwrite(str(tmp_path / "photo.png"), PHOTO[..., ::-1])
+  said = run(tmp_path / "photo.png", tmp_path / "out.png", "--identity", "--upscale", "2")
+  assert "1 frames of 680x560, 1 face track" in said.out
+  assert read(tmp_path / "out.png")[1].shape == (1, 560, 680, 3)
+
+
+def test_a_4k_frame_with_a_face_at_its_border():
+  frame = np.full((2160, 3840, 3), 60, np.uint8)
+  frame[:1120, :1240] = cv2.resize(PHOTO[:, 30:], (1240, 1120), interpolation=cv2.INTER_CUBIC)
+  frames = [video.Frame(frame, Fraction(0), 0)]
+  faces, count = find_faces((frame.image for frame in frames), make_detector())
+  assert (len(faces), count) == (1, 1)
+  (result,) = restore_faces(frames, faces, unchanged)
+  assert result.crops[0].shape == (512, 512, 3)
+  np.testing.assert_array_equal(result.image[1300:], frame[1300:])
+  # Reduced to 512 pixels and enlarged again, the face is still the face.
+  assert metrics.rgb_psnr(result.image, frame) > 36
+
+
+def test_the_background_comes_from_another_clip(run, clip, tmp_path):
+  behind = encode_lossless(tmp_path / "behind.mkv", np.full((6, 448, 512, 3), 77, np.uint8))
+  out = tmp_path / "out"
+  run(clip, out, "--identity", "--upscale", "2", "--background", behind)
+  images = read(out)[1]
+  assert images.shape == (6, 448, 512, 3)
+  assert (images[:, :8] == 77).all()
+  assert (images != 77).any((1, 2, 3)).all()
+  short = encode_lossless(tmp_path / "short.mkv", np.full((2, 448, 512, 3), 77, np.uint8))
+  flags = ("--identity", "--upscale", "2", "--background", short)
+  said = run(clip, tmp_path / "other", *flags, code=2)
+  assert "background ends before frame 2" in said.err
+  assert not os.path.exists(tmp_path / "other")
+
+
+def test_boxes_are_drawn_when_asked(run, clip, tmp_path):
+  run(clip, tmp_path / "plain", "--identity", "--side-by-side")
+  run(clip, tmp_path / "drawn", "--identity", "--draw-boxes", "--side-by-side")
+  plain, drawn = (read(tmp_path / name)[1] for name in ("plain", "drawn"))
+  assert plain.shape == (6, 224, 512, 3)
+  np.testing.assert_array_equal(plain[:, :, :256], drawn[:, :, :256])
+  green = (drawn == (0, 255, 0)).all(-1).sum((1, 2))
+  assert (green > 100).all()
+
+
+@pytest.mark.parametrize(
+  ("flags", "pattern"),
+  [
+    ((), "weights do not ship.*--checkpoint"),
+    (("--checkpoint", "missing"), "missing"),
+    (("--identity", "--aligned"), "256x224 is no aligned face.*leave out --aligned"),
+    (("--identity", "--aligned", "--upscale", "2"), "--upscale is for whole frames"),
+    (("--identity", "--aligned", "--strip", "a.png"), "--strip is for whole frames"),
+    (("--identity", "--upscale", "0.5"), "upscale 0.5: give a factor of 1 or more"),
+    (("--identity", "--upscale", "nan"), "upscale nan"),
+    (("--identity", "--upscale", "100"), "H.264 takes no frames of 25600x22400"),
+    (("--identity", "--look-ahead", "19"), "--look-ahead 19: must be 0 to --window 20 - 2"),
+    (("--identity", "--fidelity", "2"), "--fidelity 2: must be 0 to 1"),
+    (("--identity", "--faces", "three"), "--faces: invalid choice"),
+    (("--identity", "--detector", "retinaface_resnet50"), "its weights do not ship"),
+    (("--identity", "--parsenet", "missing.pth"), "missing.pth"),
+    (("--identity", "--background", "missing.mp4"), "missing.mp4"),
+    (("--identity", "--frames", "8:"), "ends before frame 8"),
+    (("--identity", "--strip", "no/strip.png"), "there is no folder"),
+  ],
+)
+def test_bad_arguments_are_refused(run, clip, tmp_path, monkeypatch, flags, pattern):
+  monkeypatch.chdir(tmp_path)
+  said = run(clip, "out.mp4", *flags, code=2)
+  assert_refused(type(said)(said.out, said.err.splitlines()[-1]), pattern)
+  assert os.listdir(tmp_path) == ["clip.mkv"]
+
+
+def test_find_faces_leaves_the_frame_outside_the_face_as_it_is():
+  frames = [video.Frame(image, Fraction(i, 25), i) for i, image in enumerate(moving(4))]
+  faces, _ = find_faces((frame.image for frame in frames), make_detector())
+  for result in restore_faces(frames, faces, unchanged):
+    box = faces[0].track.boxes[result.frame.index]
+    reach = 512 / align.scale(faces[0].at(result.frame.index))
+    left = int(box[[0, 2]].mean() - reach)
+    if left > 0:
+      np.testing.assert_array_equal(result.image[:, :left], result.frame.image[:, :left])
+    assert (result.image != result.frame.image).any()

@@ -1,0 +1,1 @@
+"""Faces in frames: found with five landmarks, followed, cut out upright and put back."""

@@ -1,0 +1,268 @@
+"""Faces over time: who is who, where a shot ends, and steady landmarks.
+
+A first pass over the clip keeps what detection found and a thumbnail of each frame, both small;
+from them come the tracks, one a person and shot, whose landmarks `align.fit` takes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterable, Sequence
+from typing import Literal
+
+import cv2
+import numpy as np
+from scipy import ndimage, optimize
+
+from vsr_jax.faces.detections import Detections
+
+_THUMBNAIL = (32, 18)  # width, height
+_NEIGHBOURS = 4  # frames on each side that a cut stands out from
+_CUT = 6.0  # least mean difference of a cut, in grey levels
+_CUT_RATIO = 2.5  # to the median difference nearby, or where there is none to _CUT
+_FLASH = 3  # frames; a picture that is back after fewer than these was only interrupted
+
+# A face is the one of the frame before if the two are about as large, and if it is less than a part
+# of its size from where it was expected; a part that grows with the root of the time unseen.
+_SIZE_RATIO = 2.0
+_REACH = 0.6
+_VELOCITY_FRAMES = 6  # over which a track's motion is measured
+
+_FORBIDDEN = 1e6
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Track:
+  """One person's face through one shot; n frames without a gap.
+
+  Attributes:
+    start: number of the first frame in the clip.
+    landmarks: [n 5 2] float32, (x, y) in pixels, as in `Detections`; where the face was not found,
+      interpolated linearly.
+    boxes: [n 4] float32, left, top, right, bottom in pixels, interpolated likewise.
+    found: [n] bool, whether the detector saw it.
+  """
+
+  start: int
+  landmarks: np.ndarray
+  boxes: np.ndarray
+  found: np.ndarray
+
+  @property
+  def stop(self) -> int:
+    """Number of the frame after the last."""
+    return self.start + len(self.found)
+
+  def part(self, start: int, stop: int) -> Track:
+    """The track in the clip's frames [start, stop), which must be among its own."""
+    own = slice(start - self.start, stop - self.start)
+    return Track(start, self.landmarks[own], self.boxes[own], self.found[own])
+
+
+def thumbnail(frame: np.ndarray) -> np.ndarray:
+  """What `cuts` compares of a frame: uint8 RGB [h w 3] of any size -> uint8 [18 32 3]."""
+  return cv2.resize(frame, _THUMBNAIL, interpolation=cv2.INTER_AREA)
+
+
+def cuts(thumbnails: Sequence[np.ndarray]) -> list[int]:
+  """Finds hard cuts.
+
+  At a cut the picture changes much more than just before and after, and it stays changed: fast
+  motion goes on for longer, and after a flash the old picture is back. A dissolve is no cut.
+
+  Args:
+    thumbnails: of all frames in order, from `thumbnail`.
+
+  Returns:
+    The numbers of the frames that begin a new shot; not the first.
+  """
+  n = len(thumbnails)
+  if n < 2:
+    return []
+  stack = np.stack(thumbnails).astype(np.int16)
+  change = np.zeros(n)
+  for t in range(1, n):
+    change[t] = _difference(stack[t], stack[t - 1])
+  found = []
+  for t in np.flatnonzero(change >= _CUT):
+    near = np.r_[change[max(1, t - _NEIGHBOURS) : t], change[t + 1 : t + 1 + _NEIGHBOURS]]
+    stands_out = change[t] >= _CUT_RATIO * (np.median(near) if near.size else _CUT)
+    before, after = stack[max(0, t - _FLASH) : t], stack[t : t + _FLASH]
+    stays = min(_difference(x, y) for x in before for y in after) >= change[t] / 2
+    largest = change[t] >= change[max(1, t - 1) : t + 2].max()
+    if stands_out and stays and largest:
+      found.append(int(t))
+  return found
+
+
+def _difference(a: np.ndarray, b: np.ndarray) -> float:
+  return float(np.abs(a - b).mean())
+
+
+def follow(
+  detections: Iterable[Detections],
+  cuts: Collection[int] = (),
+  *,
+  max_gap: int = 12,
+  min_found: int = 3,
+  min_eye_distance: float = 5.0,
+  sigma: float = 5.0,
+) -> list[Track]:
+  """Makes tracks of the faces found in a clip.
+
+  Each frame's faces are matched to the tracks by the Hungarian method: the cost is the share of the
+  boxes that does not overlap plus the landmarks' mean distance in face sizes, both from where the
+  track should be if it moves on as it did. So two people who pass each other stay who they are.
+
+  Args:
+    detections: of each frame in order.
+    cuts: numbers of frames that begin a shot; every track ends there.
+    max_gap: for how many frames a face may be missed within a track.
+    min_found: tracks with fewer detections are dropped as false, and so are those missed in more
+      frames than found. In a shot shorter than that its length counts instead.
+    min_eye_distance: in pixels; faces whose eyes are nearer to each other, by the size or by the
+      side they show, cannot be aligned well and count as not found. The released code's is 5.
+    sigma: of the Gaussian over time that smooths landmarks, in frames; 0 leaves them as they are.
+      At a track's ends it sees the track mirrored, as in the released code.
+
+  Returns:
+    Tracks, in order of their first frame.
+  """
+  ended: list[_Linked] = []
+  active: list[_Linked] = []
+  begin = frame = 0
+  for frame, faces in enumerate(detections):
+    if frame in cuts:
+      ended += _sure(active, frame - begin, min_found)
+      active, begin = [], frame
+    over = [track for track in active if frame - track.frames[-1] > max_gap + 1]
+    # Of a track that ends within a shot there was time enough to be seen.
+    ended += _sure(over, min_found, min_found)
+    active = [track for track in active if track not in over]
+    faces = _wide_enough(faces, min_eye_distance)
+    taken = _match(active, faces, frame)
+    for i, (box, points) in enumerate(zip(faces.boxes, faces.landmarks, strict=True)):
+      if i in taken:
+        taken[i].add(frame, box, points)
+      else:
+        active.append(_Linked([frame], [box], [points]))
+  ended += _sure(active, frame + 1 - begin, min_found)
+  ended.sort(key=lambda track: track.frames[0])
+  return [_fill(track, sigma) for track in ended]
+
+
+@dataclasses.dataclass(eq=False)
+class _Linked:
+  """A track while it grows: the frames where it was found, and what was found."""
+
+  frames: list[int]
+  boxes: list[np.ndarray]
+  landmarks: list[np.ndarray]
+
+  def add(self, frame: int, box: np.ndarray, landmarks: np.ndarray) -> None:
+    self.frames.append(frame)
+    self.boxes.append(box)
+    self.landmarks.append(landmarks)
+
+  def motion(self, frame: int) -> np.ndarray:
+    """How far [2] the face should be from its last place, moving on as over its last frames."""
+    back = min(len(self.frames), _VELOCITY_FRAMES)
+    time = self.frames[-1] - self.frames[-back]
+    if time == 0:
+      return np.zeros(2)
+    moved = (self.landmarks[-1] - self.landmarks[-back]).mean(0)
+    return moved * ((frame - self.frames[-1]) / time)
+
+
+def _sure(tracks: list[_Linked], length: int, min_found: int) -> list[_Linked]:
+  """Those found often enough in a shot of that length."""
+  least = min(min_found, length)
+  return [
+    track
+    for track in tracks
+    if len(track.frames) >= max(least, (track.frames[-1] + 1 - track.frames[0]) / 2)
+  ]
+
+
+def _wide_enough(faces: Detections, distance: float) -> Detections:
+  eyes = faces.landmarks[:, 1] - faces.landmarks[:, 0]
+  wide = np.hypot(eyes[:, 0], eyes[:, 1]) >= distance
+  return Detections(faces.boxes[wide], faces.scores[wide], faces.landmarks[wide])
+
+
+def _match(tracks: list[_Linked], faces: Detections, frame: int) -> dict[int, _Linked]:
+  """Which of a frame's faces continues which track."""
+  if not tracks or not len(faces.scores):
+    return {}
+  motion = np.stack([track.motion(frame) for track in tracks])
+  boxes = np.stack([track.boxes[-1] for track in tracks]) + np.tile(motion, 2)
+  landmarks = np.stack([track.landmarks[-1] for track in tracks]) + motion[:, None]
+  size, new_size = _size(boxes), _size(faces.boxes)
+  distance = np.linalg.norm(landmarks[:, None] - faces.landmarks, axis=-1).mean(-1) / size[:, None]
+  unseen = np.array([frame - track.frames[-1] for track in tracks])
+  ratio = new_size / size[:, None]
+  possible = (distance < _REACH * np.sqrt(unseen)[:, None]) & (
+    np.maximum(ratio, 1 / ratio) < _SIZE_RATIO
+  )
+  cost = np.where(possible, 1 - _overlap(boxes, faces.boxes) + distance, _FORBIDDEN)
+  pairs = zip(*optimize.linear_sum_assignment(cost), strict=True)
+  return {int(face): tracks[i] for i, face in pairs if possible[i, face]}
+
+
+def _size(boxes: np.ndarray) -> np.ndarray:
+  """Side of the square of the same area, at least a pixel: [n 4] -> [n]."""
+  return np.sqrt(np.maximum((boxes[:, 2:] - boxes[:, :2]).clip(0).prod(-1), 1))
+
+
+def _overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+  """Intersection over union of each of [m 4] and each of [n 4] -> [m n]."""
+  low = np.maximum(a[:, None, :2], b[:, :2])
+  high = np.minimum(a[:, None, 2:], b[:, 2:])
+  shared = (high - low).clip(0).prod(-1)
+  return shared / (np.square(_size(a))[:, None] + np.square(_size(b)) - shared)
+
+
+def _fill(track: _Linked, sigma: float) -> Track:
+  """A finished track without gaps, smoothed."""
+  start, stop = track.frames[0], track.frames[-1] + 1
+  frames = np.arange(start, stop)
+  seen = np.concatenate([np.stack(track.boxes), np.reshape(track.landmarks, (-1, 10))], axis=1)
+  values = np.stack([np.interp(frames, track.frames, column) for column in seen.T], axis=1)
+  landmarks = values[:, 4:]
+  if sigma > 0:
+    landmarks = ndimage.gaussian_filter1d(landmarks, sigma, axis=0)
+  found = np.isin(frames, track.frames)
+  return Track(start, np.float32(landmarks.reshape(-1, 5, 2)), np.float32(values[:, :4]), found)
+
+
+def choose(
+  tracks: Sequence[Track], faces: Literal["largest", "all"], height: int, width: int
+) -> list[Track]:
+  """Picks the tracks to restore.
+
+  Args:
+    tracks: from `follow`.
+    faces: "all"; or "largest", at most one face a frame: the track that covers the most area over
+      its time in the clip goes first, then the next one where the first is not there, and so on.
+      (The released code takes each frame's largest face, whoever that is.)
+    height: of the frame, in pixels; what is outside does not count.
+    width: likewise.
+
+  Returns:
+    Tracks, whole or in parts, in order of their first frame.
+  """
+  if faces == "all":
+    return list(tracks)
+  if faces != "largest":
+    raise ValueError(f"faces {faces!r} is neither 'largest' nor 'all'")
+  limit = np.float32([width, height, width, height])
+  area = [np.square(_size(np.clip(track.boxes, 0, limit))).sum() for track in tracks]
+  free = np.ones(max((track.stop for track in tracks), default=0), bool)
+  chosen = []
+  for i in np.argsort(area, kind="stable")[::-1]:
+    track = tracks[i]
+    edges = np.flatnonzero(np.diff(np.r_[False, free[track.start : track.stop], False]))
+    for start, stop in (edges.reshape(-1, 2) + track.start).tolist():
+      chosen.append(track.part(start, stop))
+    free[track.start : track.stop] = False
+  return sorted(chosen, key=lambda track: track.start)

@@ -1,0 +1,45 @@
+"""A released flow network's file, whichever network it is of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vsr_jax import torch_files
+from vsr_jax.errors import UserError
+from vsr_jax.flow import gmflow_weights, raft, raft_weights, spynet_weights
+
+
+def load(path: str | Path) -> tuple[str, dict[str, Any]]:
+  """Reads the released weights of GMFlow, RAFT or SPyNet.
+
+  Args:
+    path: a file that `gmflow_weights`, `raft_weights` or `spynet_weights` can load.
+
+  Returns:
+    The network's name in `estimators.ESTIMATORS` and its parameters, numpy arrays.
+
+  Raises:
+    UserError: the file is missing, damaged or of another model.
+  """
+  source = str(path)
+  if Path(path).suffix == ".npz":
+    state = spynet_weights.read_npz(path)
+  else:
+    state = torch_files.unwrap(torch_files.load(path), ("model", "state_dict", "params"), source)
+  return from_state_dict(state, source)
+
+
+def from_state_dict(state: dict[str, np.ndarray], source: str) -> tuple[str, dict[str, Any]]:
+  """Converts a state dict; `load` without the file."""
+  starts = {key.partition(".")[0].partition("/")[0] for key in state}
+  if "backbone" in starts:
+    return "gmflow", gmflow_weights.from_state_dict(state, source)
+  if "fnet" in starts:
+    net, params = raft_weights.from_state_dict(state, source)
+    return ("raft_small" if net is raft.SMALL else "raft_large"), params
+  if starts & {"basic_module", "netBasic", "moduleBasic", "L1"}:
+    return "spynet", spynet_weights.from_state_dict(state, source)
+  raise UserError(f"{source}: holds no optical flow; give GMFlow's, RAFT's or SPyNet's weights")
