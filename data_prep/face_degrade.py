@@ -209,8 +209,8 @@ def compress(clip: np.ndarray, crf: int) -> np.ndarray:
   encoder.width, encoder.height, encoder.pix_fmt = w, h, "yuv420p"
   # At KEEP's one frame a second; x264 spends more bits on frames that are seen longer.
   encoder.time_base = encoder.framerate = Fraction(1)
-  # x264's AVX-512 assembly gave other streams in up to 8 % of encodings of one and the same clip,
-  # in some processes; without assembly it is slower and always gave the usual one.
+  # With its assembly x264 gave other streams in up to 8 % of encodings of the same clip, on a
+  # CPU with AVX-512 and in some processes only; without it is slower and always gave the usual one.
   encoder.options = {"crf": str(crf), "threads": "1", "x264-params": "asm=0"}
   decoder = av.CodecContext.create("h264", "r")
   decoder.thread_count = 1
