@@ -1,0 +1,171 @@
+"""Command: finds five landmarks of the face in each frame of clips, for data sets that lack them.
+
+  python -m data_prep.landmarks CLIP... --out DIR [--detector mtcnn] [--sigma 5]
+
+Each CLIP is a folder of frames, a folder of such folders, or a video. Writes DIR/meta_info/CLIP.txt
+and DIR/global_meta_info.txt, the text files that VFHQ is released with (`data_prep.meta_info`). Of
+several faces the one that covers most of the clip is followed; where it was not found, landmarks
+are interpolated, beyond its ends the nearest ones stand, and all are smoothed over time as in
+restoring. A clip whose file is there is left as it is, so that a run can be gone on with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import tqdm
+
+from data_prep import clips, meta_info
+from vsr_jax import command, errors, video
+from vsr_jax.errors import UserError
+from vsr_jax.faces import detector, tracks
+from vsr_jax.faces.detections import Detections
+
+
+class Source(NamedTuple):
+  """A clip: its name, where it is, and its frames' file names (None for a video)."""
+
+  name: str
+  path: pathlib.Path
+  frames: tuple[str, ...] | None
+
+
+def main() -> None:
+  """Runs the command; see the module's docstring and `--help`."""
+  args = _parse()
+  sources = find_clips(args.inputs)
+  detect = detector.make_detector(args.detector, args.detector_weights)
+  folder = args.out / meta_info.FOLDER
+  clips.make_folder(folder)
+  lengths: dict[str, int] = {}
+  skipped: dict[str, str] = {}
+  with command.shown_warnings():
+    for source in tqdm.tqdm(sources, unit="clip", desc="landmarks"):
+      file = folder / f"{source.name}.txt"
+      try:
+        if not file.is_file():
+          _write(file, make_text(source, detect, args.sigma))
+        lengths[source.name] = len(meta_info.parse_clip(file.read_text(), file).landmarks)
+      except UserError as e:
+        skipped[source.name] = str(e)
+  for name, reason in skipped.items():
+    print(f"skipped {name}: {reason}")
+  if not lengths:
+    raise UserError(f"{args.out}: no clip got landmarks; the reasons stand above")
+  _write(args.out / meta_info.GLOBAL, "".join(f"{name}/{n}\n" for name, n in lengths.items()))
+  print(f"{args.out}: landmarks of {len(lengths)} clips; {len(skipped)} skipped")
+
+
+def make_text(source: Source, detect: detector.Detector, sigma: float) -> str:
+  """The text of `meta_info/CLIP.txt`.
+
+  Raises:
+    UserError: the clip cannot be read, or no face was found in it.
+  """
+  points, fps = clip_landmarks(source, detect, sigma)
+  if points is None:
+    raise UserError(f"{source.path}: no face found; leave it out")
+  names = source.frames or [f"{i:08d}.png" for i in range(len(points))]
+  return meta_info.format_clip(dict(zip(names, points, strict=True)), fps)
+
+
+def find_clips(inputs: Sequence[pathlib.Path]) -> list[Source]:
+  """The clips that the arguments name.
+
+  Raises:
+    UserError: one is missing or holds none, two have one name, or a frame's name does not begin
+      with 0, as the text files ask for.
+  """
+  found: dict[str, Source] = {}
+  for path in inputs:
+    before = len(found)
+    for source in _clips_of(path):
+      if source.name in found:
+        other = found[source.name].path
+        raise UserError(f"{source.path}: named like {other}; clips need unique names")
+      if source.frames and not all(name.startswith("0") for name in source.frames):
+        raise UserError(
+          f"{source.path}: has a frame whose name does not begin with 0; name them 00000000.png "
+          "and so on"
+        )
+      found[source.name] = source
+    if len(found) == before:
+      raise UserError(f"{path}: holds no frames and no clips; name a folder of either, or a video")
+  return list(found.values())
+
+
+def _clips_of(path: pathlib.Path) -> Iterator[Source]:
+  if not path.is_dir():
+    yield Source(path.stem, path, None)  # that it can be read is told when it is
+    return
+  names = tuple(sorted(p.name for p in path.iterdir() if p.suffix.lower() in (".png", ".jpg")))
+  if names:
+    yield Source(path.name, path, names)
+    return
+  for entry in sorted(path.iterdir()):
+    if entry.is_dir():
+      yield from _clips_of(entry)
+
+
+def clip_landmarks(
+  source: Source, detect: detector.Detector, sigma: float = 5.0
+) -> tuple[np.ndarray | None, float]:
+  """Landmarks of the clip's main face.
+
+  Args:
+    source: the clip.
+    detect: the detector.
+    sigma: of the Gaussian over time that smooths them, in frames.
+
+  Returns:
+    [t 5 2] float32, (x, y) in pixels of the frame, or None where no face was found, and the frames
+    a second, 0 for a folder.
+  """
+  found: list[Detections] = []
+  with video.open_reader(str(source.path)) as reader:
+    rate = 0.0 if source.frames else float(reader.info.frame_rate)
+    height, width = reader.info.height, reader.info.width
+    for frame in video.prefetch(reader):
+      found.append(detect(frame.image))
+  followed = tracks.follow(found, sigma=sigma)
+  if not followed:
+    return None, rate
+  return spread(tracks.choose(followed, "largest", height, width), len(found)), rate
+
+
+def spread(parts: Sequence[tracks.Track], count: int) -> np.ndarray:
+  """Landmarks of every frame [count 5 2]: between the tracks, and beyond, those of the nearest."""
+  frames = np.concatenate([np.arange(part.start, part.stop) for part in parts])
+  points = np.concatenate([part.landmarks for part in parts])
+  nearest = np.abs(np.arange(count)[:, None] - frames).argmin(1)
+  return points[nearest]
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+  """Writes beside, then in place."""
+  part = path.with_name(path.name + ".part")
+  part.write_text(text)
+  os.replace(part, path)
+
+
+def _parse() -> argparse.Namespace:
+  parser = errors.Parser(prog="data_prep.landmarks", description=__doc__.partition("\n")[0])
+  add = parser.add_argument
+  add("inputs", nargs="+", type=pathlib.Path, metavar="CLIP", help="folders of frames, or videos")
+  add("--out", type=pathlib.Path, metavar="DIR", required=True, help="gets meta_info/CLIP.txt")
+  add("--detector", choices=detector.NAMES, default="mtcnn", help="default: mtcnn, which ships")
+  add("--detector-weights", metavar="FILE", help="the checkpoint of another detector")
+  add("--sigma", type=float, default=5.0, metavar="S", help="smoothing in frames; default: 5")
+  args = parser.parse_args()
+  if not args.sigma >= 0:
+    parser.error(f"--sigma {args.sigma}: must not be negative")
+  return args
+
+
+if __name__ == "__main__":
+  errors.run(main)
