@@ -1,6 +1,6 @@
 """Clips of a built data set (`data_prep.records`) for the pipeline that also reads folders.
 
-clips = recorded_clips(open_records("reds/x4", "data", "train"))
+clips = open_clips("data/reds/x4/1.0.0", num_frames=3, need_flow=True)
 dataset = pipeline.make_dataset(clips, num_frames=3, batch_size=8, seed=0)
 """
 
@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from data_prep.clips import BLUR_BICUBIC, SHARP, STREAMS, Clip
+from data_prep.clips import BLUR_BICUBIC, SHARP, STREAMS, Clip, find_clips, has_flow
 from data_prep.flow_store import Labels
+from data_prep.records import INFO, Records
 from vsr_jax.errors import UserError
 
 
@@ -114,3 +117,43 @@ def recorded_clips(source: IndexedSource, streams: Sequence[str] = STREAMS) -> l
   if len(scales := {clip.scale for clip in result}) > 1:
     raise UserError(f"clips of different scales {sorted(scales)}; use sets of one scale")
   return result
+
+
+def open_clips(
+  root: str | pathlib.Path,
+  *,
+  split: str = "train",
+  streams: Sequence[str] = STREAMS,
+  num_frames: int = 1,
+  need_flow: bool = False,
+) -> list[Clip]:
+  """The clips of a built data set's folder, or of any that `clips.find_clips` reads.
+
+  Args:
+    root: such as data/reds/x4/1.0.0, a clip set, or REDS as released.
+    split: see `find_clips`.
+    streams: see `find_clips`.
+    num_frames: T; shorter clips are left out with a warning.
+    need_flow: whether every clip must have flow labels for windows of T frames.
+
+  Raises:
+    UserError: as `find_clips` and `recorded_clips`; flow labels are missing, or no clip is left.
+  """
+  root = pathlib.Path(root)
+  if not (root / INFO).is_file():
+    options = {"streams": streams, "num_frames": num_frames, "need_flow": need_flow}
+    return find_clips(root, split=split, **options)
+  every = recorded_clips(Records(root, split), streams)
+  found = [clip for clip in every if len(clip.blurry) >= num_frames]
+  if short := [clip.name for clip in every if len(clip.blurry) < num_frames]:
+    logging.warning("%s: %d clips skipped, too short: %s", root, len(short), ", ".join(short))
+  if not found:
+    raise UserError(f"{root}: no clip of {num_frames} frames or more; use another data set")
+  if need_flow:
+    for clip in found:
+      if not has_flow(clip, num_frames):
+        raise UserError(
+          f"{root}: clip {clip.name} has no flow labels for windows of {num_frames} frames; run "
+          f"python -m data_prep.flow_labels {root} --frames {num_frames} --weights RAFT.pth"
+        )
+  return found

@@ -18,7 +18,8 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from data_prep import pipeline
-from data_prep.clips import Clip, find_clips
+from data_prep.clips import Clip
+from data_prep.recorded import open_clips
 from fmanet_jax import stages
 from fmanet_jax.model import (
   Architecture,
@@ -78,7 +79,7 @@ def train(config: ConfigDict, workdir: str) -> None:
     raise errors.UserError(f"stage = {config.stage!r}: must be one of {', '.join(TRAINED)}")
   arch = Architecture(**config.model)
   model = FMANet(arch, jnp.dtype(config.dtype))
-  clips = find_clips(config.data.root, num_frames=arch.frames, need_flow=True)
+  clips = open_clips(config.data.root, num_frames=arch.frames, need_flow=True)
   for clip in clips:
     if clip.scale != arch.scale:
       raise errors.UserError(
@@ -88,7 +89,7 @@ def train(config: ConfigDict, workdir: str) -> None:
   evaluate = None
   if config.data.validation:
     evaluate = make_evaluate(
-      model, config, find_clips(config.data.validation, num_frames=arch.frames)
+      model, config, open_clips(config.data.validation, num_frames=arch.frames)
     )
   dataset = _training_set(config, clips)
   identity = pipeline.identity(clips, batch_size=config.data.batch, seed=config.seed)

@@ -7,10 +7,12 @@ import os
 import shutil
 import sys
 
+import numpy as np
 import pytest
 
-from data_prep import build, clip_builder, records
+from data_prep import build, clip_builder, flow_store, pipeline, records
 from data_prep.gopro import gopro_dataset_builder as gopro
+from data_prep.recorded import open_clips
 from data_prep.reds import reds_dataset_builder as reds
 from data_prep.vfhq import vfhq_dataset_builder as vfhq
 from tests.data_prep import layouts
@@ -62,6 +64,33 @@ def test_a_build_and_a_rerun_over_it(run, downloads, tmp_path):
   assert "out/reds/x4/1.0.0: already built; remove it to build it again" in text
   assert "train: 18 clips" in text
   assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+
+
+def test_the_trainer_reads_what_was_built(run, tmp_path, small, monkeypatch):
+  monkeypatch.setattr(reds, "FRAMES", 4)
+  subsets = {"train": range(21), "val": range(1)}
+  layouts.write_reds(tmp_path / "in", STREAMS, subsets, frames=4, zipped=False, h=24, w=32)
+  run("reds")
+  folder = tmp_path / "out/reds/x4/1.0.0"
+  with pytest.raises(UserError, match="no flow labels for windows of 3.*data_prep.flow_labels"):
+    open_clips(folder, num_frames=3, need_flow=True)
+  with pytest.raises(UserError, match="no clip of 5 frames"):
+    open_clips(folder, num_frames=5)
+
+  source = records.Records(folder, "train")
+  source.flow_folder.mkdir(parents=True)
+  for i, entry in enumerate(source.clips):
+    labels = np.full((4, 2, 24, 32, 2), i, np.float32)
+    flow_store.write_labels(source.flow_folder, entry["name"], labels, 3)
+  clips = open_clips(folder, num_frames=3, need_flow=True)
+  assert (len(clips), clips[0].scale) == (18, 4)
+  dataset = pipeline.make_dataset(clips, num_frames=3, crop=16, batch_size=2, seed=0)
+  batch = dataset[0]
+  assert batch["sharp"].shape == (2, 3, 64, 64, 3)
+  assert batch["flow"].shape == (2, 3, 16, 16, 2)
+  with pipeline.Batches(dataset, workers=2) as batches:
+    for name, value in next(batches).items():
+      np.testing.assert_array_equal(value, batch[name])
 
 
 def test_the_configuration_is_the_one_asked_for(run, downloads, tmp_path):
