@@ -47,6 +47,8 @@ class Settings:
     steps: training steps a run.
     repeats: runs a side.
     threads: CPUs that each side may use.
+    keep_reference: a checkout of the released PyTorch code of KEEP, or None.
+    keep_frames: of KEEP's chunk.
   """
 
   scratch: pathlib.Path
@@ -60,6 +62,8 @@ class Settings:
   steps: int
   repeats: int
   threads: int
+  keep_reference: pathlib.Path | None = None
+  keep_frames: int = 6
 
 
 def run_worker(settings: Settings, python: str, module: str, job: str, **options: Any) -> Run:
