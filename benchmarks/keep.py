@@ -1,8 +1,9 @@
 """Worker: restores a clip of aligned faces with `keep_jax.inference.Restorer`, as one process.
 
-    python -m benchmarks.keep time|stream|output|work [--model full] [--frames 6] ...
+    python -m benchmarks.keep convert --checkpoint DIR [--model full]
+    python -m benchmarks.keep time|stream|output|work --checkpoint DIR [--frames 6] ...
 
-`time` is the measured run, within one window; `stream` is a clip of any length, for its memory.
+`convert` writes the checkpoint that the others load. `time` is the measured run, within one window; `stream` is a clip of any length, for its memory.
 Nobody times the others: `output` writes a chunk in floating point, for comparison with the
 reference's, and `work` counts operations.
 """
@@ -10,7 +11,9 @@ reference's, and `work` counts operations.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
+import pathlib
 import time
 from typing import Any
 
@@ -27,10 +30,8 @@ from benchmarks.restoration import (
   device_name,
   product_peak,
 )
-from keep_jax.inference import WINDOW, Restorer
+from keep_jax.inference import WINDOW, Restorer, load
 from keep_jax.model import (
-  KEEP,
-  Params,
   calculate_gains,
   clip_flows,
   flow_between,
@@ -42,12 +43,16 @@ from keep_jax.model import (
 )
 from keep_jax.weights import convert_released
 from vsr_jax import errors
+from vsr_jax.train.checkpoint import export_params
 
 
-def load(name: str) -> tuple[KEEP, Params]:
-  """A model with the reference's deterministic weights, converted as released files are."""
-  arch, params = convert_released(workload.keep_released(name).state, name)
-  return KEEP(arch), jax.tree.map(jnp.asarray, params)
+def convert(args: argparse.Namespace) -> dict[str, Any]:
+  """Converts the reference's deterministic weights, as released files are, to a checkpoint."""
+  arch, params = convert_released(workload.keep_released(args.model).state, args.model)
+  # A tree without leaves is left out, as checkpoints cannot hold it.
+  params = {name: tree for name, tree in params.items() if jax.tree.leaves(tree)}
+  export_params(args.checkpoint, params, {"model": dataclasses.asdict(arch)})
+  return {}
 
 
 def time_clip(args: argparse.Namespace) -> dict[str, Any]:
@@ -56,7 +61,7 @@ def time_clip(args: argparse.Namespace) -> dict[str, Any]:
   What is compiled within them, the gains of another number of frames, is taken off.
   """
   compiling = compile_times()
-  model, params = load(args.model)
+  model, params = load(args.checkpoint)
   restorer = Restorer(model, params)
   frames = list(workload.keep_clip(args.frames, model.arch.image_size))
   ready = time.time() - args.started
@@ -89,7 +94,7 @@ def time_clip(args: argparse.Namespace) -> dict[str, Any]:
 
 def time_stream(args: argparse.Namespace) -> dict[str, Any]:
   """Restores a stream of frames one by one; its times, beyond the first window, and its memory."""
-  model, params = load(args.model)
+  model, params = load(args.checkpoint)
   ends = []
   for _ in Restorer(model, params).stream(workload.keep_clip(args.frames, model.arch.image_size)):
     ends.append(time.time() - args.started)
@@ -103,7 +108,7 @@ def time_stream(args: argparse.Namespace) -> dict[str, Any]:
 
 def compute_output(args: argparse.Namespace) -> dict[str, Any]:
   """Writes the chunk's restored frames [t h w 3], not clipped, and logits [t n codes]."""
-  model, params = load(args.model)
+  model, params = load(args.checkpoint)
   frames = np.stack(list(workload.keep_clip(args.frames, model.arch.image_size)))
   frames = jnp.asarray(frames)[None].astype(jnp.float32) / 127.5 - 1
 
@@ -117,7 +122,7 @@ def compute_output(args: argparse.Namespace) -> dict[str, Any]:
 
 def count_work(args: argparse.Namespace) -> dict[str, Any]:
   """Counts the FLOPs of a frame in a chunk."""
-  model, params = load(args.model)
+  model, params = load(args.checkpoint)
   side = model.arch.image_size
   frame = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
   features = jax.eval_shape(flow_features, params, frame)
@@ -139,9 +144,12 @@ def count_work(args: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
   """Runs the worker; see the module's docstring."""
-  args = workload.worker_parser(__doc__.partition("\n")[0]).parse_args()
+  parser = workload.worker_parser(__doc__.partition("\n")[0])
+  parser.add_argument("--checkpoint", type=pathlib.Path, required=True)
+  args = parser.parse_args()
   workload.use_threads(args.threads)
-  jobs = {"time": time_clip, "stream": time_stream, "output": compute_output, "work": count_work}
+  jobs = {"convert": convert, "time": time_clip, "stream": time_stream}
+  jobs |= {"output": compute_output, "work": count_work}
   workload.run_job(args, jobs, VERSIONS)
 
 

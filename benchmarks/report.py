@@ -104,8 +104,10 @@ def keep_table(result: dict[str, Any]) -> Table:
     _ours("of the peak", f"{100 * result['flops'] / seconds / peak:.0f} %"),
   ]
   if result["agreement"]:
-    apart = "{relative:.0e} relative, {levels:.0f}/255 rounded ({frames} frames); {codes} codes"
-    rows.append(_ours("outputs differ by", apart.format(**result["agreement"])))
+    a = result["agreement"]
+    apart = f"{a['relative']:.0e} relative ({a['frames'][0]} frames), "
+    apart += f"{a['levels']:.0f}/255 rounded ({a['frames'][1]} frames); {a['codes']} codes"
+    rows.append(_ours("outputs differ by", apart))
   return rows
 
 

@@ -28,7 +28,7 @@ from keep_jax.model import (
   step,
 )
 from vsr_jax.errors import UserError
-from vsr_jax.inference import enable_compilation_cache
+from vsr_jax.inference import compiler_options, enable_compilation_cache
 from vsr_jax.train.checkpoint import read_meta, restore_params
 
 WINDOW = 20  # frames that gains are blended over, as released
@@ -112,10 +112,11 @@ class Restorer:
     self.window = window
     self.look_ahead = look_ahead
     self._params = params
-    self._see = jax.jit(functools.partial(_see, model))
-    self._flow = jax.jit(flow_between)
-    self._gains = jax.jit(functools.partial(_gains_of_window, model))
-    self._step = jax.jit(functools.partial(_restore_frame, model, fidelity), donate_argnums=1)
+    jit = functools.partial(jax.jit, compiler_options=compiler_options())
+    self._see = jit(functools.partial(_see, model))
+    self._flow = jit(flow_between)
+    self._gains = jit(functools.partial(_gains_of_window, model))
+    self._step = jit(functools.partial(_restore_frame, model, fidelity), donate_argnums=1)
 
   def stream(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """Restores every frame of a clip.
