@@ -3,7 +3,8 @@
     python -m benchmarks.keep convert --checkpoint DIR [--model full]
     python -m benchmarks.keep time|stream|output|work --checkpoint DIR [--frames 6] ...
 
-`convert` writes the checkpoint that the others load. `time` is the measured run, within one window; `stream` is a clip of any length, for its memory.
+`convert` writes the checkpoint that the others load. `time` is the measured run, within one window;
+`stream` is a clip of any length, for its memory.
 Nobody times the others: `output` writes a chunk in floating point, for comparison with the
 reference's, and `work` counts operations.
 """
