@@ -4,6 +4,7 @@ PYTHON ?= python3
 JOBS ?= 2
 REFERENCE ?=
 REFERENCE_PYTHON ?=
+KEEP_REFERENCE ?=
 
 BIN := .venv/bin
 STAMP := .venv/installed
@@ -16,7 +17,7 @@ help:
 	@echo "make test-full            all tests"
 	@echo "make lint                 ruff: rules and format"
 	@echo "make bench REFERENCE=DIR  time and memory a frame; against the released PyTorch code in DIR, if given"
-	@echo "                          (REFERENCE_PYTHON=PATH: an interpreter that has PyTorch and einops)"
+	@echo "                          (KEEP_REFERENCE=DIR: KEEP's; REFERENCE_PYTHON=PATH: one that has PyTorch)"
 	@echo "PYTHON=python3.12 chooses the interpreter of .venv (3.11 or later; here: $(PYTHON))"
 
 demo: $(STAMP)
@@ -34,6 +35,7 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks $(if $(REFERENCE),--reference "$(REFERENCE)") \
+	  $(if $(KEEP_REFERENCE),--keep-reference "$(KEEP_REFERENCE)") \
 	  $(if $(REFERENCE_PYTHON),--reference-python "$(REFERENCE_PYTHON)")
 
 $(STAMP): requirements.txt pyproject.toml

@@ -1,6 +1,6 @@
-"""Times restoration, training and its data, the first two against released code if it is given.
+"""Times FMA-Net and KEEP, against the released PyTorch code if its folder is given, and data.
 
-    python -m benchmarks [--reference DIR] [--only restoration,training,data] [--out DIR] ...
+    python -m benchmarks [--reference DIR] [--only restoration,training,keep,data] [--out DIR] ...
 
 Prints a table and writes it to benchmark.md, and every run to benchmark.json. README.md beside
 this file tells how it measures.
@@ -15,13 +15,14 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
-from benchmarks import compare, data, report, workload
+from benchmarks import compare, compare_keep, data, report, workload
 from vsr_jax import errors
 from vsr_jax.errors import UserError
 
 PARTS = {
   "restoration": compare.restoration,
   "training": compare.training,
+  "keep": compare_keep.keep,
   "data": data.measure,
 }
 
@@ -42,11 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
       **{name: getattr(args, name) for name in ("reference", "reference_python", "model")},
       **{name: getattr(args, name) for name in ("frames", "height", "width", "crop", "steps")},
       **{name: getattr(args, name) for name in ("repeats", "threads", "video", "samples")},
+      **{name: getattr(args, name) for name in ("keep_reference", "keep_frames")},
     )
     load = os.getloadavg()[0]
     results = {name: PARTS[name](settings) for name in parts}
-    if args.long:
+    if args.long and parts != ["keep"]:
       results["long"] = compare.long_clips(settings, full_size=args.long == "full")
+    if args.long and "keep" in parts:
+      results["keep_long"] = compare_keep.long_clips(settings, full_size=args.long == "full")
   entries = report.collect(args.threads, load, args.repeats, results)
   report.write(args.out, entries)
   print(report.to_markdown(entries))
@@ -61,12 +65,14 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
   parser = errors.Parser(prog="python -m benchmarks", description=__doc__.partition("\n")[0])
   add = parser.add_argument
   add("--reference", type=pathlib.Path, metavar="DIR", help="a checkout of the released FMA-Net")
+  add("--keep-reference", type=pathlib.Path, metavar="DIR", help="one of KEEP, with submodules")
   add("--reference-python", default=sys.executable, metavar="PATH", help="one that has PyTorch")
   add("--only", default=",".join(PARTS), metavar="A,B", help="default: %(default)s")
-  add("--model", choices=workload.MODELS, default="full", help="of restoration: released or tiny")
+  add("--model", choices=workload.MODELS, default="full", help="of what restores: released or tiny")
   add("--frames", type=_count(3), default=4, metavar="N", help="of a clip; default: %(default)s")
   add("--height", type=_count(8), default=180, metavar="H", help="default: %(default)s")
   add("--width", type=_count(8), default=320, metavar="W", help="default: %(default)s")
+  add("--keep-frames", type=_count(3), default=6, metavar="N", help="of KEEP's chunk, up to 20")
   add("--crop", type=_count(8), default=64, metavar="N", help="of training; default: %(default)s")
   add("--steps", type=_count(2), default=6, metavar="N", help="training steps, with the first one")
   add("--repeats", type=_count(1), default=3, metavar="R", help="runs a side; default: %(default)s")
@@ -78,12 +84,14 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     nargs="?",
     choices=("small", "full"),
     const="small",
-    help="our memory for 10 and for 200 frames, small ones or of the full size",
+    help="our memory for 10 and for 200 frames (KEEP: 20 and 300), small or of the full size",
   )
   add("--out", type=pathlib.Path, default=pathlib.Path("bench_output"), metavar="DIR")
   args = parser.parse_args(arguments)
   if args.threads > cpus:
     parser.error(f"--threads {args.threads}: there are {cpus}")
+  if args.keep_frames > compare_keep.LARGEST_CHUNK:
+    parser.error(f"--keep-frames {args.keep_frames}: at most {compare_keep.LARGEST_CHUNK}")
   return args
 
 

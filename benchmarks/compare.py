@@ -47,6 +47,8 @@ class Settings:
     steps: training steps a run.
     repeats: runs a side.
     threads: CPUs that each side may use.
+    keep_reference: a checkout of the released PyTorch code of KEEP, or None.
+    keep_frames: of KEEP's chunk.
     video: what the clips to be read are made of, or None for the packaged one.
     samples: training samples and batches of which reading is timed.
   """
@@ -62,6 +64,8 @@ class Settings:
   steps: int
   repeats: int
   threads: int
+  keep_reference: pathlib.Path | None = None
+  keep_frames: int = 6
   video: pathlib.Path | None = None
   samples: int = 40
 

@@ -89,6 +89,30 @@ def training_table(result: dict[str, Any]) -> Table:
   return rows
 
 
+def keep_table(result: dict[str, Any]) -> Table:
+  """The rows of `compare_keep.keep`."""
+  runs, ours = result["runs"], result["runs"]["ours"]
+  seconds = compare.median_of(ours, "seconds")
+  peak = compare.median_of(ours, "product_peak")
+  later = {side: of_side[1:] or of_side for side, of_side in runs.items()}
+  rows = [
+    _row("seconds a frame, without a chunk's first", runs, "seconds", "{:.3g}"),
+    _row(f"seconds a chunk of {result['frames']} frames", runs, "chunk"),
+    _row("start to the end of a chunk of 2 (s)", later, "first_chunk"),
+    _row("peak memory (GB)", later, "memory", "{:.2f}", 1e-9),
+    *_first_run(ours),
+    _ours("matrix-product peak (GFLOP/s)", f"{1e-9 * peak:.0f}"),
+    _ours("work (GFLOP a frame)", f"{1e-9 * result['flops']:.0f}"),
+    _ours("of the peak", f"{100 * result['flops'] / seconds / peak:.0f} %"),
+  ]
+  if result["agreement"]:
+    a = result["agreement"]
+    apart = f"{a['relative']:.0e} relative ({a['frames'][0]} frames), "
+    apart += f"{a['levels']:.0f}/255 rounded ({a['frames'][1]} frames); {a['codes']} codes"
+    rows.append(_ours("outputs differ by", apart))
+  return rows
+
+
 def long_table(result: dict[str, Any]) -> Table:
   """The rows of `compare.long_clips`."""
   short, long = (run["memory"] for run in result["runs"])
@@ -142,6 +166,11 @@ def titles(results: dict[str, Any]) -> dict[str, tuple[str, Table]]:
     )
   if r := results.get("long"):
     found["long"] = f"Length of the clip, {r['height']}x{r['width']} frames", long_table(r)
+  if r := results.get("keep"):
+    what = f"KEEP, {r['model']} configuration, {r['frames']} frames a chunk"
+    found["keep"] = what, keep_table(r)
+  if r := results.get("keep_long"):
+    found["keep_long"] = f"KEEP, length of the clip, {r['model']} configuration", long_table(r)
   if r := results.get("data"):
     what = f"Reading training batches, {r['workers'][-1]} workers at most, of {r['video']}"
     found["data"] = what, data.table(r)

@@ -25,7 +25,10 @@ from vsr_jax import errors
 
 PARITY = pathlib.Path(weights.__file__).parent
 MODELS = ("full", "tiny")  # the released configuration, and that of the small fixture
+KEEP_MODELS = {"full": "keep_full", "tiny": "keep_units"}  # and the manifests of their tensors
 CHECKED = 1  # the first frame whose window holds no replicated frame, for T = 3
+KEEP_SEED = 1234
+KEEP_STEP = 3  # pixels that KEEP's frames move
 POOL = 8  # different frames; a clip of any length repeats them, in constant memory
 
 
@@ -47,6 +50,38 @@ def released(name: str) -> Released:
   with np.load(PARITY / f"fmanet_{name}.npz") as file:
     config, seed, gain = json.loads(str(file["config"])), int(file["seed"]), float(file["gain"])
   return Released(config, weights.state_dict(PARITY / f"fmanet_{name}.manifest.json", seed, gain))
+
+
+def keep_released(name: str) -> Released:
+  """KEEP's configuration of `inference_keep.py`, "full", or "tiny", without CFT and CFA.
+
+  Weights are made up from the names.
+
+  The tiny one's tensors are the unit "keep_mini" of the fixtures, whose name seeds them too.
+  """
+  config = {"img_size": 512, "emb_dim": 256, "dim_embd": 512, "n_head": 8, "n_layers": 9}
+  config |= {"codebook_size": 1024, "cft_list": ["16", "32", "64"], "kalman_attn_head_dim": 48}
+  config |= {"num_uncertainty_layers": 3, "cfa_list": ["16", "32"], "cfa_nhead": 4}
+  config |= {"cfa_dim": 256, "cond": 1}
+  shapes = json.loads((PARITY / f"{KEEP_MODELS[name]}.manifest.json").read_text())
+  unit = ""
+  if name == "tiny":
+    config |= {"img_size": 128, "latent_size": 16, "n_layers": 2, "attn_resolutions": [4]}
+    config |= {"cft_list": [], "cfa_list": []}
+    unit = "keep_mini."
+    shapes = {key: shape for key, shape in shapes.items() if key.startswith(unit)}
+  state = weights.state_dict(shapes, KEEP_SEED)
+  return Released(config, {key.removeprefix(unit): x for key, x in state.items()})
+
+
+def keep_clip(count: int, size: int) -> Iterator[np.ndarray]:
+  """`count` frames of a pattern that moves to and fro, uint8 RGB [size size 3]; lazily."""
+  reach = KEEP_STEP * POOL
+  planes = weights.inputs((3, size, size + reach), seed=KEEP_SEED)
+  wide = np.rint(255 * planes).astype(np.uint8).transpose(1, 2, 0)
+  starts = [KEEP_STEP * i for i in (*range(POOL), *range(POOL, 0, -1))]
+  for start in itertools.islice(itertools.cycle(starts), count):
+    yield np.ascontiguousarray(wide[:, start : start + size])
 
 
 def frame(index: int, height: int, width: int) -> np.ndarray:
@@ -103,6 +138,14 @@ def peak_memory() -> int:
 def intervals(ends: list[float]) -> list[float]:
   """Times of things that ended one after the other -> how long each but the first took."""
   return [after - before for before, after in itertools.pairwise(ends)]
+
+
+def steady_seconds(whole: float, two: float, frames: int) -> list[float]:
+  """Seconds a frame of a chunk, of the times of a chunk of `frames` and of one of two.
+
+  The difference leaves out a chunk's first frame, which has no flow and no prediction.
+  """
+  return [(whole - two) / (frames - 2)]
 
 
 def worker_parser(description: str) -> argparse.ArgumentParser:

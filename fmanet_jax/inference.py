@@ -24,7 +24,12 @@ from fmanet_jax.model import (
   restore_window,
 )
 from vsr_jax.errors import UserError
-from vsr_jax.inference import enable_compilation_cache, largest_tile, restore_tiled
+from vsr_jax.inference import (
+  compiler_options,
+  enable_compilation_cache,
+  largest_tile,
+  restore_tiled,
+)
 from vsr_jax.memory import free_memory, release_freed_memory
 from vsr_jax.train.checkpoint import read_meta, restore_params
 
@@ -89,8 +94,9 @@ class Restorer:
       whole, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
     self._split = split
     self._params = jax.device_put(params, whole)
-    self._encode = jax.jit(functools.partial(_encode, model), out_shardings=split)
-    self._restore = jax.jit(functools.partial(_restore_windows, model, split))
+    jit = functools.partial(jax.jit, compiler_options=compiler_options())
+    self._encode = jit(functools.partial(_encode, model), out_shardings=split)
+    self._restore = jit(functools.partial(_restore_windows, model, split))
 
   def _on_mesh(self) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)

@@ -21,6 +21,14 @@ _CANVAS_BYTES = 2**28  # of finished frames that are held while their tiles are 
 _CHUNK_FRAMES = (4, 32)  # at least, or context would cost as much as work; at most
 
 
+def compiler_options() -> dict[str, str]:
+  """Options for `jax.jit` of programs that restore frames."""
+  if jax.default_backend() != "cpu":
+    return {}
+  # XLA's own loops (norms, activations, softmax) otherwise use half of an AVX-512 register.
+  return {"xla_cpu_prefer_vector_width": "512"}
+
+
 def enable_compilation_cache() -> None:
   """Keeps compiled programs on disk, so that only the first clip of a size waits for one.
 

@@ -17,7 +17,9 @@ def defaults() -> ConfigDict:
 
   c.model = _model()
   c.data = ConfigDict()
-  c.data.root = "data/REDS"  # a clip set of data_prep.prepare, REDS as released, or data/reds/x4/1.0.0
+  c.data.root = (
+    "data/REDS"  # a clip set of data_prep.prepare, REDS as released, or data/reds/x4/1.0.0
+  )
   c.data.validation = ""  # the same for validation; "" for none
   c.data.crop = 64  # side of the LR crop
   c.data.batch = 8  # over all hosts

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import compare, report, workload
+from benchmarks import compare, compare_keep, report, workload
 from benchmarks.restoration import count_flops
 from vsr_jax.errors import UserError
 
@@ -82,13 +82,120 @@ def test_training_without_a_reference(tmp_path, fast_compiles):
   assert "seconds a step" in (tmp_path / "benchmark.md").read_text()
 
 
+@pytest.mark.slow
+def test_keep_without_a_reference(tmp_path, fast_compiles):
+  command.main([*SMALL, "--only=keep", "--keep-frames=3", f"--out={tmp_path}"])
+  part = json.loads((tmp_path / "benchmark.json").read_text())["keep"]
+  assert part["flops"] == pytest.approx(sum(part["flops_of"].values()))
+  assert part["flops_of"]["step"] > part["flops_of"]["encoder"] > 1e9
+  (run,) = part["runs"]["ours"]
+  assert 0 < run["ready"] < run["first_chunk"]
+  assert run["chunk"] > 0
+  assert run["memory"] > 4e8  # the parameters
+  assert "a chunk of 3 frames" in (tmp_path / "benchmark.md").read_text()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="PyTorch is installed")
+def test_keeps_reference_tells_what_it_needs(tmp_path, capfd):
+  with pytest.raises(UserError, match=r"keep_reference time failed \(2\)"):
+    compare.run_worker(
+      settings(tmp_path), sys.executable, "keep_reference", "time", folder=tmp_path
+    )
+  assert "diffusers==0.11.0" in capfd.readouterr().err
+
+
+def test_keeps_chunk_has_a_largest_size(capsys):
+  with pytest.raises(UserError, match="--keep-frames 21: at most 20"):
+    command.main(["--keep-frames=21"])
+
+
+def test_keeps_released_tensors_and_frames():
+  released = workload.keep_released("tiny")
+  assert released.config["img_size"] == 128
+  assert released.state["position_emb"].shape == (released.config["latent_size"], 512)
+  frames = list(workload.keep_clip(20, 64))
+  assert frames[0].shape == (64, 64, 3)
+  np.testing.assert_array_equal(frames[1][:, :-3], frames[0][:, 3:])
+  np.testing.assert_array_equal(frames[15], frames[1])  # and back again
+
+
+def chunk(**changes):
+  """A reference's chunk of three frames, two codes each, sure of all but the last frame's first."""
+  logits = np.zeros((3, 2, 4), np.float32)
+  logits[..., 1] = 1
+  logits[2, 0, 2] = 1 - compare_keep.MARGIN / 2
+  output = np.linspace(-1.1, 1.1, 3 * 4 * 4 * 3, dtype=np.float32).reshape(3, 4, 4, 3)
+  return {"output": output, "logits": logits, **changes}
+
+
+def levels(output):
+  return np.rint(127.5 * (np.clip(output, -1, 1) + 1)).astype(np.uint8)
+
+
+def test_chunks_are_compared_as_far_as_codes_are_sure():
+  reference = chunk()
+  ours = levels(reference["output"])
+  found = compare_keep.compare_chunks(ours, reference, chunk(output=reference["output"] * 1.0001))
+  assert found == {"relative": pytest.approx(1e-4, rel=0.1), "levels": 0, "frames": [3, 3]} | {
+    "codes": 0
+  }
+  # Another code in the last frame, where two are as good: its picture is not compared.
+  other = reference["logits"].copy()
+  other[2, 0, 2] = 1.001
+  output = reference["output"].copy()
+  output[2] = 0
+  found = compare_keep.compare_chunks(levels(output), reference, chunk(logits=other, output=output))
+  assert (found["frames"], found["codes"], found["relative"]) == ([2, 2], 1, 0)
+
+
+@pytest.mark.parametrize(
+  "fault", ["a sure code", "the output", "the timed run", "the second frame"]
+)
+def test_chunks_that_differ_are_refused(fault):
+  reference = chunk()
+  ours, output = levels(reference["output"]), chunk()
+  if fault == "a sure code":
+    output["logits"][1, 0, 3] = 2
+  elif fault == "the output":
+    output["output"] = reference["output"] * 1.01
+  elif fault == "the timed run":
+    ours[0, 0, 0] += 9
+  else:  # nothing with a prediction is left to compare
+    reference["logits"][1, 0, 2] = output["logits"][1, 0, 2] = 1
+    ours[1] = 0
+  with pytest.raises(UserError, match="restored chunks differ"):
+    compare_keep.compare_chunks(ours, reference, output)
+
+
+def test_table_of_keep():
+  part = {
+    "model": "full",
+    "frames": 6,
+    "flops": 400e9,
+    "agreement": {"relative": 1e-4, "levels": 1.0, "frames": [6, 2], "codes": 0},
+    "runs": {
+      "ours": [ours([5.0], chunk=31.0, first_chunk=20.0)],
+      "reference": [theirs([9.0], chunk=50.0, first_chunk=30.0)],
+    },
+  }
+  title, rows = report.titles({"keep": part})["keep"]
+  assert title == "KEEP, full configuration, 6 frames a chunk"
+  rows = {row[0]: row[1:] for row in rows}
+  assert rows["seconds a frame, without a chunk's first"] == ("5", "9", "1.80")
+  assert rows["seconds a chunk of 6 frames"] == ("31.0", "50.0", "1.61")
+  assert rows["of the peak"] == ("80 %", "", "")
+  assert (
+    rows["outputs differ by"][0] == "1e-04 relative (6 frames), 1/255 rounded (2 frames); 0 codes"
+  )
+
+
 def test_a_folder_without_the_released_code_is_named(tmp_path):
   with pytest.raises(UserError, match=f"{tmp_path}: no model.py"):
     command.main([*SMALL, f"--reference={tmp_path}"])
 
 
 def test_an_unknown_part_is_named():
-  with pytest.raises(UserError, match="--only speed: there are restoration, training, data"):
+  with pytest.raises(UserError, match="--only speed: there are restoration, training, keep, data"):
     command.main(["--only=speed"])
 
 

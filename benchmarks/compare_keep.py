@@ -1,0 +1,118 @@
+"""KEEP's part of the comparison: the same chunk on both sides, and long clips on ours."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import sys
+from typing import Any
+
+import numpy as np
+
+from benchmarks import compare
+from benchmarks.compare import Run, Settings, in_turn, run_worker
+from vsr_jax.errors import UserError
+
+LARGEST_CHUNK = 20  # frames: the released code's chunk and our window
+CLIP_LENGTHS = (20, 300)  # frames, between which memory must not grow
+MARGIN = 1e-2  # of two logits: rounding within the flow was seen to move them by 4e-3
+TOLERANCE = 2e-3  # relative, of frames, end to end: the flow magnifies rounding
+
+
+def keep(settings: Settings) -> dict[str, Any]:
+  """Restores the same chunk of aligned faces on both sides.
+
+  Returns:
+    The JSON entries: sizes, all runs, FLOPs a frame, and the agreement of the outputs.
+  """
+  s = dataclasses.replace(settings, reference=settings.keep_reference)
+  clip = {"model": s.model, "frames": s.keep_frames}
+  checkpoint = _convert(s, s.model)
+  ours = {**clip, "checkpoint": checkpoint}
+  kept = {name: s.scratch / f"keep_{name}.npz" for name in ("ours", "reference", "output")}
+
+  def reference() -> Run:
+    folder = s.reference.resolve()
+    options = {"folder": folder, "keep": kept["reference"], **clip}
+    return run_worker(s, s.reference_python, "keep_reference", "time", **options)
+
+  def check(*_: Run) -> dict[str, float]:
+    run_worker(s, sys.executable, "keep", "output", keep=kept["output"], **ours)
+    timed, theirs, output = (np.load(path) for path in kept.values())
+    return compare_chunks(timed["frames"], theirs, output)
+
+  work = run_worker(s, sys.executable, "keep", "work", **ours)
+  runs, agreement = in_turn(
+    s,
+    lambda: run_worker(s, sys.executable, "keep", "time", keep=kept["ours"], **ours),
+    reference,
+    check,
+  )
+  flops = {name: work[name] for name in ("flops", "flops_of")}
+  return {**clip, **flops, "agreement": agreement, "runs": runs}
+
+
+def long_clips(settings: Settings, full_size: bool) -> dict[str, Any]:
+  """Our peak memory for a clip of one window and for a long one."""
+  clip = {"model": "full" if full_size else "tiny"}
+  # The first run compiles, which can take more memory than the clip: it does not count.
+  lengths = (CLIP_LENGTHS[0], *CLIP_LENGTHS)
+  ours = {**clip, "checkpoint": _convert(settings, clip["model"])}
+  runs = [run_worker(settings, sys.executable, "keep", "stream", frames=n, **ours) for n in lengths]
+  return {**clip, "frames": list(CLIP_LENGTHS), "runs": runs[1:]}
+
+
+def _convert(settings: Settings, model: str) -> pathlib.Path:
+  """The checkpoint with the weights that the reference has, made once."""
+  folder = settings.scratch / f"keep_{model}"
+  if not folder.exists():
+    run_worker(settings, sys.executable, "keep", "convert", model=model, checkpoint=folder)
+  return folder
+
+
+def compare_chunks(ours: np.ndarray, reference: Any, output: Any) -> dict[str, float]:
+  """Whether both sides chose the same codes and computed the same frames.
+
+  A code may differ where the reference's two best logits lie within rounding of each other; the
+  frame is another then, and so are those after it. Frames are compared as far as codes are equal.
+
+  Args:
+    ours: uint8 RGB [t h w 3], as our timed run gave it.
+    reference: "output" [t h w 3] in [-1, 1] and beyond and "logits" [t n codes], as the reference's
+      timed run gave them.
+    output: the same, computed by our functions in full precision.
+
+  Returns:
+    "relative": norm of the difference of the frames of `output` over the reference's norm.
+    "levels": greatest difference of the 8-bit frames of the timed run.
+    "frames": how many were compared, of `output` and of the timed run, from the first on.
+    "codes": how many codes of all frames differ.
+
+  Raises:
+    UserError: they differ by more than rounding, or fewer than two frames, so that no prediction,
+      could be compared.
+  """
+  best = np.sort(reference["logits"], axis=-1)
+  unsure = best[..., -1] - best[..., -2] < MARGIN
+  codes, wanted = (x["logits"].argmax(-1) for x in (output, reference))
+  differ = codes != wanted
+  count = _first(differ.any(-1))
+  frames = reference["output"]
+  rounded = np.rint(127.5 * (np.clip(frames, -1, 1) + 1))
+  levels = np.abs(ours - rounded).max((1, 2, 3))
+  # What the timed run chose is not known: its frames may be others where a code is unsure.
+  timed = _first((levels > compare.LEVELS) & unsure.any(-1))
+  frames = frames[:count]
+  relative = float(np.linalg.norm(output["output"][:count] - frames) / np.linalg.norm(frames))
+  found = {"relative": relative, "levels": float(levels[:timed].max(initial=0))}
+  found |= {"frames": [count, timed], "codes": int(differ.sum())}
+  sure = not (differ[: count + 1] & ~unsure[: count + 1]).any()
+  close = relative <= TOLERANCE and found["levels"] <= compare.LEVELS
+  if not (sure and close and min(count, timed) >= 2):
+    raise UserError(f"restored chunks differ: {found}")
+  return found
+
+
+def _first(flags: np.ndarray) -> int:
+  """How many are false before the first that is true."""
+  return int(np.argmax([*flags, True]))

@@ -1,0 +1,158 @@
+"""Worker: restores a clip of aligned faces with `keep_jax.inference.Restorer`, as one process.
+
+    python -m benchmarks.keep convert --checkpoint DIR [--model full]
+    python -m benchmarks.keep time|stream|output|work --checkpoint DIR [--frames 6] ...
+
+`convert` writes the checkpoint that the others load. `time` is the measured run, within one window;
+`stream` is a clip of any length, for its memory.
+Nobody times the others: `output` writes a chunk in floating point, for comparison with the
+reference's, and `work` counts operations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import pathlib
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import workload
+from benchmarks.restoration import (
+  VERSIONS,
+  compile_times,
+  count_flops,
+  device_memory,
+  device_name,
+  product_peak,
+)
+from keep_jax.inference import WINDOW, Restorer, load
+from keep_jax.model import (
+  calculate_gains,
+  clip_flows,
+  flow_between,
+  flow_features,
+  initial_state,
+  observe,
+  restore_clip,
+  step,
+)
+from keep_jax.weights import convert_released
+from vsr_jax import errors
+from vsr_jax.train.checkpoint import export_params
+
+
+def convert(args: argparse.Namespace) -> dict[str, Any]:
+  """Converts the reference's deterministic weights, as released files are, to a checkpoint."""
+  arch, params = convert_released(workload.keep_released(args.model).state, args.model)
+  # A tree without leaves is left out, as checkpoints cannot hold it.
+  params = {name: tree for name, tree in params.items() if jax.tree.leaves(tree)}
+  export_params(args.checkpoint, params, {"model": dataclasses.asdict(arch)})
+  return {}
+
+
+def time_clip(args: argparse.Namespace) -> dict[str, Any]:
+  """Restores chunks of 2 frames, of all frames and of 2 again: the last two count.
+
+  What is compiled within them, the gains of another number of frames, is taken off.
+  """
+  compiling = compile_times()
+  model, params = load(args.checkpoint)
+  restorer = Restorer(model, params)
+  frames = list(workload.keep_clip(args.frames, model.arch.image_size))
+  ready = time.time() - args.started
+  ends, compiled, restored = [ready], [sum(compiling)], []
+  for chunk in (frames[:2], frames, frames[:2]):
+    outputs = list(restorer.stream(chunk))
+    ends.append(time.time() - args.started)
+    compiled.append(sum(compiling))
+    if chunk is frames:
+      restored = outputs
+  _, whole, two = (
+    total - extra
+    for total, extra in zip(workload.intervals(ends), workload.intervals(compiled), strict=True)
+  )
+  result = {
+    "device": device_name(),
+    "ready": ready,
+    "first_chunk": ends[1],
+    "seconds": workload.steady_seconds(whole, two, args.frames),
+    "chunk": whole,
+    "compile": sum(compiling),
+    "memory": workload.peak_memory(),
+    "device_memory": device_memory(),
+  }
+  if args.keep:
+    np.savez(args.keep, frames=np.stack(restored))
+  # Only now: the product's arrays must not count as the restorer's.
+  return result | {"product_peak": product_peak()}
+
+
+def time_stream(args: argparse.Namespace) -> dict[str, Any]:
+  """Restores a stream of frames one by one; its times, beyond the first window, and its memory."""
+  model, params = load(args.checkpoint)
+  ends = []
+  for _ in Restorer(model, params).stream(workload.keep_clip(args.frames, model.arch.image_size)):
+    ends.append(time.time() - args.started)
+  return {
+    "device": device_name(),
+    "seconds": workload.intervals(ends[WINDOW:]),
+    "memory": workload.peak_memory(),
+    "device_memory": device_memory(),
+  }
+
+
+def compute_output(args: argparse.Namespace) -> dict[str, Any]:
+  """Writes the chunk's restored frames [t h w 3], not clipped, and logits [t n codes]."""
+  model, params = load(args.checkpoint)
+  frames = np.stack(list(workload.keep_clip(args.frames, model.arch.image_size)))
+  frames = jnp.asarray(frames)[None].astype(jnp.float32) / 127.5 - 1
+
+  # An accelerator's usual precision is lower; here the functions are compared, not the speed.
+  with jax.default_matmul_precision("highest"):
+    flows = jax.jit(functools.partial(clip_flows, model))(params, frames)
+    restored, *_ = jax.jit(functools.partial(restore_clip, model))(params, frames, flows)
+  np.savez(args.keep, output=np.asarray(restored.image[0]), logits=np.asarray(restored.logits[0]))
+  return {}
+
+
+def count_work(args: argparse.Namespace) -> dict[str, Any]:
+  """Counts the FLOPs of a frame in a chunk."""
+  model, params = load(args.checkpoint)
+  side = model.arch.image_size
+  frame = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+  encode, between = (functools.partial(part, model) for part in (flow_features, flow_between))
+  features = jax.eval_shape(encode, params, frame)
+  observation = jax.eval_shape(functools.partial(observe, model), params, frame)
+  latents = jax.ShapeDtypeStruct((1, args.frames, *observation.latent.shape[1:]), jnp.float32)
+  gains = jax.eval_shape(functools.partial(calculate_gains, model), params, latents)
+  gain = jax.ShapeDtypeStruct((1, *gains.shape[2:]), jnp.float32)
+  flow = jax.ShapeDtypeStruct((1, side, side, 2), jnp.float32)
+  state = jax.eval_shape(lambda: initial_state(model, 1))
+  parts = {
+    "encoder": count_flops(functools.partial(observe, model), params, frame),
+    "flow": count_flops(encode, params, frame) + count_flops(between, params, features, features),
+    "gains": count_flops(functools.partial(calculate_gains, model), params, latents) / args.frames,
+    "step": count_flops(functools.partial(step, model), params, state, observation, gain, flow),
+  }
+  return {"flops": sum(parts.values()), "flops_of": parts}
+
+
+def main() -> None:
+  """Runs the worker; see the module's docstring."""
+  parser = workload.worker_parser(__doc__.partition("\n")[0])
+  parser.add_argument("--checkpoint", type=pathlib.Path, required=True)
+  args = parser.parse_args()
+  workload.use_threads(args.threads)
+  jobs = {"convert": convert, "time": time_clip, "stream": time_stream}
+  jobs |= {"output": compute_output, "work": count_work}
+  workload.run_job(args, jobs, VERSIONS)
+
+
+if __name__ == "__main__":
+  errors.run(main)
