@@ -28,16 +28,13 @@ and one more of the decoder: a little over twice the work of one direction.
 from __future__ import annotations
 
 import functools
-import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
-from keep_jax.inference import WINDOW
 from keep_jax.model import (
   KEEP,
   Observation,
@@ -48,8 +45,6 @@ from keep_jax.model import (
   clip_flows,
   decode,
   filter_latent,
-  flow_between,
-  flow_features,
   initial_state,
   observe,
 )
@@ -201,61 +196,31 @@ def blend(
   return backwards + weight.astype(backwards.dtype) * (forwards - backwards)
 
 
-def stream_bidirectional(
+def restore_observed(
   model: KEEP,
+  fidelity: float,
   params: Params,
-  frames: Iterable[np.ndarray],
-  window: int = WINDOW,
-  fidelity: float = 1.0,
-) -> Iterator[np.ndarray]:
-  """Restores every frame of a clip, chunks of `window` frames at a time, at constant memory.
+  carried: Carried,
+  anchor: jax.Array | None,
+  observations: Sequence[Observation],
+  flows: tuple[Sequence[jax.Array], Sequence[jax.Array]],
+) -> tuple[Carried, tuple[jax.Array, ...]]:
+  """`restore_chunk` for a stream, with the chunk's gains.
 
-  The direction forwards is carried over the whole clip; the one backwards begins anew at the end
-  of every chunk, whose last frame is restored from its past alone. Gains are of a chunk and, as
-  everywhere, the clip's first frame. A clip no longer than the window gives what
-  `restore_clip_bidirectional` gives.
+  Gains are of the chunk and, as everywhere, the clip's first frame.
 
   Args:
     model: the model.
-    params: of its sub-networks.
-    frames: uint8 RGB [h w 3], resized bilinearly to the model's size where they are not of it.
-    window: frames of a chunk.
     fidelity: weight of CFT.
+    params: of its sub-networks.
+    carried: after the frames before.
+    anchor: the latent [1 h' w' emb_dim] of the clip's first frame; None if it is of this chunk.
+    observations: of the t frames, leading axis [1].
+    flows: of each frame [1 h w 2] to the frame before and to the one after; see `restore_chunk`.
 
-  Yields:
-    uint8 RGB [size size 3], one a frame.
+  Returns:
+    What is carried on, and the frames, uint8 [size size 3] each.
   """
-  see = jax.jit(functools.partial(_see, model))
-  flow = jax.jit(functools.partial(flow_between, model))
-  restore = jax.jit(functools.partial(_restore_chunk, model, fidelity))
-  carried = initial(model, 1)
-  before = anchor = None
-  frames = iter(frames)
-  while chunk := list(itertools.islice(frames, window)):
-    observations, features = zip(*(see(params, frame[None]) for frame in chunk), strict=True)
-    # A frame without one before or after it: to itself.
-    past = (features[0] if before is None else before, *features[:-1])
-    future = (*features[1:], features[-1])
-    flows = [
-      [flow(params, *pair) for pair in zip(features, x, strict=True)] for x in (past, future)
-    ]
-    before = features[-1]
-    carried, images = restore(params, carried, anchor, observations, flows)
-    anchor = observations[0].latent if anchor is None else anchor
-    yield from np.asarray(images[0])
-
-
-def _see(model: KEEP, params: Params, frame: jax.Array):
-  """uint8 [1 h w 3] -> what the encoder says of it, and the flow network's features."""
-  x = frame.astype(jnp.float32) / 127.5 - 1
-  size = model.arch.image_size
-  if x.shape[1:3] != (size, size):
-    x = jax.image.resize(x, (1, size, size, 3), "linear", antialias=False)
-  return observe(model, params, x), flow_features(model, params, x)
-
-
-def _restore_chunk(model, fidelity, params, carried, anchor, observations, flows):
-  """A chunk's images as uint8 [1 t h w 3], and what is carried on."""
   observation = jax.tree.map(lambda *x: jnp.stack(x, axis=1), *observations)
   flows = tuple(jnp.stack(x, axis=1) for x in flows)
   latents = observation.latent
@@ -265,8 +230,8 @@ def _restore_chunk(model, fidelity, params, carried, anchor, observations, flows
   carried, restored, _ = restore_chunk(
     model, params, carried, observation, (gains, backwards), flows, fidelity
   )
-  images = jnp.clip(restored.image.astype(jnp.float32), -1, 1)
-  return carried, jnp.rint(127.5 * (images + 1)).astype(jnp.uint8)
+  images = jnp.clip(restored.image[0].astype(jnp.float32), -1, 1)
+  return carried, tuple(jnp.rint(127.5 * (images + 1)).astype(jnp.uint8))
 
 
 def _reversed(tree):

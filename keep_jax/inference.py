@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from keep_jax.bidirectional import Carried, initial, restore_observed
 from keep_jax.model import (
   KEEP,
   Architecture,
@@ -37,7 +38,8 @@ from vsr_jax.train.checkpoint import read_meta, restore_params
 WINDOW = 20  # frames that gains are blended over, as released
 LOOK_AHEAD = 4  # frames after a frame that its gain sees at most, once a clip exceeds the window
 
-Mode = Literal["stream", "as_released"]
+MODES = ("stream", "as_released", "bidirectional")
+Mode = Literal["stream", "as_released", "bidirectional"]
 
 T = TypeVar("T")
 
@@ -85,9 +87,15 @@ class _Seen:
   """A face on its way: what is known of it before its turn in the recursion comes."""
 
   observation: Observation
+  features: Features  # for the flow
   flow: jax.Array  # to the frame before; of a track's first frame to itself
   gain: jax.Array | None = None
   begins: bool = False  # whether the state begins anew here
+  image: jax.Array | None = None  # in mode "bidirectional", whose chunks are restored whole
+
+  @property
+  def is_ready(self) -> bool:
+    return self.gain is not None or self.image is not None
 
 
 @dataclasses.dataclass(eq=False)
@@ -100,6 +108,7 @@ class _Track:
     anchor: the first frame's latent, the anchor of the attention over space; None before its gain.
     latest: latents of the last frames that have gains, without the anchor.
     waiting: frames taken that have no gains yet.
+    carried: in mode "bidirectional", from chunk to chunk instead of the state.
   """
 
   state: State
@@ -107,6 +116,7 @@ class _Track:
   features: Features | None = None
   anchor: jax.Array | None = None
   waiting: list[_Seen] = dataclasses.field(default_factory=list)
+  carried: Carried | None = None
 
 
 class Restorer:
@@ -119,7 +129,8 @@ class Restorer:
   Attributes:
     model: the model.
     mode: "stream" carries the state over the whole clip; "as_released" begins anew with every
-      chunk of `window` frames, as the released code does.
+      chunk of `window` frames, as the released code does; "bidirectional" also uses the frames
+      after a frame, in chunks of `window` (experimental, see `bidirectional`).
     window: frames that a gain sees.
     look_ahead: "stream" only: frames after a frame that its gain sees at most, where the clip is
       longer than the window. Gains of `look_ahead` + 1 frames are computed at a time, so that it is
@@ -136,8 +147,8 @@ class Restorer:
     look_ahead: int = LOOK_AHEAD,
     fidelity: float = 1.0,
   ):
-    if mode not in ("stream", "as_released"):
-      raise ValueError(f"mode {mode!r}: must be stream or as_released")
+    if mode not in MODES:
+      raise ValueError(f"mode {mode!r}: must be one of {', '.join(MODES)}")
     if not 0 <= look_ahead < window - 1:
       raise ValueError(f"look_ahead {look_ahead}: must be below window - 1 = {window - 1}")
     self.model = model
@@ -150,6 +161,7 @@ class Restorer:
     self._flow = jit(functools.partial(_flows, model))
     self._gains = jit(functools.partial(_gains_of_window, model))
     self._step = jit(functools.partial(_restore_faces, model, fidelity), donate_argnums=1)
+    self._chunk = jit(functools.partial(restore_observed, model, fidelity))
 
   def stream(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """Restores every frame of a clip with one face.
@@ -182,21 +194,21 @@ class Restorer:
 
     def ready():
       nonlocal computed
-      while pending and all(seen.gain is not None for _, seen in pending[0].values()):
+      while pending and all(seen.is_ready for _, seen in pending[0].values()):
         last, computed = computed, self._advance(pending.popleft())
         if last is not None:
           yield jax.device_get(last)
 
     for faces in frames:
       for name in tracks.keys() - faces.keys():
-        self._calculate_gains(tracks.pop(name))
+        self._finish_group(tracks.pop(name))
       for name in faces.keys() - tracks.keys():
         latest = collections.deque(maxlen=self.window - 1)
         tracks[name] = _Track(initial_state(self.model, 1), latest)
       pending.append(self._take({name: (tracks[name], face) for name, face in faces.items()}))
       yield from ready()
     for track in tracks.values():
-      self._calculate_gains(track)
+      self._finish_group(track)
     yield from ready()
     if computed is not None:
       yield jax.device_get(computed)
@@ -217,19 +229,37 @@ class Restorer:
       flows = self._flow(self._params, features, before)
       for i, (name, track) in enumerate(zip(names, tracks, strict=True)):
         track.features = features[i]
-        seen = _Seen(observations[i], flows[i])
+        seen = _Seen(observations[i], features[i], flows[i])
         track.waiting.append(seen)
         taken[name] = track, seen
-        whole = self.mode == "as_released" or track.anchor is None
+        whole = self.mode != "stream" or track.anchor is None
         if len(track.waiting) == (self.window if whole else self.look_ahead + 1):
-          self._calculate_gains(track)
+          self._finish_group(track)
     return taken
 
-  def _calculate_gains(self, track: _Track) -> None:
-    """Gives the frames that wait their gains."""
+  def _finish_group(self, track: _Track) -> None:
+    """Makes the frames that wait ready: with their gains, or restored."""
     group, track.waiting = track.waiting, []
-    if not group:
-      return
+    if group and self.mode == "bidirectional":
+      self._restore_chunk(track, group)
+    elif group:
+      self._calculate_gains(track, group)
+
+  def _restore_chunk(self, track: _Track, group: list[_Seen]) -> None:
+    features = [(seen.features,) for seen in group]
+    # The last frame's flow is to itself: nothing is predicted there backwards.
+    pairs = zip(features, [*features[1:], features[-1]], strict=True)
+    to_next = [self._flow(self._params, *pair)[0] for pair in pairs]
+    flows = [seen.flow for seen in group], to_next
+    carried = initial(self.model, 1) if track.carried is None else track.carried
+    observations = [seen.observation for seen in group]
+    track.carried, images = self._chunk(self._params, carried, track.anchor, observations, flows)
+    if track.anchor is None:
+      track.anchor = observations[0].latent
+    for seen, image in zip(group, images, strict=True):
+      seen.image = image
+
+  def _calculate_gains(self, track: _Track, group: list[_Seen]) -> None:
     latents = [seen.observation.latent for seen in group]
     if self.mode == "as_released":
       group[0].begins = True
@@ -245,6 +275,8 @@ class Restorer:
 
   def _advance(self, faces: Mapping[Hashable, tuple[_Track, _Seen]]) -> dict[Hashable, jax.Array]:
     """Restores the faces of one frame, uint8 [size size 3] each."""
+    if self.mode == "bidirectional":
+      return {name: seen.image for name, (_, seen) in faces.items()}
     restored = {}
     for part in _batches(list(faces.items())):
       names, pairs = zip(*part, strict=True)

@@ -1,7 +1,8 @@
 """Command: restores the faces of a video with KEEP.
 
   python -m keep_jax.restore INPUT OUTPUT --checkpoint DIR [--faces largest|all] [--upscale S]
-    [--mode stream|as_released] [--aligned] [--draw-boxes] [--save-crops DIR] [--strip FILE.png]
+    [--mode stream|as_released|bidirectional] [--aligned] [--draw-boxes] [--save-crops DIR]
+    [--strip FILE.png] [--side-by-side]
 
 INPUT is a video, a folder of frames or a picture; OUTPUT's name decides its form, see
 `vsr_jax.video`. A first pass finds the faces and follows them, a second one restores each person
@@ -267,9 +268,10 @@ def _parse() -> argparse.Namespace:
   add("--aligned", action="store_true", help="the input is one aligned face, the output too")
   add(
     "--mode",
-    choices=("stream", "as_released"),
+    choices=inference.MODES,
     default="stream",
-    help="state carried over the whole clip, or chunks of --window frames as in the released code",
+    help="state carried over the whole clip; or chunks of --window frames, as in the released code "
+    "or (experimental) restored from both directions",
   )
   add("--window", type=int, default=inference.WINDOW, metavar="N", help="frames a gain sees")
   add(

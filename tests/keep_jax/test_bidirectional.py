@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from keep_jax import bidirectional
-from keep_jax.bidirectional import blend, restore_clip_bidirectional, stream_bidirectional
+from keep_jax.bidirectional import blend, restore_clip_bidirectional
+from keep_jax.inference import Restorer
 from keep_jax.model import (
   KEEP,
   calculate_gains,
@@ -145,9 +146,13 @@ def test_a_blend_lies_between_both_and_is_both_where_they_agree(gain, backwards)
     np.testing.assert_allclose(z[0, 0], want, atol=1e-5)
 
 
-def streamed(window, frames, fidelity=1.0):
-  found = stream_bidirectional(*tiny.load(), frames, window, fidelity)
-  return np.stack(list(found))
+@functools.cache
+def restorer(window):
+  return Restorer(*tiny.load(), "bidirectional", window, look_ahead=0)
+
+
+def streamed(window, frames):
+  return np.stack(list(restorer(window).stream(frames)))
 
 
 @pytest.fixture(scope="module")
@@ -167,20 +172,30 @@ def test_a_clip_within_the_window_equals_the_whole_clip(frames):
 
 @pytest.mark.slow
 def test_chunks_carry_the_direction_forwards(frames):
-  whole = streamed(2, frames)
+  whole = streamed(3, frames)
   assert whole.shape == frames.shape
   # A chunk knows nothing of those that follow, but of those before.
-  np.testing.assert_array_equal(streamed(2, frames[:4]), whole[:4])
-  assert (streamed(2, frames[2:4]) != whole[2:4]).mean() > 0.01
+  np.testing.assert_array_equal(streamed(3, frames[:3]), whole[:3])
+  assert (streamed(3, frames[3:]) != whole[3:]).mean() > 0.01
 
 
 @pytest.mark.slow
 def test_a_stream_takes_one_chunk_at_a_time(frames):
   taken = []
-  found = stream_bidirectional(*tiny.load(), (taken.append(1) or x for x in frames), 2)
+  found = restorer(3).stream(taken.append(1) or x for x in frames)
   next(found)
-  assert len(taken) == 2
-  assert list(stream_bidirectional(*tiny.load(), [], 2)) == []
+  assert len(taken) == 3
+  assert list(restorer(3).stream([])) == []
+
+
+@pytest.mark.slow
+def test_tracks_are_as_each_alone(frames):
+  spans = {"a": (0, 5), "b": (1, 4)}
+  faces = [{n: frames[t] for n, (x, y) in spans.items() if x <= t < y} for t in range(5)]
+  together = list(restorer(3).stream_tracks(faces))
+  for name, (start, stop) in spans.items():
+    got = np.stack([together[t][name] for t in range(start, stop)])
+    assert np.abs(got.astype(int) - streamed(3, frames[start:stop])).max() <= 1
 
 
 def test_dtype_is_kept():
