@@ -132,7 +132,7 @@ def test_one_frame_is_its_observation():
   assert_equal(latents, program(observe)(params, frames).latent)
 
 
-gains = st.floats(0, 1, width=32)
+gains = st.floats(0, 1, width=32, allow_subnormal=False)  # XLA takes those for 0
 
 
 @hypothesis.given(gains, gains)

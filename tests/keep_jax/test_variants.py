@@ -172,7 +172,8 @@ def test_without_an_anchor_only_frames_after_the_second_differ():
 def test_without_cfa_is_cfa_at_its_start():
   """CFA's norms start at zero, so that it starts as the identity."""
   model, params = tiny.load()
-  started = init_params(model, jax.random.key(0))["cfa"]
+  feature = jnp.zeros((1, 16, 16, model.arch.channels(16)))
+  started = {"16": jax.jit(model.cfa.init)(jax.random.key(0), feature, feature)["params"]}
   without = KEEP(tiny.change(cfa=()))
   frames = tiny.clip()
   found = run(without, params | {"cfa": {}}, frames)
