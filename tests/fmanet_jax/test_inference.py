@@ -94,7 +94,7 @@ def assert_same_levels(results, expected):
   assert difference.mean() < 0.01
 
 
-@pytest.mark.parametrize("t", [1, 3, 5])
+@pytest.mark.parametrize("t", [1, 3, pytest.param(5, marks=pytest.mark.slow)])
 def test_a_stream_equals_its_windows_one_by_one(t):
   model, params = tiny(t)
   frames = noise(5)
@@ -242,7 +242,9 @@ def test_tiles_show_no_seams(make):
   "arch",
   [
     dataclasses.replace(TINY, scale=4, kernel_down=4, kernel_up=3),  # most for K^R
-    dataclasses.replace(TINY, dim=30, frma_blocks=3, frames=5),  # most for the alignment
+    pytest.param(  # most for the alignment
+      dataclasses.replace(TINY, dim=30, frma_blocks=3, frames=5), marks=pytest.mark.slow
+    ),
   ],
 )
 def test_the_estimated_memory_is_about_what_xla_takes(arch):

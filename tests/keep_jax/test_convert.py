@@ -84,6 +84,7 @@ def test_codeformer_gives_what_keep_shares_with_it():
   assert sorted(params) == ["cft", "code_predictor", "codebook", "encoder", "generator"]
 
 
+@pytest.mark.slow
 def test_a_small_codeformer_file_becomes_a_start_for_training(tmp_path, capsys):
   own = ("kalman_filter.", "hq_encoder.", "cfa.", "flownet.")
   keep = golden.state_dict("keep_stage3")
