@@ -24,8 +24,8 @@ from vsr_jax.errors import UserError
 
 try:
   import cv2  # noqa: F401  basicsr's utilities import it
-  import diffusers  # the attention of the released model comes from it
-  import einops
+  import diffusers  # noqa: F401  the attention of the released model comes from it
+  import einops  # noqa: F401
   import torch
 except ImportError as e:
   MISSING = e.name
@@ -128,19 +128,9 @@ def time_clip(args: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
   """Runs the worker; see the module's docstring."""
-  parser = workload.worker_parser(__doc__.partition("\n")[0])
-  parser.add_argument("--folder", type=pathlib.Path, required=True, help="the released repository")
-  args = parser.parse_args()
-  if MISSING:
-    raise UserError(
-      f"this interpreter has no {MISSING}, which the reference needs; install torch, einops, "
-      "opencv-python, diffusers==0.11.0 and huggingface_hub==0.25.1, or name an interpreter that "
-      "has them with --reference-python"
-    )
-  workload.use_threads(args.threads)
-  names = {"torch": torch, "einops": einops, "diffusers": diffusers}
-  versions = {name: module.__version__ for name, module in names.items()}
-  workload.run_job(args, {"time": time_clip}, versions)
+  needs = "torch, einops, opencv-python, diffusers==0.11.0 and huggingface_hub==0.25.1"
+  modules, jobs = ("torch", "einops", "diffusers"), {"time": time_clip}
+  workload.run_reference(__doc__.partition("\n")[0], MISSING, needs, modules, jobs)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import argparse
-import pathlib
 import sys
 import time
 import types
@@ -21,7 +20,7 @@ from vsr_jax import errors
 from vsr_jax.errors import UserError
 
 try:
-  import einops  # what the released model imports besides torch
+  import einops  # noqa: F401  what the released model imports besides torch
   import torch
 except ImportError as e:
   MISSING = e.name
@@ -150,17 +149,9 @@ def time_steps(args: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
   """Runs the worker; see the module's docstring."""
-  parser = workload.worker_parser(__doc__.partition("\n")[0])
-  parser.add_argument("--folder", type=pathlib.Path, required=True, help="the released repository")
-  args = parser.parse_args()
-  if MISSING:
-    raise UserError(
-      f"this interpreter has no {MISSING}, which the reference needs; install torch and einops, "
-      "or name an interpreter that has them with --reference-python"
-    )
-  workload.use_threads(args.threads)
-  versions = {"torch": torch.__version__, "einops": einops.__version__}
-  workload.run_job(args, {"restoration": time_clip, "training": time_steps}, versions)
+  needs = "torch and einops"
+  modules, jobs = ("torch", "einops"), {"restoration": time_clip, "training": time_steps}
+  workload.run_reference(__doc__.partition("\n")[0], MISSING, needs, modules, jobs)
 
 
 if __name__ == "__main__":

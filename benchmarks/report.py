@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks import compare, data
 from vsr_jax.errors import UserError
+from vsr_jax.files import write_whole
 
 SIMD = {  # flag of the CPU -> its name, the widest first
   "avx512f": "AVX-512",
@@ -53,9 +54,7 @@ def restoration_table(result: dict[str, Any]) -> Table:
   """The rows of `compare.restoration`."""
   runs, ours = result["runs"], result["runs"]["ours"]
   seconds = compare.median_of(ours, "seconds")
-  peak = compare.median_of(ours, "product_peak")
-  # The first run of each side compiles or reads its files from the disk for the first time.
-  later = {side: of_side[1:] or of_side for side, of_side in runs.items()}
+  later = _later(runs)
   rows = [
     _row("seconds a frame, steady state", runs, "seconds", "{:.3g}"),
     _ours("frames a second", f"{1 / seconds:.3g}"),
@@ -63,11 +62,8 @@ def restoration_table(result: dict[str, Any]) -> Table:
     _row("start to last frame (s)", later, "last_frame"),
     _row("peak memory (GB)", later, "memory", "{:.2f}", 1e-9),
     *_first_run(ours),
-    _ours("matrix-product peak (GFLOP/s)", f"{1e-9 * peak:.0f}"),
+    *_work(result, seconds),
   ]
-  if result["flops"]:
-    rows.append(_ours("work (GFLOP a frame)", f"{1e-9 * result['flops']:.0f}"))
-    rows.append(_ours("of the peak", f"{100 * result['flops'] / seconds / peak:.0f} %"))
   if result["agreement"]:
     apart = "{relative:.0e} relative, {levels:.0f}/255 rounded"
     rows.append(_ours("outputs differ by", apart.format(**result["agreement"])))
@@ -77,7 +73,7 @@ def restoration_table(result: dict[str, Any]) -> Table:
 def training_table(result: dict[str, Any]) -> Table:
   """The rows of `compare.training`."""
   runs, ours = result["runs"], result["runs"]["ours"]
-  later = {side: of_side[1:] or of_side for side, of_side in runs.items()}
+  later = _later(runs)
   rows = [
     _row("seconds a step", runs, "seconds", "{:.3g}"),
     _row("peak memory (GB)", later, "memory", "{:.2f}", 1e-9),
@@ -93,17 +89,14 @@ def keep_table(result: dict[str, Any]) -> Table:
   """The rows of `compare_keep.keep`."""
   runs, ours = result["runs"], result["runs"]["ours"]
   seconds = compare.median_of(ours, "seconds")
-  peak = compare.median_of(ours, "product_peak")
-  later = {side: of_side[1:] or of_side for side, of_side in runs.items()}
+  later = _later(runs)
   rows = [
     _row("seconds a frame, without a chunk's first", runs, "seconds", "{:.3g}"),
     _row(f"seconds a chunk of {result['frames']} frames", runs, "chunk"),
     _row("start to the end of a chunk of 2 (s)", later, "first_chunk"),
     _row("peak memory (GB)", later, "memory", "{:.2f}", 1e-9),
     *_first_run(ours),
-    _ours("matrix-product peak (GFLOP/s)", f"{1e-9 * peak:.0f}"),
-    _ours("work (GFLOP a frame)", f"{1e-9 * result['flops']:.0f}"),
-    _ours("of the peak", f"{100 * result['flops'] / seconds / peak:.0f} %"),
+    *_work(result, seconds),
   ]
   if result["agreement"]:
     a = result["agreement"]
@@ -136,6 +129,21 @@ def _row(what: str, runs: compare.Runs, key: str, form: str = "{:.1f}", unit: fl
   ]
   ratio = compare.median_ratio(runs, key)
   return what, *cells, "" if ratio is None else f"{ratio:.2f}"
+
+
+def _later(runs: compare.Runs) -> compare.Runs:
+  """Without the first run of each side, which compiles or reads its files for the first time."""
+  return {side: of_side[1:] or of_side for side, of_side in runs.items()}
+
+
+def _work(result: dict[str, Any], seconds: float) -> Table:
+  """How much of the machine's peak a frame's work makes use of, as far as it was counted."""
+  peak = compare.median_of(result["runs"]["ours"], "product_peak")
+  rows = [_ours("matrix-product peak (GFLOP/s)", f"{1e-9 * peak:.0f}")]
+  if result["flops"]:
+    rows.append(_ours("work (GFLOP a frame)", f"{1e-9 * result['flops']:.0f}"))
+    rows.append(_ours("of the peak", f"{100 * result['flops'] / seconds / peak:.0f} %"))
+  return rows
 
 
 def _first_run(ours: list[compare.Run]) -> Table:
@@ -238,9 +246,7 @@ def write(folder: pathlib.Path, results: dict[str, Any]) -> None:
   try:
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
-      part = folder / f"{name}.part"
-      part.write_text(f"{text}\n", encoding="utf-8")
-      os.replace(part, folder / name)
+      write_whole(folder / name, f"{text}\n")
   except OSError as e:
     if e.errno in (errno.ENOSPC, errno.EDQUOT):
       raise

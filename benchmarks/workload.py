@@ -15,13 +15,14 @@ import pathlib
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from tests.parity import weights
 from vsr_jax import errors
+from vsr_jax.errors import UserError
 
 PARITY = pathlib.Path(weights.__file__).parent
 MODELS = ("full", "tiny")  # the released configuration, and that of the small fixture
@@ -146,6 +147,37 @@ def steady_seconds(whole: float, two: float, frames: int) -> list[float]:
   The difference leaves out a chunk's first frame, which has no flow and no prediction.
   """
   return [(whole - two) / (frames - 2)]
+
+
+def run_reference(
+  description: str,
+  missing: str | None,
+  needs: str,
+  modules: Sequence[str],
+  jobs: Mapping[str, Callable[[argparse.Namespace], dict[str, Any]]],
+) -> None:
+  """Runs a worker of the released code.
+
+  Args:
+    description: what it does.
+    missing: the package that could not be imported, if one could not.
+    needs: what to install, as the error says it.
+    modules: imported, whose versions are reported.
+    jobs: by name.
+
+  Raises:
+    UserError: a package is missing.
+  """
+  parser = worker_parser(description)
+  parser.add_argument("--folder", type=pathlib.Path, required=True, help="the released repository")
+  args = parser.parse_args()
+  if missing:
+    raise UserError(
+      f"this interpreter has no {missing}, which the reference needs; install {needs}, "
+      "or name an interpreter that has them with --reference-python"
+    )
+  use_threads(args.threads)
+  run_job(args, jobs, {name: sys.modules[name].__version__ for name in modules})
 
 
 def worker_parser(description: str) -> argparse.ArgumentParser:

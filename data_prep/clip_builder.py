@@ -35,6 +35,7 @@ from data_prep import clips as clips_lib
 from data_prep import record_files, records
 from data_prep.sources import BadClip, ClipFiles, image_size, read_clip
 from vsr_jax.errors import UserError
+from vsr_jax.files import write_whole
 
 
 @dataclasses.dataclass
@@ -296,9 +297,7 @@ def make_shard(shard: Shard) -> None:
       write(data)
       clips.append({"name": name, "bytes": len(data), **_describe(example, shard.streams)})
   note = {"identity": shard.identity, "clips": clips, "skipped": skipped}
-  beside = shard.note.with_name(f"{shard.note.name}.part")
-  beside.write_text(json.dumps(note))
-  os.replace(beside, shard.note)
+  write_whole(shard.note, json.dumps(note))
 
 
 def generate_examples(

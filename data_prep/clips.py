@@ -32,6 +32,7 @@ import numpy as np
 from data_prep import flow_store, reds
 from data_prep.flow_store import Labels, ReleasedFlow
 from vsr_jax.errors import UserError
+from vsr_jax.files import write_whole
 
 INDEX = "clips.json"
 SHARP, SHARP_BICUBIC, BLUR_BICUBIC = STREAMS = ("sharp", "sharp_bicubic", "blur_bicubic")
@@ -113,11 +114,8 @@ def find_clips(
     if len(clip.blurry) < num_frames:
       skipped.append(f"{name} (has {len(clip.blurry)} frames, a window {num_frames})")
       continue
-    if need_flow and not has_flow(clip, num_frames):
-      raise UserError(
-        f"{root}: clip {name} has no flow labels for windows of {num_frames} frames; "
-        f"run python -m data_prep.flow_labels {root} --frames {num_frames} --weights RAFT.pth"
-      )
+    if need_flow:
+      check_flow(root, clip, num_frames)
     clips.append(clip)
   if skipped:
     logging.warning("%s: %d clips skipped: %s", root, len(skipped), "; ".join(skipped))
@@ -134,6 +132,15 @@ def has_flow(clip: Clip, num_frames: int) -> bool:
   return clip.flow is not None and clip.flow.serve(
     len(clip.blurry), num_frames, clip.height, clip.width
   )
+
+
+def check_flow(root: pathlib.Path, clip: Clip, num_frames: int) -> None:
+  """Raises `UserError` unless a clip of that folder has flow labels for windows of T frames."""
+  if not has_flow(clip, num_frames):
+    raise UserError(
+      f"{root}: clip {clip.name} has no flow labels for windows of {num_frames} frames; "
+      f"run python -m data_prep.flow_labels {root} --frames {num_frames} --weights RAFT.pth"
+    )
 
 
 def _list_folders(
@@ -278,6 +285,4 @@ def make_folder(path: pathlib.Path) -> None:
 
 def write_index(root: pathlib.Path, entries: list[dict[str, Any]]) -> None:
   """Replaces a clip set's index in one step."""
-  part = root / f"{INDEX}.part"
-  part.write_text(json.dumps({"clips": entries}, indent=1) + "\n")
-  os.replace(part, root / INDEX)
+  write_whole(root / INDEX, json.dumps({"clips": entries}, indent=1) + "\n")

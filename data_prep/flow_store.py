@@ -21,6 +21,7 @@ import numpy as np
 
 from data_prep import record_files
 from vsr_jax.errors import UserError
+from vsr_jax.files import write_whole
 
 FOLDER = "flow"
 INDEX = "labels.json"
@@ -211,6 +212,4 @@ def _read_index(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _write_index(folder: pathlib.Path, index: Mapping[str, Any]) -> None:
-  part = folder / f"{INDEX}.part"
-  part.write_text(json.dumps(index, indent=1) + "\n")
-  os.replace(part, folder / INDEX)
+  write_whole(folder / INDEX, json.dumps(index, indent=1) + "\n")

@@ -12,7 +12,6 @@ restoring. A clip whose file is there is left as it is, so that a run can be gon
 from __future__ import annotations
 
 import argparse
-import os
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -21,10 +20,11 @@ import numpy as np
 import tqdm
 
 from data_prep import clips, meta_info
-from vsr_jax import command, errors, video
+from vsr_jax import command, errors, frames_folder, video
 from vsr_jax.errors import UserError
 from vsr_jax.faces import detector, tracks
 from vsr_jax.faces.detections import Detections
+from vsr_jax.files import write_whole
 
 
 class Source(NamedTuple):
@@ -49,7 +49,7 @@ def main() -> None:
       file = folder / f"{source.name}.txt"
       try:
         if not file.is_file():
-          _write(file, make_text(source, detect, args.sigma))
+          write_whole(file, make_text(source, detect, args.sigma))
         lengths[source.name] = len(meta_info.parse_clip(file.read_text(), file).landmarks)
       except UserError as e:
         skipped[source.name] = str(e)
@@ -57,7 +57,7 @@ def main() -> None:
     print(f"skipped {name}: {reason}")
   if not lengths:
     raise UserError(f"{args.out}: no clip got landmarks; the reasons stand above")
-  _write(args.out / meta_info.GLOBAL, "".join(f"{name}/{n}\n" for name, n in lengths.items()))
+  write_whole(args.out / meta_info.GLOBAL, "".join(f"{name}/{n}\n" for name, n in lengths.items()))
   print(f"{args.out}: landmarks of {len(lengths)} clips; {len(skipped)} skipped")
 
 
@@ -103,9 +103,9 @@ def _clips_of(path: pathlib.Path) -> Iterator[Source]:
   if not path.is_dir():
     yield Source(path.stem, path, None)  # that it can be read is told when it is
     return
-  names = tuple(sorted(p.name for p in path.iterdir() if p.suffix.lower() in (".png", ".jpg")))
+  names = frames_folder.list_images(str(path))
   if names:
-    yield Source(path.name, path, names)
+    yield Source(path.name, path, tuple(names))
     return
   for entry in sorted(path.iterdir()):
     if entry.is_dir():
@@ -144,13 +144,6 @@ def spread(parts: Sequence[tracks.Track], count: int) -> np.ndarray:
   points = np.concatenate([part.landmarks for part in parts])
   nearest = np.abs(np.arange(count)[:, None] - frames).argmin(1)
   return points[nearest]
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-  """Writes beside, then in place."""
-  part = path.with_name(path.name + ".part")
-  part.write_text(text)
-  os.replace(part, path)
 
 
 def _parse() -> argparse.Namespace:

@@ -13,7 +13,15 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from data_prep.clips import BLUR_BICUBIC, SHARP, STREAMS, Clip, find_clips, has_flow
+from data_prep.clips import (
+  BLUR_BICUBIC,
+  SHARP,
+  SHARP_BICUBIC,
+  STREAMS,
+  Clip,
+  check_flow,
+  find_clips,
+)
 from data_prep.flow_store import Labels
 from data_prep.records import INFO, Records
 from vsr_jax.errors import UserError
@@ -107,7 +115,7 @@ def recorded_clips(source: IndexedSource, streams: Sequence[str] = STREAMS) -> l
         name,
         blurry=fields[BLUR_BICUBIC],
         sharp=fields[SHARP] if SHARP in streams else (),
-        sharp_lr=fields["sharp_bicubic"] if "sharp_bicubic" in streams else (),
+        sharp_lr=fields[SHARP_BICUBIC] if SHARP_BICUBIC in streams else (),
         flow=flows.get(name),
         height=height,
         width=width,
@@ -151,9 +159,5 @@ def open_clips(
     raise UserError(f"{root}: no clip of {num_frames} frames or more; use another data set")
   if need_flow:
     for clip in found:
-      if not has_flow(clip, num_frames):
-        raise UserError(
-          f"{root}: clip {clip.name} has no flow labels for windows of {num_frames} frames; run "
-          f"python -m data_prep.flow_labels {root} --frames {num_frames} --weights RAFT.pth"
-        )
+      check_flow(root, clip, num_frames)
   return found

@@ -9,7 +9,6 @@ and landmarks drawn as dots. The clips are spread evenly over the split.
 
 from __future__ import annotations
 
-import os
 import pathlib
 import statistics
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ import numpy as np
 from data_prep import records
 from vsr_jax import errors
 from vsr_jax.errors import UserError
+from vsr_jax.files import write_whole
 
 COLUMNS = 6
 WIDTH = 320  # of a frame on the sheet
@@ -132,9 +132,8 @@ def _write(image: np.ndarray, text: str) -> None:
 
 
 def _write_png(path: pathlib.Path, image: np.ndarray) -> None:
-  part = path.with_name(f"{path.name}.part")
-  part.write_bytes(cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1])
-  os.replace(part, path)
+  data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1]
+  write_whole(path, data.tobytes())
 
 
 if __name__ == "__main__":

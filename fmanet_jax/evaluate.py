@@ -17,7 +17,6 @@ import errno
 import functools
 import json
 import math
-import os
 import pathlib
 from collections.abc import Callable, Generator, Sequence
 from fractions import Fraction
@@ -31,6 +30,7 @@ from data_prep.clips import Clip
 from fmanet_jax import inference
 from vsr_jax import errors, video
 from vsr_jax.errors import UserError
+from vsr_jax.files import write_whole
 from vsr_jax.frames_folder import natural_key
 from vsr_jax.metrics import ClipScore, Score, motion
 from vsr_jax.resize import resize_bicubic
@@ -297,17 +297,12 @@ def write(folder: pathlib.Path, report: Report) -> None:
   }
   for name, text in texts.items():
     path = folder / name
-    part = path.with_name(f"{name}.part")
     try:
-      part.write_text(f"{text}\n", encoding="utf-8")
-      os.replace(part, path)
+      write_whole(path, f"{text}\n")
     except OSError as e:
       if e.errno in (errno.ENOSPC, errno.EDQUOT):
         raise
       raise UserError(f"{path}: cannot be written ({e.strerror}); name another --out") from e
-    finally:
-      with contextlib.suppress(OSError):  # gone by now, unless something failed
-        part.unlink()
 
 
 def _find(args: argparse.Namespace, num_frames: int) -> tuple[list[Clip], dict[str, str]]:

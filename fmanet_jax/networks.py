@@ -96,7 +96,7 @@ def _convolve_three_frames(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
   and of the terms in s and x1, with u = x1 / sqrt(2), the sum and the difference of
   K1 s + sqrt(2) P u and K1 u + sqrt(2) P s are each one product, (K1 +- sqrt(2) P)(s +- u).
-  Its rounding is a small multiple of the plain sum's.
+  Its rounding is as large as the plain sum's.
   """
   root = np.sqrt(2).astype(np.float32)
   x0, x1, x2 = (x[:, i] for i in range(3))

@@ -47,6 +47,7 @@ from keep_jax.model import (
   filter_latent,
   initial_state,
   observe,
+  to_uint8,
 )
 
 
@@ -230,8 +231,7 @@ def restore_observed(
   carried, restored, _ = restore_chunk(
     model, params, carried, observation, (gains, backwards), flows, fidelity
   )
-  images = jnp.clip(restored.image[0].astype(jnp.float32), -1, 1)
-  return carried, tuple(jnp.rint(127.5 * (images + 1)).astype(jnp.uint8))
+  return carried, tuple(to_uint8(restored.image[0]))
 
 
 def _reversed(tree):

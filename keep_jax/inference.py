@@ -28,6 +28,7 @@ from keep_jax.model import (
   initial_state,
   observe,
   step,
+  to_uint8,
 )
 from vsr_jax.errors import UserError
 from vsr_jax.flow.estimators import Features
@@ -186,7 +187,7 @@ class Restorer:
 
     Yields:
       Of each frame its restored faces by track, uint8 RGB [size size 3]; while they are handed out,
-      those of the next frame are computed.
+      those of the next frame are computed (on CPU only where `keep_freed_memory` is not in force).
     """
     tracks: dict[Hashable, _Track] = {}
     pending: collections.deque[dict[Hashable, tuple[_Track, _Seen]]] = collections.deque()
@@ -338,6 +339,4 @@ def _gains_of_window(
 def _restore_faces(model, fidelity, params, states, inputs):
   """One step of b faces: their states, and their images as uint8 [h w 3]."""
   state, restored = step(model, params, _join(states), *_join(inputs), fidelity)
-  images = jnp.clip(restored.image.astype(jnp.float32), -1, 1)
-  images = jnp.rint(127.5 * (images + 1)).astype(jnp.uint8)
-  return _split(state, len(states)), tuple(images)
+  return _split(state, len(states)), tuple(to_uint8(restored.image))

@@ -319,6 +319,11 @@ def restore_clip(
   return time_first(restored), observation, gains
 
 
+def to_uint8(images: jax.Array) -> jax.Array:
+  """Images in [-1, 1] and beyond -> uint8."""
+  return jnp.rint(127.5 * (jnp.clip(images.astype(jnp.float32), -1, 1) + 1)).astype(jnp.uint8)
+
+
 def _expand(flags: jax.Array, x: jax.Array) -> jax.Array:
   """[b] -> [b 1 ... 1], of x's rank."""
   return flags.reshape(-1, *[1] * (x.ndim - 1))

@@ -2,12 +2,17 @@
 
 import os
 import pathlib
+import signal
+import sys
+from collections.abc import Callable, Iterator
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import hypothesis
 import jax
 import pytest
+
+from vsr_jax import errors
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -26,3 +31,20 @@ def shared() -> pathlib.Path:
   if not SHARED.is_dir():
     pytest.skip("needs the test material in ../shared, which is not part of the repository")
   return SHARED
+
+
+@pytest.fixture
+def run_main(monkeypatch, capsys) -> Iterator[Callable]:
+  """Runs a command's main function in this process: (main, *arguments, code=0) -> what it said."""
+  handler = signal.getsignal(signal.SIGTERM)
+
+  def run(main, *arguments, code=0):
+    monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+      errors.run(main)
+    said = capsys.readouterr()
+    assert end.value.code == code, said.err
+    return said
+
+  yield run
+  signal.signal(signal.SIGTERM, handler)

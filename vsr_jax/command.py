@@ -18,7 +18,7 @@ LARGEST_SIDE = 16_384  # of H.264 pictures as x264 takes them
 
 
 def add_video_arguments(parser: Parser) -> None:
-  """Adds INPUT, OUTPUT, --frames and --quality, which every one of them has."""
+  """Adds INPUT, OUTPUT, --dtype, --frames and --quality, which every one of them has."""
   parser.add_argument("input", metavar="INPUT", help="a video, or a folder of frames")
   parser.add_argument("output", metavar="OUTPUT", help=".mp4, .mkv, .mov, or a folder for PNGs")
   parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")

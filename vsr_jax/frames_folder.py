@@ -24,6 +24,12 @@ def natural_key(name: str) -> tuple[list[tuple[str, int]], str]:
   return [(text, int(n or 0)) for text, n in re.findall(r"(\D*)(\d*)", name.lower())], name
 
 
+def list_images(folder: str) -> list[str]:
+  """The names of a folder's image files, in natural order."""
+  names = [n for n in os.listdir(folder) if n.lower().endswith(IMAGE_SUFFIXES) and n[0] != "."]
+  return sorted(names, key=natural_key)
+
+
 def read_image(path: str) -> np.ndarray:
   """Reads one image file.
 
@@ -67,8 +73,7 @@ class ImageFiles:
     """
     self._files = [path]
     if os.path.isdir(path):
-      names = [n for n in os.listdir(path) if n.lower().endswith(IMAGE_SUFFIXES) and n[0] != "."]
-      self._files = [os.path.join(path, name) for name in sorted(names, key=natural_key)]
+      self._files = [os.path.join(path, name) for name in list_images(path)]
     if not self._files:
       raise UserError(f"{path}: no frames in this folder; it needs PNG or JPEG files")
     height, width, _ = read_image(self._files[0]).shape

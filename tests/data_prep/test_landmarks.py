@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
-import signal
-import sys
 
 import cv2
 import numpy as np
@@ -14,7 +13,6 @@ import skimage.data
 
 from data_prep import landmarks, meta_info
 from tests.vsr_jax.clips import encode, moving_waves
-from vsr_jax import errors
 from vsr_jax.faces.detector import make_detector
 from vsr_jax.faces.tracks import Track
 
@@ -35,19 +33,8 @@ def write_photo(file):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-  handler = signal.getsignal(signal.SIGTERM)
-
-  def run(*args, code=0):
-    monkeypatch.setattr(sys, "argv", ["landmarks", *map(str, args)])
-    with pytest.raises(SystemExit) as end:
-      errors.run(landmarks.main)
-    said = capsys.readouterr()
-    assert end.value.code == code, said.err
-    return said
-
-  yield run
-  signal.signal(signal.SIGTERM, handler)
+def run(run_main):
+  return functools.partial(run_main, landmarks.main)
 
 
 def test_landmarks_of_folders_and_videos(run, tmp_path):

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
-import signal
-import sys
 
 import numpy as np
 import pytest
@@ -15,26 +14,15 @@ from fmanet_jax import demo, inference
 from fmanet_jax.model import FMANet
 from tests.fmanet_jax.test_inference import TINY, random_params
 from tests.vsr_jax.clips import moving_waves
-from vsr_jax import errors, video
+from vsr_jax import video
 from vsr_jax.metrics import rgb_psnr
 from vsr_jax.resize import resize_bicubic
 from vsr_jax.train.checkpoint import export_params
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-  handler = signal.getsignal(signal.SIGTERM)
-
-  def run(*args, code=0):
-    monkeypatch.setattr(sys, "argv", ["demo", "--out", str(tmp_path / "out"), *map(str, args)])
-    with pytest.raises(SystemExit) as end:
-      errors.run(demo.main)
-    said = capsys.readouterr()
-    assert end.value.code == code, said.err
-    return said
-
-  yield run
-  signal.signal(signal.SIGTERM, handler)
+def run(tmp_path, run_main):
+  return functools.partial(run_main, demo.main, "--out", tmp_path / "out")
 
 
 @pytest.fixture

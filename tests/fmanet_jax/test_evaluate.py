@@ -16,7 +16,6 @@ from data_prep import clips
 from fmanet_jax import evaluate
 from fmanet_jax.model import Architecture, FMANet
 from tests.data_prep.helpers import texture, write_clip, write_clip_set, write_png
-from vsr_jax import errors
 from vsr_jax.metrics import ClipScore, Score, rgb_psnr, ssim, tof
 from vsr_jax.resize import resize_bicubic
 
@@ -61,21 +60,18 @@ def data(tmp_path):
 
 
 @pytest.fixture
-def run(stand_in, monkeypatch, tmp_path):
+def run(stand_in, run_main, tmp_path):
   """Runs the command, checks its exit code and returns what metrics.json holds."""
-  handler = signal.getsignal(signal.SIGTERM)
 
   def run(*args, code=0, out="out"):
-    monkeypatch.setattr(sys, "argv", ["evaluate", "--out", str(tmp_path / out), *map(str, args)])
-    with pytest.raises(SystemExit) as end:
-      errors.run(evaluate.main)
-    assert end.value.code == code
+    said = run_main(evaluate.main, "--out", tmp_path / out, *args, code=code)
+    sys.stdout.write(said.out)  # for the tests' capsys
+    sys.stderr.write(said.err)
     path = tmp_path / out / "metrics.json"
     text = path.read_text() if path.is_file() else "null"
     return json.loads(text, parse_constant=pytest.fail)  # no NaN, no Infinity
 
-  yield run
-  signal.signal(signal.SIGTERM, handler)
+  return run
 
 
 def frames_of(data, stream, name):

@@ -20,7 +20,7 @@ from fmanet_jax import inference, restore
 from fmanet_jax.model import FMANet
 from tests.fmanet_jax.test_inference import TINY, random_params
 from tests.vsr_jax.clips import encode, moving_waves
-from vsr_jax import command, errors, video
+from vsr_jax import command, video
 from vsr_jax.resize import resize_bicubic
 from vsr_jax.train.checkpoint import export_params
 
@@ -49,22 +49,14 @@ def clip(tmp_path):
 
 
 @pytest.fixture
-def run(weights, restorer, monkeypatch, capsys):
+def run(weights, restorer, monkeypatch, run_main):
   """Runs the command in this process, on one device and with one compile for all runs."""
-  handler = signal.getsignal(signal.SIGTERM)
   monkeypatch.setattr(inference, "Restorer", lambda model, params, mesh: restorer)
 
   def run(*args, code=0, checkpoint=weights):
-    command = ["restore", *map(str, args), "--checkpoint", str(checkpoint)]
-    monkeypatch.setattr(sys, "argv", command)
-    with pytest.raises(SystemExit) as end:
-      errors.run(restore.main)
-    said = capsys.readouterr()
-    assert end.value.code == code, said.err
-    return said
+    return run_main(restore.main, *args, "--checkpoint", checkpoint, code=code)
 
-  yield run
-  signal.signal(signal.SIGTERM, handler)
+  return run
 
 
 def read(path):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import sys
-
 import cv2
 import numpy as np
 import pytest
@@ -13,7 +10,6 @@ from keep_jax import borders
 from tests.keep_jax import tiny
 from tests.keep_jax.test_inference import moving_pattern
 from tests.vsr_jax.clips import encode
-from vsr_jax import errors
 
 
 def shifted(count, step):
@@ -32,18 +28,14 @@ def test_motion_is_no_difference_and_flicker_is():
   assert np.mean(list(borders.differences(flicker, flows))) == pytest.approx(40, abs=4)
 
 
-def test_the_command_draws_both_modes(tmp_path, monkeypatch, capsys):
+def test_the_command_draws_both_modes(tmp_path, run_main):
   pytest.importorskip("matplotlib", reason="the extra plot is not installed")
-  handler = signal.getsignal(signal.SIGTERM)
   tiny.save(tmp_path / "weights")
   encode(tmp_path / "face.mkv", moving_pattern(32), "ffv1", "bgr0")
-  arguments = ["borders", str(tmp_path / "face.mkv"), str(tmp_path / "plot.png")]
-  arguments += ["--checkpoint", str(tmp_path / "weights"), "--window", "6"]
-  monkeypatch.setattr(sys, "argv", arguments)
-  with pytest.raises(SystemExit) as end:
-    errors.run(borders.main)
-  signal.signal(signal.SIGTERM, handler)
-  said = capsys.readouterr()
-  assert end.value.code == 0, said.err
+  said = run_main(
+    borders.main,
+    *(tmp_path / "face.mkv", tmp_path / "plot.png"),
+    *("--checkpoint", tmp_path / "weights", "--window", "6"),
+  )
   assert all(name in said.out for name in ("input", "stream", "as_released"))
   assert cv2.imread(str(tmp_path / "plot.png")).shape[0] > 300

@@ -5,10 +5,9 @@ The clips are made of scikit-image's astronaut (NASA, public domain), whose face
 
 from __future__ import annotations
 
+import functools
 import os
 import re
-import signal
-import sys
 from fractions import Fraction
 
 import av
@@ -21,7 +20,7 @@ from keep_jax import inference, restore
 from keep_jax.faces import find_faces, restore_faces, unchanged
 from tests.keep_jax import tiny
 from tests.vsr_jax.clips import encode, moving_waves
-from vsr_jax import errors, metrics, video
+from vsr_jax import metrics, video
 from vsr_jax.faces import align
 from vsr_jax.faces.detector import make_detector
 
@@ -57,20 +56,8 @@ def clip(tmp_path):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-  """Runs the command in this process."""
-  handler = signal.getsignal(signal.SIGTERM)
-
-  def run(*args, code=0):
-    monkeypatch.setattr(sys, "argv", ["restore", *map(str, args)])
-    with pytest.raises(SystemExit) as end:
-      errors.run(restore.main)
-    said = capsys.readouterr()
-    assert end.value.code == code, said.err
-    return said
-
-  yield run
-  signal.signal(signal.SIGTERM, handler)
+def run(run_main):
+  return functools.partial(run_main, restore.main)
 
 
 def read(path):

@@ -17,6 +17,8 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from vsr_jax.files import write_whole
+
 
 class EventFile:
   """A TensorBoard event file, written with TensorBoard's own protos; needs no TensorFlow."""
@@ -161,6 +163,4 @@ def _drop_rows_after(path: pathlib.Path, step: int) -> None:
   rows = path.read_text().splitlines(keepends=True)
   kept = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= step]
   if kept != rows:
-    part = path.with_name(path.name + ".part")
-    part.write_text("".join(kept))
-    os.replace(part, path)
+    write_whole(path, "".join(kept))
