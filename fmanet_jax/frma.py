@@ -47,20 +47,37 @@ def warp_features(features: jax.Array, flow_mask: jax.Array) -> jax.Array:
   """Occlusion-aware multi-flow warping (Eq. 3).
 
   Args:
-    features: [b t h w c].
-    flow_mask: [b t h w 3n], n groups of (dx, dy, mask logit), each for c/n channels.
+    features: [... h w c].
+    flow_mask: [... h w 3n], n groups of (dx, dy, mask logit), each for c/n channels.
 
   Returns:
-    [b t h w c] in the features' dtype; the warp runs in float32.
+    [... h w c] in the features' dtype; the warp runs in float32.
   """
-  b, t, h, w, c = features.shape
-  n = flow_mask.shape[-1] // 3
+  *_, h, w, c = features.shape
+  pairs = flow_mask.astype(jnp.float32).reshape(-1, h, w, flow_mask.shape[-1] // 3, 3)
+  warped = backward_warp(
+    features.astype(jnp.float32).reshape(-1, h, w, c),
+    pairs[..., :2],
+    jax.nn.sigmoid(pairs[..., 2]),
+  )
+  return warped.reshape(features.shape).astype(features.dtype)
 
-  pairs = flow_mask.astype(jnp.float32).reshape(b * t, h, w, n, 3)
-  features32 = features.astype(jnp.float32).reshape(b * t, h, w, c)
-  warped = backward_warp(features32, pairs[..., :2]).reshape(b * t, h, w, n, c // n)
-  warped *= jax.nn.sigmoid(pairs[..., 2:])
-  return warped.reshape(b, t, h, w, c).astype(features.dtype)
+
+def map_frames(function: Callable[..., jax.Array], *inputs: Frames) -> Frames:
+  """Applies a function of arrays [... h w c] to all frames, or to those of a tuple one by one.
+
+  Arrays [b t h w c] beside a tuple are taken apart.
+  """
+  count = next((len(x) for x in inputs if isinstance(x, tuple)), None)
+  if count is None:
+    return function(*inputs)
+  parts = [x if isinstance(x, tuple) else tuple(x[:, i] for i in range(count)) for x in inputs]
+  return tuple(function(*of_frame) for of_frame in zip(*parts, strict=True))
+
+
+def stack_frames(frames: Frames) -> jax.Array:
+  """[b t h w c] of either form."""
+  return jnp.stack(frames, axis=1) if isinstance(frames, tuple) else frames
 
 
 class FuseFrames(nn.Module):
@@ -96,12 +113,14 @@ class FlowUpdate(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, centre: jax.Array, by_frame: jax.Array) -> jax.Array:
-    """centre [b h w c], by_frame [b t h w k] -> [b t h w 3n]."""
+  def __call__(self, centre: jax.Array, by_frame: Frames) -> jax.Array:
+    """centre [b h w c], by_frame [b t h w k] or t of [b h w k] -> [b t h w 3n]."""
     c, hidden = centre.shape[-1], 3 * self.flows
-    shape = (3, 3, c + by_frame.shape[-1], hidden)
+    width = jax.tree.leaves(by_frame)[0].shape[-1]
+    shape = (3, 3, c + width, hidden)
     kernel = self.param("conv1_kernel", uniform_by_fan_in, shape)
-    y = convolve(by_frame.astype(self.dtype), kernel[:, :, c:])
+    y = map_frames(lambda x: convolve(x.astype(self.dtype), kernel[:, :, c:]), by_frame)
+    y = stack_frames(y)
     y += convolve(centre.astype(self.dtype), kernel[:, :, :c])[:, None]
     if self.use_bias:
       bias = self.param("conv1_bias", bias_by_fan_in(9 * shape[2]), (hidden,))
@@ -226,17 +245,17 @@ class FRMA(nn.Module):
     """
     if flow_mask is not None:
       anchored = after(anchored, flow_mask if aligned is None else aligned)
-    if isinstance(anchored, tuple):
-      anchored = jnp.stack(anchored, axis=1)
     if flow_mask is None:
       flow_mask = self.flow_update(centre, anchored)
     else:
-      by_frame = jnp.concatenate([flow_mask, warp_features(anchored, flow_mask)], axis=-1)
-      flow_mask += self.flow_update(after(centre, by_frame), by_frame)
-    warped = warp_features(anchored, flow_mask)
-    frames = range(warped.shape[1])
+      warped = map_frames(warp_features, anchored, flow_mask)
+      by_frame = map_frames(lambda *x: jnp.concatenate(x, axis=-1), flow_mask, warped)
+      flow_mask += self.flow_update(after(centre, jax.tree.leaves(by_frame)[-1]), by_frame)
+    frames = range(flow_mask.shape[1])
+    warped = map_frames(warp_features, anchored, flow_mask)
     lead = [] if aligned is None else [aligned]
-    aligned = self.fuse([*lead, *(warped[:, t] for t in frames)])
+    warped = warped if isinstance(warped, tuple) else [warped[:, t] for t in frames]
+    aligned = self.fuse([*lead, *warped])
     if self.modulation is not None:
       refined = self.kernel_dense(after(kernel_features, aligned))
       kernel_features = self.kernel_fuse([refined[:, t] for t in frames])

@@ -252,7 +252,7 @@ def warp_images(
   images = images.astype(jnp.float32).reshape(b * t, h, w, c)
   # A channel of ones tells how much of each sample lay inside.
   images = jnp.concatenate([images, jnp.ones_like(images[..., :1])], axis=-1)
-  warped = (backward_warp(images, flow) * mask).reshape(b, t, h, w, c + 1)
+  warped = backward_warp(images, flow, mask[..., 0]).reshape(b, t, h, w, c + 1)
   return warped[..., :c], warped[..., c:]
 
 

@@ -18,11 +18,11 @@ class SelfAttentionLayer(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, position: jax.Array | None = None) -> jax.Array:
-    """Tokens x [b n c], position [n c] -> [b n c]."""
+    """Tokens x [b n c] and position [n c], float32 -> [b n c], float32."""
     b, n, c = x.shape
     dense = {"dtype": self.dtype}
     y = LayerNorm(name="norm1")(x)
-    with_position = y if position is None else y + position.astype(y.dtype)[None]
+    with_position = y if position is None else y + position[None]
     # One kernel for all three, as the released weights have it; values see no position.
     kernel = self.param("qkv_kernel", nn.initializers.xavier_uniform(), (c, 3 * c))
     bias = self.param("qkv_bias", nn.initializers.zeros, (3 * c,))
@@ -32,13 +32,17 @@ class SelfAttentionLayer(nn.Module):
     qkv = jnp.concatenate([qk, v], axis=-1)
     qkv += like_channels(bias, qkv)
     q, k, v = jnp.split(qkv.reshape(b, n, 3 * self.heads, c // self.heads), 3, axis=2)
-    x += nn.Dense(c, **dense, name="out")(attend(q, k, v))
+    x += nn.Dense(c, **dense, name="out")(attend(q, k, v)).astype(x.dtype)
     y = nn.Dense(self.mlp_dim, **dense, name="mlp1")(LayerNorm(name="norm2")(x))
-    return x + nn.Dense(c, **dense, name="mlp2")(nn.gelu(y, approximate=False))
+    y = nn.Dense(c, **dense, name="mlp2")(nn.gelu(y, approximate=False))
+    return x + y.astype(x.dtype)
 
 
 class CodePredictor(nn.Module):
-  """Latents [b h w emb_dim] to logits over the codebook, [b h*w codes].
+  """Latents [b h w emb_dim] to logits over the codebook, [b h*w codes], float32.
+
+  What the layers add up to is float32 whatever `dtype`, and so is the last product: a code is the
+  largest of many logits that lie close together.
 
   Attributes:
     dim: width of the transformer.
@@ -58,9 +62,8 @@ class CodePredictor(nn.Module):
     b, h, w, _ = latent.shape
     position = self.param("position", nn.initializers.zeros, (h * w, self.dim))
     x = nn.Dense(self.dim, dtype=self.dtype, name="embed")(latent.reshape(b, h * w, -1))
+    x = x.astype(jnp.float32)
     for i in range(self.layers):
       layer = SelfAttentionLayer(self.heads, 2 * self.dim, self.dtype, name=f"layer_{i}")
       x = layer(x, position)
-    x = LayerNorm(name="norm")(x)
-    logits = nn.Dense(self.codes, use_bias=False, dtype=self.dtype, name="head")(x)
-    return logits.astype(jnp.float32)
+    return nn.Dense(self.codes, use_bias=False, name="head")(LayerNorm(name="norm")(x))

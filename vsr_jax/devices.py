@@ -1,10 +1,12 @@
-"""Work on a batch that every device does on the part it holds."""
+"""Where and when XLA computes something: on each device's part of a batch, after something else."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
+from jax import lax
 from jax.sharding import PartitionSpec
 
 
@@ -30,3 +32,13 @@ def by_device(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Arr
   # Nothing is shared between parts, so that there is nothing for the check to find; it knows no
   # loops that start from constants.
   return jax.shard_map(function, in_specs=split, out_specs=split, check_vma=False)(*arrays)
+
+
+def true_after(x: jax.Array) -> jax.Array:
+  """True [], which XLA learns only once x is computed.
+
+  It keeps what depends on it from being computed earlier, or joined to something else.
+  `lax.optimization_barrier` does neither here: it is gone when the CPU's schedule is made.
+  """
+  sample = lax.stop_gradient(x[(0,) * x.ndim])
+  return (sample == sample) | jnp.isnan(sample)

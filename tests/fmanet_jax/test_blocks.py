@@ -12,7 +12,7 @@ from jax import lax
 from scipy import special
 
 from fmanet_jax import blocks
-from fmanet_jax.frma import FlowUpdate, FuseFrames, warp_features
+from fmanet_jax.frma import FlowUpdate, FuseFrames, map_frames, stack_frames, warp_features
 from fmanet_jax.networks import TemporalConv, kernel_passage, split_time, temporal_convolve
 from tests.fmanet_jax import golden
 from vsr_jax import layers
@@ -74,8 +74,8 @@ def test_convolve_takes_any_leading_axes(lead, size, channels, k):
   np.testing.assert_allclose(got, want.reshape(*lead, *size, -1), **CLOSE)
 
 
-@pytest.mark.parametrize("k", [3, 5])
-@pytest.mark.parametrize(("c", "d"), [(2, 5), (5, 2), (3, 3)])
+@pytest.mark.parametrize("k", [1, 3, 5])
+@pytest.mark.parametrize(("c", "d"), [(2, 5), (5, 2), (3, 3), (2, 70)])
 @pytest.mark.parametrize("shape", [(1, 7, 5), (3, 4, 9), (1, 1, 2)])
 def test_gradient_of_convolve(k, c, d, shape):
   """That of the kernel is written by hand, in two orientations."""
@@ -177,9 +177,9 @@ def test_layer_norm(with_bias):
 
 
 @pytest.mark.parametrize("use_bias", [False, True])
-@pytest.mark.parametrize("heads", [1, 3])
-def test_channel_attention_equals_normalising_and_softmax(heads, use_bias):
-  b, h, w, c = 2, 5, 4, 6
+@pytest.mark.parametrize(("heads", "c"), [(1, 6), (3, 6), (3, 66)])
+def test_channel_attention_equals_normalising_and_softmax(heads, c, use_bias):
+  b, h, w = 2, 5, 4
   x, query = normal(0, b, h, w, c), normal(1, b, h, w, c)
   got, params = applied(blocks.ChannelAttention(heads, use_bias), x, query)
 
@@ -208,12 +208,15 @@ def test_channel_attention_of_nothing_is_finite():
   assert jnp.isfinite(got).all()
 
 
-def test_gated_feed_forward():
+@pytest.mark.parametrize("use_bias", [False, True])
+@pytest.mark.parametrize("hidden", [7, 70])  # as one array, and as two
+def test_gated_feed_forward(hidden, use_bias):
   x = normal(0, 1, 4, 5, 6)
-  got, params = applied(blocks.GatedFeedForward(7), x)
-  y = conv(conv(x, params["expand"]["kernel"]), diagonal(params["depthwise"]["kernel"]))
-  gelu = y[..., :7] * special.ndtr(y[..., :7])
-  want = conv(gelu * y[..., 7:], params["project"]["kernel"])
+  got, params = applied(blocks.GatedFeedForward(hidden, use_bias), x)
+  y = conv(x, params["expand"]["kernel"], params["expand"].get("bias"))
+  y = conv(y, diagonal(params["depthwise"]["kernel"]), params["depthwise"].get("bias"))
+  gelu = y[..., :hidden] * special.ndtr(y[..., :hidden])
+  want = conv(gelu * y[..., hidden:], params["project"]["kernel"], params["project"].get("bias"))
   np.testing.assert_allclose(got, want, **CLOSE)
 
 
@@ -267,6 +270,19 @@ def test_flow_update_equals_a_convolution_of_both_inputs():
     hidden = leaky(conv(x, params["conv1_kernel"], params["conv1_bias"]))
     want = conv(hidden, params["conv2"]["kernel"], params["conv2"]["bias"])
     np.testing.assert_allclose(got[:, t], want, **CLOSE)
+
+
+def test_frames_in_a_tuple_are_warped_like_those_in_one_array():
+  features, flow_mask = normal(0, 1, 3, 5, 6, 4), 2 * normal(1, 1, 3, 5, 6, 6)
+
+  @golden.jit
+  def both(features, flow_mask):
+    frames = tuple(jnp.moveaxis(features, 1, 0))
+    alone = map_frames(warp_features, frames, flow_mask)
+    assert isinstance(alone, tuple)
+    return stack_frames(alone), map_frames(warp_features, features, flow_mask)
+
+  np.testing.assert_allclose(*both(features, flow_mask), rtol=1e-6, atol=1e-6)
 
 
 def test_every_flow_moves_its_own_channels():

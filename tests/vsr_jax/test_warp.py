@@ -59,6 +59,27 @@ def test_warp_equals_the_reference_model():
   np.testing.assert_allclose(jitted_warp(image, flow), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("b", [1, 2])
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_mask_multiplies_the_samples(b, n):
+  image, _ = random_case(6, b=b)
+  rng = np.random.default_rng(7)
+  flow = rng.uniform(-4, 4, (*image.shape[:3], n, 2)).astype(np.float32)
+  mask = rng.uniform(0, 1, (*image.shape[:3], n)).astype(np.float32)
+  want = np.asarray(jitted_warp(image, flow)) * np.repeat(mask, 3 // n, axis=-1)
+  np.testing.assert_allclose(jitted_warp(image, flow, mask), want, rtol=1e-6, atol=1e-7)
+
+  def loss(image, flow, mask):
+    return jnp.square(backward_warp(image, flow, mask)).sum()
+
+  def plain(image, flow, mask):
+    return jnp.square(backward_warp(image, flow) * jnp.repeat(mask, 3 // n, axis=-1)).sum()
+
+  got, want = (jax.jit(jax.grad(f, (0, 1, 2)))(image, flow, mask) for f in (loss, plain))
+  for a, b in zip(got, want, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
 def test_zero_flow_is_the_identity():
   image, flow = random_case(0)
   np.testing.assert_array_equal(jitted_warp(image, np.zeros_like(flow)), image)
