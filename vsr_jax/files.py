@@ -15,13 +15,15 @@ def write_whole(path: pathlib.Path, content: str | bytes) -> None:
     content: its text, as UTF-8, or its bytes.
 
   Raises:
-    OSError: it cannot be written; what was there still is.
+    OSError: it cannot be written (its `filename` says which); what was there still is.
   """
   part = path.with_name(f"{path.name}.part")
   try:
     part.write_bytes(content.encode() if isinstance(content, str) else content)
     os.replace(part, path)
-  except BaseException:
+  except BaseException as e:
     with contextlib.suppress(OSError):
       part.unlink()
+    if isinstance(e, OSError) and e.filename is None:  # a full disk's names none
+      raise OSError(e.errno, e.strerror, str(path)) from e
     raise

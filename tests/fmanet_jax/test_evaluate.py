@@ -321,7 +321,7 @@ def test_a_full_disk_leaves_no_half_written_report(run, data, tmp_path, monkeypa
   def replace(source, target):
     raise OSError(28, "No space left on device", str(target))
 
-  monkeypatch.setattr(evaluate.os, "replace", replace)
+  monkeypatch.setattr(os, "replace", replace)
   found = run(data, code=2)
   assert "no space left" in capsys.readouterr().err
   assert found["complete"]  # the older one

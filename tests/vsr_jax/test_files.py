@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 import pytest
@@ -24,10 +25,11 @@ def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch):
   write_whole(path, "old")
 
   def fail(*_):
-    raise OSError("full")
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
   monkeypatch.setattr(os, "replace", fail)
-  with pytest.raises(OSError, match="full"):
+  with pytest.raises(OSError, match="No space left") as error:
     write_whole(path, "new")
+  assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(path))
   assert path.read_text() == "old"
   assert os.listdir(tmp_path) == ["a.txt"]
