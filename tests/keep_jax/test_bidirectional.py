@@ -71,6 +71,7 @@ def results():
   return tuple(np.asarray(x) for x in (blended, forwards, backwards[:, ::-1], gains))
 
 
+@pytest.mark.slow
 def test_without_gain_it_is_the_ordinary_recursion():
   _, params = tiny.load()
   frames, flows, flows_to_next = clips()

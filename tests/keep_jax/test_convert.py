@@ -111,14 +111,8 @@ def test_gmflow_file_becomes_the_flow(tmp_path, capsys):
     inference.load(tmp_path / "flow")
 
 
-@pytest.mark.parametrize(
-  "kind",
-  [
-    "raft_small",
-    pytest.param("raft_large", marks=pytest.mark.slow),
-    pytest.param("gmflow", marks=pytest.mark.slow),
-  ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["raft_small", "raft_large", "gmflow"])
 def test_another_flow_takes_the_place_of_the_files_own(kind, tmp_path, monkeypatch, capsys):
   state = golden.state_dict("keep_stage3")
   other = golden.weights.state_dict(golden.manifest(kind), golden.SEED + 1)

@@ -34,9 +34,8 @@ def video() -> jax.Array:
   return jnp.stack([jnp.asarray(frame[40 : 40 + 32, 3 * i : 3 * i + 64]) for i in range(3)])
 
 
-@pytest.mark.parametrize(
-  "name", [x if x == "spynet" else pytest.param(x, marks=pytest.mark.slow) for x in WHOLE]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WHOLE)
 def test_features_computed_once_serve_both_pairs(name):
   net, frames = ESTIMATORS[name], video()
   params = net.init(jax.random.key(0))
