@@ -78,7 +78,7 @@ class GainNetwork(nn.Module):
   @nn.compact
   def __call__(self, latents: jax.Array) -> jax.Array:
     b, t, h, w, c = latents.shape
-    x = latents.reshape(b, t, h * w, c)
+    x = latents.reshape(b, t, h * w, c).astype(self.dtype)
     for i in range(self.layers):
       sizes = (self.heads, self.head_dim, self.dtype, self.anchor)
       x = UncertaintyLayer(*sizes, name=f"uncertainty_{i}")(x)

@@ -141,12 +141,12 @@ class Encoder(nn.Module):
         blocks.append(Downsample(**d))
     c = self.multiples[-1] * self.width
     blocks += [ResBlock(c, **d), AttentionBlock(**d), ResBlock(c, **d)]
-    blocks += [GroupNorm(), conv(self.emb_dim, **d)]
+    blocks += [GroupNorm(), conv(self.emb_dim)]  # few numbers, from which all else follows
     self.blocks = blocks
     self.taps = frozenset(taps)
 
   def __call__(self, x: jax.Array, sides: tuple[int, ...] = ()) -> tuple[jax.Array, Taps]:
-    """Images -> latents, and the features of those sides.
+    """Images -> latents, float32 whatever `dtype`, and the features of those sides.
 
     A level is tapped after its last residual block, before attention.
     """

@@ -199,11 +199,11 @@ def test_tracks_are_as_each_alone(frames):
     assert np.abs(got.astype(int) - streamed(3, frames[start:stop])).max() <= 1
 
 
-def test_dtype_is_kept():
+def test_images_are_of_the_compute_type_and_latents_float32():
   model, params = tiny.load()
-  _, latents = jax.eval_shape(
+  restored, latents = jax.eval_shape(
     functools.partial(restore_clip_bidirectional, KEEP(model.arch, jnp.bfloat16)),
     params,
     tiny.clip(2),
   )
-  assert latents.dtype == jnp.bfloat16
+  assert (restored.image.dtype, latents.dtype) == (jnp.bfloat16, jnp.float32)
