@@ -111,18 +111,27 @@ class DepthwiseConv(nn.Module):
 def pointwise_depthwise(
   x: jax.Array, pointwise: Conv, depthwise: DepthwiseConv, parts: int = 1
 ) -> tuple[jax.Array, ...]:
-  """A 1x1 convolution and the depthwise one after it, zero-padded, [b h w c] -> [b h w d].
+  """A 1x1 convolution and the depthwise one after it, zero-padded.
 
   Without a bias, zeros stay zeros: laid around the narrow input, the border costs no copy of what
-  is between the two convolutions. The channels come out in `parts` arrays. Where these are wide
-  each is made alone, which is faster on CPU than cutting them out of one array.
+  is between the two convolutions. Parts from 64 channels on, where wide products begin to pay, are
+  made one by one, which is faster on CPU than cutting them out of one array.
+
+  Args:
+    x: [b h w c].
+    pointwise: to d features.
+    depthwise: of these.
+    parts: into how many arrays the features are divided.
+
+  Returns:
+    `parts` arrays [b h w d/parts].
   """
-  alone = parts if pointwise.features >= 64 * parts else 1
+  made = parts if pointwise.features >= 64 * parts else 1
   if pointwise.use_bias:
-    y = depthwise([zero_border(y) for y in pointwise(x, alone)])
+    y = depthwise([zero_border(y) for y in pointwise(x, made)])
   else:
-    y = depthwise(pointwise(zero_border(x), alone))
-  return y if alone == parts else tuple(jnp.split(y[0], parts, axis=-1))
+    y = depthwise(pointwise(zero_border(x), made))
+  return y if made == parts else tuple(jnp.split(y[0], parts, axis=-1))
 
 
 class DenseBlock(nn.Module):
@@ -238,7 +247,7 @@ class ChannelAttention(nn.Module):
 
     # One product of all channel pairs, of which the heads' blocks are kept,
     # is cheaper than splitting the long axis by head.
-    gram = jnp.einsum("bnc,bnd->bcd", q, k, preferred_element_type=jnp.float32)
+    gram = jnp.einsum("bpc,bpd->bcd", q, k, preferred_element_type=jnp.float32)
     size = c // self.heads
     gram = jnp.einsum("bncnd->bncd", gram.reshape(b, self.heads, size, self.heads, size))
     norms = [jnp.maximum(jnp.sqrt(jnp.square(a.astype(jnp.float32)).sum(1)), 1e-12) for a in (q, k)]
@@ -251,7 +260,7 @@ class ChannelAttention(nn.Module):
     project = self.param("project_kernel", uniform_by_fan_in, (1, 1, c, c))
     project = project.reshape(self.heads, size, c)
     mix = jnp.einsum("bncd,nco->bndo", attention, project).reshape(b, c, c).astype(self.dtype)
-    y = jnp.einsum("bnd,bdo->bno", v, mix).reshape(b, h, w, c)
+    y = jnp.einsum("bpd,bdo->bpo", v, mix).reshape(b, h, w, c)
     if self.use_bias:
       y += _like_channels(self.param("project_bias", bias_by_fan_in(c), (c,)), y)
     return y
@@ -268,8 +277,8 @@ class GatedFeedForward(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     common = (self.use_bias, self.dtype)
     expand = Conv(2 * self.hidden, 1, *common, name="expand")
-    depthwise = DepthwiseConv(*common, name="depthwise")
-    gate, y = pointwise_depthwise(x, expand, depthwise, parts=2)
+    of_expanded = DepthwiseConv(*common, name="depthwise")
+    gate, y = pointwise_depthwise(x, expand, of_expanded, parts=2)
     y *= nn.gelu(gate, approximate=False)
     return Conv(x.shape[-1], 1, *common, name="project")(y)
 

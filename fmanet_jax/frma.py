@@ -64,19 +64,24 @@ def warp_features(features: jax.Array, flow_mask: jax.Array) -> jax.Array:
 
 
 def map_frames(function: Callable[..., jax.Array], *inputs: Frames) -> Frames:
-  """Applies a function of arrays [... h w c] to all frames, or to those of a tuple one by one.
+  """Applies a function of arrays [... h w c] to all frames, or one by one if a tuple is among them.
 
-  Arrays [b t h w c] beside a tuple are taken apart.
+  Only a stream has tuples. On CPU warps of single frames are faster, and nothing is stacked.
   """
-  count = next((len(x) for x in inputs if isinstance(x, tuple)), None)
-  if count is None:
+  if not any(isinstance(x, tuple) for x in inputs):
     return function(*inputs)
-  parts = [x if isinstance(x, tuple) else tuple(x[:, i] for i in range(count)) for x in inputs]
-  return tuple(function(*of_frame) for of_frame in zip(*parts, strict=True))
+  return tuple(function(*frame) for frame in zip(*map(split_frames, inputs), strict=True))
+
+
+def split_frames(frames: Frames) -> tuple[jax.Array, ...]:
+  """[b t h w c] or t of [b h w c] -> t of [b h w c]."""
+  if isinstance(frames, tuple):
+    return frames
+  return tuple(frames[:, i] for i in range(frames.shape[1]))
 
 
 def stack_frames(frames: Frames) -> jax.Array:
-  """[b t h w c] of either form."""
+  """[b t h w c] or t of [b h w c] -> [b t h w c]."""
   return jnp.stack(frames, axis=1) if isinstance(frames, tuple) else frames
 
 
@@ -243,22 +248,19 @@ class FRMA(nn.Module):
     Returns:
       The new F_w [b h w c] and f [b t h w 3n].
     """
-    if flow_mask is not None:
-      anchored = after(anchored, flow_mask if aligned is None else aligned)
     if flow_mask is None:
       flow_mask = self.flow_update(centre, anchored)
     else:
+      anchored = after(anchored, flow_mask if aligned is None else aligned)
       warped = map_frames(warp_features, anchored, flow_mask)
       by_frame = map_frames(lambda *x: jnp.concatenate(x, axis=-1), flow_mask, warped)
       flow_mask += self.flow_update(after(centre, jax.tree.leaves(by_frame)[-1]), by_frame)
-    frames = range(flow_mask.shape[1])
     warped = map_frames(warp_features, anchored, flow_mask)
     lead = [] if aligned is None else [aligned]
-    warped = warped if isinstance(warped, tuple) else [warped[:, t] for t in frames]
-    aligned = self.fuse([*lead, *warped])
+    aligned = self.fuse([*lead, *split_frames(warped)])
     if self.modulation is not None:
       refined = self.kernel_dense(after(kernel_features, aligned))
-      kernel_features = self.kernel_fuse([refined[:, t] for t in frames])
+      kernel_features = self.kernel_fuse(split_frames(refined))
       aligned = after(aligned, kernel_features)
     for block in self.attention:
       aligned = block(aligned, after(centre, aligned), after(kernel_features, aligned))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from keep_jax.layers import LayerNorm, attend, like_channels
 
@@ -66,4 +67,5 @@ class CodePredictor(nn.Module):
     for i in range(self.layers):
       layer = SelfAttentionLayer(self.heads, 2 * self.dim, self.dtype, name=f"layer_{i}")
       x = layer(x, position)
-    return nn.Dense(self.codes, use_bias=False, name="head")(LayerNorm(name="norm")(x))
+    head = nn.Dense(self.codes, use_bias=False, precision=lax.Precision.HIGHEST, name="head")
+    return head(LayerNorm(name="norm")(x))

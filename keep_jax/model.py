@@ -35,7 +35,7 @@ class KEEP:
 
   Attributes:
     arch: the numbers.
-    dtype: the compute type of convolutions and products.
+    dtype: the compute type of convolutions and products, but for latents and logits: float32.
   """
 
   arch: Architecture = RELEASED

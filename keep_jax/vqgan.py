@@ -141,7 +141,8 @@ class Encoder(nn.Module):
         blocks.append(Downsample(**d))
     c = self.multiples[-1] * self.width
     blocks += [ResBlock(c, **d), AttentionBlock(**d), ResBlock(c, **d)]
-    blocks += [GroupNorm(), conv(self.emb_dim)]  # few numbers, from which all else follows
+    # Few numbers, from which all else follows: float32 costs nothing here.
+    blocks += [GroupNorm(), conv(self.emb_dim, dtype=jnp.float32)]
     self.blocks = blocks
     self.taps = frozenset(taps)
 

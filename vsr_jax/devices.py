@@ -10,7 +10,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 
-def by_device(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+def by_device(function: Callable[..., jax.Array], *arrays: jax.Array | None) -> jax.Array:
   """Applies a function to each device's part of a batch, under a mesh set with `jax.set_mesh`.
 
   For functions that loop over the images of a batch: left to the partitioner, every turn of such
@@ -19,7 +19,7 @@ def by_device(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Arr
   Args:
     function: arrays [b ...] -> array [b' ...], where what belongs to an image depends on that
       image alone, or b' = 1 and the results of parts are to be added up.
-    arrays: [b ...], the batch split over the mesh's "data" axis.
+    arrays: [b ...], the batch split over the mesh's "data" axis; all but the first may be None.
 
   Returns:
     The results, concatenated along their first axis. Without a mesh, or where the batch does not
@@ -37,7 +37,7 @@ def by_device(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Arr
 def true_after(x: jax.Array) -> jax.Array:
   """True [], which XLA learns only once x is computed.
 
-  It keeps what depends on it from being computed earlier, or joined to something else.
+  What depends on it is not computed earlier, and a branch on it is not joined to what reads it.
   `lax.optimization_barrier` does neither here: it is gone when the CPU's schedule is made.
   """
   sample = lax.stop_gradient(x[(0,) * x.ndim])

@@ -5,6 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def naming(path: str | pathlib.Path) -> Iterator[None]:
+  """Lets errors of the file system name that file instead of the one beside it, or nothing."""
+  try:
+    yield
+  except OSError as e:
+    raise OSError(e.errno, e.strerror, os.fspath(path)) from e
 
 
 def write_whole(path: pathlib.Path, content: str | bytes) -> None:
@@ -15,15 +25,14 @@ def write_whole(path: pathlib.Path, content: str | bytes) -> None:
     content: its text, as UTF-8, or its bytes.
 
   Raises:
-    OSError: it cannot be written (its `filename` says which); what was there still is.
+    OSError: it cannot be written; what was there still is.
   """
   part = path.with_name(f"{path.name}.part")
   try:
-    part.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(part, path)
-  except BaseException as e:
+    with naming(path):
+      part.write_bytes(content.encode() if isinstance(content, str) else content)
+      os.replace(part, path)
+  except BaseException:
     with contextlib.suppress(OSError):
       part.unlink()
-    if isinstance(e, OSError) and e.filename is None:  # a full disk's names none
-      raise OSError(e.errno, e.strerror, str(path)) from e
     raise

@@ -22,6 +22,7 @@ import numpy as np
 
 from vsr_jax import frames_folder
 from vsr_jax.errors import UserError
+from vsr_jax.files import naming
 from vsr_jax.video_decode import VideoFile, VideoInfo
 from vsr_jax.video_encode import CONTAINERS, open_video
 
@@ -208,7 +209,7 @@ class Writer:
     self._stop()
     if self._error:
       raise self._error
-    with _naming(self._path):
+    with naming(self._path):
       self._sink.finish()
 
   def abort(self) -> None:
@@ -226,7 +227,7 @@ class Writer:
     for frame in iter(self._frames.get, None):
       if self._error is None:  # else only make room, so that no `put` waits for ever
         try:
-          with _naming(self._path):
+          with naming(self._path):
             self._sink.write(*frame)
         except BaseException as e:
           self._error = e
@@ -270,7 +271,7 @@ def open_writer(
   part = target + ".part"
   writer = None
   try:
-    with _naming(path):
+    with naming(path):
       if not suffix:
         sink = frames_folder.FolderSink(part)
       elif suffix in CONTAINERS:
@@ -280,7 +281,7 @@ def open_writer(
     writer = Writer(sink, path, height, width, frame_rate)
     yield writer
     writer.finish()
-    with _naming(path):
+    with naming(path):
       if suffix:
         os.replace(part, target)
       else:
@@ -339,15 +340,6 @@ def _output_form(path: str) -> str:
       f"{path}: unknown kind of output {suffix}; use {known}, or end a folder's name with /"
     )
   return suffix
-
-
-@contextlib.contextmanager
-def _naming(path: str) -> Iterator[None]:
-  """Lets errors of the file system name the output instead of the file beside it, or nothing."""
-  try:
-    yield
-  except OSError as e:
-    raise OSError(e.errno, e.strerror, path) from e
 
 
 def _open_source(path: str) -> VideoFile | frames_folder.ImageFiles:

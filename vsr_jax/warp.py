@@ -36,7 +36,7 @@ def backward_warp(image: jax.Array, flow: jax.Array, mask: jax.Array | None = No
     image: [b h w c].
     flow: [b h w 2], (dx, dy) in pixels: where each output pixel is read from,
       relative to itself. Or [b h w n 2]: n flows, each for c/n channels.
-    mask: [b h w] or [b h w n], what the samples are multiplied by; 1 if not given.
+    mask: of flow's shape without its last axis, what the samples are multiplied by.
 
   Returns:
     [b h w c] in the image's dtype; samples outside the image are 0.
@@ -48,6 +48,8 @@ def backward_warp(image: jax.Array, flow: jax.Array, mask: jax.Array | None = No
   n = flow.shape[3] if flow.ndim == 5 else 1
   if flow.shape[:3] != (b, h, w) or flow.shape[3:] not in ((2,), (n, 2)) or c % n:
     raise ValueError(f"flow of shape {flow.shape} for images of shape {image.shape}")
+  if mask is not None and mask.shape != flow.shape[:-1]:
+    raise ValueError(f"mask of shape {mask.shape} for flow of shape {flow.shape}")
   images, flows = image.reshape(b, h, w, n, c // n), flow.reshape(b, h, w, n, 2)
   masks = None if mask is None else mask.reshape(b, h, w, n, 1).astype(image.dtype)
   return by_device(_warp_batch, images, flows, masks).reshape(b, h, w, c)

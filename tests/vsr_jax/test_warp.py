@@ -155,6 +155,12 @@ def test_warp_refuses_flow_of_another_shape(shape):
     backward_warp(jnp.zeros((2, 6, 9, 3)), jnp.zeros(shape))
 
 
+@pytest.mark.parametrize("shape", [(2, 6, 9), (2, 3, 6, 9), (2, 6, 9, 1)])
+def test_warp_refuses_a_mask_of_another_shape(shape):
+  with pytest.raises(ValueError, match="mask of shape"):
+    backward_warp(jnp.zeros((2, 6, 9, 3)), jnp.zeros((2, 6, 9, 3, 2)), jnp.zeros(shape))
+
+
 def test_sample_takes_points_of_any_shape():
   image = jnp.arange(12.0).reshape(3, 4, 1)
   assert sample_bilinear(image, jnp.array([1.5, 1.0])).tolist() == [5.5]
