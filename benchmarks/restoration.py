@@ -26,13 +26,18 @@ from fmanet_jax.inference import Restorer
 from fmanet_jax.model import FMANet, Params, encode_frames, restore_window
 from fmanet_jax.weights import convert_released, split_networks
 from vsr_jax import errors
+from vsr_jax.memory import return_freed_memory
 
 VERSIONS = {"jax": jax.__version__, "flax": flax.__version__, "numpy": np.__version__}
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
 
 def load(name: str) -> tuple[FMANet, Params]:
-  """A model with the reference's deterministic weights, converted as released files are."""
+  """A model with the reference's deterministic weights, converted as released files are.
+
+  Memory is handled as `fmanet_jax.inference.load` has it.
+  """
+  return_freed_memory()
   nets = split_networks(workload.released(name).state)
   arch, params = convert_released(nets["net_d"], nets["net_r"], name)
   return FMANet(arch), params

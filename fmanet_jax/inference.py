@@ -30,7 +30,7 @@ from vsr_jax.inference import (
   largest_tile,
   restore_tiled,
 )
-from vsr_jax.memory import free_memory, release_freed_memory
+from vsr_jax.memory import free_memory, release_freed_memory, return_freed_memory
 from vsr_jax.train.checkpoint import read_meta, restore_params
 
 DEMO_WEIGHTS = pathlib.Path(__file__).parent / "assets" / "demo_weights"
@@ -43,7 +43,10 @@ _USED_PART = 0.8  # of the free memory: an estimate is an estimate, and others n
 def load(
   checkpoint: str | pathlib.Path | None = None, dtype: str = "float32"
 ) -> tuple[FMANet, Params]:
-  """Loads a model and its parameters, and turns JAX's persistent compilation cache on.
+  """Loads a model and its parameters.
+
+  Turns JAX's persistent compilation cache on and has freed arrays given back to the system, so that
+  a long clip takes no more memory than a short one (`return_freed_memory`).
 
   Args:
     checkpoint: a run's folder, a checkpoint, or what `fmanet_jax.convert` wrote;
@@ -57,6 +60,7 @@ def load(
     UserError: there is no such checkpoint, or it is damaged or not of an FMA-Net.
   """
   enable_compilation_cache()
+  return_freed_memory()
   checkpoint = DEMO_WEIGHTS if checkpoint is None else checkpoint
   try:
     arch = Architecture(**read_meta(checkpoint)["model"])

@@ -10,7 +10,7 @@ import pathlib
 import jax
 
 # Of mallopt(3).
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 
 
 def free_memory(device: jax.Device) -> int:
@@ -43,6 +43,17 @@ def release_freed_memory() -> None:
     ctypes.CDLL(None).malloc_trim(0)
 
 
+def return_freed_memory() -> None:
+  """Has arrays of 4 MB and more given back to the system when they are freed (glibc).
+
+  Of itself glibc does so only above the size of the largest one freed yet, up to 32 MB, and lays
+  the others into the heaps of its threads, whose holes add up over a long clip. Where
+  GLIBC_TUNABLES says something, that holds.
+  """
+  if "GLIBC_TUNABLES" not in os.environ:
+    _mallopt(_MMAP_THRESHOLD, 2**22)
+
+
 def keep_freed_memory() -> None:
   """Keeps memory that is freed for the next allocation instead of giving it back (glibc).
 
@@ -57,7 +68,10 @@ def keep_freed_memory() -> None:
   if "GLIBC_TUNABLES" in os.environ:
     return
   jax.config.update("jax_cpu_enable_async_dispatch", False)
+  _mallopt(_MMAP_MAX, 0)
+  _mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def _mallopt(parameter: int, value: int) -> None:
   with contextlib.suppress(OSError, AttributeError):  # another C library
-    mallopt = ctypes.CDLL(None).mallopt
-    mallopt(_MMAP_MAX, 0)
-    mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+    ctypes.CDLL(None).mallopt(parameter, value)
