@@ -121,11 +121,11 @@ class FlowUpdate(nn.Module):
   def __call__(self, centre: jax.Array, by_frame: Frames) -> jax.Array:
     """centre [b h w c], by_frame [b t h w k] or t of [b h w k] -> [b t h w 3n]."""
     c, hidden = centre.shape[-1], 3 * self.flows
-    width = jax.tree.leaves(by_frame)[0].shape[-1]
-    shape = (3, 3, c + width, hidden)
+    shape = (3, 3, c + jax.tree.leaves(by_frame)[0].shape[-1], hidden)
     kernel = self.param("conv1_kernel", uniform_by_fan_in, shape)
-    y = map_frames(lambda x: convolve(x.astype(self.dtype), kernel[:, :, c:]), by_frame)
-    y = stack_frames(y)
+    y = stack_frames(
+      map_frames(lambda x: convolve(x.astype(self.dtype), kernel[:, :, c:]), by_frame)
+    )
     y += convolve(centre.astype(self.dtype), kernel[:, :, :c])[:, None]
     if self.use_bias:
       bias = self.param("conv1_bias", bias_by_fan_in(9 * shape[2]), (hidden,))

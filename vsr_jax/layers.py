@@ -45,7 +45,7 @@ def _filled_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """The same, the output's channels filled up and cut again.
 
   XLA's CPU convolutions are up to 1.7 times faster at multiples of 32 channels, its products a
-  fifth at multiples of 16. Narrower ones than `least` gain nothing.
+  fifth at multiples of 16. Narrower ones than `least` are left as they are.
   """
   d = kernel.shape[-1]
   least, multiple = (64, 16) if kernel.shape[:2] == (1, 1) else (17, 32)

@@ -15,7 +15,6 @@ from fmanet_jax.model import Architecture, FMANet, learn_degradation, restore
 from fmanet_jax.weights import PREFIXES, split_networks
 from tests.fmanet_jax import golden
 from tests.torch_writer import save_state_dict
-from vsr_jax import errors
 from vsr_jax.errors import UserError
 from vsr_jax.train.checkpoint import read_meta, restore_params
 
@@ -170,15 +169,11 @@ SPOILT = {
 
 
 @pytest.mark.parametrize("case", SPOILT)
-def test_bad_input_is_one_line_and_leaves_nothing(case, pair, tmp_path, monkeypatch, capsys):
+def test_bad_input_is_one_line_and_leaves_nothing(case, pair, tmp_path, run_main):
   change, message = SPOILT[case]
   change(pair[1])
   before = set(tmp_path.iterdir())
-  monkeypatch.setattr(sys, "argv", ["convert", *map(str, pair), str(tmp_path / "out")])
-  with pytest.raises(SystemExit) as exit_:
-    errors.run(convert.main)
-  line = capsys.readouterr().err
-  assert exit_.value.code == 2
+  line = run_main(convert.main, *pair, tmp_path / "out", code=2).err
   assert line.startswith("error: ")
   assert line.count("\n") == 1
   assert message in line
