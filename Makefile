@@ -43,5 +43,5 @@ $(STAMP): requirements.txt pyproject.toml
 	  { echo "error: $(PYTHON) is missing or older than 3.11; name a later one: make PYTHON=python3.12" >&2; exit 2; }
 	@echo "making .venv with $$($(PYTHON) --version); this takes a few minutes"
 	@$(PYTHON) -m venv --clear .venv
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[test,lint,build]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[test,lint,build,plot]'
 	@touch $@

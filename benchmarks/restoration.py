@@ -33,11 +33,7 @@ COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
 
 def load(name: str) -> tuple[FMANet, Params]:
-  """A model with the reference's deterministic weights, converted as released files are.
-
-  Memory is handled as `fmanet_jax.inference.load` has it.
-  """
-  return_freed_memory()
+  """A model with the reference's deterministic weights, converted as released files are."""
   nets = split_networks(workload.released(name).state)
   arch, params = convert_released(nets["net_d"], nets["net_r"], name)
   return FMANet(arch), params
@@ -58,6 +54,7 @@ def compile_times() -> list[float]:
 def time_clip(args: argparse.Namespace) -> dict[str, Any]:
   """Restores the clip and tells when each frame came; times are from the process's start."""
   compiling = compile_times()
+  return_freed_memory()  # as `fmanet_jax.inference.load` does
   model, params = load(args.model)
   restorer = Restorer(model, params)
   frames = workload.clip(args.frames, args.height, args.width)

@@ -215,7 +215,8 @@ def restore_observed(
     fidelity: weight of CFT.
     params: of its sub-networks.
     carried: after the frames before.
-    anchor: the latent [1 h' w' emb_dim] of the clip's first frame; None if it is of this chunk.
+    anchor: the latent [1 h' w' emb_dim] of the clip's first frame; None if it is of this chunk or
+      the model looks back at none.
     observations: of the t frames, leading axis [1].
     flows: of each frame [1 h w 2] to the frame before and to the one after; see `restore_chunk`.
 

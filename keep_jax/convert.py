@@ -6,8 +6,8 @@
 Takes the files of v0.1.0 (KEEP-a1a14d46.pth) and of v1.0.0 (KEEP-b76feb75.pth, and
 KEEP_Asian-4765ebe0.pth with its own CFT sides); as starts for training also CodeFormer's
 codeformer.pth, for the networks that KEEP shares with it, and GMFlow's own file, for the flow.
-`--flow` puts another flow network in GMFlow's place, to compare: RAFT, SPyNet, or GMFlow trained
-otherwise. PyTorch is not needed.
+`--flow` puts another flow network in GMFlow's place, to compare: PWC-Net, RAFT, SPyNet, or GMFlow
+trained otherwise. PyTorch is not needed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main() -> None:
   parser = errors.Parser(prog="keep_jax.convert", description=__doc__.partition("\n")[0])
   parser.add_argument("file", metavar="FILE", help="the released weights")
   parser.add_argument("folder", metavar="DIR", help="the checkpoint to be written")
-  parser.add_argument("--flow", metavar="FILE", help="RAFT's, SPyNet's or GMFlow's weights")
+  parser.add_argument("--flow", metavar="FILE", help="weights of PWC-Net, RAFT, SPyNet or GMFlow")
   args = parser.parse_args()
   convert(args.file, args.folder, args.flow)
 

@@ -107,7 +107,7 @@ class _Track:
     state: of the recursion, after the last frame restored.
     features: what the flow network sees in the last frame taken; None before the first.
     anchor: the first frame's latent, the anchor of the attention over space; None before its gain.
-    latest: latents of the last frames that have gains, without the anchor.
+    latest: latents of the last frames that have gains; without the anchor where the model sees it.
     waiting: frames taken that have no gains yet.
     carried: in mode "bidirectional", from chunk to chunk instead of the state.
   """
@@ -204,7 +204,7 @@ class Restorer:
       for name in tracks.keys() - faces.keys():
         self._finish_group(tracks.pop(name))
       for name in faces.keys() - tracks.keys():
-        latest = collections.deque(maxlen=self.window - 1)
+        latest = collections.deque(maxlen=self.window - self.model.arch.anchor)
         tracks[name] = _Track(initial_state(self.model, 1), latest)
       pending.append(self._take({name: (tracks[name], face) for name, face in faces.items()}))
       yield from ready()
@@ -254,7 +254,8 @@ class Restorer:
     flows = [seen.flow for seen in group], to_next
     carried = initial(self.model, 1) if track.carried is None else track.carried
     observations = [seen.observation for seen in group]
-    track.carried, images = self._chunk(self._params, carried, track.anchor, observations, flows)
+    anchor = track.anchor if self.model.arch.anchor else None
+    track.carried, images = self._chunk(self._params, carried, anchor, observations, flows)
     if track.anchor is None:
       track.anchor = observations[0].latent
     for seen, image in zip(group, images, strict=True):
@@ -267,10 +268,12 @@ class Restorer:
       # The released code doubles a lone last frame.
       gains = self._gains(self._params, 2 * latents if len(latents) == 1 else latents)
     else:
-      if track.anchor is None:
-        track.anchor, *latents = latents
-      track.latest.extend(latents)
-      gains = self._gains(self._params, [track.anchor, *track.latest])[-len(group) :]
+      is_first, anchored = track.anchor is None, self.model.arch.anchor
+      if is_first:
+        track.anchor = latents[0]
+      track.latest.extend(latents[1:] if is_first and anchored else latents)
+      window = [track.anchor, *track.latest] if anchored else list(track.latest)
+      gains = self._gains(self._params, window)[-len(group) :]
     for seen, gain in zip(group, gains, strict=False):
       seen.gain = gain
 

@@ -48,7 +48,6 @@ def test_table_of_the_runs():
 
 
 def test_chart_of_the_stages(tmp_path):
-  pytest.importorskip("matplotlib")
   assert data.draw(result(), tmp_path / "stages.png")
   assert cv2.imread(str(tmp_path / "stages.png")).std() > 5
   assert [path.name for path in tmp_path.iterdir()] == ["stages.png"]

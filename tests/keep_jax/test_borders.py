@@ -29,7 +29,6 @@ def test_motion_is_no_difference_and_flicker_is():
 
 
 def test_the_command_draws_both_modes(tmp_path, run_main):
-  pytest.importorskip("matplotlib", reason="the extra plot is not installed")
   tiny.save(tmp_path / "weights")
   encode(tmp_path / "face.mkv", moving_pattern(32), "ffv1", "bgr0")
   said = run_main(

@@ -76,6 +76,23 @@ def test_the_state_is_carried_beyond_the_window(clip):
   assert (alone[-1] != long[-1]).mean() > 0.01
 
 
+@pytest.mark.parametrize("anchor", [True, False])
+def test_a_window_holds_the_first_frame_where_the_model_sees_it(clip, anchor):
+  stream = Restorer(*tiny.load(tiny.change(anchor=anchor)), "stream", window=4, look_ahead=1)
+  windows, gains = [], stream._gains
+  stream._gains = lambda params, latents: windows.append(latents) or gains(params, latents)
+  assert len(restored(stream, clip)) == 9
+  # Nine frames: the first four, then two at a time, then the last one.
+  latents = [*windows[0], *(latent for window in windows[1:3] for latent in window[-2:])]
+  latents.append(windows[3][-1])
+  assert len(latents) == 9
+  kept = [0, 3, 4, 5], [0, 5, 6, 7], [0, 6, 7, 8]
+  for window, indices in zip(windows, ([0, 1, 2, 3], *kept), strict=True):
+    if not anchor:
+      indices = range(indices[-1] - 3, indices[-1] + 1)
+    assert all(got is latents[i] for got, i in zip(window, indices, strict=True))
+
+
 def test_a_stream_takes_no_more_than_it_needs(clip):
   taken = itertools.count()
   results = restorer().stream(frame for frame in clip if next(taken) >= 0)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vsr_jax.flow import gmflow, raft, spynet
+from vsr_jax.flow import gmflow, pwcnet, raft, spynet
 
 Params = Any
 Features = Any  # a tree of arrays, leading axis [b]
@@ -61,6 +61,7 @@ def _still() -> Estimator:
 
 ESTIMATORS = {
   "gmflow": Estimator(gmflow.init, gmflow.encode, gmflow.flow_from_features, gmflow.MULTIPLE),
+  "pwcnet": Estimator(pwcnet.init, pwcnet.encode, pwcnet.flow_from_features, pwcnet.MULTIPLE),
   "spynet": Estimator(spynet.init, spynet.encode, spynet.flow_from_features, spynet.MULTIPLE),
   "raft_small": _raft(raft.SMALL),
   "raft_large": _raft(raft.LARGE),

@@ -9,14 +9,14 @@ import numpy as np
 
 from vsr_jax import torch_files
 from vsr_jax.errors import UserError
-from vsr_jax.flow import gmflow_weights, raft, raft_weights, spynet_weights
+from vsr_jax.flow import gmflow_weights, pwcnet_weights, raft, raft_weights, spynet_weights
 
 
 def load(path: str | Path) -> tuple[str, dict[str, Any]]:
-  """Reads the released weights of GMFlow, RAFT or SPyNet.
+  """Reads the released weights of GMFlow, PWC-Net, RAFT or SPyNet.
 
   Args:
-    path: a file that `gmflow_weights`, `raft_weights` or `spynet_weights` can load.
+    path: a file that one of their modules can load, such as `gmflow_weights`.
 
   Returns:
     The network's name in `estimators.ESTIMATORS` and its parameters, numpy arrays.
@@ -40,6 +40,10 @@ def from_state_dict(state: dict[str, np.ndarray], source: str) -> tuple[str, dic
   if "fnet" in starts:
     net, params = raft_weights.from_state_dict(state, source)
     return ("raft_small" if net is raft.SMALL else "raft_large"), params
+  if starts & {"conv1a", "netExtractor", "moduleExtractor"}:
+    return "pwcnet", pwcnet_weights.from_state_dict(state, source)
   if starts & {"basic_module", "netBasic", "moduleBasic", "L1"}:
     return "spynet", spynet_weights.from_state_dict(state, source)
-  raise UserError(f"{source}: holds no optical flow; give GMFlow's, RAFT's or SPyNet's weights")
+  raise UserError(
+    f"{source}: holds no optical flow; give the weights of GMFlow, PWC-Net, RAFT or SPyNet"
+  )

@@ -7,6 +7,19 @@ on enlarged crops before any detector had seen the frames, to about 2% of the ey
 
 from __future__ import annotations
 
+import pathlib
+
+import numpy as np
+
+from vsr_jax import video
+
+
+def read_frame(path: pathlib.Path, index: int) -> np.ndarray:
+  """One frame of a clip, uint8 [h w 3]."""
+  with video.open_reader(str(path), index, index + 1) as reader:
+    return next(reader).image
+
+
 # Clip in ../shared/data, number of the frame, marks.
 MARKS = [
   (

@@ -7,18 +7,12 @@ import numpy as np
 import pytest
 import skimage
 
-from tests.vsr_jax.faces.marks import MARKS
-from vsr_jax import video
+from tests.vsr_jax.faces.marks import MARKS, read_frame
 from vsr_jax.errors import UserError
 from vsr_jax.faces.detector import make_batch_detector, make_detector
 
 RETINAFACE = "retinaface_mobile0.25_1mb"
 RELEASED = "weights/retinaface_mobilenet0.25_Final.pth"
-
-
-def read_frame(path, index):
-  with video.open_reader(str(path), index, index + 1) as reader:
-    return next(reader).image
 
 
 def errors(detect, data):

@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vsr_jax.flow import gmflow, raft, spynet
+from vsr_jax.flow import gmflow, pwcnet, raft, spynet
 from vsr_jax.flow.estimators import ESTIMATORS
 
 PARITY = Path(__file__).parents[2] / "parity"
 WHOLE = {
   "gmflow": gmflow.gmflow,
+  "pwcnet": pwcnet.pwcnet,
   "spynet": spynet.spynet,
   "raft_small": functools.partial(raft.raft, raft.SMALL),
   "raft_large": functools.partial(raft.raft, raft.LARGE),
@@ -28,10 +29,10 @@ def jit(function):
 
 
 def video() -> jax.Array:
-  """Three frames [3 32 64 3] of a pattern that moves, in [0, 255]."""
+  """Three frames [3 64 64 3] of a pattern that moves, in [0, 255]."""
   with np.load(PARITY / "raft.npz") as file:
     frame = np.float32(file["image1"][0])
-  return jnp.stack([jnp.asarray(frame[40 : 40 + 32, 3 * i : 3 * i + 64]) for i in range(3)])
+  return jnp.stack([jnp.asarray(frame[40 : 40 + 64, 3 * i : 3 * i + 64]) for i in range(3)])
 
 
 @pytest.mark.slow
@@ -43,7 +44,7 @@ def test_features_computed_once_serve_both_pairs(name):
   later, earlier = (jax.tree.map(lambda x, s=s: x[s], features) for s in (np.s_[1:], np.s_[:-1]))
   flow = jit(net.between)(params, later, earlier)
   want = jit(WHOLE[name])(params, frames[1:], frames[:-1])
-  assert flow.shape == (2, 32, 64, 2)
+  assert flow.shape == (2, 64, 64, 2)
   assert flow.dtype == jnp.float32
   assert np.linalg.norm(want) > 0
   # Rounding, of another order of the same sums, relative to the largest flow.
@@ -66,4 +67,4 @@ def test_nothing_moves_without_a_network():
   net, frames = ESTIMATORS["none"], video()
   assert net.init(jax.random.key(0)) == {}
   features = net.encode({}, frames)
-  np.testing.assert_array_equal(net.between({}, features, features), np.zeros((3, 32, 64, 2)))
+  np.testing.assert_array_equal(net.between({}, features, features), np.zeros((3, 64, 64, 2)))
