@@ -73,10 +73,10 @@ def change(**fields: Any) -> Architecture:
   return dataclasses.replace(ARCH, **fields)
 
 
-def clip(length: int = 3, batch: int = 1) -> jax.Array:
-  """Low-quality frames in [-1, 1] of a pattern that moves, [b t 32 32 3]."""
-  wide = golden.channels_last(golden.inputs((batch, 3, 32, 32 + 2 * length), 50))
-  return jnp.asarray(np.stack([wide[:, :, 2 * i : 2 * i + 32] for i in range(length)], axis=1))
+def clip(length: int = 3, batch: int = 1, size: int = 32) -> jax.Array:
+  """Low-quality frames in [-1, 1] of a pattern that moves, [b t size size 3]."""
+  wide = golden.channels_last(golden.inputs((batch, 3, size, size + 2 * length), 50))
+  return jnp.asarray(np.stack([wide[:, :, 2 * i : 2 * i + size] for i in range(length)], axis=1))
 
 
 def random_flows(length: int = 3, batch: int = 1) -> jax.Array:
@@ -85,5 +85,5 @@ def random_flows(length: int = 3, batch: int = 1) -> jax.Array:
 
 
 def as_uint8(frames: jax.Array) -> np.ndarray:
-  """Frames of one clip as a restorer takes them, [t 32 32 3]."""
+  """Frames of one clip as a restorer takes them, [t h w 3]."""
   return np.rint(127.5 * (np.asarray(frames)[0] + 1)).astype(np.uint8)
