@@ -75,7 +75,7 @@ def _parse() -> argparse.Namespace:
     "--beam-options",
     "--beam_options",
     metavar="TEXT",
-    help=f"of Beam, as one word (default: {' '.join(LOCAL)} and a worker a core)",
+    help=f"of Beam, written --beam-options='...' (default: {' '.join(LOCAL)} and a worker a core)",
   )
   parser.add_argument(
     "--partial", action="store_true", help="use what is there of an incomplete download"
@@ -116,7 +116,8 @@ def _quiet() -> Iterator[None]:
 def _configure(args: argparse.Namespace):
   import tensorflow_datasets as tfds
 
-  config = {"manual_dir": args.manual_dir, "try_download_gcs": False}
+  # Resolved: a shard is known by its files' paths, however a rerun spells them.
+  config = {"manual_dir": args.manual_dir.resolve(), "try_download_gcs": False}
   if args.beam:
     try:
       from apache_beam.options.pipeline_options import PipelineOptions

@@ -57,7 +57,9 @@ def main() -> None:
     print(f"skipped {name}: {reason}")
   if not lengths:
     raise UserError(f"{args.out}: no clip got landmarks; the reasons stand above")
-  write_whole(args.out / meta_info.GLOBAL, "".join(f"{name}/{n}\n" for name, n in lengths.items()))
+  listing = args.out / meta_info.GLOBAL
+  listed = meta_info.read_global(listing) if listing.is_file() else {}  # of other runs, or VFHQ's
+  write_whole(listing, "".join(f"{name}/{n}\n" for name, n in (lengths | listed).items()))
   print(f"{args.out}: landmarks of {len(lengths)} clips; {len(skipped)} skipped")
 
 

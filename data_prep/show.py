@@ -1,6 +1,6 @@
 """Command: shows a built data set: a sheet of frames of a few clips, and statistics.
 
-  python -m data_prep.show NAME --data-dir DIR --output FILE.png [--split SPLIT] [--clips N]
+  python -m data_prep.show NAME [--data-dir data] [--output FILE.png] [--split SPLIT] [--clips N]
 
 NAME is a set that data_prep.build made, such as reds/x4. The sheet has a row for each stream of
 each clip shown, with frames from its beginning to its end, reductions enlarged without smoothing,
@@ -32,13 +32,17 @@ def main() -> None:
   """Runs the command; see the module's docstring and `--help`."""
   parser = errors.Parser(description=__doc__.partition("\n")[0])
   parser.add_argument("name", metavar="NAME", help="such as reds/x4")
-  parser.add_argument("--data-dir", required=True, type=pathlib.Path, metavar="DIR")
-  parser.add_argument("--output", required=True, type=pathlib.Path, metavar="FILE.png")
+  parser.add_argument("--data-dir", default="data", type=pathlib.Path, metavar="DIR")
+  parser.add_argument(
+    "--output", type=pathlib.Path, metavar="FILE.png", help="default: reds_x4.png for reds/x4"
+  )
   parser.add_argument("--split", help="the first unless given")
   parser.add_argument("--clips", type=int, default=3, metavar="N", help="shown on the sheet")
   args = parser.parse_args()
   if args.clips < 1:
     parser.error("--clips must be at least 1")
+  if args.output is None:
+    args.output = pathlib.Path(f"{args.name.replace('/', '_')}.png")
   if args.output.suffix.lower() != ".png":
     raise UserError(f"{args.output}: the sheet is a PNG; name a file that ends in .png")
   folder = records.find_folder(args.name, args.data_dir)

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from data_prep import clips, reds
+from data_prep import clips, recorded, records, reds
 from data_prep.clips import Clip
 from fmanet_jax import inference
 from vsr_jax import errors, video
@@ -74,7 +74,7 @@ def main() -> None:
     method, margin = "FMA-Net", model.arch.frames // 2
   if args.all_frames:
     margin = 0
-  chosen, skipped = _find(args, 2 * margin + 1)
+  chosen, skipped = find_scored(args, 2 * margin + 1)
   if model is None:
     outputs_of = functools.partial(read_outputs, args.outputs, margin)
     for clip in chosen:
@@ -209,10 +209,12 @@ def find_outputs(folder: pathlib.Path, clip: Clip, margin: int) -> list[pathlib.
     raise UserError(f"{folder}: no such folder; restore {clip.name} or leave it out with --clips")
   found = sorted(folder.glob("*.png"), key=lambda path: natural_key(path.name))
   span = slice(margin, len(clip.sharp) - margin)
-  named = [folder / path.name for path in clip.sharp[span]]
-  truth = clip.sharp[0].parent
-  if set(named) <= set(found) and all((truth / path.name).is_file() for path in found):
-    return named
+  named = clip.sharp[span]
+  if all(isinstance(frame, pathlib.Path) for frame in named):  # those of a built set have no name
+    named = [folder / path.name for path in named]
+    truth = clip.sharp[0].parent
+    if set(named) <= set(found) and all((truth / path.name).is_file() for path in found):
+      return named
   if len(found) == len(named):
     return found
   if len(found) == len(clip.sharp):
@@ -305,15 +307,18 @@ def write(folder: pathlib.Path, report: Report) -> None:
       raise UserError(f"{path}: cannot be written ({e.strerror}); name another --out") from e
 
 
-def _find(args: argparse.Namespace, num_frames: int) -> tuple[list[Clip], dict[str, str]]:
+def find_scored(args: argparse.Namespace, num_frames: int) -> tuple[list[Clip], dict[str, str]]:
   """The clips to score, cut to the frames asked for; and why others are skipped."""
   if args.frames is not None and args.frames < num_frames:
     raise UserError(f"--frames {args.frames}: at least {num_frames} are needed to score one")
-  found = clips.find_clips(
+  found = recorded.open_clips(
     args.data, split=args.split, streams=(clips.SHARP,), num_frames=num_frames
   )
-  # `find_clips` leaves out damaged clips; a table of REDS4 without one of them has to say so.
-  if (args.data / clips.INDEX).exists():
+  # Damaged clips are left out; a table of REDS4 without one of them has to say so.
+  if (args.data / records.INFO).is_file():
+    source = records.Records(args.data, args.split)
+    listed = [entry["name"] for entry in (*source.clips, *source.skipped)]
+  elif (args.data / clips.INDEX).exists():
     listed = [entry["name"] for entry in clips.read_index(args.data)]
   else:
     listed = [name for name, *_ in reds.list_folders(args.data, args.split, ())]
@@ -329,11 +334,10 @@ def _find(args: argparse.Namespace, num_frames: int) -> tuple[list[Clip], dict[s
   for clip in chosen:
     if clip.scale * min(clip.height, clip.width) < SMALLEST_TRUTH:
       raise UserError(
-        f"{clip.sharp[0].parent}: too small for tOF, which needs {SMALLEST_TRUTH} pixels each way"
+        f"{clip.sharp[0]}: too small for tOF, which needs {SMALLEST_TRUTH} pixels each way"
       )
-  good = {clip.name for clip in found}
-  reason = f"damaged or of fewer than {num_frames} frames"
-  skipped = {name: reason for name in wanted if name not in good}
+  missing = sorted(set(wanted) - {clip.name for clip in found})
+  skipped = dict.fromkeys(missing, f"damaged or of fewer than {num_frames} frames")
   if not chosen:
     raise UserError(f"{args.data}: {' '.join(wanted)} cannot be read; prepare or extract it again")
   return chosen, skipped
@@ -343,7 +347,7 @@ def _check_scale(chosen: Sequence[Clip], scale: int) -> None:
   for clip in chosen:
     if clip.scale != scale:
       raise UserError(
-        f"{clip.sharp[0].parent}: {clip.scale} times the input's size, but the checkpoint restores "
+        f"{clip.sharp[0]}: {clip.scale} times the input's size, but the checkpoint restores "
         f"at scale {scale}; take another checkpoint or prepare the data with --scale {scale}"
       )
 
@@ -362,7 +366,7 @@ def _saved_clip(folder: pathlib.Path, clip: Clip) -> str:
 
 def _parse() -> argparse.Namespace:
   parser = errors.Parser(description=__doc__.partition("\n")[0])
-  parser.add_argument("data", metavar="DATA", type=pathlib.Path, help="a clip set, or REDS")
+  parser.add_argument("data", metavar="DATA", type=pathlib.Path, help="clip set, REDS, built set")
   parser.add_argument("--split", choices=("train", "test"), default="test", help="of REDS")
   parser.add_argument("--clips", metavar="A,B", help="names of the clips to score; default: all")
   parser.add_argument("--frames", type=int, metavar="N", help="only the first N of every clip")

@@ -88,9 +88,10 @@ def train(config: ConfigDict, workdir: str) -> None:
       )
   evaluate = None
   if config.data.validation:
-    evaluate = make_evaluate(
-      model, config, open_clips(config.data.validation, num_frames=arch.frames)
+    found = open_clips(
+      config.data.validation, split=config.data.validation_split, num_frames=arch.frames
     )
+    evaluate = make_evaluate(model, config, found)
   dataset = _training_set(config, clips)
   identity = pipeline.identity(clips, batch_size=config.data.batch, seed=config.seed)
   with pipeline.Batches(dataset, workers=config.data.workers, identity=identity) as batches:

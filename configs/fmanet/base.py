@@ -21,6 +21,7 @@ def defaults() -> ConfigDict:
     "data/REDS"  # a clip set of data_prep.prepare, REDS as released, or data/reds/x4/1.0.0
   )
   c.data.validation = ""  # the same for validation; "" for none
+  c.data.validation_split = "test"  # of REDS (REDS4) and of built sets; a clip set is one split
   c.data.crop = 64  # side of the LR crop
   c.data.batch = 8  # over all hosts
   c.data.workers = 8  # decoding processes a host

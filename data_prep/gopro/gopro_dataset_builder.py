@@ -77,7 +77,7 @@ blur_gamma, and those of test. There is no public checksum; the zip's own are ve
     found = {}
     for split, count in CLIPS.items():
       streams = {
-        stream: find_clips(source, rf"{split}/(?P<clip>GOPR\w+)/{folder}")
+        stream: find_clips(source, rf"{split}/(?P<clip>GOPR\d+_\d+_\w+)/{folder}")
         for stream, folder in {"sharp": "sharp", "blur": blur}.items()
       }
       for stream, clips in streams.items():

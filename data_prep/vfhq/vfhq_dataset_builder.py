@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pathlib
 from collections.abc import Mapping
 from typing import ClassVar
@@ -117,6 +118,11 @@ There are no public checksums; a zip's own are verified.
       raise MissingError(
         f"{points}: missing, the folder of the landmarks by clip; get it from {KEEP_HOMEPAGE} or "
         "make it by python -m data_prep.landmarks"
+      )
+    if outside := [name for name in clips if lengths and name not in lengths]:
+      logging.warning(
+        "%d clips are not in %s and are left out: %s",
+        *(len(outside), lengths_file, ", ".join(outside)),
       )
     sizes = {"sharp": (SIDE, SIDE), "low_quality": (LOW_SIDE, LOW_SIDE)}
     return [

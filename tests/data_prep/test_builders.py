@@ -243,12 +243,16 @@ def test_vfhqs_test_pairs_truth_and_low_quality(tmp_path):
   assert clip.frames["low_quality"][1] == layouts.png(101, 128, 128)
 
 
-def test_clips_outside_vfhqs_list_are_left_out(tmp_path):
+def test_clips_outside_vfhqs_list_are_left_out_and_named(tmp_path, caplog):
   layouts.write_vfhq_train(tmp_path, range(3), 2)
   text = (tmp_path / "global_meta_info.txt").read_text().splitlines()
   (tmp_path / "global_meta_info.txt").write_text("\n".join(text[:2]))
   build(vfhq.Builder, "512", tmp_path, tmp_path / "out", partial=False)
   assert len(records.open_records("vfhq", tmp_path / "out", "train")) == 2
+  last = text[2].rpartition("/")[0].rpartition("/")[2]
+  assert f"1 clips are not in {tmp_path / 'global_meta_info.txt'} and are left out: {last}" in (
+    caplog.text
+  )
 
 
 def test_beam_makes_the_same_files(small_reds, tmp_path):

@@ -80,6 +80,15 @@ def test_a_rerun_leaves_what_is_there(run, tmp_path):
   assert file.read_text() == text + "note\n"
 
 
+def test_a_second_run_adds_its_clips_to_the_list(run, tmp_path):
+  write_frames(tmp_path / "one/a", 2)
+  write_frames(tmp_path / "two/b", 3)
+  (tmp_path / "global_meta_info.txt").write_text("VFHQ/given/7\n")
+  for name in ("one", "two"):
+    run(tmp_path / name, "--out", tmp_path)
+  assert meta_info.read_global(tmp_path / meta_info.GLOBAL) == {"given": 7, "a": 2, "b": 3}
+
+
 @pytest.mark.parametrize(
   ("make", "pattern"),
   [

@@ -393,4 +393,4 @@ def test_a_checkpoint_of_another_scale_is_refused(run, data, stand_in, capsys):
   stand_in.arch = Architecture(scale=2)
   assert run(data, code=2) is None
   (line,) = capsys.readouterr().err.splitlines()
-  assert "sharp/alley: 4 times the input's size, but the checkpoint restores at scale 2" in line
+  assert "00000000.png: 4 times the input's size, but the checkpoint restores at scale 2" in line

@@ -12,6 +12,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from configs.fmanet import demo
+from data_prep import recorded
 from fmanet_jax import train
 from tests.data_prep.helpers import write_clip_set, write_flow
 from vsr_jax.errors import UserError
@@ -131,6 +132,21 @@ def test_a_validation_set_smaller_than_a_batch_is_refused(clip_set, tmp_path):
   config = recipe("degradation", clip_set, 2, **{"data.validation": str(tmp_path / "few")})
   with pytest.raises(UserError, match="few: fewer windows than a batch of 8"):
     train.train(config, str(tmp_path / "run"))
+
+
+def test_validation_reads_the_split_that_is_named(clip_set, tmp_path, monkeypatch):
+  splits = []
+
+  def open_clips(root, *, split="train", **_):
+    splits.append(split)
+    if len(splits) == 2:
+      raise UserError("enough")
+    return recorded.open_clips(root, num_frames=3)
+
+  monkeypatch.setattr(train, "open_clips", open_clips)
+  with pytest.raises(UserError, match="enough"):
+    train.train(recipe("degradation", clip_set, 2), str(tmp_path / "run"))
+  assert splits == ["train", "test"]
 
 
 def test_a_frame_that_cannot_be_read_stops_after_saving(clip_set, tmp_path, monkeypatch):
