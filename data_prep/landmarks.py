@@ -2,24 +2,27 @@
 
   python -m data_prep.landmarks CLIP... --out DIR [--detector mtcnn] [--sigma 5]
 
-Each CLIP is a folder of frames, a folder of such folders, or a video. Writes DIR/meta_info/CLIP.txt
-and DIR/global_meta_info.txt, the text files that VFHQ is released with (`data_prep.meta_info`). Of
-several faces the one that covers most of the clip is followed; where it was not found, landmarks
-are interpolated, beyond its ends the nearest ones stand, and all are smoothed over time as in
-restoring. A clip whose file is there is left as it is, so that a run can be gone on with.
+Each CLIP is a folder of frames, a zip or a folder of such folders or zips, or a video. Writes
+DIR/meta_info/CLIP.txt and DIR/global_meta_info.txt, the text files that VFHQ is released with
+(`data_prep.meta_info`); a list that is there keeps its lines. Of several faces the one that covers
+most of the clip is followed; where it was not found, landmarks are interpolated, beyond its ends
+the nearest ones stand, and all are smoothed over time as in restoring. A clip whose file is there
+is left as it is, so that a run can be gone on with.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import tqdm
 
-from data_prep import clips, meta_info
+from data_prep import clips, meta_info, sources
 from vsr_jax import command, errors, frames_folder, video
 from vsr_jax.errors import UserError
 from vsr_jax.faces import detector, tracks
@@ -28,24 +31,25 @@ from vsr_jax.files import write_whole
 
 
 class Source(NamedTuple):
-  """A clip: its name, where it is, and its frames' file names (None for a video)."""
+  """A clip: its name, where it is, its frames' file names (None for a video), its part of a zip."""
 
   name: str
   path: pathlib.Path
   frames: tuple[str, ...] | None
+  zipped: sources.Frames | None = None
 
 
 def main() -> None:
   """Runs the command; see the module's docstring and `--help`."""
   args = _parse()
-  sources = find_clips(args.inputs)
+  found = find_clips(args.inputs)
   detect = detector.make_detector(args.detector, args.detector_weights)
   folder = args.out / meta_info.FOLDER
   clips.make_folder(folder)
   lengths: dict[str, int] = {}
   skipped: dict[str, str] = {}
   with command.shown_warnings():
-    for source in tqdm.tqdm(sources, unit="clip", desc="landmarks"):
+    for source in tqdm.tqdm(found, unit="clip", desc="landmarks"):
       file = folder / f"{source.name}.txt"
       try:
         if not file.is_file():
@@ -97,11 +101,17 @@ def find_clips(inputs: Sequence[pathlib.Path]) -> list[Source]:
         )
       found[source.name] = source
     if len(found) == before:
-      raise UserError(f"{path}: holds no frames and no clips; name a folder of either, or a video")
+      raise UserError(
+        f"{path}: holds no frames and no clips; name a folder or zip of either, or a video"
+      )
   return list(found.values())
 
 
 def _clips_of(path: pathlib.Path) -> Iterator[Source]:
+  if path.suffix == ".zip" and path.is_file():
+    for name, frames in sources.find_clips(path, "(?P<clip>[^/]+)").items():
+      yield Source(name, path / frames.folder, frames.names, frames)
+    return
   if not path.is_dir():
     yield Source(path.stem, path, None)  # that it can be read is told when it is
     return
@@ -110,7 +120,7 @@ def _clips_of(path: pathlib.Path) -> Iterator[Source]:
     yield Source(path.name, path, tuple(names))
     return
   for entry in sorted(path.iterdir()):
-    if entry.is_dir():
+    if entry.is_dir() or entry.suffix == ".zip":
       yield from _clips_of(entry)
 
 
@@ -129,15 +139,37 @@ def clip_landmarks(
     a second, 0 for a folder.
   """
   found: list[Detections] = []
-  with video.open_reader(str(source.path)) as reader:
-    rate = 0.0 if source.frames else float(reader.info.frame_rate)
-    height, width = reader.info.height, reader.info.width
-    for frame in video.prefetch(reader):
-      found.append(detect(frame.image))
+  with _open(source) as (rate, images):
+    for image in images:
+      height, width = image.shape[:2]
+      found.append(detect(image))
   followed = tracks.follow(found, sigma=sigma)
   if not followed:
     return None, rate
   return spread(tracks.choose(followed, "largest", height, width), len(found)), rate
+
+
+@contextlib.contextmanager
+def _open(source: Source) -> Iterator[tuple[float, Iterator[np.ndarray]]]:
+  """Frames a second, 0 for a folder, and the frames, uint8 RGB [h w 3]."""
+  if source.zipped:
+    yield 0.0, _read_zipped(source.zipped)
+    return
+  with video.open_reader(str(source.path)) as reader:
+    rate = 0.0 if source.frames else float(reader.info.frame_rate)
+    yield rate, (frame.image for frame in video.prefetch(reader))
+
+
+def _read_zipped(frames: sources.Frames) -> Iterator[np.ndarray]:
+  for name in frames.names:
+    try:
+      data = sources.read_file(frames.source, f"{frames.folder}/{name}")
+    except sources.BadClip as e:
+      raise UserError(str(e)) from e
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
+    if image is None:
+      raise UserError(f"{frames}/{name}: cannot be decoded; download the zip again")
+    yield image
 
 
 def spread(parts: Sequence[tracks.Track], count: int) -> np.ndarray:
@@ -151,7 +183,13 @@ def spread(parts: Sequence[tracks.Track], count: int) -> np.ndarray:
 def _parse() -> argparse.Namespace:
   parser = errors.Parser(prog="data_prep.landmarks", description=__doc__.partition("\n")[0])
   add = parser.add_argument
-  add("inputs", nargs="+", type=pathlib.Path, metavar="CLIP", help="folders of frames, or videos")
+  add(
+    "inputs",
+    nargs="+",
+    type=pathlib.Path,
+    metavar="CLIP",
+    help="folders or zips of frames, or videos",
+  )
   add("--out", type=pathlib.Path, metavar="DIR", required=True, help="gets meta_info/CLIP.txt")
   add("--detector", choices=detector.NAMES, default="mtcnn", help="default: mtcnn, which ships")
   add("--detector-weights", metavar="FILE", help="the checkpoint of another detector")

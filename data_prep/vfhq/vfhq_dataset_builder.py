@@ -73,7 +73,7 @@ Put into the folder:
     its zips as they are, or their clips, VFHQ-512-new/Clip+.../00000000.png
   meta_info/CLIP.txt, the landmarks, and global_meta_info.txt, if you have it, of the lists that
     KEEP was trained with ({KEEP_HOMEPAGE}); lacking those, make meta_info by
-    python -m data_prep.landmarks
+    python -m data_prep.landmarks FOLDER_OR_ZIPS --out .
 test_mild:
   VFHQ-Test of {HOMEPAGE} (2.37 GB): VFHQ-Test.zip, or
     VFHQ-Test/GT/Interval1_512x512_LANCZOS4/Clip+.../00000000.png
@@ -117,7 +117,7 @@ There are no public checksums; a zip's own are verified.
     if not points.is_dir():
       raise MissingError(
         f"{points}: missing, the folder of the landmarks by clip; get it from {KEEP_HOMEPAGE} or "
-        "make it by python -m data_prep.landmarks"
+        f"make it by python -m data_prep.landmarks FOLDER_OR_ZIPS --out {root}"
       )
     if outside := [name for name in clips if lengths and name not in lengths]:
       logging.warning(

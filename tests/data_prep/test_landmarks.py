@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import shutil
 
 import cv2
 import numpy as np
@@ -78,6 +79,17 @@ def test_a_rerun_leaves_what_is_there(run, tmp_path):
   file.write_text(text + "note\n")
   run(tmp_path / "set", "--out", tmp_path)
   assert file.read_text() == text + "note\n"
+
+
+def test_clips_in_zips_are_those_of_the_folders(run, tmp_path):
+  write_frames(tmp_path / "set/Clip+a", 3)
+  write_frames(tmp_path / "set/Clip+b", 2)
+  shutil.make_archive(str(tmp_path / "zips/part"), "zip", tmp_path / "set")
+  run(tmp_path / "set", "--out", tmp_path / "one")
+  said = run(tmp_path / "zips", "--out", tmp_path / "two")
+  assert "landmarks of 2 clips; 0 skipped" in said.out
+  for name in (meta_info.GLOBAL, "meta_info/Clip+a.txt", "meta_info/Clip+b.txt"):
+    assert (tmp_path / "two" / name).read_text() == (tmp_path / "one" / name).read_text()
 
 
 def test_a_second_run_adds_its_clips_to_the_list(run, tmp_path):
