@@ -1,11 +1,15 @@
 """Command: pseudo ground truth of optical flow, by RAFT on the sharp low-resolution frames.
 
   python -m data_prep.flow_labels DIR --weights raft-small.pth [--frames T] [--batch N]
+  python -m data_prep.flow_labels DIR --released REDS/train_flow_bicubic
 
 DIR is a clip set, REDS as released, or the folder of a data set that data_prep.build made, such as
 data/reds/x4/1.0.0; its split is --split. Each frame gets the flow (dx, dy), in low-resolution
 pixels, to its neighbours at -N..-1, 1..N (T = 2N + 1), zeros where there is no such neighbour.
 `flow_store.py` says how it is kept. A run that was interrupted goes on with the next clip.
+
+`--released` takes FMA-Net's own labels of REDS, CLIP/00000001_00000000.npy and so on, instead of
+making them; they have those of whole windows only, the others are zeros, which no window reads.
 
 Labels are float16, which halves the released layout's space: 12.3 GB instead of 24.0 for T = 3 and
 REDS. Rounding changes a component of up to 2^k pixels by at most 2^(k-12), 0.004 of up to 16; of
@@ -54,7 +58,11 @@ def main() -> None:
   """Runs the command; see the module's docstring and `--help`."""
   parser = errors.Parser(description=__doc__.partition("\n")[0])
   parser.add_argument("root", type=pathlib.Path, metavar="DIR")
-  parser.add_argument("--weights", required=True, type=pathlib.Path, help="a released RAFT .pth")
+  source = parser.add_mutually_exclusive_group(required=True)
+  source.add_argument("--weights", type=pathlib.Path, help="a released RAFT .pth")
+  source.add_argument(
+    "--released", type=pathlib.Path, metavar="FOLDER", help="FMA-Net's labels, CLIP/*.npy"
+  )
   parser.add_argument("--frames", type=int, default=3, metavar="T", help="window length, odd")
   parser.add_argument("--batch", type=int, default=8, help="pairs at once")
   parser.add_argument("--split", default="train", help="of REDS or a built data set")
@@ -70,8 +78,13 @@ def main() -> None:
   if args.batch < 1:
     parser.error("--batch must be at least 1")
   folder, todo, done = find_frames(args.root, args.split, args.frames)
+  print(f"{args.root}: {done} of {done + len(todo)} clips have labels")
   with clips.locked(folder):
-    _label(args, folder, todo, done)
+    if args.released:
+      convert_released(args.released, folder, todo, args.frames)
+    else:
+      _label(args, folder, todo)
+    summarize(folder)
 
 
 def find_frames(
@@ -138,19 +151,56 @@ def _read_record(source: records.Records, clip: int, frame: int) -> np.ndarray:
   return records.decode(_open_record(source, clip)[frame])
 
 
-def _label(args: argparse.Namespace, folder: pathlib.Path, todo: list[Frames], done: int) -> None:
+def convert_released(
+  released: pathlib.Path, folder: pathlib.Path, todo: Sequence[Frames], num_frames: int
+) -> None:
+  """Writes labels from those in the released layout.
+
+  Args:
+    released: has a folder of .npy files a clip, whose frames are 00000000, 00000001, ...
+    folder: of labels; it exists.
+    todo: the clips.
+    num_frames: T.
+
+  Raises:
+    UserError: labels of a clip are missing, damaged or of another size; those done stay.
+  """
+  if todo:
+    flow_store.check_origin(folder, {"released": released.name})
+  for clip in tqdm.tqdm(todo, unit="clip"):
+    size = clip.read(0).shape[:2]
+    names = tuple(f"{i:08d}" for i in range(clip.count))
+    labels = flow_store.ReleasedFlow(released / clip.name, names, *size)
+    if not labels.serve(clip.count, num_frames, *size):
+      raise UserError(
+        f"{labels.folder}: lacks labels of clip {clip.name}; extract them again, or make all with "
+        "--weights"
+      )
+    flow_store.write_labels(
+      folder, clip.name, _released(labels, clip.count, num_frames), num_frames
+    )
+
+
+def _released(labels: flow_store.ReleasedFlow, count: int, num_frames: int) -> Iterator[np.ndarray]:
+  n = num_frames // 2
+  for centre in range(count):
+    if n <= centre < count - n:
+      yield np.delete(labels.read(centre, num_frames), n, axis=0)
+    else:
+      yield np.zeros((num_frames - 1, labels.height, labels.width, 2), np.float32)
+
+
+def _label(args: argparse.Namespace, folder: pathlib.Path, todo: list[Frames]) -> None:
   net, params = raft_weights.load(args.weights)
   if todo:
     origin = {"weights": args.weights.name, "channel_order": args.channel_order}
     flow_store.check_origin(folder, {**origin, "iterations": ITERATIONS})
   estimate = make_estimate(net, params, bgr=args.channel_order == "bgr")
   total = sum(len(list(pairs(clip.count, args.frames))) for clip in todo)
-  print(f"{args.root}: {done} of {done + len(todo)} clips have labels")
   with tqdm.tqdm(total=total, unit="pair", disable=not todo) as bar:
     for clip in todo:
       bar.set_description(clip.name)
       label_clip(clip, folder, estimate, args.frames, args.batch, bar.update)
-  summarize(folder)
 
 
 def summarize(folder: pathlib.Path) -> None:

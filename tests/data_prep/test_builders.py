@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from data_prep import flow_labels, records
+from data_prep import flow_labels, recorded, records
 from data_prep.gopro import gopro_dataset_builder as gopro
 from data_prep.reds import reds_dataset_builder as reds
 from data_prep.vfhq import vfhq_dataset_builder as vfhq
@@ -320,6 +320,32 @@ def test_flow_labels_go_with_a_built_split(small_reds, tmp_path, monkeypatch, ca
     flow_labels.find_frames(folder, "validation", 3)
   with pytest.raises(UserError, match="no clip of at least 5 frames"):
     flow_labels.find_frames(folder, "train", 5)
+
+
+def test_released_flow_labels_go_with_a_built_split(small_reds, tmp_path, run_main):
+  shutil.copytree(small_reds[1], tmp_path, dirs_exist_ok=True)
+  folder, theirs = records.find_folder("reds/x4", tmp_path), tmp_path / "train_flow_bicubic"
+  rng = np.random.default_rng(0)
+  source = records.Records(folder, "train")
+  flows = {}
+  for clip in source.clips:
+    (theirs / clip["name"]).mkdir(parents=True)
+    for neighbour in (0, 2):  # of the only window of three frames
+      flow = rng.uniform(-9, 9, (2, 3, 2)).astype(np.float32)
+      np.save(theirs / clip["name"] / f"00000001_{neighbour:08d}.npy", flow)
+      flows[clip["name"], neighbour] = flow
+  missing = theirs / "240" / "00000001_00000002.npy"
+  missing.rename(tmp_path / "kept.npy")
+  said = run_main(flow_labels.main, folder, "--released", theirs, code=2)
+  assert "240: lacks labels of clip 240" in said.err
+  (tmp_path / "kept.npy").rename(missing)
+  said = run_main(flow_labels.main, folder, "--released", theirs)
+  assert "10 of 11 clips have labels" in said.out  # a rerun goes on
+  for clip in recorded.open_clips(folder, num_frames=3, need_flow=True):
+    label = clip.flow.read(1, 3)
+    for slot in (0, 2):
+      np.testing.assert_allclose(label[slot], flows[clip.name, slot], atol=2**-8)
+    assert not label[1].any()
 
 
 def test_reading_needs_neither_tfds_nor_jax(small_reds):
