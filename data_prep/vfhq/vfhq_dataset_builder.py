@@ -145,10 +145,15 @@ def _find_training_clips(root: pathlib.Path) -> dict[str, Frames]:
   zips = {
     path for name in TRAIN for path in (*root.glob(f"{name}*.zip"), *root.glob(f"{name}/*.zip"))
   }
-  for source in [*sorted(zips), *(root / name for name in TRAIN)]:
-    if source.exists():
-      for name, clip in find_clips(source, _CLIP).items():
-        add_clip(found, name, clip)
+  places = [*sorted(zips), *(root / name for name in TRAIN if (root / name).exists())]
+  for source in places:
+    for name, clip in find_clips(source, _CLIP).items():
+      add_clip(found, name, clip)
+  if places and not found:
+    raise MissingError(
+      f"{places[-1]}: holds no folders Clip+... with frames; extract it again, or get VFHQ-512 "
+      f"from {HOMEPAGE}"
+    )
   if not found:
     raise MissingError(
       f"{root}: neither a folder {TRAIN[0]} nor zips of that name; get VFHQ-512 from {HOMEPAGE}"

@@ -164,6 +164,9 @@ def test_missing_folders_of_gopro_and_vfhq(run, tmp_path, monkeypatch):
   (tmp_path / "in" / "other.txt").touch()
   with pytest.raises(UserError, match=r"neither a folder VFHQ-512-new nor zips .*; get VFHQ-512"):
     run("vfhq")
+  (tmp_path / "in/VFHQ-512-new").mkdir()
+  with pytest.raises(UserError, match=r"VFHQ-512-new: holds no folders Clip\+\.\.\. with frames"):
+    run("vfhq")
   with pytest.raises(UserError, match=r"neither VFHQ-Test\.zip nor a folder VFHQ-Test; get it"):
     run("vfhq", "--config", "test_mild")
   with pytest.raises(UserError, match=r"neither GOPRO_Large\.zip nor a folder GOPRO_Large; get it"):

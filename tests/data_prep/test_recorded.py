@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data_prep import clips, pipeline
-from data_prep.recorded import recorded_clips
+from data_prep.recorded import open_clips, recorded_clips
 from tests.data_prep.helpers import write_clip_set
 from vsr_jax.errors import UserError
 
@@ -101,3 +101,10 @@ def test_bad_input_is_named(found):
   source.clips[1]["sizes"]["sharp"] = [48, 64]
   with pytest.raises(UserError, match="different scales .2, 4."):
     recorded_clips(source, ["sharp"])
+
+
+def test_a_built_set_without_its_version_is_named(tmp_path):
+  (tmp_path / "x4/1.0.0").mkdir(parents=True)
+  (tmp_path / "x4/1.0.0/dataset_info.json").write_text("{}")
+  with pytest.raises(UserError, match=r"x4: name a version, such as .*x4/1\.0\.0"):
+    open_clips(tmp_path / "x4")
