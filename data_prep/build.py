@@ -120,7 +120,8 @@ def _configure(args: argparse.Namespace):
   config = {"manual_dir": args.manual_dir.resolve(), "try_download_gcs": False}
   if args.beam:
     try:
-      from apache_beam.options.pipeline_options import PipelineOptions
+      from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+      from apache_beam.runners import create_runner
     except ModuleNotFoundError as e:
       raise UserError(f'{e.name} is not installed; pip install -e ".[build]"') from e
 
@@ -128,7 +129,11 @@ def _configure(args: argparse.Namespace):
     words = [*LOCAL, f"--direct_num_workers={os.cpu_count()}"]
     if args.beam_options is not None:
       words = shlex.split(args.beam_options)
-    config["beam_options"] = PipelineOptions(words)
+    config["beam_options"] = options = PipelineOptions(words)
+    try:  # now, not in the middle of a long traceback of Beam's
+      create_runner(options.view_as(StandardOptions).runner or "DirectRunner")
+    except (ValueError, ImportError) as e:
+      raise UserError(f"--beam-options: {str(e).partition('. ')[0]}; name another --runner") from e
   return tfds.download.DownloadConfig(**config)
 
 

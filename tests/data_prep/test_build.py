@@ -327,6 +327,11 @@ def test_a_full_disk_ends_in_one_line_and_loses_nothing(
   assert "train: 18 clips" in run("reds")
 
 
+def test_an_unknown_runner_of_beam_is_told_at_once(run, downloads):
+  with pytest.raises(UserError, match="--beam-options: Unexpected pipeline runner: NoSuch; name"):
+    run("reds", "--beam", "--beam-options=--runner=NoSuch")
+
+
 def test_a_full_disk_under_beam_is_told_alike(tmp_path, monkeypatch):
   def full(shard):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "shard")
