@@ -28,6 +28,8 @@ PINS = {
   "as_released.joint": RELEASED,
   "demo:degradation": (145_636, 386_216),
   "demo:joint": (145_636, 386_216),
+  "smoke:degradation": (4_741, 21_866),
+  "smoke:joint": (4_741, 21_866),
   "ablations:fma_net": RELEASED,
   "ablations:n1": (3_017_829, 6_304_794),  # 9,322,623
   "ablations:n5": (3_111_465, 6_407_178),  # 9,518,643
@@ -50,7 +52,7 @@ PINS = {
 
 def variants() -> dict[str, ConfigDict]:
   """Every recipe in configs/fmanet, by "FILE" or "FILE:VARIANT"."""
-  arguments = {"demo": demo.STEPS, "ablations": ablations.OVERRIDES}
+  arguments = {"demo": demo.STEPS, "smoke": demo.STEPS, "ablations": ablations.OVERRIDES}
   found = {}
   for path in sorted((ROOT / "configs/fmanet").rglob("*.py")):
     name = ".".join(path.relative_to(ROOT / "configs/fmanet").with_suffix("").parts)
