@@ -148,9 +148,9 @@ def open_clips(
     UserError: as `find_clips` and `recorded_clips`; flow labels are missing, or no clip is left.
   """
   root = pathlib.Path(root)
-  if versions := sorted(path.parent for path in root.glob(f"*/{INFO}")):
-    raise UserError(f"{root}: name a version, such as {versions[-1]}")
   if not (root / INFO).is_file():
+    if versions := sorted(path.parent for path in root.glob(f"*/{INFO}")):
+      raise UserError(f"{root}: name a version, such as {versions[-1]}")
     options = {"streams": streams, "num_frames": num_frames, "need_flow": need_flow}
     return find_clips(root, split=split, **options)
   every = recorded_clips(Records(root, split), streams)

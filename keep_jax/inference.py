@@ -268,10 +268,11 @@ class Restorer:
       # The released code doubles a lone last frame.
       gains = self._gains(self._params, 2 * latents if len(latents) == 1 else latents)
     else:
-      is_first, anchored = track.anchor is None, self.model.arch.anchor
-      if is_first:
+      anchored = self.model.arch.anchor
+      if track.anchor is None:
         track.anchor = latents[0]
-      track.latest.extend(latents[1:] if is_first and anchored else latents)
+        latents = latents[1:] if anchored else latents
+      track.latest.extend(latents)
       window = [track.anchor, *track.latest] if anchored else list(track.latest)
       gains = self._gains(self._params, window)[-len(group) :]
     for seen, gain in zip(group, gains, strict=False):

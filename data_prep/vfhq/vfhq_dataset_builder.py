@@ -149,13 +149,13 @@ def _find_training_clips(root: pathlib.Path) -> dict[str, Frames]:
   for source in places:
     for name, clip in find_clips(source, _CLIP).items():
       add_clip(found, name, clip)
-  if places and not found:
+  if not places:
     raise MissingError(
-      f"{places[-1]}: holds no folders Clip+... with frames; extract it again, or get VFHQ-512 "
-      f"from {HOMEPAGE}"
+      f"{root}: neither a folder {TRAIN[0]} nor zips of that name; get VFHQ-512 from {HOMEPAGE}"
     )
   if not found:
     raise MissingError(
-      f"{root}: neither a folder {TRAIN[0]} nor zips of that name; get VFHQ-512 from {HOMEPAGE}"
+      f"{places[-1]}: holds no folders Clip+... with frames; extract it again, or get VFHQ-512 "
+      f"from {HOMEPAGE}"
     )
   return found

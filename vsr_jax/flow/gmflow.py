@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vsr_jax.flow.checks import check_frames, check_pair
 from vsr_jax.flow.raft import STRIDE, InstanceNorm, upsample_convex
 
 WIDTH = 128  # of the features
@@ -192,9 +193,7 @@ def encode(params: Params, frames: jax.Array, dtype: jnp.dtype = jnp.float32) ->
   Raises:
     ValueError: the shape is another.
   """
-  shape = frames.shape
-  if len(shape) != 4 or shape[3] != 3 or any(n % MULTIPLE or not n for n in shape[1:3]):
-    raise ValueError(f"frames of shape {shape}, not [b h w 3] with sides multiples of {MULTIPLE}")
+  check_frames(frames, MULTIPLE)
   features = Encoder(dtype).apply({"params": params["encoder"]}, frames)
   position = position_code(*(n // WINDOWS for n in features.shape[1:3]))
   return features + jnp.tile(position, (WINDOWS, WINDOWS, 1))[None]
@@ -248,8 +247,7 @@ def gmflow(
   Raises:
     ValueError: the shapes differ, or a side is not a multiple of 16.
   """
-  if image1.shape != image2.shape:
-    raise ValueError(f"images of shapes {image1.shape} and {image2.shape}")
+  check_pair(image1, image2)
   features = encode(params, jnp.concatenate([image1, image2]), dtype)
   return flow_from_features(params, *jnp.split(features, 2), dtype)
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from vsr_jax.flow.checks import check_frames, check_pair
 from vsr_jax.resize import resize_bilinear
 from vsr_jax.warp import backward_warp
 
@@ -118,9 +119,7 @@ def encode(params: Params, frames: jax.Array) -> Pyramid:
   Raises:
     ValueError: the shape is another.
   """
-  shape = frames.shape
-  if len(shape) != 4 or shape[3] != 3 or any(n % MULTIPLE or not n for n in shape[1:3]):
-    raise ValueError(f"frames of shape {shape}, not [b h w 3] with sides multiples of {MULTIPLE}")
+  check_frames(frames, MULTIPLE)
   x = frames[..., ::-1].astype(jnp.float32) / 255  # the released weights see BGR
   return Features().apply({"params": params["features"]}, x)
 
@@ -160,8 +159,7 @@ def pwcnet(params: Params, image1: jax.Array, image2: jax.Array) -> jax.Array:
   Raises:
     ValueError: the shapes differ, or a side is not a multiple of 64.
   """
-  if image1.shape != image2.shape:
-    raise ValueError(f"images of shapes {image1.shape} and {image2.shape}")
+  check_pair(image1, image2)
   return flow_from_features(params, encode(params, image1), encode(params, image2))
 
 

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vsr_jax.flow.checks import check_frames, check_pair
 from vsr_jax.flow.raft import upsample_bilinear
 from vsr_jax.layers import Conv
 from vsr_jax.warp import backward_warp
@@ -59,9 +60,7 @@ def encode(params: Params, frames: jax.Array) -> Pyramid:
     ValueError: the shape is another.
   """
   del params
-  shape = frames.shape
-  if len(shape) != 4 or shape[3] != 3 or any(n % MULTIPLE or not n for n in shape[1:3]):
-    raise ValueError(f"frames of shape {shape}, not [b h w 3] with sides multiples of {MULTIPLE}")
+  check_frames(frames, MULTIPLE)
   x = frames.astype(jnp.float32) / 255 - jnp.array(_MEAN).reshape(1, 1, 1, 3)
   pyramid = [x / jnp.array(_DEVIATION).reshape(1, 1, 1, 3)]
   for _ in range(LEVELS - 1):
@@ -106,8 +105,7 @@ def spynet(params: Params, image1: jax.Array, image2: jax.Array) -> jax.Array:
   Raises:
     ValueError: the shapes differ, or a side is not a multiple of 32.
   """
-  if image1.shape != image2.shape:
-    raise ValueError(f"images of shapes {image1.shape} and {image2.shape}")
+  check_pair(image1, image2)
   return flow_from_features(params, encode(params, image1), encode(params, image2))
 
 
