@@ -302,9 +302,13 @@ class _LoadWindow:
       "sharp_lr": np.stack([cut(clips_lib.read_frame(path)) for path in clip.sharp_lr[frames]]),
     }
     if self._flow:
-      centre = first + self._num_frames // 2
-      sample["flow"] = cut(clip.flow.read(centre, self._num_frames))
+      sample["flow"] = cut(self._read_flow(clip, first))
     return flip(sample, bool(mirror), bool(upend))
+
+  def _read_flow(self, clip: Clip, first: int) -> np.ndarray:
+    if self._num_frames == 1:  # the frame itself
+      return np.zeros((1, clip.height, clip.width, 2), np.float32)
+    return clip.flow.read(first + self._num_frames // 2, self._num_frames)
 
 
 def flip(sample: dict[str, np.ndarray], mirror: bool, upend: bool) -> dict[str, np.ndarray]:

@@ -134,7 +134,10 @@ class FlowUpdate(nn.Module):
 
 
 class DegradationAttention(nn.Module):
-  """Degradation-aware attention (Eq. 6): queries from kernel features, then a GDFN."""
+  """Degradation-aware attention (Eq. 6): queries from kernel features, then a GDFN.
+
+  Both inputs and the output are [b h w c].
+  """
 
   heads: int
   hidden: int
@@ -153,9 +156,12 @@ class DegradationAttention(nn.Module):
 
 
 class SpatialFeatureTransform(nn.Module):
-  """The ablation of Table 4: kernel features scale and shift x pixel by pixel (SFT)."""
+  """The ablation of Table 4: kernel features scale and shift x pixel by pixel (SFT).
 
-  heads: int  # of the attention it replaces; not needed here
+  Both inputs and the output are [b h w c].
+  """
+
+  heads: int  # this and the next two are of the attention that it replaces, not needed here
   hidden: int
   norm_bias: bool
   use_bias: bool
@@ -170,7 +176,10 @@ class SpatialFeatureTransform(nn.Module):
 
 
 class MultiAttention(nn.Module):
-  """Centre-oriented attention and, in Net^R, modulation by the degradation."""
+  """Centre-oriented attention (Eq. 5) and, in Net^R, modulation by the degradation (Eq. 6).
+
+  The fused frames, the centre frame's feature, the kernel features and the output are [b h w c].
+  """
 
   heads: int
   hidden: int

@@ -168,7 +168,7 @@ def _restore_windows(
 def _replicate_ends(frames: Iterable[np.ndarray], before: int, after: int) -> Iterator[np.ndarray]:
   """The frames, with copies of the first before and of the last after them, if there is any."""
   frame = None
-  for i, frame in enumerate(frames):
+  for i, frame in enumerate(map(np.array, frames)):  # copies: a caller may fill one buffer anew
     if i == 0:
       yield from [frame] * before
     yield frame

@@ -73,6 +73,10 @@ class Architecture:
     for name in counts + ("flows", "heads", "kernel_down", "kernel_up", "frames"):
       if getattr(self, name) < 1:
         raise UserError(f"model.{name} = {getattr(self, name)}: must be at least 1")
+    if int(self.dim * self.ffn_expansion) < 1:
+      raise UserError(
+        f"model.ffn_expansion = {self.ffn_expansion}: leaves no channel of model.dim = {self.dim}"
+      )
     if self.scale not in (1, 2, 3, 4):
       raise UserError(f"model.scale = {self.scale}: must be 1, 2, 3 or 4")
     for name in ("frames", "kernel_up"):

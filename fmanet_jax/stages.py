@@ -1,8 +1,8 @@
 """The two training stages of FMA-Net (Sec. 3.4): Net^D alone, then both networks.
 
 All losses are L1 means. A batch is what `data_prep.pipeline` yields: "blurry"
-and "sharp_lr" uint8 [b t h w 3], "sharp" uint8 [b t sh sw 3] and "flow"
-float32 [b t h w 2], centre to frame in LR pixels.
+and "sharp_lr" uint8 [b t h w 3], "sharp" uint8 [b t sh sw 3] and, unless the filtering is
+conventional, "flow" float32 [b t h w 2], centre to frame in LR pixels.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def to_unit(images: jax.Array) -> jax.Array:
 
 def _unit_batch(batch):
   blurry, sharp, sharp_lr = (to_unit(batch[k]) for k in ("blurry", "sharp", "sharp_lr"))
-  return blurry, sharp, sharp_lr, batch["flow"].astype(jnp.float32)
+  flow = batch["flow"].astype(jnp.float32) if "flow" in batch else None
+  return blurry, sharp, sharp_lr, flow
 
 
 def _centre(frames: jax.Array) -> jax.Array:

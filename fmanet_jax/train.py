@@ -33,7 +33,7 @@ from fmanet_jax.model import (
 from vsr_jax import errors
 from vsr_jax.inference import enable_compilation_cache
 from vsr_jax.memory import keep_freed_memory
-from vsr_jax.train.checkpoint import restore_params
+from vsr_jax.train.checkpoint import read_meta, restore_params
 from vsr_jax.train.loop import fit
 from vsr_jax.train.stage import Stage
 
@@ -50,12 +50,20 @@ TRAINED = {
 
 def main() -> None:
   """Reads the flags and trains."""
+  if {"-h", "--help"} & set(sys.argv[1:]):
+    print(f"{__doc__}\n{flags.FLAGS.main_module_help()}")
+    return
   try:
-    flags.FLAGS(sys.argv)
+    _, *rest = flags.FLAGS(sys.argv)
     config = _CONFIG.value
+    if config is not None:
+      str(config.stage)  # a file that cannot be read is told only when its fields are
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as e:
-    reason = e.args[0] if isinstance(e, KeyError) else e  # its text would be in quotes
-    raise errors.UserError(f"{reason}; see the fields in configs/fmanet/base.py") from None
+    raise errors.UserError(f"{_reason(e)}; see the fields in configs/fmanet/base.py") from None
+  if rest:
+    raise errors.UserError(
+      f"{rest[0]!r} belongs to no option; a truth value is set as --config.train.remat=True"
+    )
   if config is None or _WORKDIR.value is None:
     raise errors.UserError("give --config FILE and --workdir DIR")
   if _MULTIHOST.value:
@@ -63,6 +71,15 @@ def main() -> None:
   keep_freed_memory()
   enable_compilation_cache()  # a resumed run does not compile its step again
   train(config, _WORKDIR.value)
+
+
+def _reason(error: Exception) -> str:
+  """An error's text, without the traceback that config_flags puts before what a recipe raised."""
+  text = str(error.args[0] if isinstance(error, KeyError) else error)  # str() would quote it
+  lines = text.splitlines()
+  if "Traceback" in text:
+    lines = lines[1 + max(i for i, line in enumerate(lines) if line.startswith("  ")) :]
+  return " ".join(lines)
 
 
 def train(config: ConfigDict, workdir: str) -> None:
@@ -75,11 +92,11 @@ def train(config: ConfigDict, workdir: str) -> None:
   Raises:
     UserError: the config, data or a checkpoint cannot be used.
   """
-  if config.stage not in TRAINED:
-    raise errors.UserError(f"stage = {config.stage!r}: must be one of {', '.join(TRAINED)}")
+  _check(config)
   arch = Architecture(**config.model)
   model = FMANet(arch, jnp.dtype(config.dtype))
-  clips = open_clips(config.data.root, num_frames=arch.frames, need_flow=True)
+  need_flow = arch.filtering == "flow_guided"  # otherwise there is no flow to be taught
+  clips = open_clips(config.data.root, num_frames=arch.frames, need_flow=need_flow)
   for clip in clips:
     if clip.scale != arch.scale:
       raise errors.UserError(
@@ -92,7 +109,7 @@ def train(config: ConfigDict, workdir: str) -> None:
       config.data.validation, split=config.data.validation_split, num_frames=arch.frames
     )
     evaluate = make_evaluate(model, config, found)
-  dataset = _training_set(config, clips)
+  dataset = _training_set(config, clips, need_flow)
   identity = pipeline.identity(clips, batch_size=config.data.batch, seed=config.seed)
   with pipeline.Batches(dataset, workers=config.data.workers, identity=identity) as batches:
     fit(
@@ -119,6 +136,20 @@ def train(config: ConfigDict, workdir: str) -> None:
     )
 
 
+def _check(config: ConfigDict) -> None:
+  """Raises `UserError` for a value that no run can have; `Architecture` checks its own."""
+  for name, choices in (("stage", tuple(TRAINED)), ("dtype", ("float32", "bfloat16"))):
+    if config[name] not in choices:
+      raise errors.UserError(f"{name} = {config[name]!r}: must be one of {', '.join(choices)}")
+  counts = {"data": ("crop", "batch"), "train": ("accumulate", "log_every", "evaluate_windows")}
+  for group, names in counts.items():
+    for name in names:
+      if config[group][name] < 1:
+        raise errors.UserError(f"{group}.{name} = {config[group][name]}: must be at least 1")
+  if config.steps < 1:
+    raise errors.UserError(f"steps = {config.steps}: must be at least 1")
+
+
 def make_stage(model: FMANet, config: ConfigDict) -> Stage:
   """The stage that a recipe describes."""
   schedules = {net: stages.step_schedule(**config.optim[net]) for net in TRAINED[config.stage]}
@@ -134,21 +165,22 @@ def make_evaluate(
   model: FMANet, config: ConfigDict, clips: Sequence[Clip]
 ) -> Callable[[Params, int], dict[str, float]]:
   """Scores params on fixed crops: "psnr" of the output, in stage 1 of the reconstruction."""
+  size = min(config.data.batch, config.train.evaluate_windows)
   dataset = pipeline.make_dataset(
     clips,
     num_frames=model.arch.frames,
     crop=config.data.crop,
-    batch_size=min(config.data.batch, config.train.evaluate_windows),
+    batch_size=size,
     seed=0,
     flow=False,
     epochs=1,
   )
   if not len(dataset):
     raise errors.UserError(
-      f"{config.data.validation}: fewer windows than a batch of {config.data.batch}; add clips or "
-      "lower data.batch"
+      f"{config.data.validation}: fewer windows than a batch of {size}; add clips or lower "
+      "data.batch"
     )
-  count = max(1, config.train.evaluate_windows // config.data.batch)
+  count = config.train.evaluate_windows // size
   joint = config.stage != "degradation"
 
   @jax.jit
@@ -172,7 +204,7 @@ def make_evaluate(
   return evaluate
 
 
-def _training_set(config: ConfigDict, clips: Sequence[Clip]):
+def _training_set(config: ConfigDict, clips: Sequence[Clip], flow: bool):
   hosts = jax.process_count()
   if config.data.batch % jax.device_count():
     raise errors.UserError(
@@ -186,15 +218,20 @@ def _training_set(config: ConfigDict, clips: Sequence[Clip]):
     seed=config.seed,
     host=jax.process_index(),
     hosts=hosts,
+    flow=flow,
   )
 
 
 def _starting_params(config: ConfigDict, model: FMANet, workdir: str) -> Params | None:
-  """Net^D of the stage before; both networks where it trained both. None for a run that goes on."""
+  """What the run or the weights to start from trained: after stage 1 Net^D, otherwise both.
+
+  None for a run that goes on.
+  """
   if not config.init_from or any(pathlib.Path(workdir, "checkpoints").glob("[0-9]*")):
     return None
   shapes = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
-  return restore_params(config.init_from, shapes)
+  trained = TRAINED.get(read_meta(config.init_from).get("stage"), tuple(shapes))
+  return restore_params(config.init_from, {net: shapes[net] for net in trained})
 
 
 if __name__ == "__main__":

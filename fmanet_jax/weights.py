@@ -131,7 +131,7 @@ def _encoder() -> list[Rule]:
   return rules + with_bias(r"feature_extractor\.2\.conv\.1", "encoder/rrdb/fuse2", frame_conv)
 
 
-def _twowith_bias(name: str, path: str) -> list[Rule]:
+def _two_convs(name: str, path: str) -> list[Rule]:
   first = with_bias(rf"{name}\.0", f"{path}/conv1", frame_conv)
   return first + with_bias(rf"{name}\.2", f"{path}/conv2", frame_conv)
 
@@ -149,9 +149,9 @@ def rules(arch: Architecture) -> dict[str, list[Rule]]:
   common = _encoder() + _frma(arch.frames)
   common += with_bias(r"a_conv\.0", "anchor_head/conv1", frame_conv)
   common += _rgb_exit(r"a_conv\.2", "anchor_head/conv2", frame_conv)
-  net_d = _twowith_bias("f_conv", "flow_head") + _twowith_bias("d_conv", "kernel_head")
+  net_d = _two_convs("f_conv", "flow_head") + _two_convs("d_conv", "kernel_head")
 
-  net_r = _twowith_bias("f_conv1", "flow_entry") + _twowith_bias("f_conv2", "first_flow_head")
+  net_r = _two_convs("f_conv1", "flow_entry") + _two_convs("f_conv2", "first_flow_head")
   net_r += with_bias(r"f_conv3\.0", "flow_head/conv1", flip_inputs(frame_conv, -6, -3))
   net_r += with_bias(r"f_conv3\.2", "flow_head/conv2", frame_conv)
   net_r += with_bias(r"d_conv\.0", "kernel_entry1", conv3d)

@@ -64,7 +64,7 @@ def get_config(variant: str = "fma_net") -> ConfigDict:
     raise ValueError(
       f"{variant!r} is no ablation: NAME or NAME,joint, NAME one of {', '.join(OVERRIDES)}"
     )
-  c = base.defaults().lock()
+  c = base.defaults()
   if stage:
     c.stage = "joint"
   c.update_from_flattened_dict(OVERRIDES[name])

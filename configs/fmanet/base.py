@@ -7,7 +7,7 @@ from ml_collections.config_dict import placeholder
 
 
 def defaults() -> ConfigDict:
-  """The fields of a recipe; a recipe changes some and locks them."""
+  """The fields of a recipe, locked: a recipe changes some, and a misspelt one is an error."""
   c = ConfigDict()
   c.stage = "degradation"  # "degradation", "joint" or "end_to_end" (the joint loss from scratch)
   c.seed = 1234
@@ -57,7 +57,7 @@ def defaults() -> ConfigDict:
   c.train.keep = 2
   c.train.evaluate_every = 10_000
   c.train.evaluate_windows = 64
-  return c
+  return c.lock()
 
 
 def _model() -> ConfigDict:

@@ -20,6 +20,8 @@ STEPS = {"degradation": 500, "joint": 12_000}
 
 def get_config(stage: str = "degradation") -> ConfigDict:
   """The locked recipe of one of the two stages."""
+  if stage not in STEPS:
+    raise ValueError(f"{stage!r} is no stage: must be one of {', '.join(STEPS)}")
   c = base.defaults()
   c.stage = stage
   c.steps = STEPS[stage]

@@ -187,24 +187,48 @@ def test_rates_of_the_released_stage_2():
   assert rates(config, "net_d", ten_later) == pytest.approx([1e-4, 5e-5, 2.5e-5, 1.25e-5])
 
 
+MISSPELT = """
+from configs.fmanet import base
+
+def get_config():
+  c = base.defaults()
+  c.setps = 10
+  return c.lock()
+"""
+
+
 @pytest.mark.parametrize(
-  ("config", "override", "message"),
+  ("config", "flags", "message"),
   [
-    ("degradation.py", "--config.model.flws=3", "flws"),
-    ("ablations.py:n2", "--config.seed=1", "is no ablation: NAME or NAME,joint"),
+    ("degradation.py", ["--config.model.flws=3"], "flws"),
+    ("ablations.py:n2", ["--config.seed=1"], "is no ablation: NAME or NAME,joint"),
+    ("demo.py:jonit", [], "error: ValueError: 'jonit' is no stage: must be one of degradation"),
+    ("nowhere.py", [], "nowhere.py"),
+    ("misspelt.py", [], 'Did you mean "steps" instead of "setps"'),
+    ("demo.py", ["--config.train.remat", "True", "--config.steps=1"], "'True' belongs to no opt"),
+    ("demo.py", ["--config.dtype=float31"], "dtype = 'float31': must be one of float32, bfloat"),
+    ("demo.py", ["--config.train.accumulate=0"], "train.accumulate = 0: must be at least 1"),
+    ("demo.py", ["--config.model.ffn_expansion=-1.0"], "model.ffn_expansion = -1.0: leaves no ch"),
   ],
 )
-def test_misspelt_config_is_one_line_of_the_command(config, override, message, tmp_path):
-  command = [sys.executable, "-m", "fmanet_jax.train", "--config", f"configs/fmanet/{config}"]
-  result = subprocess.run(
-    [*command, "--workdir", str(tmp_path / "run"), override],
-    check=False,
-    capture_output=True,
-    text=True,
-    cwd=ROOT,
-  )
+def test_a_wrong_config_is_one_line_of_the_command(config, flags, message, tmp_path):
+  (tmp_path / "misspelt.py").write_text(MISSPELT)
+  config = tmp_path / config if config == "misspelt.py" else f"configs/fmanet/{config}"
+  command = [sys.executable, "-m", "fmanet_jax.train", "--config", str(config)]
+  result = _run([*command, "--workdir", str(tmp_path / "run"), *flags])
   assert result.returncode == 2
   assert result.stderr.startswith("error: ")
   assert result.stderr.count("\n") == 1
   assert message in result.stderr
+  assert "Traceback" not in result.stderr
   assert not (tmp_path / "run").exists()
+
+
+def test_the_command_has_help():
+  result = _run([sys.executable, "-m", "fmanet_jax.train", "--help"])
+  assert result.returncode == 0
+  assert all(flag in result.stdout for flag in ("--config", "--workdir", "--[no]multihost"))
+
+
+def _run(command):
+  return subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT)

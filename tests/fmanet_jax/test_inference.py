@@ -138,6 +138,28 @@ def test_features_are_computed_once_a_frame(monkeypatch):
   np.testing.assert_array_equal(encoded, frames)
 
 
+def test_a_caller_may_fill_one_buffer_again_and_again():
+  frames, buffer = noise(5), np.empty((8, 10, 3), np.uint8)
+
+  def filled():
+    for frame in frames:
+      buffer[:] = frame
+      yield buffer
+
+  restored = np.stack(list(one_device().stream(filled())))
+  np.testing.assert_array_equal(restored, np.stack(list(one_device().stream(frames))))
+
+
+def test_bfloat16_is_near_float32():
+  model, params = tiny()
+  frames = noise(4, 16, 16)
+  rough = Restorer(FMANet(model.arch, jnp.bfloat16), params).stream(frames)
+  exact = np.stack(list(one_device().stream(frames))).astype(int)
+  difference = np.abs(np.stack(list(rough)) - exact)
+  # bfloat16 has 8 bits; noise is the hardest content.
+  assert 0 < difference.mean() < 2
+
+
 @pytest.mark.parametrize("length", [1, 8, 11])
 def test_eight_devices_give_what_one_gives(length):
   assert eight_devices().batch == 8

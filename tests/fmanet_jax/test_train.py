@@ -117,6 +117,30 @@ def test_the_joint_stage_starts_from_the_degradation_stage(runs):
   assert 0 < max(jax.tree.leaves(distance)) < 0.01
 
 
+def test_net_r_starts_anew_in_the_joint_stage(runs, clip_set):
+  """Stage 1 stores an untrained Net^R, which may be of another ablation and has its seed."""
+  start = {"init_from": str(runs["degradation"][0]), "model.modulation": "sft"}
+  config = recipe("joint", clip_set, 1, **start)
+  model = train.FMANet(train.Architecture(**config.model))
+  assert train._starting_params(config, model, "new").keys() == {"net_d"}
+  config.init_from = str(runs["joint"][0])
+  with pytest.raises(UserError, match="not the weights of this model"):
+    train._starting_params(config, model, "new")
+  config.model.modulation = "degradation_attention"
+  model = train.FMANet(train.Architecture(**config.model))
+  assert train._starting_params(config, model, "new").keys() == {"net_d", "net_r"}
+
+
+@pytest.mark.parametrize("change", [{"model.frames": 1}, {"model.filtering": "conventional"}])
+def test_models_without_flow_between_frames_need_no_labels(change, tmp_path):
+  write_clip_set(tmp_path / "data", {"alley": 6, "beach": 8})
+  config = recipe("joint", tmp_path / "data", 1, **change, **{"data.validation": ""})
+  train.train(config, str(tmp_path / "run"))
+  (row,) = (row for row in rows(tmp_path / "run") if "loss" in row)
+  assert math.isfinite(row["loss"])
+  assert ("flow" in row) == ("model.frames" in change)
+
+
 def test_other_training_data_are_refused_on_resuming(runs, clip_set, tmp_path_factory):
   other = tmp_path_factory.mktemp("other")
   write_clip_set(other, {"alley": 6, "beach": 7})

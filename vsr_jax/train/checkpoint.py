@@ -17,7 +17,7 @@ import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -227,11 +227,12 @@ def restore_params(
 
   Args:
     path: a run's workdir (its latest checkpoint), a checkpoint or an exported folder.
-    like: params (or their shapes) of the model they are for, to check them against.
+    like: params (or their shapes) of the model's sub-networks to read, to check them against;
+      None for all there are.
     ema: take the moving average where the checkpoint has one.
 
   Returns:
-    Params of every sub-network, on the default device, uncommitted.
+    Params by sub-network, on the default device, uncommitted.
 
   Raises:
     UserError: missing, damaged, or not the params of that model.
@@ -239,13 +240,18 @@ def restore_params(
   folder = find_checkpoint(path)
   tables = read_meta(folder)["arrays"]
   if like is not None:
-    wrong = differences(table(like), tables["params"])
-    if wrong:
+    tables = {item: _of_networks(names, like) for item, names in tables.items()}
+    if wrong := differences(table(like), tables["params"]):
       raise UserError(f"{folder}: not the weights of this model: {wrong}")
   items = ("params", "ema") if ema and "ema" in tables else ("params",)
   templates = {item: _template(tables[item]) for item in items}
   trees = _load(folder, templates)
   return jax.tree.map(jnp.asarray, trees["params"] | trees.get("ema", {}))
+
+
+def _of_networks(names: Mapping[str, Any], networks: Collection[str]) -> dict[str, Any]:
+  """The part of a table of arrays that belongs to some sub-networks."""
+  return {name: value for name, value in names.items() if name.partition("/")[0] in networks}
 
 
 def export_params(path: str | pathlib.Path, params: Mapping[str, Any], meta: Mapping) -> None:
@@ -272,11 +278,27 @@ def export_params(path: str | pathlib.Path, params: Mapping[str, Any], meta: Map
       ocp.save_checkpointables(part, {"params": params, "meta": _meta(meta)})
     # Orbax names the folder it wrote in there, which is nobody's business in shipped weights.
     (part / "commit_success.txt").unlink(missing_ok=True)
-    shutil.rmtree(path, ignore_errors=True)
-    part.rename(path)
+    _replace(part, path)
   except Exception as e:  # Of many types, as in `Checkpoints.save`.
-    shutil.rmtree(part, ignore_errors=True)
-    raise _cannot_write(part, e) from e
+    raise _cannot_write(path, e) from e
+  finally:
+    for left in path.parent.glob(f"{part.name}*"):  # Orbax writes beside the folder it is given
+      shutil.rmtree(left, ignore_errors=True)
+
+
+def _replace(new: pathlib.Path, folder: pathlib.Path) -> None:
+  """Puts an export in the place of an older one, which stays if that fails."""
+  old = folder.with_name(folder.name + ".old.part")
+  shutil.rmtree(old, ignore_errors=True)
+  if folder.exists():
+    folder.rename(old)
+  try:
+    new.rename(folder)
+  except BaseException:
+    if old.exists():
+      old.rename(folder)
+    raise
+  shutil.rmtree(old, ignore_errors=True)
 
 
 def _array_items(state: TrainState) -> dict[str, Any]:

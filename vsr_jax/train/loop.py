@@ -146,6 +146,7 @@ def _run(
         try:
           feed.fetch()  # The next batch is made and copied while this step runs.
         except UserError:
+          report.add(step, logs)
           report.save(step, state, feed.position, None)
           raise
       report.add(step, logs)

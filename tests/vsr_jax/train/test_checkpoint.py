@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import pathlib
 import shutil
 
 import jax
@@ -92,6 +94,24 @@ def test_an_export_into_a_file_s_place_fails_in_one_line(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(UserError, match="cannot be written"):
     export_params(tmp_path / "file" / "weights", {"net": {"w": np.zeros(2)}}, {})
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(errno.ENOSPC, "No space left")])
+def test_an_export_that_ends_early_leaves_the_older_one(tmp_path, monkeypatch, error):
+  path, params = tmp_path / "weights", {"net": {"w": np.ones(2)}}
+  export_params(path, params, {})
+  rename = pathlib.Path.rename
+
+  def rename_or_fail(self, target):
+    if self.name == "weights.part":
+      raise error
+    return rename(self, target)
+
+  monkeypatch.setattr(pathlib.Path, "rename", rename_or_fail)
+  with pytest.raises((KeyboardInterrupt, UserError), match="^$|weights: "):
+    export_params(path, {"net": {"w": np.zeros(2)}}, {})
+  assert_equal(restore_params(path), params)
+  assert [p.name for p in tmp_path.iterdir()] == ["weights"]
 
 
 def test_missing_checkpoints_are_named(tmp_path):
