@@ -1,7 +1,7 @@
 """The faces of a clip: found and followed, cut out upright, restored, put back.
 
-Two passes over the clip, each at constant memory: `find_faces` keeps landmarks alone, and
-`restore_faces` holds as many frames as the recursion looks ahead.
+Two passes over the clip: `find_faces` keeps boxes and landmarks alone, and `restore_faces` holds
+as many frames as the recursion looks ahead.
 """
 
 from __future__ import annotations
@@ -83,13 +83,18 @@ def find_faces(
   Returns:
     The faces in order of their first frame, and the number of frames.
   """
-  found, thumbnails = [], []
+  found = []
   height = width = 0
-  for frame in frames:
-    height, width = frame.shape[:2]
-    found.append(detect(frame))
-    thumbnails.append(tracks.thumbnail(frame))
-  followed = tracks.follow(found, tracks.cuts(thumbnails))
+
+  def thumbnails():
+    nonlocal height, width
+    for frame in frames:
+      height, width = frame.shape[:2]
+      found.append(detect(frame))
+      yield tracks.thumbnail(frame)
+
+  cuts = tracks.cuts(thumbnails())
+  followed = tracks.follow(found, cuts)
   faces = []
   for track in tracks.choose(followed, choice, height, width):
     with contextlib.suppress(ValueError):  # no frame in which the landmarks lie apart: no face

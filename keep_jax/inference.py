@@ -37,7 +37,7 @@ from vsr_jax.memory import keep_freed_memory, release_freed_memory
 from vsr_jax.train.checkpoint import read_meta, restore_params
 
 WINDOW = 20  # frames that gains are blended over, as released
-LOOK_AHEAD = 4  # frames after a frame that its gain sees at most, once a clip exceeds the window
+LOOK_AHEAD = 4  # frames after a frame that its gain sees at most, beyond the first window
 
 MODES = ("stream", "as_released", "bidirectional")
 Mode = Literal["stream", "as_released", "bidirectional"]
@@ -133,9 +133,10 @@ class Restorer:
       chunk of `window` frames, as the released code does; "bidirectional" also uses the frames
       after a frame, in chunks of `window` (experimental, see `bidirectional`).
     window: frames that a gain sees.
-    look_ahead: "stream" only: frames after a frame that its gain sees at most, where the clip is
-      longer than the window. Gains of `look_ahead` + 1 frames are computed at a time, so that it is
-      0 to `look_ahead`.
+    look_ahead: "stream" only: frames after a frame that its gain sees at most, beyond the first
+      window, all of whose gains see all of it. Gains of `look_ahead` + 1 frames are computed at a
+      time, so that it is 0 to `look_ahead`. Frames enter one by one: it makes no difference how
+      what hands them out is divided.
     fidelity: weight of CFT: 0 for the codebook's face, 1 for the input's.
   """
 
@@ -150,7 +151,9 @@ class Restorer:
   ):
     if mode not in MODES:
       raise ValueError(f"mode {mode!r}: must be one of {', '.join(MODES)}")
-    if not 0 <= look_ahead < window - 1:
+    if window < 2:
+      raise ValueError(f"window {window}: must be at least 2")
+    if mode == "stream" and not 0 <= look_ahead < window - 1:
       raise ValueError(f"look_ahead {look_ahead}: must be below window - 1 = {window - 1}")
     self.model = model
     self.mode = mode

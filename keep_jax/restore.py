@@ -16,6 +16,7 @@ import collections
 import contextlib
 import functools
 import os
+import re
 import time
 import warnings
 from collections.abc import Iterator
@@ -38,11 +39,23 @@ STRIP_HEIGHT = 256  # of a row, in pixels
 def main() -> None:
   """Runs the command; see the module's docstring and `--help`."""
   args = _parse()
-  video.check_output(args.output, args.input)
-  if args.strip:
-    video.check_output(args.strip, args.input)
+  _check_paths(args)
   with command.shown_warnings(), command.memory_errors(args.input, "try --dtype bfloat16"):
     (restore_aligned if args.aligned else restore_frames)(args)
+
+
+def _check_paths(args: argparse.Namespace) -> None:
+  """Raises `UserError`, before any work is done, for what cannot be written."""
+  outputs = [path for path in (args.output, args.strip, args.save_crops) if path]
+  for path in outputs:
+    for source in filter(None, (args.input, args.background)):
+      if path != args.save_crops:
+        video.check_output(path, source)
+  if args.save_crops and os.path.lexists(args.save_crops) and not os.path.isdir(args.save_crops):
+    raise UserError(f"{args.save_crops}: is a file; name a folder for the crops")
+  places = [os.path.realpath(path) for path in outputs]
+  if len(set(places)) < len(places):
+    raise UserError(f"{args.output}: is to be written twice; name other places")
 
 
 def restore_aligned(args: argparse.Namespace) -> None:
@@ -88,41 +101,45 @@ def restore_frames(args: argparse.Namespace) -> None:
   if args.parsenet:
     masks = functools.partial(parsenet.face_masks, parsenet.load(args.parsenet))
   seconds, began = collections.Counter(), time.monotonic()
-  faces, total = _find(args, size)
+  faces, total, told = _find(args, size)
   seconds["detect"] = time.monotonic() - began
   strip = _Strip(faces)
   without = shown = 0
   with contextlib.ExitStack() as stack:
-    reader = stack.enter_context(_unwarned(args))
+    reader = stack.enter_context(_unwarned(args, told))
     height, width = paste.enlarged_size(reader.info.height, reader.info.width, args.upscale)
     width *= 2 if args.side_by_side else 1
     writer = stack.enter_context(_writer(args, height, width, reader.info))
-    crops = _Crops(args.save_crops, size, reader.info.frame_rate, stack)
+    crops = _Crops(args.save_crops, faces, size, reader.info.frame_rate, stack)
     background = None
     if args.background:
-      behind = stack.enter_context(video.open_reader(args.background))
+      behind = stack.enter_context(video.open_reader(args.background, *args.frames))
       background = (frame.image for frame in behind)
     frames = stack.enter_context(contextlib.closing(video.prefetch(reader)))
     options = {"size": size, "upscale": args.upscale, "background": background, "masks": masks}
     results = restore_faces(frames, faces, restore, seconds=seconds, **options)
     for t, result in enumerate(_counted(results, "restoring", total)):
       writer.write(_shown(args, faces, t, result), result.frame.time)
-      crops.write(result)
+      crops.write(t, result)
       strip.add(t, result)
       without += not result.faces
       shown += 1
-    if args.strip and strip.rows:
-      strip.save(args.strip)
+  if args.strip and strip.rows:
+    strip.save(args.strip)
+  seconds["restore"] = time.monotonic() - began - seconds.total()
   print(
     f"{args.output}: {shown} frames of {width}x{height}, {len(faces)} face "
     f"track{'s' * (len(faces) != 1)}, {without} frames without a face{_speed(shown, began)} "
     f"(finding faces {seconds['detect']:.1f} s, aligning {seconds['align']:.1f} s, "
-    f"pasting {seconds['paste']:.1f} s)"
+    f"restoring and writing {seconds['restore']:.1f} s, pasting {seconds['paste']:.1f} s)"
   )
 
 
-def _find(args: argparse.Namespace, size: int) -> tuple[list[Face], int]:
-  """The first pass; what stands in the way of the second one is told before it."""
+def _find(args: argparse.Namespace, size: int) -> tuple[list[Face], int, str | None]:
+  """The first pass: the faces, the number of frames, and what the reader warned of.
+
+  What stands in the way of the second pass is told before it.
+  """
   detect = detector.make_detector(args.detector, args.detector_weights)
   with video.open_reader(args.input, *args.frames) as reader:
     height, width = paste.enlarged_size(reader.info.height, reader.info.width, args.upscale)
@@ -136,7 +153,9 @@ def _find(args: argparse.Namespace, size: int) -> tuple[list[Face], int]:
       faces, total = find_faces(images, detect, args.faces, size=size, robust=robust)
   if not faces:
     warnings.warn(f"{args.input}: no face found; the frames pass as they are", stacklevel=1)
-  return faces, total
+    if args.strip:
+      warnings.warn(f"{args.strip}: is not written, there is nothing to show", stacklevel=1)
+  return faces, total, reader.warning
 
 
 def _shown(args: argparse.Namespace, faces: list[Face], t: int, result: Restored) -> np.ndarray:
@@ -193,23 +212,41 @@ def _at_height(image: np.ndarray) -> np.ndarray:
 class _Crops:
   """Writes the aligned and the restored faces: DIR/face_000_{aligned,restored}/00000000.png."""
 
-  def __init__(self, folder: str | None, size: int, rate: Fraction, stack: contextlib.ExitStack):
-    self._folder, self._size, self._rate, self._stack = folder, size, rate, stack
-    self._writers: dict[str, video.Writer] = {}
+  def __init__(
+    self,
+    folder: str | None,
+    faces: list[Face],
+    size: int,
+    rate: Fraction,
+    stack: contextlib.ExitStack,
+  ):
+    self._folder, self._faces, self._size, self._rate = folder, faces, size, rate
+    self._stack = stack
+    # By face: what closes its writers, and the writers of its crops and of what was restored.
+    self._open: dict[int, tuple[contextlib.ExitStack, list[video.Writer]]] = {}
     if folder:
       os.makedirs(folder, exist_ok=True)
 
-  def write(self, result: Restored) -> None:
+  def write(self, t: int, result: Restored) -> None:
     if not self._folder:
       return
-    for kind, images in (("aligned", result.crops), ("restored", result.faces)):
-      for i, image in images.items():
-        name = f"face_{i:03d}_{kind}"
-        if name not in self._writers:
-          path = os.path.join(self._folder, name)
-          opened = video.open_writer(path, self._size, self._size, self._rate)
-          self._writers[name] = self._stack.enter_context(opened)
-        self._writers[name].write(image)
+    for i in result.faces:
+      if i not in self._open:
+        self._open[i] = self._start(i)
+      closing, writers = self._open[i]
+      for writer, images in zip(writers, (result.crops, result.faces), strict=True):
+        writer.write(images[i])
+      if t + 1 == self._faces[i].track.stop:
+        closing.close()
+        del self._open[i]
+
+  def _start(self, face: int) -> tuple[contextlib.ExitStack, list[video.Writer]]:
+    closing = self._stack.enter_context(contextlib.ExitStack())
+    names = (f"face_{face:03d}_{kind}" for kind in ("aligned", "restored"))
+    paths = (os.path.join(self._folder, name) for name in names)
+    size = (self._size, self._size)
+    opened = (video.open_writer(path, *size, self._rate) for path in paths)
+    return closing, [closing.enter_context(writer) for writer in opened]
 
 
 def _network(args: argparse.Namespace) -> tuple[StreamTracks, int]:
@@ -235,10 +272,11 @@ def _writer(args: argparse.Namespace, height: int, width: int, info: video.Video
 
 
 @contextlib.contextmanager
-def _unwarned(args: argparse.Namespace) -> Iterator[video.Reader]:
-  """The clip a second time, without the warnings that the first pass gave already."""
+def _unwarned(args: argparse.Namespace, told: str | None) -> Iterator[video.Reader]:
+  """The clip a second time, without the warning that the first pass gave already."""
   with warnings.catch_warnings():
-    warnings.filterwarnings("ignore", category=UserWarning)
+    if told:
+      warnings.filterwarnings("ignore", message=re.escape(told))
     with video.open_reader(args.input, *args.frames) as reader:
       yield reader
 
@@ -273,13 +311,20 @@ def _parse() -> argparse.Namespace:
     help="state carried over the whole clip; or chunks of --window frames, as in the released code "
     "or (experimental) restored from both directions",
   )
-  add("--window", type=int, default=inference.WINDOW, metavar="N", help="frames a gain sees")
+  add(
+    "--window",
+    type=int,
+    default=inference.WINDOW,
+    metavar="N",
+    help="frames a gain sees; default: %(default)s",
+  )
   add(
     "--look-ahead",
     type=int,
     default=inference.LOOK_AHEAD,
     metavar="N",
-    help="of them at most after it, in clips longer than the window; default: %(default)s",
+    help="of them at most after it, beyond the clip's first window, whose gains see all of it; "
+    "default: %(default)s",
   )
   add(
     "--fidelity",
@@ -290,7 +335,7 @@ def _parse() -> argparse.Namespace:
   )
   add("--faces", choices=("largest", "all"), default="largest", help="which faces of a frame")
   add("--upscale", type=float, default=1.0, metavar="S", help="of the frames; default: 1")
-  add("--background", metavar="VIDEO", help="what to paste into, such as an enlarged clip")
+  add("--background", metavar="VIDEO", help="what to paste into: the whole clip, enlarged")
   add("--detector", choices=detector.NAMES, default="mtcnn", help="default: mtcnn, which ships")
   add("--detector-weights", metavar="FILE", help="the checkpoint of another detector")
   add(
@@ -311,7 +356,9 @@ def _parse() -> argparse.Namespace:
         parser.error(f"--{name.replace('_', '-')} is for whole frames, not for --aligned")
     if args.upscale != 1:
       parser.error("--upscale is for whole frames, not for --aligned")
-  if not 0 <= args.look_ahead < args.window - 1:
+  if args.window < 2:
+    parser.error(f"--window {args.window}: must be at least 2")
+  if args.mode == "stream" and not 0 <= args.look_ahead < args.window - 1:
     parser.error(f"--look-ahead {args.look_ahead}: must be 0 to --window {args.window} - 2")
   if not 0 <= args.fidelity <= 1:
     parser.error(f"--fidelity {args.fidelity:g}: must be 0 to 1")

@@ -56,7 +56,7 @@ def return_freed_memory() -> None:
     _mallopt(_MMAP_THRESHOLD, 2**24)
     # Setting one ends the adjustment of both, which would have come to this; the initial 128 KB
     # have the heaps shrink and grow all the time.
-    _mallopt(_TRIM_THRESHOLD, 2**26)
+    _mallopt(_TRIM_THRESHOLD, 2**24)
 
 
 def keep_freed_memory() -> None:
