@@ -123,7 +123,8 @@ def init_params(model: KEEP, key: jax.Array) -> Params:
     return net.init(next(keys), *inputs).get("params", {})
 
   def by_side(net: nn.Module, sides: tuple[int, ...]):
-    feature = {side: jnp.zeros((1, side, side, a.channels(side))) for side in sides}
+    shapes = {side: (1, side, side, a.channels(side)) for side in sides}
+    feature = {side: jnp.zeros(shape, model.dtype) for side, shape in shapes.items()}
     return {str(side): init(net, feature[side], feature[side]) for side in sides}
 
   bound = 1 / a.codes
@@ -307,7 +308,8 @@ def restore_clip(
   """
   observation = observe(model, params, frames)
   gains = calculate_gains(model, params, observation.latent)
-  flows = lax.stop_gradient(jnp.concatenate([jnp.zeros_like(flows[:, :1]), flows], axis=1))
+  # The first frame predicts nothing. The flow network is frozen in all stages, as released.
+  flows = lax.stop_gradient(jnp.pad(flows, ((0, 0), (1, 0), (0, 0), (0, 0), (0, 0))))
 
   def kalman_step(state, inputs):
     return step(model, params, state, *inputs, fidelity)

@@ -350,6 +350,12 @@ def _parse() -> argparse.Namespace:
   add("--strip", metavar="FILE.png", help="a picture of a few frames: input, aligned, restored")
   add("--side-by-side", action="store_true", help="put the input at the left")
   args = parser.parse_args()
+  _check_arguments(parser, args)
+  return args
+
+
+def _check_arguments(parser: errors.Parser, args: argparse.Namespace) -> None:
+  """Raises `UserError` for what does not go together."""
   if args.aligned:
     for name in ("draw_boxes", "save_crops", "strip", "background", "parsenet"):
       if getattr(args, name):
@@ -362,7 +368,6 @@ def _parse() -> argparse.Namespace:
     parser.error(f"--look-ahead {args.look_ahead}: must be 0 to --window {args.window} - 2")
   if not 0 <= args.fidelity <= 1:
     parser.error(f"--fidelity {args.fidelity:g}: must be 0 to 1")
-  return args
 
 
 if __name__ == "__main__":

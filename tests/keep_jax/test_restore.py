@@ -5,6 +5,7 @@ The clips are made of scikit-image's astronaut (NASA, public domain), whose face
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
@@ -17,12 +18,13 @@ import pytest
 import skimage.data
 
 from keep_jax import inference, restore
-from keep_jax.faces import find_faces, restore_faces, unchanged
+from keep_jax.faces import Face, Restored, find_faces, restore_faces, unchanged
 from tests.keep_jax import tiny
 from tests.vsr_jax.clips import encode, moving_waves
 from vsr_jax import metrics, video
 from vsr_jax.faces import align
 from vsr_jax.faces.detector import make_detector
+from vsr_jax.faces.tracks import Track
 
 PHOTO = skimage.data.astronaut()[:280, 60:400]  # 280x340, the face in the middle
 
@@ -206,6 +208,117 @@ def test_the_background_comes_from_another_clip(run, clip, tmp_path):
   said = run(clip, tmp_path / "other", *flags, code=2)
   assert "background ends before frame 2" in said.err
   assert not os.path.exists(tmp_path / "other")
+  assert_refused(run(clip, short, *flags, code=2), "short.mkv: is the input")
+
+
+def test_the_background_has_the_frames_of_the_range(run, clip, tmp_path):
+  greys = np.arange(0, 240, 40, dtype=np.uint8)
+  behind = np.broadcast_to(greys[:, None, None, None], (6, 224, 256, 3))
+  behind = encode_lossless(tmp_path / "behind.mkv", np.ascontiguousarray(behind))
+  run(clip, tmp_path / "out", "--identity", "--frames", "2:4", "--background", behind)
+  assert read(tmp_path / "out")[1][:, 0, 0, 0].tolist() == [80, 120]
+
+
+def test_a_mask_of_zeros_leaves_the_frames_as_they_are():
+  frames = moving(3)
+  faces, _ = find_faces(frames, make_detector())
+  masks = lambda faces: np.zeros(faces.shape[:3], np.float32)  # noqa: E731
+  frames = [video.Frame(image, Fraction(i, 25), i) for i, image in enumerate(frames)]
+  for result in restore_faces(frames, faces, unchanged, masks=masks):
+    assert result.faces
+    np.testing.assert_array_equal(result.image, result.frame.image)
+
+
+def test_people_who_cross_keep_their_states():
+  """Two faces pass each other, the nearer one before the other."""
+  face = cv2.resize(PHOTO[10:250, 60:260], (100, 120), interpolation=cv2.INTER_AREA)
+  near = cv2.resize(face[:, ::-1], (120, 144), interpolation=cv2.INTER_AREA)
+  frames = np.full((30, 180, 420, 3), 90, np.uint8)
+  for t, frame in enumerate(frames):
+    frame[20:140, 10 * t : 10 * t + 100] = face
+    left = 300 - 10 * t
+    frame[20:164, max(left, 0) : left + 120] = near[:, max(-left, 0) :]
+  faces, _ = find_faces(frames[:29], make_detector(), "all", size=32)
+  ways = [face.track.landmarks[:, :, 0].mean(1) for face in faces]
+  assert len(ways) == 2
+  assert sorted(np.sign(way[-1] - way[0]) for way in ways) == [-1, 1]
+  assert all(abs(way[-1] - way[0]) > 200 for way in ways)
+  restorer = inference.Restorer(*tiny.load(), "stream", 4, 1)
+  together = _restore(frames[:6], faces, restorer)
+  for i, face in enumerate(faces):
+    alone = _restore(frames[:6], [face], restorer)
+    for a, b in zip(together, alone, strict=True):
+      assert (a.faces[i] != b.faces[0]).mean() < 0.01
+
+
+def test_a_face_seen_from_the_side(run, tmp_path):
+  """As narrow as a half profile: found or not, what is not face stays."""
+  half = cv2.resize(PHOTO, (170, 280), interpolation=cv2.INTER_AREA)
+  frames = np.full((3, 280, 480, 3), 50, np.uint8)
+  frames[:, :, :170] = half
+  clip = encode_lossless(tmp_path / "side.mkv", frames)
+  run(clip, tmp_path / "out", "--identity")
+  images = read(tmp_path / "out")[1]
+  np.testing.assert_array_equal(images[:, :, 400:], frames[:, :, 400:])
+  assert min(metrics.rgb_psnr(a, b) for a, b in zip(images, frames, strict=True)) > 30
+
+
+def test_a_clip_of_one_frame(run, weights, tmp_path):
+  clip = encode_lossless(tmp_path / "one.mkv", moving(1))
+  said = run(clip, tmp_path / "out.mkv", "--checkpoint", weights, "--quality", "0")
+  assert "1 frames of 256x224, 1 face track" in said.out
+  assert (read(tmp_path / "out.mkv")[1] != moving(1)).any()
+
+
+def test_an_aligned_grey_face_stays_grey(run, weights, tmp_path):
+  face = cv2.resize(PHOTO[:256, 40:296], (32, 32), interpolation=cv2.INTER_AREA)
+  grey = face.mean(-1, keepdims=True).astype(np.uint8).repeat(3, -1)
+  clip = encode_lossless(tmp_path / "face.mkv", np.stack([grey] * 2))
+  run(clip, tmp_path / "out", "--aligned", "--checkpoint", weights)
+  images = read(tmp_path / "out")[1]
+  assert (images == images[..., :1]).all()
+
+
+@pytest.mark.parametrize(
+  "flags",
+  [
+    ("--mode", "as_released", "--window", "3"),
+    ("--mode", "bidirectional", "--window", "3"),
+    ("--look-ahead", "0", "--window", "3"),
+    ("--dtype", "bfloat16"),
+    ("--fidelity", "0"),
+    ("--alignment", "least_squares"),
+  ],
+  ids=lambda flags: "_".join(flags),
+)
+def test_options_of_the_command_change_the_faces(run, clip, weights, tmp_path, flags):
+  run(clip, tmp_path / "plain", "--checkpoint", weights)
+  said = run(clip, tmp_path / "other", "--checkpoint", weights, *flags)
+  assert "6 frames of 256x224, 1 face track, 0 frames without a face" in said.out
+  plain, other = (read(tmp_path / name)[1] for name in ("plain", "other"))
+  assert (plain != other).any((1, 2, 3)).any()
+
+
+def test_crops_are_closed_with_their_track(tmp_path):
+  spans = (0, 2), (2, 4)
+  faces = [_face(start, stop) for start, stop in spans]
+  image = np.zeros((8, 8, 3), np.uint8)
+  with contextlib.ExitStack() as stack:
+    crops = restore._Crops(str(tmp_path / "crops"), faces, 8, Fraction(25), stack)
+    for t in range(4):
+      here = {i: image for i, span in enumerate(spans) if span[0] <= t < span[1]}
+      crops.write(t, Restored(video.Frame(image, Fraction(t, 25), t), image, here, here))
+      done = {p.name for p in (tmp_path / "crops").iterdir() if not p.name.endswith(".part")}
+      assert done == {f"face_{i:03d}_{k}" for i in range((t + 1) // 2) for k in KINDS}
+
+
+KINDS = ("aligned", "restored")
+
+
+def _face(start, stop):
+  n = stop - start
+  track = Track(start, np.zeros((n, 5, 2)), np.zeros((n, 4)), np.ones(n, bool))
+  return Face(track, np.zeros((n, 2, 3)))
 
 
 def test_boxes_are_drawn_when_asked(run, clip, tmp_path):
@@ -237,6 +350,9 @@ def test_boxes_are_drawn_when_asked(run, clip, tmp_path):
     (("--identity", "--background", "missing.mp4"), "missing.mp4"),
     (("--identity", "--frames", "8:"), "ends before frame 8"),
     (("--identity", "--strip", "no/strip.png"), "there is no folder"),
+    (("--identity", "--strip", "out.mp4"), "out.mp4: is to be written twice"),
+    (("--identity", "--save-crops", "clip.mkv"), "clip.mkv: is a file; name a folder"),
+    (("--identity", "--window", "1"), "--window 1: must be at least 2"),
   ],
 )
 def test_bad_arguments_are_refused(run, clip, tmp_path, monkeypatch, flags, pattern):
