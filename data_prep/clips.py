@@ -86,7 +86,8 @@ def find_clips(
   """Lists the clips below a folder, sorted by name.
 
   Headers and ends of all frame files are read; a clip with a damaged frame, and
-  one shorter than `num_frames`, is left out with a warning that names it.
+  one shorter than `num_frames`, is left out with a warning that names it. What is
+  damaged in between shows where flow is needed: such a clip has no labels.
 
   Args:
     root: a clip set, or REDS as released or as moved about by the released script.
@@ -114,7 +115,10 @@ def find_clips(
     if len(clip.blurry) < num_frames:
       skipped.append(f"{name} (has {len(clip.blurry)} frames, a window {num_frames})")
       continue
-    if need_flow:
+    if need_flow and not has_flow(clip, num_frames):
+      if damage := _damage(clip):  # which kept it from being labelled
+        skipped.append(f"{name} ({damage})")
+        continue
       check_flow(root, clip, num_frames)
     clips.append(clip)
   if skipped:
@@ -216,6 +220,16 @@ def _png_size(path: pathlib.Path) -> tuple[int, int]:
     raise _CorruptFrame(f"{path} is cut short or no PNG")
   width, height = struct.unpack(">II", head[16:])
   return height, width
+
+
+def _damage(clip: Clip) -> str | None:
+  """What `read_frame` says of a clip's first frame that it cannot decode."""
+  for frame in (*clip.sharp_lr, *clip.blurry):
+    try:
+      read_frame(frame)
+    except UserError as e:
+      return str(e)
+  return None
 
 
 def read_frame(frame: Frame) -> np.ndarray:

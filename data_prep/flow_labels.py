@@ -23,6 +23,7 @@ import argparse
 import functools
 import itertools
 import pathlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -196,11 +197,21 @@ def _label(args: argparse.Namespace, folder: pathlib.Path, todo: list[Frames]) -
     origin = {"weights": args.weights.name, "channel_order": args.channel_order}
     flow_store.check_origin(folder, {**origin, "iterations": ITERATIONS})
   estimate = make_estimate(net, params, bgr=args.channel_order == "bgr")
+  damaged: list[str] = []
   total = sum(len(list(pairs(clip.count, args.frames))) for clip in todo)
   with tqdm.tqdm(total=total, unit="pair", disable=not todo) as bar:
     for clip in todo:
       bar.set_description(clip.name)
-      label_clip(clip, folder, estimate, args.frames, args.batch, bar.update)
+      try:
+        label_clip(clip, folder, estimate, args.frames, args.batch, bar.update)
+      except UserError as e:
+        tqdm.tqdm.write(f"warning: {clip.name} gets no labels: {e}", file=sys.stderr)
+        damaged.append(clip.name)
+  if damaged:
+    raise UserError(
+      f"{args.root}: {len(damaged)} of {len(todo)} clips could not be read and have no labels, "
+      f"training will leave them out: {', '.join(damaged)}; extract them again and run this again"
+    )
 
 
 def summarize(folder: pathlib.Path) -> None:

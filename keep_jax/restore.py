@@ -118,7 +118,8 @@ def restore_frames(args: argparse.Namespace) -> None:
     frames = stack.enter_context(contextlib.closing(video.prefetch(reader)))
     options = {"size": size, "upscale": args.upscale, "background": background, "masks": masks}
     results = restore_faces(frames, faces, restore, seconds=seconds, **options)
-    for t, result in enumerate(_counted(results, "restoring", total)):
+    counted = stack.enter_context(contextlib.closing(_counted(results, "restoring", total)))
+    for t, result in enumerate(counted):
       writer.write(_shown(args, faces, t, result), result.frame.time)
       crops.write(t, result)
       strip.add(t, result)
@@ -147,8 +148,11 @@ def _find(args: argparse.Namespace, size: int) -> tuple[list[Face], int, str | N
     if args.background:
       video.probe(args.background)
     total = command.frame_total(reader, *args.frames)
-    with contextlib.closing(video.prefetch(reader)) as frames:
-      images = (frame.image for frame in _counted(frames, "finding faces", total))
+    with (
+      contextlib.closing(video.prefetch(reader)) as frames,
+      contextlib.closing(_counted(frames, "finding faces", total)) as counted,
+    ):
+      images = (frame.image for frame in counted)
       robust = args.alignment == "lmeds"
       faces, total = find_faces(images, detect, args.faces, size=size, robust=robust)
   if not faces:

@@ -188,3 +188,20 @@ def test_impossible_options_are_refused(clip_set, monkeypatch, wrong):
 def test_missing_weights_are_named(clip_set, monkeypatch):
   with pytest.raises(UserError, match=r"none\.pth"):
     run(monkeypatch, clip_set, "--weights", clip_set / "none.pth")
+
+
+def test_a_clip_damaged_within_is_left_out_and_named(tmp_path, monkeypatch, capsys, caplog):
+  write_clip_set(tmp_path, {"alley": 5, "beach": 5, "creek": 5})
+  path = tmp_path / clips.SHARP_BICUBIC / "beach" / "00000002.png"
+  data = path.read_bytes()
+  path.write_bytes(data[:40] + bytes(len(data) - 60) + data[-20:])
+  monkeypatch.setattr(flow_labels.raft_weights, "load", lambda path: (raft.SMALL, {}))
+  monkeypatch.setattr(flow_labels, "make_estimate", lambda *_, **__: brightness)
+  with pytest.raises(UserError, match="1 of 3 clips could not be read.*: beach;"):
+    run(monkeypatch, tmp_path, "--weights", "some.pth", "--batch", 4)
+  assert "beach gets no labels" in capsys.readouterr().err
+  assert flow_store.open_labels(tmp_path / flow_store.FOLDER).keys() == {"alley", "creek"}
+  found = clips.find_clips(tmp_path, num_frames=3, need_flow=True)
+  assert [clip.name for clip in found] == ["alley", "creek"]
+  assert "1 clips skipped: beach" in caplog.text
+  assert "00000002.png: cannot be decoded" in caplog.text

@@ -1,0 +1,143 @@
+"""The restore command with what cannot be used: one line, exit code 2, nothing left behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import skimage.data
+
+from keep_jax import restore
+from tests.keep_jax import tiny
+from tests.vsr_jax.clips import encode, moving_waves
+from vsr_jax import video
+from vsr_jax.train.checkpoint import export_params
+
+FACE = skimage.data.astronaut()[:224, 100:356]
+
+
+@pytest.fixture
+def clip(tmp_path):
+  path = tmp_path / "clip.mkv"
+  encode(path, np.stack([FACE] * 3), "ffv1", "bgr0")
+  return path
+
+
+@pytest.fixture
+def run(run_main):
+  return functools.partial(run_main, restore.main)
+
+
+def assert_refused(said, pattern):
+  """One line at the end, and no traceback."""
+  assert "Traceback" not in said.err
+  line = said.err.strip().splitlines()[-1]
+  assert re.search(f"error: .*{pattern}", line), said.err
+
+
+def test_bad_inputs(run, tmp_path):
+  (tmp_path / "empty.mp4").touch()
+  (tmp_path / "noise.mp4").write_bytes(np.random.default_rng(0).bytes(5000))
+  (tmp_path / "no_frames").mkdir()
+  before = sorted(os.listdir(tmp_path))
+  refusals = {
+    "nothing.mp4": "nothing.mp4: no such file or folder",
+    "empty.mp4": "empty.mp4: is empty",
+    "noise.mp4": "noise.mp4: not a readable video",
+    "no_frames": "no_frames: no frames in this folder",
+  }
+  for name, pattern in refusals.items():
+    assert_refused(run(tmp_path / name, tmp_path / "out.mp4", "--identity", code=2), pattern)
+  assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_bad_outputs(run, clip, tmp_path):
+  refuse = functools.partial(run, clip, code=2)
+  assert_refused(refuse(clip, "--identity"), "clip.mkv: is the input")
+  assert_refused(refuse(tmp_path / "no" / "out.mp4", "--identity"), "there is no folder")
+  assert_refused(refuse(tmp_path / "out.gif", "--identity"), "unknown kind of output .gif")
+  assert os.listdir(tmp_path) == ["clip.mkv"]
+
+
+def test_bad_checkpoints(run, clip, tmp_path):
+  weights, out = tmp_path / "weights", tmp_path / "out.mp4"
+  tiny.save(weights)
+  copy = shutil.copytree(weights, tmp_path / "copy")
+  refuse = functools.partial(run, clip, out, "--checkpoint", copy, code=2)
+  for path in (copy / "params").rglob("*"):
+    if path.is_file():
+      path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+  assert_refused(refuse(), "copy: damaged")
+  meta = {"model": dataclasses.asdict(tiny.ARCH)}
+  export_params(copy, {"encoder": {"x": np.zeros(3)}}, meta)
+  assert_refused(refuse(), "copy: a part of a KEEP, without .*gain")
+  _, params = tiny.load()
+  full = {part: tree for part, tree in params.items() if part != "flow"}
+  export_params(copy, full | {"codebook": np.zeros((3, 3))}, meta)
+  assert_refused(refuse(), "not the weights of this model")
+  export_params(copy, {"net_d": {"x": np.zeros(3)}}, {"model": {"kernel_down": 20}})
+  assert_refused(refuse(), "not a checkpoint of KEEP")
+  assert not out.exists()
+
+
+def test_a_truncated_clip_gives_its_good_frames_and_one_warning(run, tmp_path):
+  path, cut = tmp_path / "clip.mkv", tmp_path / "cut.mkv"
+  encode(path, np.stack([FACE] * 8), "ffv1", "bgr0")
+  cut.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
+  said = run(cut, tmp_path / "out", "--identity")
+  assert said.err.count("cut.mkv: the file is damaged or cut short after") == 1
+  assert 1 <= len(os.listdir(tmp_path / "out")) < 8
+
+
+def test_a_full_disk_keeps_the_older_output(run, clip, tmp_path, monkeypatch):
+  out = tmp_path / "out.mp4"
+  out.write_text("older")
+
+  def full(self, image, time=None):
+    raise OSError(28, "No space left on device", str(out))
+
+  monkeypatch.setattr(video.Writer, "write", full)
+  strip = ("--strip", tmp_path / "strip.png")
+  assert_refused(run(clip, out, "--identity", *strip, code=2), "no space left on the disk")
+  assert out.read_text() == "older"
+  assert sorted(os.listdir(tmp_path)) == ["clip.mkv", "out.mp4"]
+
+
+@pytest.mark.parametrize(
+  ("phase", "number", "code", "line"),
+  [
+    ("finding faces", signal.SIGTERM, 2, "terminated by SIGTERM"),
+    ("restoring", signal.SIGINT, 130, "interrupted"),
+  ],
+)
+def test_an_interrupted_run_keeps_the_older_output(tmp_path, phase, number, code, line):
+  source, out = tmp_path / "clip.mkv", tmp_path / "out.mp4"
+  # The first pass is slow, the second one fast.
+  count, size = (400, (96, 96)) if phase == "finding faces" else (120, (480, 640))
+  encode(source, moving_waves(count, *size), "libx264", preset="ultrafast")
+  out.write_text("older")
+  process = subprocess.Popen(
+    [sys.executable, "-m", "keep_jax.restore", source, out, "--identity", "--quality", "0"],
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  seen = ""
+  while not re.search(rf"{phase}:[^\r]* [1-9]\d*/{count}", seen):
+    part = process.stderr.read(1)
+    assert part, seen
+    seen += part
+  process.send_signal(number)
+  rest = process.communicate(timeout=60)[1]
+  assert process.returncode == code, rest
+  assert rest.strip().splitlines()[-1] == line
+  assert "Traceback" not in rest
+  assert out.read_text() == "older"
+  assert sorted(os.listdir(tmp_path)) == ["clip.mkv", "out.mp4"]
