@@ -3,7 +3,8 @@
   python -m fmanet_jax.evaluate DATA [--checkpoint DIR] [--out DIR] ...
   python -m fmanet_jax.evaluate DATA --outputs DIR ...    (frames that any method has restored)
 
-DATA is a clip set or REDS as released (see `data_prep.clips`), of which REDS4 is scored. RGB PSNR,
+DATA is a clip set or REDS as released (see `data_prep.clips`), of which REDS4 is scored, or the
+folder of a data set that `data_prep.build` made, of which `--split` is. RGB PSNR,
 SSIM and tOF by clip and in total are printed and written to metrics.json and metrics.md, anew after
 every clip, so that an interrupted run leaves what it has finished.
 """
@@ -184,7 +185,11 @@ def restored(restorer: inference.Restorer, folder: pathlib.Path | None, clip: Cl
       path = _saved_clip(folder, clip)
       writer = stack.enter_context(video.open_writer(path, *size, SAVED_RATE))
     frames = (clips.read_frame(path) for path in clip.blurry)
-    for number, output in enumerate(restorer.stream(frames)):
+    tile = inference.fitting_tile(restorer, clip.height, clip.width)
+    if tile:
+      tqdm.tqdm.write(f"note: {clip.name} does not fit whole, restored by tiles of {tile} pixels")
+    results = inference.restore_frames(restorer, frames, tile)
+    for number, output in enumerate(results):
       if writer:
         writer.write(output)
       yield number, output
