@@ -3,10 +3,9 @@
   python -m fmanet_jax.evaluate DATA [--checkpoint DIR] [--out DIR] ...
   python -m fmanet_jax.evaluate DATA --outputs DIR ...    (frames that any method has restored)
 
-DATA is a clip set or REDS as released (see `data_prep.clips`), of which REDS4 is scored, or the
-folder of a data set that `data_prep.build` made, of which `--split` is. RGB PSNR,
-SSIM and tOF by clip and in total are printed and written to metrics.json and metrics.md, anew after
-every clip, so that an interrupted run leaves what it has finished.
+DATA is a clip set, REDS as released, of which REDS4 is scored, or what `data_prep.build` made. RGB
+PSNR, SSIM and tOF by clip and in total are printed and written to metrics.json and metrics.md, anew
+after every clip, so that an interrupted run leaves what it has finished.
 """
 
 from __future__ import annotations
@@ -188,8 +187,7 @@ def restored(restorer: inference.Restorer, folder: pathlib.Path | None, clip: Cl
     tile = inference.fitting_tile(restorer, clip.height, clip.width)
     if tile:
       tqdm.tqdm.write(f"note: {clip.name} does not fit whole, restored by tiles of {tile} pixels")
-    results = inference.restore_frames(restorer, frames, tile)
-    for number, output in enumerate(results):
+    for number, output in enumerate(inference.restore_frames(restorer, frames, tile)):
       if writer:
         writer.write(output)
       yield number, output

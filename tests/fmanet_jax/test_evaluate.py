@@ -36,7 +36,7 @@ class StandIn:
     return FMANet(self.arch, jnp.dtype(dtype)), {}
 
   def Restorer(self, model, params):
-    self.model = model
+    self.model, self.mesh, self.batch = model, None, 1
     return self
 
   def stream(self, frames):
@@ -102,7 +102,9 @@ def check(row, wanted):
     assert row[column] == pytest.approx(means, rel=1e-12, abs=1e-12), column
 
 
-def test_interior_frames_are_scored_as_the_metrics_say(run, data):
+@pytest.mark.parametrize("tile", [None, 20])  # by itself where whole frames do not fit
+def test_interior_frames_are_scored_as_the_metrics_say(run, data, monkeypatch, tile):
+  monkeypatch.setattr(evaluate.inference, "fitting_tile", lambda *_: tile)
   found = run(data)
   assert found["complete"]
   assert found["skipped"] == {}
