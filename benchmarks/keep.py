@@ -1,10 +1,11 @@
 """Worker: restores a clip of aligned faces with `keep_jax.inference.Restorer`, as one process.
 
     python -m benchmarks.keep convert --checkpoint DIR [--model full]
-    python -m benchmarks.keep time|stream|output|work --checkpoint DIR [--frames 6] ...
+    python -m benchmarks.keep time|stream|output|work|faces --checkpoint DIR [--frames 6] ...
 
 `convert` writes the checkpoint that the others load. `time` is the measured run, within one window;
-`stream` is a clip of any length, for its memory.
+`stream` is a clip of any length, for its memory; `faces` is what surrounds the network: finding a
+face in whole frames, aligning it and pasting it back.
 Nobody times the others: `output` writes a chunk in floating point, for comparison with the
 reference's, and `work` counts operations.
 """
@@ -12,15 +13,19 @@ reference's, and `work` counts operations.
 from __future__ import annotations
 
 import argparse
+import collections
 import dataclasses
 import functools
 import pathlib
 import time
+from fractions import Fraction
 from typing import Any
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
+import skimage.data
 
 from benchmarks import workload
 from benchmarks.restoration import (
@@ -31,6 +36,7 @@ from benchmarks.restoration import (
   device_name,
   product_peak,
 )
+from keep_jax.faces import find_faces, restore_faces, unchanged
 from keep_jax.inference import WINDOW, Restorer, load
 from keep_jax.model import (
   calculate_gains,
@@ -44,7 +50,12 @@ from keep_jax.model import (
 )
 from keep_jax.weights import convert_released
 from vsr_jax import errors
+from vsr_jax.errors import UserError
+from vsr_jax.faces.detector import make_detector
 from vsr_jax.train.checkpoint import export_params
+from vsr_jax.video import Frame
+
+FACE_FRAMES = 12
 
 
 def convert(args: argparse.Namespace) -> dict[str, Any]:
@@ -107,6 +118,25 @@ def time_stream(args: argparse.Namespace) -> dict[str, Any]:
   }
 
 
+def time_faces(args: argparse.Namespace) -> dict[str, Any]:
+  """Finds, aligns and pastes the face of a photograph that moves, 1280x720; seconds a frame."""
+  del args
+  photo = cv2.resize(skimage.data.astronaut()[:280, 60:400], (874, 720))
+  frames = np.full((FACE_FRAMES, 720, 1280, 3), 128, np.uint8)
+  for t, frame in enumerate(frames):
+    frame[:, 10 * t : 10 * t + 874] = photo
+  detect = make_detector()
+  find_faces(frames[:1], detect)  # compiles
+  began, seconds = time.perf_counter(), collections.Counter()
+  faces, _ = find_faces(frames, detect)
+  seconds["detect"] = time.perf_counter() - began
+  stream = (Frame(image, Fraction(t, 25), t) for t, image in enumerate(frames))
+  pasted = list(restore_faces(stream, faces, unchanged, seconds=seconds))
+  if not all(result.faces for result in pasted):
+    raise UserError("the face of the photograph was not found in every frame")
+  return {"faces": {name: value / FACE_FRAMES for name, value in seconds.items()}}
+
+
 def compute_output(args: argparse.Namespace) -> dict[str, Any]:
   """Writes the chunk's restored frames [t h w 3], not clipped, and logits [t n codes]."""
   model, params = load(args.checkpoint)
@@ -150,7 +180,7 @@ def main() -> None:
   args = parser.parse_args()
   workload.use_threads(args.threads)
   jobs = {"convert": convert, "time": time_clip, "stream": time_stream}
-  jobs |= {"output": compute_output, "work": count_work}
+  jobs |= {"output": compute_output, "work": count_work, "faces": time_faces}
   workload.run_job(args, jobs, VERSIONS)
 
 

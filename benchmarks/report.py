@@ -98,6 +98,10 @@ def keep_table(result: dict[str, Any]) -> Table:
     *_first_run(ours),
     *_work(result, seconds),
   ]
+  if faces := result.get("faces"):
+    rows += [_ours(f"{name} a face, 1280x720 (s)", f"{faces[name]:.3f}") for name in faces]
+    share = sum(faces.values()) / seconds
+    rows.append(_ours("these of the network's time", f"{100 * share:.1f} %"))
   if result["agreement"]:
     a = result["agreement"]
     apart = f"{a['relative']:.0e} relative ({a['frames'][0]} frames), "

@@ -53,6 +53,7 @@ def theirs(seconds, **more):
   return run | {"first_frame": 7.0, "last_frame": 90.0} | more
 
 
+@pytest.mark.slow
 def test_restoration_without_a_reference(tmp_path, capsys, fast_compiles):
   command.main([*SMALL, "--only=restoration", f"--out={tmp_path}"])
   printed = capsys.readouterr().out
@@ -92,6 +93,7 @@ def test_keep_without_a_reference(tmp_path, fast_compiles):
   assert 0 < run["ready"] < run["first_chunk"]
   assert run["chunk"] > 0
   assert run["memory"] > 4e8  # the parameters
+  assert part["faces"].keys() == {"detect", "align", "paste"}
   assert "a chunk of 3 frames" in (tmp_path / "benchmark.md").read_text()
 
 
@@ -172,6 +174,7 @@ def test_table_of_keep():
     "model": "full",
     "frames": 6,
     "flops": 400e9,
+    "faces": {"detect": 0.25, "paste": 0.05},
     "agreement": {"relative": 1e-4, "levels": 1.0, "frames": [6, 2], "codes": 0},
     "runs": {
       "ours": [ours([5.0], chunk=31.0, first_chunk=20.0)],
@@ -184,6 +187,8 @@ def test_table_of_keep():
   assert rows["seconds a frame, without a chunk's first"] == ("5", "9", "1.80")
   assert rows["seconds a chunk of 6 frames"] == ("31.0", "50.0", "1.61")
   assert rows["of the peak"] == ("80 %", "", "")
+  assert rows["detect a face, 1280x720 (s)"] == ("0.250", "", "")
+  assert rows["these of the network's time"] == ("6.0 %", "", "")
   assert (
     rows["outputs differ by"][0] == "1e-04 relative (6 frames), 1/255 rounded (2 frames); 0 codes"
   )

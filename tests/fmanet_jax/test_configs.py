@@ -16,6 +16,7 @@ from configs.fmanet import ablations, base, demo
 from configs.fmanet.as_released import degradation as released_degradation
 from fmanet_jax import stages, train
 from fmanet_jax.model import Architecture, FMANet, init_params
+from vsr_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -207,8 +208,6 @@ def get_config():
     ("misspelt.py", [], 'Did you mean "steps" instead of "setps"'),
     ("demo.py", ["--config.train.remat", "True", "--config.steps=1"], "'True' belongs to no opt"),
     ("demo.py", ["--config.dtype=float31"], "dtype = 'float31': must be one of float32, bfloat"),
-    ("demo.py", ["--config.train.accumulate=0"], "train.accumulate = 0: must be at least 1"),
-    ("demo.py", ["--config.model.ffn_expansion=-1.0"], "model.ffn_expansion = -1.0: leaves no ch"),
   ],
 )
 def test_a_wrong_config_is_one_line_of_the_command(config, flags, message, tmp_path):
@@ -221,6 +220,25 @@ def test_a_wrong_config_is_one_line_of_the_command(config, flags, message, tmp_p
   assert result.stderr.count("\n") == 1
   assert message in result.stderr
   assert "Traceback" not in result.stderr
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"stage": "both"}, "stage = 'both': must be one of degradation, joint, end_to_end"),
+    ({"train.accumulate": 0}, "train.accumulate = 0: must be at least 1"),
+    ({"data.batch": 0}, "data.batch = 0: must be at least 1"),
+    ({"steps": 0}, "steps = 0: must be at least 1"),
+    ({"model.ffn_expansion": -1.0}, "model.ffn_expansion = -1.0: leaves no channel of"),
+    ({"data.root": "nowhere"}, "nowhere: no such folder"),
+  ],
+)
+def test_impossible_values_are_named(change, message, tmp_path):
+  config = demo.get_config()
+  config.update_from_flattened_dict(change)
+  with pytest.raises(UserError, match=message):
+    train.train(config, str(tmp_path / "run"))
   assert not (tmp_path / "run").exists()
 
 

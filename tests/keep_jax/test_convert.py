@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
+import zlib
 
 import jax
 import numpy as np
@@ -43,6 +44,38 @@ def test_released_layouts_fill_the_whole_model(name, arch):
   found, params = convert_released(state, name)
   assert found == arch
   assert sum(x.size for x in jax.tree.leaves(params)) == sum(map(math.prod, shapes.values()))
+
+
+def constants(name):
+  """A state dict of a released layout; each tensor has one value, by its name of v1.0.0."""
+  state = {}
+  for key, shape in golden.manifest(name).items():
+    new = next((n + key.removeprefix(o) for o, n in RENAMED.items() if key.startswith(o)), key)
+    state[key] = np.full(shape, zlib.crc32(new.encode()) % 9973 + 1, np.float32)
+  return state
+
+
+@pytest.mark.slow
+def test_files_of_the_released_size(tmp_path):
+  """Written, converted and read; both releases of KEEP hold the same."""
+  layouts = {"keep_v010": lambda state: state, "keep_full": in_average, "keep_asian": in_average}
+  found = {}
+  for name, layout in layouts.items():
+    save_state_dict(tmp_path / "KEEP.pth", layout(constants(name)))
+    convert.convert(str(tmp_path / "KEEP.pth"), str(tmp_path / name))
+    params = inference.load(tmp_path / name)[1]
+    found[name] = jax.tree.map(lambda x: (x.shape, float(x.min()), float(x.max())), params)
+    leaves = jax.tree.leaves(found[name], is_leaf=lambda x: isinstance(x, tuple))
+    assert all(low == high for _, low, high in leaves)
+    sizes = map(math.prod, golden.manifest(name).values())
+    assert sum(math.prod(shape) for shape, *_ in leaves) == sum(sizes)
+    (tmp_path / "KEEP.pth").unlink()
+  assert found["keep_v010"] == found["keep_full"]
+  assert found["keep_asian"]["encoder"] == found["keep_full"]["encoder"]
+
+
+def in_average(state):
+  return {"params": {}, "params_ema": state}
 
 
 @pytest.mark.parametrize(("arch", "count"), [(Architecture(), 158_485_860), (ASIAN, 143_573_092)])

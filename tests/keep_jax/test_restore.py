@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 import skimage.data
 
-from keep_jax import inference, restore
+from keep_jax import convert, inference, restore
 from keep_jax.faces import Face, Restored, find_faces, restore_faces, unchanged
-from tests.keep_jax import tiny
+from tests.keep_jax import golden, tiny
+from tests.torch_writer import save_state_dict
 from tests.vsr_jax.clips import encode, moving_waves
 from vsr_jax import metrics, video
 from vsr_jax.faces import align
@@ -112,6 +113,23 @@ def test_the_network_restores_the_face_and_nothing_else(run, clip, weights, tmp_
   assert (faces != want).mean() < 0.01  # a code of small margin may flip
   rows = read(strip)[1][0]
   assert rows.shape[0] == restore.STRIP_FRAMES * restore.STRIP_HEIGHT
+
+
+@pytest.mark.slow
+def test_the_whole_way_with_the_weights_of_the_fixtures(run, clip, tmp_path):
+  """A file of the released layout, with GMFlow, CFT and CFA, converted and used on a clip."""
+  save_state_dict(tmp_path / "KEEP.pth", {"params_ema": golden.state_dict("keep_stage3")})
+  convert.convert(str(tmp_path / "KEEP.pth"), str(tmp_path / "weights"))
+  flags = ("--faces", "all", "--upscale", "2", "--side-by-side", "--save-crops", tmp_path / "crops")
+  said = run(clip, tmp_path / "out", "--checkpoint", tmp_path / "weights", *flags)
+  assert "6 frames of 1024x448, 1 face track, 0 frames without a face" in said.out
+  _, aligned = read(tmp_path / "crops" / "face_000_aligned")
+  _, faces = read(tmp_path / "crops" / "face_000_restored")
+  assert aligned.shape == faces.shape == (6, 128, 128, 3)
+  want = np.stack(list(inference.Restorer(*inference.load(tmp_path / "weights")).stream(aligned)))
+  assert (faces != want).mean() < 0.01  # a code of small margin may flip
+  _, images = read(tmp_path / "out")
+  assert (images[:, :, :512] != images[:, :, 512:]).any((1, 2, 3)).all()
 
 
 def test_every_person_has_a_state_of_their_own():
@@ -284,12 +302,11 @@ def test_an_aligned_grey_face_stays_grey(run, weights, tmp_path):
   [
     ("--mode", "as_released", "--window", "3"),
     ("--mode", "bidirectional", "--window", "3"),
-    ("--look-ahead", "0", "--window", "3"),
     ("--dtype", "bfloat16"),
-    ("--fidelity", "0"),
-    ("--alignment", "least_squares"),
+    pytest.param(("--look-ahead", "0", "--window", "3"), marks=pytest.mark.slow),
+    pytest.param(("--fidelity", "0"), marks=pytest.mark.slow),
+    pytest.param(("--alignment", "least_squares"), marks=pytest.mark.slow),
   ],
-  ids=lambda flags: "_".join(flags),
 )
 def test_options_of_the_command_change_the_faces(run, clip, weights, tmp_path, flags):
   run(clip, tmp_path / "plain", "--checkpoint", weights)
