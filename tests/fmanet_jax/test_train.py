@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import pathlib
+import signal
+import subprocess
+import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +25,8 @@ from vsr_jax.train.checkpoint import read_meta, restore_params
 from vsr_jax.train.mesh import make_mesh
 from vsr_jax.train.state import abstract_state
 from vsr_jax.train.step import jit_train_step, make_train_step
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 SMALL = {
   "model.dim": 6,
@@ -156,6 +163,42 @@ def test_a_validation_set_smaller_than_a_batch_is_refused(clip_set, tmp_path):
   config = recipe("degradation", clip_set, 2, **{"data.validation": str(tmp_path / "few")})
   with pytest.raises(UserError, match="few: fewer windows than a batch of 8"):
     train.train(config, str(tmp_path / "run"))
+
+
+def test_clips_shorter_than_a_window_are_refused(tmp_path, caplog):
+  write_clip_set(tmp_path / "short", {"alley": 2, "beach": 1})
+  with pytest.raises(UserError, match="short: no usable clip of at least 3 frames"):
+    train.train(recipe("degradation", tmp_path / "short", 2), str(tmp_path / "run"))
+  assert "2 clips skipped: alley (has 2 frames, a window 3); beach" in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("number", "code", "line"),
+  [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 2, "terminated by SIGTERM")],
+)
+def test_a_signal_saves_while_workers_read(clip_set, tmp_path, number, code, line):
+  workdir, change = tmp_path / "run", {k: v for k, v in SMALL.items() if k != "data.workers"}
+  change |= {"data.root": clip_set, "data.workers": 2, "train.image_every": 1000}
+  change |= {"steps": 10_000, "train.checkpoint_every": 10_000, "train.evaluate_every": 10_000}
+  flags = [f"--config.{name}={value}" for name, value in change.items()]
+  command = [sys.executable, "-m", "fmanet_jax.train", "--config", "configs/fmanet/demo.py"]
+  command += ["--workdir", str(workdir), *flags]
+  process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+  log, deadline = workdir / "log.jsonl", time.monotonic() + 300
+  while not log.exists() or len(log.read_text().splitlines()) < 3:
+    assert process.poll() is None, process.stderr.read()
+    assert time.monotonic() < deadline
+    time.sleep(0.1)
+  process.send_signal(number)
+  said = process.communicate(timeout=120)[1]
+  assert process.returncode == code, said
+  assert "Traceback" not in said
+  assert line in said.splitlines()[-1], said
+  step = read_meta(workdir)["step"]
+  assert step >= 3
+  # Every step that was done is in the log.
+  assert [row["step"] for row in rows(workdir) if "loss" in row] == list(range(1, step + 1))
 
 
 def test_validation_reads_the_split_that_is_named(clip_set, tmp_path, monkeypatch):

@@ -237,6 +237,10 @@ def test_bad_input_is_named_in_one_line(tmp_path):
   encode(tmp_path / "no_moov.mp4", waves)
   data = (tmp_path / "no_moov.mp4").read_bytes()
   (tmp_path / "no_moov.mp4").write_bytes(data[: data.index(b"moov")])
+  with av.open(str(tmp_path / "no_frames.avi"), "w") as file:
+    track = file.add_stream("ffv1", rate=25)
+    track.width, track.height, track.pix_fmt = 64, 48, "bgr0"
+    file.start_encoding()
   (tmp_path / "empty.mp4").touch()
   (tmp_path / "notes.txt").write_text("no film here\n" * 40)
   (tmp_path / "text.mp4").write_text("no film here\n" * 40)
@@ -253,7 +257,7 @@ def test_bad_input_is_named_in_one_line(tmp_path):
     file.mux(track.encode(silence))
     file.mux(track.encode(None))
   names = [path.name for path in tmp_path.iterdir()]
-  assert len(names) == 9
+  assert len(names) == 10
   for name in [*names, "missing.mp4", "missing/folder"]:
     with pytest.raises(UserError) as error:
       video.open_reader(str(tmp_path / name))
@@ -262,6 +266,8 @@ def test_bad_input_is_named_in_one_line(tmp_path):
     assert ";" in str(error.value)  # what is wrong; what to do
   with pytest.raises(UserError, match="no video"):
     video.probe(str(tmp_path / "sound.m4a"))
+  with pytest.raises(UserError, match="no frame can be decoded"):
+    video.probe(str(tmp_path / "no_frames.avi"))
 
 
 def test_an_unreadable_file_is_named(tmp_path, monkeypatch):
