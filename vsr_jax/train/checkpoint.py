@@ -240,13 +240,15 @@ def restore_params(
   folder = find_checkpoint(path)
   tables = read_meta(folder)["arrays"]
   if like is not None:
-    tables = {item: _of_networks(names, like) for item, names in tables.items()}
-    if wrong := differences(table(like), tables["params"]):
+    there = _of_networks(tables["params"], like)
+    if wrong := differences(table(like), there):
       raise UserError(f"{folder}: not the weights of this model: {wrong}")
   items = ("params", "ema") if ema and "ema" in tables else ("params",)
   templates = {item: _template(tables[item]) for item in items}
-  trees = _load(folder, templates)
-  return jax.tree.map(jnp.asarray, trees["params"] | trees.get("ema", {}))
+  trees = _load(folder, templates)  # whole: Orbax reads no parts
+  params = trees["params"] | trees.get("ema", {})
+  wanted = params if like is None else like
+  return jax.tree.map(jnp.asarray, {name: params[name] for name in params if name in wanted})
 
 
 def _of_networks(names: Mapping[str, Any], networks: Collection[str]) -> dict[str, Any]:
