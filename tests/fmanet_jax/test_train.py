@@ -138,6 +138,7 @@ def test_net_r_starts_anew_in_the_joint_stage(runs, clip_set):
   assert train._starting_params(config, model, "new").keys() == {"net_d", "net_r"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [{"model.frames": 1}, {"model.filtering": "conventional"}])
 def test_models_without_flow_between_frames_need_no_labels(change, tmp_path):
   write_clip_set(tmp_path / "data", {"alley": 6, "beach": 8})

@@ -115,7 +115,7 @@ def test_a_full_disk_keeps_the_older_output(run, clip, tmp_path, monkeypatch):
   ("phase", "number", "code", "line"),
   [
     ("finding faces", signal.SIGTERM, 2, "terminated by SIGTERM"),
-    ("restoring", signal.SIGINT, 130, "interrupted"),
+    pytest.param("restoring", signal.SIGINT, 130, "interrupted", marks=pytest.mark.slow),
   ],
 )
 def test_an_interrupted_run_keeps_the_older_output(tmp_path, phase, number, code, line):
