@@ -133,9 +133,9 @@ def find_clips(
 
 def has_flow(clip: Clip, num_frames: int) -> bool:
   """Whether flow labels for every window of `num_frames` frames are there; one needs none."""
-  if num_frames == 1 or clip.flow is None:
-    return num_frames == 1
-  return clip.flow.serve(len(clip.blurry), num_frames, clip.height, clip.width)
+  return num_frames == 1 or (
+    clip.flow is not None and clip.flow.serve(len(clip.blurry), num_frames, clip.height, clip.width)
+  )
 
 
 def check_flow(root: pathlib.Path, clip: Clip, num_frames: int) -> None:

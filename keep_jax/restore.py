@@ -46,13 +46,12 @@ def main() -> None:
 
 def _check_paths(args: argparse.Namespace) -> None:
   """Raises `UserError`, before any work is done, for what cannot be written."""
-  outputs = [path for path in (args.output, args.strip, args.save_crops) if path]
-  for path in outputs:
+  for path in filter(None, (args.output, args.strip)):
     for source in filter(None, (args.input, args.background)):
-      if path != args.save_crops:
-        video.check_output(path, source)
+      video.check_output(path, source)
   if args.save_crops and os.path.lexists(args.save_crops) and not os.path.isdir(args.save_crops):
     raise UserError(f"{args.save_crops}: is a file; name a folder for the crops")
+  outputs = filter(None, (args.output, args.strip, args.save_crops))
   places = [os.path.realpath(path) for path in outputs]
   if len(set(places)) < len(places):
     raise UserError(f"{args.output}: is to be written twice; name other places")

@@ -1,5 +1,6 @@
 """Settings of the whole suite: stricter than the code's users, and eight devices."""
 
+import errno
 import os
 import pathlib
 import signal
@@ -12,7 +13,7 @@ import hypothesis
 import jax
 import pytest
 
-from vsr_jax import errors
+from vsr_jax import errors, video
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -35,6 +36,16 @@ def shared() -> pathlib.Path:
   if not SHARED.is_dir():
     pytest.skip("needs the test material in ../shared, which is not part of the repository")
   return SHARED
+
+
+@pytest.fixture
+def full_disk(monkeypatch) -> None:
+  """No frame of a video can be written."""
+
+  def write(self, image, time=None):
+    raise OSError(errno.ENOSPC, "No space left on device", "out.mp4")
+
+  monkeypatch.setattr(video.Writer, "write", write)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 
 @contextlib.contextmanager
@@ -36,3 +36,24 @@ def write_whole(path: pathlib.Path, content: str | bytes) -> None:
     with contextlib.suppress(OSError):
       part.unlink()
     raise
+
+
+def replace_folder(new: str, folder: str, remove: Callable[[str], None]) -> None:
+  """Puts a whole folder in the place of an older one, if there is any, which stays if that fails.
+
+  Args:
+    new: the folder, beside its place.
+    folder: its place.
+    remove: removes the older one, or does nothing where there is none.
+  """
+  old = folder + ".old.part"
+  remove(old)
+  if os.path.isdir(folder):
+    os.rename(folder, old)
+  try:
+    os.rename(new, folder)
+  except BaseException:
+    if os.path.isdir(old):
+      os.rename(old, folder)
+    raise
+  remove(old)

@@ -176,21 +176,6 @@ def remove(path: str) -> None:
     os.remove(path)
 
 
-def replace_folder(new: str, folder: str) -> None:
-  """Puts a folder of frames in the place of an older one."""
-  old = folder + ".old.part"
-  remove_frames(old)
-  if os.path.isdir(folder):
-    os.rename(folder, old)
-  try:
-    os.rename(new, folder)
-  except BaseException:
-    if os.path.isdir(old):
-      os.rename(old, folder)
-    raise
-  remove_frames(old)
-
-
 def _write_image(file: str, suffix: str, image: np.ndarray) -> None:
   _, data = cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
   with open(file, "wb") as f:

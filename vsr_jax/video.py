@@ -20,7 +20,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from vsr_jax import frames_folder
+from vsr_jax import files, frames_folder
 from vsr_jax.errors import UserError
 from vsr_jax.files import naming
 from vsr_jax.video_decode import VideoFile, VideoInfo
@@ -285,7 +285,7 @@ def open_writer(
       if suffix:
         os.replace(part, target)
       else:
-        frames_folder.replace_folder(part, target)
+        files.replace_folder(part, target, frames_folder.remove_frames)
   except BaseException:
     if writer:
       writer.abort()

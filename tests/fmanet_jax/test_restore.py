@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 from fractions import Fraction
 
@@ -19,6 +18,7 @@ import pytest
 from fmanet_jax import inference, restore
 from fmanet_jax.model import FMANet
 from tests.fmanet_jax.test_inference import TINY, random_params
+from tests.interrupts import send_when_seen
 from tests.vsr_jax.clips import encode, moving_waves
 from vsr_jax import command, video
 from vsr_jax.resize import resize_bicubic
@@ -216,14 +216,10 @@ def test_bad_checkpoints_are_refused(run, weights, clip, tmp_path):
   assert not out.exists()
 
 
-def test_a_full_disk_is_told_and_keeps_the_older_output(run, clip, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("full_disk")
+def test_a_full_disk_is_told_and_keeps_the_older_output(run, clip, tmp_path):
   out = tmp_path / "out.mp4"
   out.write_text("older")
-
-  def full(self, image, time=None):
-    raise OSError(28, "No space left on device", str(out))
-
-  monkeypatch.setattr(video.Writer, "write", full)
   said = run(clip, out, code=2)
   assert "error: no space left on the disk while writing" in said.err.splitlines()[-1]
   assert out.read_text() == "older"
@@ -250,20 +246,14 @@ def test_an_interrupted_run_leaves_nothing_and_keeps_the_older_output(
   source, out = tmp_path / "clip.mkv", tmp_path / "out.mp4"
   encode(source, moving_waves(6000, 16, 24), "libx264", preset="ultrafast")
   out.write_text("older")
-  process = subprocess.Popen(
-    [sys.executable, "-m", "fmanet_jax.restore", source, out, "--checkpoint", weights],
-    stderr=subprocess.PIPE,
-    text=True,
+  command = [sys.executable, "-m", "fmanet_jax.restore", source, out, "--checkpoint", weights]
+  part, was_there = tmp_path / "out.mp4.part", []
+  # Once frames are coming.
+  ended, rest = send_when_seen(
+    command, r" [1-9]\d*/6000", number, lambda: was_there.append(part.exists())
   )
-  seen = ""
-  while not re.search(r" [1-9]\d*/6000", seen):  # frames are coming
-    part = process.stderr.read(1)
-    assert part, seen
-    seen += part
-  assert (tmp_path / "out.mp4.part").exists()
-  process.send_signal(number)
-  rest = process.communicate(timeout=60)[1]
-  assert process.returncode == code, rest
+  assert was_there == [True]
+  assert ended == code, rest
   assert rest.strip().splitlines()[-1] == line
   assert "Traceback" not in rest
   assert out.read_text() == "older"

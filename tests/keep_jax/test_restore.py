@@ -240,7 +240,10 @@ def test_the_background_has_the_frames_of_the_range(run, clip, tmp_path):
 def test_a_mask_of_zeros_leaves_the_frames_as_they_are():
   frames = moving(3)
   faces, _ = find_faces(frames, make_detector())
-  masks = lambda faces: np.zeros(faces.shape[:3], np.float32)  # noqa: E731
+
+  def masks(faces):
+    return np.zeros(faces.shape[:3], np.float32)
+
   frames = [video.Frame(image, Fraction(i, 25), i) for i, image in enumerate(frames)]
   for result in restore_faces(frames, faces, unchanged, masks=masks):
     assert result.faces

@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 
 import numpy as np
@@ -16,9 +15,9 @@ import pytest
 import skimage.data
 
 from keep_jax import restore
+from tests.interrupts import send_when_seen
 from tests.keep_jax import tiny
 from tests.vsr_jax.clips import encode, moving_waves
-from vsr_jax import video
 from vsr_jax.train.checkpoint import export_params
 
 FACE = skimage.data.astronaut()[:224, 100:356]
@@ -97,14 +96,10 @@ def test_a_truncated_clip_gives_its_good_frames_and_one_warning(run, tmp_path):
   assert 1 <= len(os.listdir(tmp_path / "out")) < 8
 
 
-def test_a_full_disk_keeps_the_older_output(run, clip, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("full_disk")
+def test_a_full_disk_keeps_the_older_output(run, clip, tmp_path):
   out = tmp_path / "out.mp4"
   out.write_text("older")
-
-  def full(self, image, time=None):
-    raise OSError(28, "No space left on device", str(out))
-
-  monkeypatch.setattr(video.Writer, "write", full)
   strip = ("--strip", tmp_path / "strip.png")
   assert_refused(run(clip, out, "--identity", *strip, code=2), "no space left on the disk")
   assert out.read_text() == "older"
@@ -124,19 +119,9 @@ def test_an_interrupted_run_keeps_the_older_output(tmp_path, phase, number, code
   count, size = (400, (96, 96)) if phase == "finding faces" else (120, (480, 640))
   encode(source, moving_waves(count, *size), "libx264", preset="ultrafast")
   out.write_text("older")
-  process = subprocess.Popen(
-    [sys.executable, "-m", "keep_jax.restore", source, out, "--identity", "--quality", "0"],
-    stderr=subprocess.PIPE,
-    text=True,
-  )
-  seen = ""
-  while not re.search(rf"{phase}:[^\r]* [1-9]\d*/{count}", seen):
-    part = process.stderr.read(1)
-    assert part, seen
-    seen += part
-  process.send_signal(number)
-  rest = process.communicate(timeout=60)[1]
-  assert process.returncode == code, rest
+  command = [sys.executable, "-m", "keep_jax.restore", source, out, "--identity", "--quality", "0"]
+  ended, rest = send_when_seen(command, rf"{phase}:[^\r]* [1-9]\d*/{count}", number)
+  assert ended == code, rest
   assert rest.strip().splitlines()[-1] == line
   assert "Traceback" not in rest
   assert out.read_text() == "older"

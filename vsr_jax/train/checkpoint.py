@@ -10,6 +10,7 @@ under another name and renames it when it is complete.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import json
 import logging
@@ -17,7 +18,7 @@ import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from vsr_jax import files
 from vsr_jax.errors import UserError
 from vsr_jax.train.state import TrainState
 from vsr_jax.train.trees import differences, table
@@ -240,7 +242,7 @@ def restore_params(
   folder = find_checkpoint(path)
   tables = read_meta(folder)["arrays"]
   if like is not None:
-    there = _of_networks(tables["params"], like)
+    there = {name: x for name, x in tables["params"].items() if name.partition("/")[0] in like}
     if wrong := differences(table(like), there):
       raise UserError(f"{folder}: not the weights of this model: {wrong}")
   items = ("params", "ema") if ema and "ema" in tables else ("params",)
@@ -249,11 +251,6 @@ def restore_params(
   params = trees["params"] | trees.get("ema", {})
   wanted = params if like is None else like
   return jax.tree.map(jnp.asarray, {name: params[name] for name in params if name in wanted})
-
-
-def _of_networks(names: Mapping[str, Any], networks: Collection[str]) -> dict[str, Any]:
-  """The part of a table of arrays that belongs to some sub-networks."""
-  return {name: value for name, value in names.items() if name.partition("/")[0] in networks}
 
 
 def export_params(path: str | pathlib.Path, params: Mapping[str, Any], meta: Mapping) -> None:
@@ -280,27 +277,13 @@ def export_params(path: str | pathlib.Path, params: Mapping[str, Any], meta: Map
       ocp.save_checkpointables(part, {"params": params, "meta": _meta(meta)})
     # Orbax names the folder it wrote in there, which is nobody's business in shipped weights.
     (part / "commit_success.txt").unlink(missing_ok=True)
-    _replace(part, path)
+    remove = functools.partial(shutil.rmtree, ignore_errors=True)
+    files.replace_folder(str(part), str(path), remove)
   except Exception as e:  # Of many types, as in `Checkpoints.save`.
     raise _cannot_write(path, e) from e
   finally:
     for left in path.parent.glob(f"{part.name}*"):  # Orbax writes beside the folder it is given
       shutil.rmtree(left, ignore_errors=True)
-
-
-def _replace(new: pathlib.Path, folder: pathlib.Path) -> None:
-  """Puts an export in the place of an older one, which stays if that fails."""
-  old = folder.with_name(folder.name + ".old.part")
-  shutil.rmtree(old, ignore_errors=True)
-  if folder.exists():
-    folder.rename(old)
-  try:
-    new.rename(folder)
-  except BaseException:
-    if old.exists():
-      old.rename(folder)
-    raise
-  shutil.rmtree(old, ignore_errors=True)
 
 
 def _array_items(state: TrainState) -> dict[str, Any]:
