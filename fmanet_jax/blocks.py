@@ -7,7 +7,9 @@ products; norms, softmax and statistics are float32.
 
 from __future__ import annotations
 
+import functools
 import itertools
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vsr_jax.devices import true_after
+from vsr_jax.devices import computed_once, true_after
 from vsr_jax.layers import Conv, bias_by_fan_in, convolve, uniform_by_fan_in
 from vsr_jax.resize import pixel_shuffle
 
@@ -173,7 +175,31 @@ class DenseBlock(nn.Module):
     # The one convolution with a bias in every released configuration.
     fuse_bias = self.param("fuse_bias", bias_by_fan_in(c + g * n), (c,))
     y = convolve(jnp.concatenate([x, *outputs], axis=-1), fuse)
-    return x + y + _like_channels(fuse_bias, y)
+    return computed_once(lambda y, x: x + y + _like_channels(fuse_bias, y), y, x)
+
+
+class FuseArrays(nn.Module):
+  """A 1x1 convolution over the channels of several arrays [... h w c_i] -> [... h w features].
+
+  Kernel rows are ordered (array, channel). A sum of products, added up one by one: the arrays are
+  never joined, and each is let go once its product is there.
+  """
+
+  features: int
+  use_bias: bool = False
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, arrays: Sequence[jax.Array]) -> jax.Array:
+    ends = list(itertools.accumulate(x.shape[-1] for x in arrays))
+    kernel = self.param("kernel", uniform_by_fan_in, (1, 1, ends[-1], self.features))
+    rows = jnp.split(kernel, ends[:-1], axis=2)
+    terms = (convolve(x.astype(self.dtype), k) for x, k in zip(arrays, rows, strict=True))
+    y = functools.reduce(functools.partial(computed_once, operator.add), terms)
+    if self.use_bias:
+      bias = self.param("bias", bias_by_fan_in(ends[-1]), (self.features,))
+      y += _like_channels(bias, y)
+    return y
 
 
 class ResidualInResidualDenseBlock(nn.Module):
@@ -192,7 +218,11 @@ class ResidualInResidualDenseBlock(nn.Module):
     for i in range(self.blocks):
       y = DenseBlock(self.growth, self.layers, self.use_bias, self.dtype, name=f"rdb_{i}")(y)
       outputs.append(y)
-    y = Conv(c, 1, self.use_bias, self.dtype, name="fuse1")(jnp.concatenate(outputs, axis=-1))
+    common = (self.use_bias, self.dtype)
+    if x.ndim == 4:  # frames of a stream: none is held until the last one is there
+      y = FuseArrays(c, *common, name="fuse1")(outputs)
+    else:  # windows that are trained on, whose gradients hold all of them anyway: one product
+      y = Conv(c, 1, *common, name="fuse1")(jnp.concatenate(outputs, axis=-1))
     return x + Conv(c, 3, self.use_bias, self.dtype, name="fuse2")(y)
 
 

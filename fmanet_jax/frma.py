@@ -9,8 +9,7 @@ part by window.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -19,6 +18,7 @@ import jax.numpy as jnp
 from fmanet_jax.blocks import (
   ChannelAttention,
   DenseBlock,
+  FuseArrays,
   GatedFeedForward,
   LayerNorm,
   after,
@@ -73,6 +73,16 @@ def map_frames(function: Callable[..., jax.Array], *inputs: Frames) -> Frames:
   return tuple(function(*frame) for frame in zip(*map(split_frames, inputs), strict=True))
 
 
+def _in_turn(
+  function: Callable[[jax.Array], jax.Array], frames: tuple[jax.Array, ...], begin: jax.Array
+) -> tuple[jax.Array, ...]:
+  """A function of every frame [b h w c], each after the one before it, the first after `begin`."""
+  results = [begin]
+  for frame in frames:
+    results.append(function(after(frame, results[-1])))
+  return tuple(results[1:])
+
+
 def split_frames(frames: Frames) -> tuple[jax.Array, ...]:
   """[b t h w c] or t of [b h w c] -> t of [b h w c]."""
   if isinstance(frames, tuple):
@@ -83,28 +93,6 @@ def split_frames(frames: Frames) -> tuple[jax.Array, ...]:
 def stack_frames(frames: Frames) -> jax.Array:
   """[b t h w c] or t of [b h w c] -> [b t h w c]."""
   return jnp.stack(frames, axis=1) if isinstance(frames, tuple) else frames
-
-
-class FuseFrames(nn.Module):
-  """A 1x1 convolution over the channels of several arrays [b h w c_i] -> [b h w features].
-
-  Kernel rows are ordered (array, channel). A sum of products: the arrays are never joined.
-  """
-
-  features: int
-  use_bias: bool = False
-  dtype: jnp.dtype = jnp.float32
-
-  @nn.compact
-  def __call__(self, arrays: Sequence[jax.Array]) -> jax.Array:
-    ends = list(itertools.accumulate(x.shape[-1] for x in arrays))
-    kernel = self.param("kernel", uniform_by_fan_in, (1, 1, ends[-1], self.features))
-    rows = jnp.split(kernel, ends[:-1], axis=2)
-    y = sum(convolve(x.astype(self.dtype), k) for x, k in zip(arrays, rows, strict=True))
-    if self.use_bias:
-      bias = self.param("bias", bias_by_fan_in(ends[-1]), (self.features,))
-      y += bias.astype(self.dtype).reshape(1, 1, 1, -1)
-    return y
 
 
 class FlowUpdate(nn.Module):
@@ -224,10 +212,10 @@ class FRMA(nn.Module):
     dense = (self.growth, self.dense_layers, *common)
     self.dense = DenseBlock(*dense)
     self.flow_update = FlowUpdate(self.flows, *common)
-    self.fuse = FuseFrames(self.dim, *common)
+    self.fuse = FuseArrays(self.dim, *common)
     if self.modulation is not None:
       self.kernel_dense = DenseBlock(*dense)
-      self.kernel_fuse = FuseFrames(self.dim, *common)
+      self.kernel_fuse = FuseArrays(self.dim, *common)
     sizes = (self.heads, self.hidden, self.norm_bias, *common)
     self.attention = [
       MultiAttention(*sizes, self.query, self.modulation) for _ in range(self.attention_blocks)
@@ -268,8 +256,12 @@ class FRMA(nn.Module):
     lead = [] if aligned is None else [aligned]
     aligned = self.fuse([*lead, *split_frames(warped)])
     if self.modulation is not None:
-      refined = self.kernel_dense(after(kernel_features, aligned))
-      kernel_features = self.kernel_fuse(split_frames(refined))
+      refined = kernel_features
+      if isinstance(anchored, tuple):
+        refined = _in_turn(self.kernel_dense, split_frames(refined), aligned)
+      else:
+        refined = split_frames(self.kernel_dense(after(refined, aligned)))
+      kernel_features = self.kernel_fuse(refined)
       aligned = after(aligned, kernel_features)
     for block in self.attention:
       aligned = block(aligned, after(centre, aligned), after(kernel_features, aligned))

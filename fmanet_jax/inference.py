@@ -223,18 +223,17 @@ def estimate_memory(model: FMANet, height: int, width: int) -> int:
 
   Linear in the pixels: the features of the T frames of a window and of the next
   one, two outputs, and the temporaries of the most demanding part. That is the
-  alignment (the window's features joined, some ten arrays like them in an FRMA
-  block), the upsampling (K^R, the patches it weighs, features at full
-  resolution) or an encoder (the outputs of all its dense blocks, twice).
+  alignment (of every frame k^D and its flow-mask pairs, an attention with its
+  feed-forward network) or the upsampling (K^R, the patches it weighs, features
+  at full resolution).
   Temporaries count as float32, which XLA turns bfloat16 into on CPU. XLA's own
   figures agree within a factor of two.
   """
   a = model.arch
   features = 2 * (a.frma_blocks + 1) * a.dim * jnp.dtype(model.dtype).itemsize
-  aligning = a.frames * (features + 10 * 4 * a.dim)
+  aligning = (3 * a.frames + 13) * 4 * a.dim
   upsampling = 4 * a.frames * a.kernel_up**2 * (a.scale**2 + 2 * 3) + 5 * a.dim * a.scale**2
-  encoding = 2 * 4 * a.dim * a.rdb_blocks
-  temporary = max(aligning, upsampling, encoding)
+  temporary = max(aligning, upsampling)
   outputs = 2 * 3 * a.scale**2
   return height * width * ((a.frames + 1) * features + temporary + outputs)
 

@@ -34,6 +34,24 @@ def by_device(function: Callable[..., jax.Array], *arrays: jax.Array | None) -> 
   return jax.shard_map(function, in_specs=split, out_specs=split, check_vma=False)(*arrays)
 
 
+def computed_once(
+  function: Callable[..., jax.Array], x: jax.Array, *arrays: jax.Array
+) -> jax.Array:
+  """`function(x, *arrays)`, on CPU computed before anything reads it.
+
+  XLA otherwise repeats a cheap sum within each of its readers: of a chain of residual sums it holds
+  all terms, and adds all of them up again in every link.
+  """
+
+  def once(x, *arrays):
+    result = jax.eval_shape(function, x, *arrays)
+    return lax.cond(
+      true_after(x), function, lambda *_: jnp.zeros(result.shape, result.dtype), x, *arrays
+    )
+
+  return lax.platform_dependent(x, *arrays, cpu=once, default=function)
+
+
 def true_after(x: jax.Array) -> jax.Array:
   """True [], which XLA learns only once x is computed.
 

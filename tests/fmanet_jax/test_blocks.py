@@ -12,7 +12,7 @@ from jax import lax
 from scipy import special
 
 from fmanet_jax import blocks
-from fmanet_jax.frma import FlowUpdate, FuseFrames, map_frames, stack_frames, warp_features
+from fmanet_jax.frma import FlowUpdate, map_frames, stack_frames, warp_features
 from fmanet_jax.networks import TemporalConv, kernel_passage, split_time, temporal_convolve
 from tests.fmanet_jax import golden
 from vsr_jax import layers
@@ -245,9 +245,9 @@ def test_kernel_passage_equals_its_two_convolutions(shape):
   np.testing.assert_allclose(*both(x, last, first), **CLOSE)
 
 
-def test_fuse_frames_equals_a_convolution_of_all_channels():
+def test_fuse_arrays_equals_a_convolution_of_all_channels():
   arrays = [normal(i, 2, 4, 5, c) for i, c in enumerate((7, 6, 6))]
-  got, params = applied(FuseFrames(8, use_bias=True), arrays)
+  got, params = applied(blocks.FuseArrays(8, use_bias=True), arrays)
   want = conv(np.concatenate(arrays, -1), params["kernel"], params["bias"])
   np.testing.assert_allclose(got, want, **CLOSE)
 

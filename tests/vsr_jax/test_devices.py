@@ -1,0 +1,40 @@
+"""Where and when XLA computes something."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vsr_jax.devices import computed_once
+
+
+@pytest.mark.parametrize("value", [1.0, np.nan, np.inf])
+def test_what_is_computed_once_is_the_same(value):
+  x, y = np.full((2, 3), value, np.float32), np.arange(1, 7, dtype=np.float32).reshape(2, 3)
+
+  def product(x, y):
+    return computed_once(lambda x, y: x * y, x, y)
+
+  np.testing.assert_array_equal(jax.jit(product)(x, y), x * y)
+  gradients = jax.grad(lambda *xy: product(*xy).sum(), argnums=(0, 1))(x, y)
+  for got, want in zip(gradients, (y, x), strict=True):
+    np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere XLA is left alone")
+def test_a_chain_of_residual_sums_holds_one_of_them():
+  """Else every sum is added up again from all terms before it, which are held for that."""
+
+  def chain(x, kernel, links):
+    for _ in range(links):
+      x = computed_once(jnp.add, jnp.dot(x, kernel), x)
+    return x
+
+  x, kernel = np.ones((512, 64), np.float32), np.ones((64, 64), np.float32)
+  compiled = jax.jit(chain, static_argnums=2).lower
+  sizes = [
+    compiled(x, kernel, links).compile().memory_analysis().temp_size_in_bytes for links in (3, 12)
+  ]
+  assert sizes[1] < sizes[0] + x.nbytes
