@@ -175,7 +175,7 @@ class DenseBlock(nn.Module):
     # The one convolution with a bias in every released configuration.
     fuse_bias = self.param("fuse_bias", bias_by_fan_in(c + g * n), (c,))
     y = convolve(jnp.concatenate([x, *outputs], axis=-1), fuse)
-    return computed_once(lambda y, x: x + y + _like_channels(fuse_bias, y), y, x)
+    return computed_once(lambda y, x, bias: x + y + bias, y, x, _like_channels(fuse_bias, y))
 
 
 class FuseArrays(nn.Module):

@@ -117,6 +117,7 @@ class Restorer:
     """
     reach = self.model.arch.frames // 2
     before = -(-2 * reach // self.batch)  # groups that the windows of a group reach back to
+    past = (before * self.batch - reach) // self.batch  # of these, before the windows' centres
     held = collections.deque()
     last: list[np.ndarray] = []
     pending: tuple[jax.Array, int] | None = None
@@ -130,6 +131,8 @@ class Restorer:
       held.append(features)
       last = group
       if len(held) > before:
+        for i in range(past):
+          held[i] = _without_first(held[i])
         with self._on_mesh():
           images = self._restore(self._params, tuple(held))
         if pending is None:
@@ -147,21 +150,35 @@ def _encode(model: FMANet, params: Params, frames: jax.Array) -> Any:
   return frames, *encode_frames(model, params, frames)
 
 
+def _without_first(encoded: Any) -> Any:
+  """What `_encode` returns without F^0, of which windows need their centre's only."""
+  frames, features_d, features_r = encoded
+  return frames, (None, *features_d[1:]), (None, *features_r[1:])
+
+
 def _restore_windows(
   model: FMANet, split: NamedSharding | None, params: Params, groups: tuple[Any, ...]
 ) -> jax.Array:
-  """Groups of b frames with their features -> uint8 [b sh sw 3], for windows ending in the last."""
+  """Groups of b frames with their features -> uint8 [b sh sw 3], for windows ending in the last.
+
+  Groups before the first centre come without F^0.
+  """
   t, b = model.arch.frames, len(groups[0][0])
   start = (len(groups) - 1) * b - (t - 1)
+  past, centre = divmod(start + t // 2, b)
 
-  def windows(*parts):
+  def windows(first, count, *parts):
     if b == 1:
-      return parts[start:]
+      return parts[first : first + count]
     held = jnp.concatenate(parts)
-    frames = tuple(held[start + i : start + i + b] for i in range(t))
+    frames = tuple(held[first + i : first + i + b] for i in range(count))
     return frames if split is None else lax.with_sharding_constraint(frames, split)
 
-  images = restore_window(model, params, *jax.tree.map(windows, *groups))
+  centres = [(d[0], r[0]) for _, d, r in groups[past:]]
+  others = [(frames, d[1:], r[1:]) for frames, d, r in groups]
+  first_d, first_r = jax.tree.map(functools.partial(windows, centre, 1), *centres)
+  frames, d, r = jax.tree.map(functools.partial(windows, start, t), *others)
+  images = restore_window(model, params, frames, (first_d, *d), (first_r, *r))
   return jnp.rint(255 * jnp.clip(images, 0, 1)).astype(jnp.uint8)
 
 

@@ -312,7 +312,7 @@ def restore_window(
     model: the model.
     params: of both networks.
     frames: in [0, 1], t arrays [b h w 3].
-    features_d: F^0..F^M of Net^D, t arrays [b h w dim] each.
+    features_d: F^0..F^M of Net^D, t arrays [b h w dim] each; of F^0 the centre's alone will do.
     features_r: the same of Net^R.
 
   Returns:

@@ -34,22 +34,29 @@ def by_device(function: Callable[..., jax.Array], *arrays: jax.Array | None) -> 
   return jax.shard_map(function, in_specs=split, out_specs=split, check_vma=False)(*arrays)
 
 
-def computed_once(
-  function: Callable[..., jax.Array], x: jax.Array, *arrays: jax.Array
-) -> jax.Array:
-  """`function(x, *arrays)`, on CPU computed before anything reads it.
+def computed_once(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+  """`function(*arrays)`, on CPU computed before anything reads it.
 
   XLA otherwise repeats a cheap sum within each of its readers: of a chain of residual sums it holds
-  all terms, and adds all of them up again in every link.
+  all terms, and adds all of them up again in every link. Where it is differentiated, the function
+  is as it stands.
+
+  Args:
+    function: of these arrays alone; it may close over no others.
+    arrays: at least one.
   """
 
-  def once(x, *arrays):
-    result = jax.eval_shape(function, x, *arrays)
-    return lax.cond(
-      true_after(x), function, lambda *_: jnp.zeros(result.shape, result.dtype), x, *arrays
-    )
+  def always(*arrays):
+    result = jax.eval_shape(function, *arrays)
+    never = jnp.zeros(result.shape, result.dtype)
+    return lax.cond(true_after(arrays[0]), function, lambda *_: never, *arrays)
 
-  return lax.platform_dependent(x, *arrays, cpu=once, default=function)
+  @jax.custom_jvp
+  def once(*arrays):
+    return lax.platform_dependent(*arrays, cpu=always, default=function)
+
+  once.defjvp(lambda primals, tangents: jax.jvp(function, primals, tangents))
+  return once(*arrays)
 
 
 def true_after(x: jax.Array) -> jax.Array:
