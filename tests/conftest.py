@@ -5,16 +5,9 @@ import os
 import pathlib
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# What one process of the suite has compiled, the others need not, and none of it goes to the
-# user's own cache.
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-  _compiled = tempfile.TemporaryDirectory(prefix="tests-compiled-")
-  os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
-  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 import hypothesis
 import jax

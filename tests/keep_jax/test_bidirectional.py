@@ -85,6 +85,7 @@ def test_without_gain_it_is_the_ordinary_recursion():
   assert_equal(restored.image, want.image)
 
 
+@pytest.mark.slow
 def test_a_palindrome_is_symmetric():
   blended, forwards, _, _ = (x[PALINDROME] for x in results())
   assert_equal(blended, blended[::-1])

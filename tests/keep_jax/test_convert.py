@@ -86,7 +86,7 @@ def test_parameter_count(arch, count):
 
 @pytest.mark.parametrize(
   "layout",
-  ["first names", *(pytest.param(name, marks=pytest.mark.slow) for name in ("bare", "average"))],
+  [pytest.param(name, marks=pytest.mark.slow) for name in ("first names", "bare", "average")],
 )
 def test_a_file_becomes_a_checkpoint(layout, tmp_path, monkeypatch, capsys):
   state = golden.state_dict("keep_stage3")

@@ -304,7 +304,7 @@ def test_an_aligned_grey_face_stays_grey(run, weights, tmp_path):
   "flags",
   [
     ("--mode", "as_released", "--window", "3"),
-    ("--mode", "bidirectional", "--window", "3"),
+    pytest.param(("--mode", "bidirectional", "--window", "3"), marks=pytest.mark.slow),
     ("--dtype", "bfloat16"),
     pytest.param(("--look-ahead", "0", "--window", "3"), marks=pytest.mark.slow),
     pytest.param(("--fidelity", "0"), marks=pytest.mark.slow),

@@ -146,8 +146,7 @@ print(jax.config.jax_compilation_cache_dir)
 
 
 def cache_folder(**environment):
-  chosen = ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME", "HOME")
-  kept = {k: v for k, v in os.environ.items() if k not in chosen}
+  kept = {k: v for k, v in os.environ.items() if k not in ("XDG_CACHE_HOME", "HOME")}
   result = subprocess.run(
     [sys.executable, "-c", CACHE],
     env={**kept, "JAX_PLATFORMS": "cpu", **environment},
