@@ -49,13 +49,15 @@ SMALL = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-  """Runs of one stage share their compiled programs."""
+def compiled_quickly(tmp_path_factory):
+  """Runs of one stage share their compiled programs, which need not be fast for their few steps."""
   before = jax.config.jax_compilation_cache_dir
   jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
+  jax.config.update("jax_disable_most_optimizations", True)
   compilation_cache.reset_cache()
   yield
   jax.config.update("jax_compilation_cache_dir", before)
+  jax.config.update("jax_disable_most_optimizations", False)
   compilation_cache.reset_cache()
 
 
