@@ -19,8 +19,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from vsr_jax.devices import computed_once, true_after
-from vsr_jax.layers import Conv, bias_by_fan_in, convolve, uniform_by_fan_in
+from vsr_jax.layers import Conv, bias_by_fan_in, convolve, fill_channels, uniform_by_fan_in
 from vsr_jax.resize import pixel_shuffle
+
+WIDE = 64  # channels from which a part of a product is made alone, in whole vector registers
 
 
 def leaky_relu(x: jax.Array) -> jax.Array:
@@ -99,19 +101,22 @@ class DepthwiseConv(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, arrays: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
-    ends = list(itertools.accumulate(x.shape[-1] for x in arrays))
+  def __call__(self, arrays: Sequence[jax.Array], filling: int = 0) -> tuple[jax.Array, ...]:
+    """The last `filling` channels of each array are zeros, have no weights and stay zeros."""
+    ends = list(itertools.accumulate(x.shape[-1] - filling for x in arrays))
     fan_in = bias_by_fan_in(9)  # each output sees one channel
     kernels = jnp.split(self.param("kernel", fan_in, (3, 3, ends[-1])), ends[:-1], axis=-1)
+    kernels = [fill_channels(kernel, filling) for kernel in kernels]
     outputs = [depthwise(x.astype(self.dtype), k) for x, k in zip(arrays, kernels, strict=True)]
     if self.use_bias:
       bias = jnp.split(self.param("bias", fan_in, (ends[-1],)), ends[:-1])
+      bias = [fill_channels(b, filling) for b in bias]
       outputs = [y + _like_channels(b, y) for y, b in zip(outputs, bias, strict=True)]
     return tuple(outputs)
 
 
 def pointwise_depthwise(
-  x: jax.Array, pointwise: Conv, depthwise: DepthwiseConv, parts: int = 1
+  x: jax.Array, pointwise: Conv, depthwise: DepthwiseConv, parts: int = 1, filling: int = 0
 ) -> tuple[jax.Array, ...]:
   """A 1x1 convolution and the depthwise one after it, zero-padded.
 
@@ -124,15 +129,16 @@ def pointwise_depthwise(
     pointwise: to d features.
     depthwise: of these.
     parts: into how many arrays the features are divided.
+    filling: channels of zeros to add to each; of wide parts only.
 
   Returns:
-    `parts` arrays [b h w d/parts].
+    `parts` arrays [b h w d/parts+filling].
   """
-  made = parts if pointwise.features >= 64 * parts else 1
+  made = parts if pointwise.features >= WIDE * parts else 1
   if pointwise.use_bias:
-    y = depthwise([zero_border(y) for y in pointwise(x, made)])
+    y = depthwise([zero_border(y) for y in pointwise(x, made, filling)], filling)
   else:
-    y = depthwise(pointwise(zero_border(x), made))
+    y = depthwise(pointwise(zero_border(x), made, filling), filling)
   return y if made == parts else tuple(jnp.split(y[0], parts, axis=-1))
 
 
@@ -140,8 +146,8 @@ class DenseBlock(nn.Module):
   """Residual dense block (RDB), [... h w c] -> [... h w c].
 
   Layer i convolves the input and the outputs of the layers before it. The
-  convolutions are linear in their inputs, so that each input is convolved once
-  for all later layers: the same sums in wider, faster products.
+  convolutions are linear in their inputs, so that the input is convolved once
+  for all layers: the same sums in a wider, faster product.
   """
 
   growth: int
@@ -158,19 +164,17 @@ class DenseBlock(nn.Module):
       self.param(f"layer_{i}_kernel", uniform_by_fan_in, (3, 3, width, g))
       for i, width in enumerate(widths)
     ]
-    pending = convolve(x, jnp.concatenate([k[:, :, :c] for k in kernels], axis=-1))
+    of_input = convolve(x, jnp.concatenate([k[:, :, :c] for k in kernels], axis=-1))
     if self.use_bias:
       bias = [
         self.param(f"layer_{i}_bias", bias_by_fan_in(9 * w), (g,)) for i, w in enumerate(widths)
       ]
-      pending += _like_channels(jnp.concatenate(bias), pending)
+      of_input += _like_channels(jnp.concatenate(bias), of_input)
     outputs = []
-    for i in range(n):
-      outputs.append(leaky_relu(pending[..., :g]))
-      if i + 1 < n:
-        of_new = slice(widths[i], widths[i] + g)
-        later = jnp.concatenate([k[:, :, of_new] for k in kernels[i + 1 :]], axis=-1)
-        pending = pending[..., g:] + convolve(outputs[-1], later)
+    for kernel, y in zip(kernels, jnp.split(of_input, n, axis=-1), strict=True):
+      if outputs:
+        y += convolve(jnp.concatenate(outputs, axis=-1), kernel[:, :, c:])
+      outputs.append(leaky_relu(y))
     fuse = self.param("fuse_kernel", uniform_by_fan_in, (1, 1, c + g * n, c))
     # The one convolution with a bias in every released configuration.
     fuse_bias = self.param("fuse_bias", bias_by_fan_in(c + g * n), (c,))
@@ -306,11 +310,13 @@ class GatedFeedForward(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     common = (self.use_bias, self.dtype)
+    # Whole vector registers: the 15 channels beyond 14 of them cost as much as another 14.
+    filling = -self.hidden % 16 if self.hidden >= WIDE else 0
     expand = Conv(2 * self.hidden, 1, *common, name="expand")
     of_expanded = DepthwiseConv(*common, name="depthwise")
-    gate, y = pointwise_depthwise(x, expand, of_expanded, parts=2)
+    gate, y = pointwise_depthwise(x, expand, of_expanded, 2, filling)
     y *= nn.gelu(gate, approximate=False)
-    return Conv(x.shape[-1], 1, *common, name="project")(y)
+    return Conv(x.shape[-1], 1, *common, filling=filling, name="project")(y)
 
 
 class PixelShuffleUpsampler(nn.Module):

@@ -74,6 +74,18 @@ def test_convolve_takes_any_leading_axes(lead, size, channels, k):
   np.testing.assert_allclose(got, want.reshape(*lead, *size, -1), **CLOSE)
 
 
+@pytest.mark.parametrize("avx512", [False, True])
+@pytest.mark.parametrize(
+  ("k", "d", "filling"), [(1, 70, (10, 10)), (3, 18, (0, 14)), (3, 27, (5, 5))]
+)
+def test_filled_up_channels_leave_the_result(monkeypatch, avx512, k, d, filling):
+  assert layers._filling(d, k, avx512) == filling[avx512]
+  monkeypatch.setattr(layers, "has_avx512", lambda: avx512)
+  x, kernel = normal(0, 2, 7, 5, 4), normal(1, k, k, 4, d)
+  got = golden.jit(lambda x, kernel: layers.convolve(x, kernel))(x, kernel)
+  np.testing.assert_allclose(got, conv(x, kernel), **CLOSE)
+
+
 @pytest.mark.parametrize("k", [1, 3, 5])
 @pytest.mark.parametrize(("c", "d"), [(2, 5), (5, 2), (3, 3), (2, 70)])
 @pytest.mark.parametrize("shape", [(1, 7, 5), (3, 4, 9), (1, 1, 2)])
