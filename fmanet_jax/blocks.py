@@ -19,7 +19,15 @@ import jax.numpy as jnp
 from jax import lax
 
 from vsr_jax.devices import computed_once, true_after
-from vsr_jax.layers import Conv, bias_by_fan_in, convolve, fill_channels, uniform_by_fan_in
+from vsr_jax.layers import (
+  Conv,
+  bias_by_fan_in,
+  convolve,
+  fill_channels,
+  gelu,
+  join_channels,
+  uniform_by_fan_in,
+)
 from vsr_jax.resize import pixel_shuffle
 
 WIDE = 64  # channels from which a part of a product is made alone, in whole vector registers
@@ -171,15 +179,18 @@ class DenseBlock(nn.Module):
       ]
       of_input += _like_channels(jnp.concatenate(bias), of_input)
     outputs = []
-    for kernel, y in zip(kernels, jnp.split(of_input, n, axis=-1), strict=True):
-      if outputs:
-        y += convolve(jnp.concatenate(outputs, axis=-1), kernel[:, :, c:])
-      outputs.append(leaky_relu(y))
+    for i, kernel in enumerate(kernels):
+      terms = [of_input, convolve(join_channels(outputs), kernel[:, :, c:])] if i else [of_input]
+      outputs.append(computed_once(functools.partial(self._output, i), *terms))
     fuse = self.param("fuse_kernel", uniform_by_fan_in, (1, 1, c + g * n, c))
     # The one convolution with a bias in every released configuration.
     fuse_bias = self.param("fuse_bias", bias_by_fan_in(c + g * n), (c,))
-    y = convolve(jnp.concatenate([x, *outputs], axis=-1), fuse)
+    y = convolve(join_channels([x, *outputs]), fuse)
     return computed_once(lambda y, x, bias: x + y + bias, y, x, _like_channels(fuse_bias, y))
+
+  def _output(self, i: int, of_input: jax.Array, *of_outputs: jax.Array) -> jax.Array:
+    y = of_input[..., i * self.growth : (i + 1) * self.growth]
+    return leaky_relu(sum(of_outputs, y))
 
 
 class FuseArrays(nn.Module):
@@ -280,8 +291,11 @@ class ChannelAttention(nn.Module):
     q, k, v = (a.reshape(b, h * w, c) for a in (q, k, v))
 
     # One product of all channel pairs, of which the heads' blocks are kept,
-    # is cheaper than splitting the long axis by head.
-    gram = jnp.einsum("bpc,bpd->bcd", q, k, preferred_element_type=jnp.float32)
+    # is cheaper than splitting the long axis by head. Two halves keep two cores busy.
+    halves = (b, 2 - h * w % 2, -1, c)
+    gram = jnp.einsum(
+      "bspc,bspd->bscd", q.reshape(halves), k.reshape(halves), preferred_element_type=jnp.float32
+    ).sum(1)
     size = c // self.heads
     gram = jnp.einsum("bncnd->bncd", gram.reshape(b, self.heads, size, self.heads, size))
     norms = [jnp.maximum(jnp.sqrt(jnp.square(a.astype(jnp.float32)).sum(1)), 1e-12) for a in (q, k)]
@@ -315,7 +329,7 @@ class GatedFeedForward(nn.Module):
     expand = Conv(2 * self.hidden, 1, *common, name="expand")
     of_expanded = DepthwiseConv(*common, name="depthwise")
     gate, y = pointwise_depthwise(x, expand, of_expanded, 2, filling)
-    y *= nn.gelu(gate, approximate=False)
+    y *= gelu(gate)
     return Conv(x.shape[-1], 1, *common, filling=filling, name="project")(y)
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from keep_jax.layers import LayerNorm, attend, like_channels
+from vsr_jax.layers import gelu
 
 
 class SelfAttentionLayer(nn.Module):
@@ -35,7 +36,7 @@ class SelfAttentionLayer(nn.Module):
     q, k, v = jnp.split(qkv.reshape(b, n, 3 * self.heads, c // self.heads), 3, axis=2)
     x += nn.Dense(c, **dense, name="out")(attend(q, k, v)).astype(x.dtype)
     y = nn.Dense(self.mlp_dim, **dense, name="mlp1")(LayerNorm(name="norm2")(x))
-    y = nn.Dense(c, **dense, name="mlp2")(nn.gelu(y, approximate=False))
+    y = nn.Dense(c, **dense, name="mlp2")(gelu(y))
     return x + y.astype(x.dtype)
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vsr_jax.layers import Conv
+from vsr_jax.layers import Conv, gelu
 
 GROUPS = 32  # of every group norm
 GROUP_EPSILON = 1e-6
@@ -100,7 +100,7 @@ class GatedFeedForward(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     c = x.shape[-1]
     y = nn.Dense(8 * c, dtype=self.dtype, name="expand")(x)
-    y = y[..., : 4 * c] * nn.gelu(y[..., 4 * c :], approximate=False)
+    y = y[..., : 4 * c] * gelu(y[..., 4 * c :])
     return nn.Dense(c, dtype=self.dtype, name="project")(y)
 
 

@@ -86,6 +86,27 @@ def test_filled_up_channels_leave_the_result(monkeypatch, avx512, k, d, filling)
   np.testing.assert_allclose(got, conv(x, kernel), **CLOSE)
 
 
+@pytest.mark.parametrize("channels", [(4,), (6, 4, 2), (3, 2)])  # in groups of 4, 2 and 1
+def test_join_channels(channels):
+  arrays = [normal(i, 2, 3, 5, c) for i, c in enumerate(channels)]
+  weights = normal(9, 2, 3, 5, sum(channels))
+
+  @golden.jit
+  def joined_and_gradient(arrays):
+    gradient = jax.grad(lambda arrays: (layers.join_channels(arrays) * weights).sum())(arrays)
+    return layers.join_channels(arrays), gradient
+
+  joined, gradient = joined_and_gradient(arrays)
+  np.testing.assert_array_equal(joined, np.concatenate(arrays, axis=-1))
+  np.testing.assert_array_equal(np.concatenate(gradient, axis=-1), weights)
+
+
+def test_gelu():
+  x = np.linspace(-8, 8, 1001, dtype=np.float32)
+  # 1 + erf is rounded to float32 where both cancel, as in PyTorch.
+  np.testing.assert_allclose(golden.jit(layers.gelu)(x), x * special.ndtr(x), atol=1e-6, rtol=1e-6)
+
+
 @pytest.mark.parametrize("k", [1, 3, 5])
 @pytest.mark.parametrize(("c", "d"), [(2, 5), (5, 2), (3, 3), (2, 70)])
 @pytest.mark.parametrize("shape", [(1, 7, 5), (3, 4, 9), (1, 1, 2)])
