@@ -1,4 +1,4 @@
-"""Where and when XLA computes something: on each device's part of a batch, after something else."""
+"""Where and when XLA computes: on each device's part of a batch, on which CPU, after what else."""
 
 from __future__ import annotations
 
