@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ from jax import lax
 
 from vsr_jax.devices import computed_once, true_after
 from vsr_jax.layers import (
+  WIDE,
   Conv,
   bias_by_fan_in,
   convolve,
@@ -29,8 +29,6 @@ from vsr_jax.layers import (
   uniform_by_fan_in,
 )
 from vsr_jax.resize import pixel_shuffle
-
-WIDE = 64  # channels from which a part of a product is made alone, in whole vector registers
 
 
 def leaky_relu(x: jax.Array) -> jax.Array:
@@ -185,12 +183,20 @@ class DenseBlock(nn.Module):
     fuse = self.param("fuse_kernel", uniform_by_fan_in, (1, 1, c + g * n, c))
     # The one convolution with a bias in every released configuration.
     fuse_bias = self.param("fuse_bias", bias_by_fan_in(c + g * n), (c,))
-    y = convolve(join_channels([x, *outputs]), fuse)
-    return computed_once(lambda y, x, bias: x + y + bias, y, x, _like_channels(fuse_bias, y))
+    joined = join_channels([x, *outputs])
+
+    def fused(x, joined, fuse, bias):
+      return x + convolve(joined, fuse) + bias
+
+    return computed_once(fused, x, joined, fuse, _like_channels(fuse_bias, x))
 
   def _output(self, i: int, of_input: jax.Array, *of_outputs: jax.Array) -> jax.Array:
     y = of_input[..., i * self.growth : (i + 1) * self.growth]
     return leaky_relu(sum(of_outputs, y))
+
+
+def _add_product(y: jax.Array, x: jax.Array, kernel: jax.Array) -> jax.Array:
+  return y + convolve(x, kernel)
 
 
 class FuseArrays(nn.Module):
@@ -209,8 +215,9 @@ class FuseArrays(nn.Module):
     ends = list(itertools.accumulate(x.shape[-1] for x in arrays))
     kernel = self.param("kernel", uniform_by_fan_in, (1, 1, ends[-1], self.features))
     rows = jnp.split(kernel, ends[:-1], axis=2)
-    terms = (convolve(x.astype(self.dtype), k) for x, k in zip(arrays, rows, strict=True))
-    y = functools.reduce(functools.partial(computed_once, operator.add), terms)
+    y = convolve(arrays[0].astype(self.dtype), rows[0])
+    for x, kernel in zip(arrays[1:], rows[1:], strict=True):
+      y = computed_once(_add_product, y, x.astype(self.dtype), kernel)
     if self.use_bias:
       bias = self.param("bias", bias_by_fan_in(ends[-1]), (self.features,))
       y += _like_channels(bias, y)
@@ -330,7 +337,7 @@ class GatedFeedForward(nn.Module):
     of_expanded = DepthwiseConv(*common, name="depthwise")
     gate, y = pointwise_depthwise(x, expand, of_expanded, 2, filling)
     y *= gelu(gate)
-    return Conv(x.shape[-1], 1, *common, filling=filling, name="project")(y)
+    return Conv(x.shape[-1], 1, *common, input_filling=filling, name="project")(y)
 
 
 class PixelShuffleUpsampler(nn.Module):

@@ -24,7 +24,7 @@ from fmanet_jax.blocks import (
   after,
   leaky_relu,
 )
-from vsr_jax.layers import Conv, bias_by_fan_in, convolve, uniform_by_fan_in
+from vsr_jax.layers import Conv, bias_by_fan_in, convolve, join_channels, uniform_by_fan_in
 from vsr_jax.warp import backward_warp
 
 Frames = jax.Array | tuple[jax.Array, ...]  # [b t h w c], or t arrays [b h w c]
@@ -250,7 +250,7 @@ class FRMA(nn.Module):
     else:
       anchored = after(anchored, flow_mask if aligned is None else aligned)
       warped = map_frames(warp_features, anchored, flow_mask)
-      by_frame = map_frames(lambda *x: jnp.concatenate(x, axis=-1), flow_mask, warped)
+      by_frame = map_frames(lambda *x: join_channels(x), flow_mask, warped)
       flow_mask += self.flow_update(after(centre, jax.tree.leaves(by_frame)[-1]), by_frame)
     warped = map_frames(warp_features, anchored, flow_mask)
     lead = [] if aligned is None else [aligned]

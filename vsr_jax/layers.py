@@ -14,6 +14,8 @@ from jax import lax
 
 from vsr_jax.devices import by_device, has_avx512
 
+WIDE = 64  # output channels from which products on CPU are made in whole vector registers
+
 
 def uniform_by_fan_in(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
   """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default, which both papers train from."""
@@ -68,25 +70,27 @@ def _plain_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def _filled_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """The same, the output's channels filled up and cut again."""
   d = kernel.shape[-1]
-  filling = _filling(d, kernel.shape[0], has_avx512())
+  filling = _output_filling(d, kernel.shape[0], has_avx512())
   return _plain_conv(x, fill_channels(kernel, filling))[..., :d]
 
 
-def _filling(channels: int, size: int, avx512: bool) -> int:
+def _output_filling(channels: int, size: int, avx512: bool) -> int:
   """How many output channels to add for speed, as measured on convolutions of both models.
 
-  XLA's CPU convolutions take whole pairs of vector registers at a time: with AVX-512 they are up to
-  1.7 times faster at multiples of 32 channels, without it by a seventh at multiples of 16, where
-  the last pair is more than half full; less is faster as it is, by up to a third. Products are up
-  to a fifth faster at multiples of 16 with AVX-512, and the same without it.
+  XLA's CPU convolutions take whole pairs of vector registers at a time. With AVX-512 they are up to
+  1.7 times faster at multiples of 32 channels. Without it they are up to a seventh faster at
+  multiples of 16, if the last pair is more than half full or little is added to many channels; else
+  up to a third slower. Products are up to a fifth faster at multiples of 16 with AVX-512, and the
+  same without it.
   """
   if size == 1:
-    return -channels % 16 if channels >= 64 else 0
+    return -channels % 16 if channels >= WIDE else 0
   if channels <= 16:
     return 0
   if avx512:
     return -channels % 32
-  return -channels % 16 if channels % 16 > 8 else 0
+  filling = -channels % 16
+  return filling if filling < max(8, channels / 20) else 0
 
 
 def _fast_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -151,7 +155,7 @@ def _kernel_gradient_by_image(size: int, x: jax.Array, g: jax.Array) -> jax.Arra
 class Conv(nn.Module):
   """A k x k convolution, [... h w c] -> [... h w features], or the same in several arrays.
 
-  Of the input's channels, the last `filling` are zeros and have no weights.
+  Of the input's channels, the last `input_filling` are zeros and have no weights.
   """
 
   features: int
@@ -159,7 +163,7 @@ class Conv(nn.Module):
   use_bias: bool = False
   dtype: jnp.dtype = jnp.float32
   kernel_init: nn.initializers.Initializer = uniform_by_fan_in
-  filling: int = 0
+  input_filling: int = 0
 
   @nn.compact
   def __call__(
@@ -169,9 +173,9 @@ class Conv(nn.Module):
 
     Each output has `filling` channels of zeros more.
     """
-    shape = (self.size, self.size, x.shape[-1] - self.filling, self.features)
+    shape = (self.size, self.size, x.shape[-1] - self.input_filling, self.features)
     kernel = self.param("kernel", self.kernel_init, shape)
-    kernel = jnp.pad(kernel, ((0, 0), (0, 0), (0, self.filling), (0, 0)))
+    kernel = jnp.pad(kernel, ((0, 0), (0, 0), (0, self.input_filling), (0, 0)))
     x = x.astype(self.dtype)
     outputs = [
       convolve(x, fill_channels(part, filling)) for part in jnp.split(kernel, parts or 1, axis=-1)

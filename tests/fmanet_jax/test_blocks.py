@@ -76,10 +76,11 @@ def test_convolve_takes_any_leading_axes(lead, size, channels, k):
 
 @pytest.mark.parametrize("avx512", [False, True])
 @pytest.mark.parametrize(
-  ("k", "d", "filling"), [(1, 70, (10, 10)), (3, 18, (0, 14)), (3, 27, (5, 5))]
+  ("k", "d", "filling"),
+  [(1, 70, (10, 10)), (3, 18, (0, 14)), (3, 27, (5, 5)), (3, 72, (0, 24)), (3, 200, (8, 24))],
 )
 def test_filled_up_channels_leave_the_result(monkeypatch, avx512, k, d, filling):
-  assert layers._filling(d, k, avx512) == filling[avx512]
+  assert layers._output_filling(d, k, avx512) == filling[avx512]
   monkeypatch.setattr(layers, "has_avx512", lambda: avx512)
   x, kernel = normal(0, 2, 7, 5, 4), normal(1, k, k, 4, d)
   got = golden.jit(lambda x, kernel: layers.convolve(x, kernel))(x, kernel)
