@@ -89,15 +89,18 @@ class TwoConvs(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   def setup(self):
-    self.conv1 = Conv(self.hidden, use_bias=self.use_bias, dtype=self.dtype)
-    self.conv2 = Conv(self.features, use_bias=self.use_bias, dtype=self.dtype)
+    # Few outputs are dot products of the inputs: on CPU 27 of these take three times as long as 28.
+    self.filling = -self.hidden % 4 if self.features < 8 else 0
+    common = (self.use_bias, self.dtype)
+    self.conv1 = Conv(self.hidden, 3, *common)
+    self.conv2 = Conv(self.features, 3, *common, input_filling=self.filling)
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    return self.conv2(self.hidden_layer(x))
+    return self.conv2(self.hidden_layer(x, self.filling))
 
-  def hidden_layer(self, x: jax.Array) -> jax.Array:
-    """The input of the last convolution."""
-    return leaky_relu(self.conv1(x))
+  def hidden_layer(self, x: jax.Array, filling: int = 0) -> jax.Array:
+    """The input of the last convolution, and as many channels of zeros as asked for."""
+    return leaky_relu(self.conv1(x, filling=filling))
 
 
 class DepthwiseConv(nn.Module):
