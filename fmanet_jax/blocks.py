@@ -1,8 +1,8 @@
 """The building blocks of both networks: convolutions, dense blocks, attention.
 
 All blocks take channels-last arrays with any number of leading axes
-([b h w c] or [b t h w c]). Parameters are float32; `dtype` is the type of the
-products; norms, softmax and statistics are float32.
+([b h w c] or [b t h w c]), unless they say [b h w c]. Parameters are float32;
+`dtype` is the type of the products; norms, softmax and statistics are float32.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from vsr_jax.layers import (
   fill_channels,
   gelu,
   join_channels,
+  like_channels,
   uniform_by_fan_in,
 )
 from vsr_jax.resize import pixel_shuffle
@@ -37,13 +38,17 @@ def leaky_relu(x: jax.Array) -> jax.Array:
 
 
 def after(x: Any, y: jax.Array) -> Any:
-  """x as it is, but not before y is computed.
+  """x as it is, on CPU not before y is computed.
 
-  What depends on few of a program's inputs could be computed at its start, and XLA does so and
-  holds all of it.
+  What depends on few of a program's inputs could be computed at its start, and XLA's CPU backend
+  does so and holds all of it.
   """
-  always = true_after(y)
-  return jax.tree.map(lambda x: jnp.where(always, x, jnp.zeros((), x.dtype)), x)
+
+  def wait(x, y):
+    always = true_after(y)
+    return jax.tree.map(lambda x: jnp.where(always, x, jnp.zeros((), x.dtype)), x)
+
+  return lax.platform_dependent(x, y, cpu=wait, default=lambda x, _: x)
 
 
 @jax.custom_vjp
@@ -89,7 +94,8 @@ class TwoConvs(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   def setup(self):
-    # Few outputs are dot products of the inputs: on CPU 27 of these take three times as long as 28.
+    # XLA's CPU backend makes fewer than 8 outputs as dot products over the input channels, three
+    # times slower of 27 than of 28.
     self.filling = -self.hidden % 4 if self.features < 8 else 0
     common = (self.use_bias, self.dtype)
     self.conv1 = Conv(self.hidden, 3, *common)
@@ -113,14 +119,14 @@ class DepthwiseConv(nn.Module):
   def __call__(self, arrays: Sequence[jax.Array], filling: int = 0) -> tuple[jax.Array, ...]:
     """The last `filling` channels of each array are zeros, have no weights and stay zeros."""
     ends = list(itertools.accumulate(x.shape[-1] - filling for x in arrays))
-    fan_in = bias_by_fan_in(9)  # each output sees one channel
-    kernels = jnp.split(self.param("kernel", fan_in, (3, 3, ends[-1])), ends[:-1], axis=-1)
+    uniform = bias_by_fan_in(9)  # each output sees one channel
+    kernels = jnp.split(self.param("kernel", uniform, (3, 3, ends[-1])), ends[:-1], axis=-1)
     kernels = [fill_channels(kernel, filling) for kernel in kernels]
     outputs = [depthwise(x.astype(self.dtype), k) for x, k in zip(arrays, kernels, strict=True)]
     if self.use_bias:
-      bias = jnp.split(self.param("bias", fan_in, (ends[-1],)), ends[:-1])
+      bias = jnp.split(self.param("bias", uniform, (ends[-1],)), ends[:-1])
       bias = [fill_channels(b, filling) for b in bias]
-      outputs = [y + _like_channels(b, y) for y, b in zip(outputs, bias, strict=True)]
+      outputs = [y + like_channels(b, y) for y, b in zip(outputs, bias, strict=True)]
     return tuple(outputs)
 
 
@@ -178,7 +184,7 @@ class DenseBlock(nn.Module):
       bias = [
         self.param(f"layer_{i}_bias", bias_by_fan_in(9 * w), (g,)) for i, w in enumerate(widths)
       ]
-      of_input += _like_channels(jnp.concatenate(bias), of_input)
+      of_input += like_channels(jnp.concatenate(bias), of_input)
     outputs = []
     for i, kernel in enumerate(kernels):
       terms = [of_input, convolve(join_channels(outputs), kernel[:, :, c:])] if i else [of_input]
@@ -191,7 +197,7 @@ class DenseBlock(nn.Module):
     def fused(x, joined, fuse, bias):
       return x + convolve(joined, fuse) + bias
 
-    return computed_once(fused, x, joined, fuse, _like_channels(fuse_bias, x))
+    return computed_once(fused, x, joined, fuse, like_channels(fuse_bias, x))
 
   def _output(self, i: int, of_input: jax.Array, *of_outputs: jax.Array) -> jax.Array:
     y = of_input[..., i * self.growth : (i + 1) * self.growth]
@@ -223,7 +229,7 @@ class FuseArrays(nn.Module):
       y = computed_once(_add_product, y, x.astype(self.dtype), kernel)
     if self.use_bias:
       bias = self.param("bias", bias_by_fan_in(ends[-1]), (self.features,))
-      y += _like_channels(bias, y)
+      y += like_channels(bias, y)
     return y
 
 
@@ -244,9 +250,11 @@ class ResidualInResidualDenseBlock(nn.Module):
       y = DenseBlock(self.growth, self.layers, self.use_bias, self.dtype, name=f"rdb_{i}")(y)
       outputs.append(y)
     common = (self.use_bias, self.dtype)
-    if x.ndim == 4:  # frames of a stream: none is held until the last one is there
+    if x.ndim == 4:  # frames of a stream: each output is let go once it is fused
       y = FuseArrays(c, *common, name="fuse1")(outputs)
-    else:  # windows that are trained on, whose gradients hold all of them anyway: one product
+    # Windows that are trained on: the gradients hold all outputs anyway, and of a sum of products
+    # their norm at T = 5 was 1.4e-3 from the released one, more than parity allows.
+    else:
       y = Conv(c, 1, *common, name="fuse1")(jnp.concatenate(outputs, axis=-1))
     return x + Conv(c, 3, self.use_bias, self.dtype, name="fuse2")(y)
 
@@ -267,9 +275,9 @@ class LayerNorm(nn.Module):
     centred = x - mean
     inverse = lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-5)
     y = (centred if self.with_bias else x) * inverse
-    y *= _like_channels(self.param("scale", nn.initializers.ones, (c,)), y)
+    y *= like_channels(self.param("scale", nn.initializers.ones, (c,)), y)
     if self.with_bias:
-      y += _like_channels(self.param("bias", nn.initializers.zeros, (c,)), y)
+      y += like_channels(self.param("bias", nn.initializers.zeros, (c,)), y)
     return y.astype(dtype)
 
 
@@ -308,7 +316,9 @@ class ChannelAttention(nn.Module):
     ).sum(1)
     size = c // self.heads
     gram = jnp.einsum("bncnd->bncd", gram.reshape(b, self.heads, size, self.heads, size))
-    norms = [jnp.maximum(jnp.sqrt(jnp.square(a.astype(jnp.float32)).sum(1)), 1e-12) for a in (q, k)]
+    squares = [jnp.square(a.astype(jnp.float32)).sum(1) for a in (q, k)]
+    # At least 1e-12, as PyTorch's `normalize` has it; the root of 0 has no gradient.
+    norms = [jnp.sqrt(jnp.maximum(s, 1e-24)) for s in squares]
     qn, kn = (a.reshape(b, self.heads, size) for a in norms)
     temperature = self.param("temperature", nn.initializers.ones, (self.heads,))
     logits = gram / (qn[..., :, None] * kn[..., None, :]) * temperature.reshape(1, -1, 1, 1)
@@ -320,7 +330,7 @@ class ChannelAttention(nn.Module):
     mix = jnp.einsum("bncd,nco->bndo", attention, project).reshape(b, c, c).astype(self.dtype)
     y = jnp.einsum("bpd,bdo->bpo", v, mix).reshape(b, h, w, c)
     if self.use_bias:
-      y += _like_channels(self.param("project_bias", bias_by_fan_in(c), (c,)), y)
+      y += like_channels(self.param("project_bias", bias_by_fan_in(c), (c,)), y)
     return y
 
 
@@ -377,7 +387,3 @@ class PixelShuffleUpsampler(nn.Module):
 
   def _shuffle(self, i: int, x: jax.Array) -> jax.Array:
     return pixel_shuffle(leaky_relu(self.expand[i](x)), self.factors[i])
-
-
-def _like_channels(vector: jax.Array, x: jax.Array) -> jax.Array:
-  return vector.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))

@@ -24,7 +24,14 @@ from fmanet_jax.blocks import (
   after,
   leaky_relu,
 )
-from vsr_jax.layers import Conv, bias_by_fan_in, convolve, join_channels, uniform_by_fan_in
+from vsr_jax.layers import (
+  Conv,
+  bias_by_fan_in,
+  convolve,
+  join_channels,
+  like_channels,
+  uniform_by_fan_in,
+)
 from vsr_jax.warp import backward_warp
 
 Frames = jax.Array | tuple[jax.Array, ...]  # [b t h w c], or t arrays [b h w c]
@@ -117,7 +124,7 @@ class FlowUpdate(nn.Module):
     y += convolve(centre.astype(self.dtype), kernel[:, :, :c])[:, None]
     if self.use_bias:
       bias = self.param("conv1_bias", bias_by_fan_in(9 * shape[2]), (hidden,))
-      y += bias.astype(self.dtype).reshape(1, 1, 1, 1, -1)
+      y += like_channels(bias, y)
     return Conv(hidden, 3, self.use_bias, self.dtype, name="conv2")(leaky_relu(y))
 
 

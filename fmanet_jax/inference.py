@@ -243,8 +243,9 @@ def estimate_memory(model: FMANet, height: int, width: int) -> int:
   alignment (of every frame k^D and its flow-mask pairs, an attention with its
   feed-forward network) or the upsampling (K^R, the patches it weighs, features
   at full resolution).
-  Temporaries count as float32, which XLA turns bfloat16 into on CPU. XLA's own
-  figures agree within a factor of two.
+  Temporaries count as float32, which XLA turns bfloat16 into on CPU, and the
+  upsampling as one strip; large frames, made in more of them, take up to a
+  fifth less. XLA's own figures agree within a factor of two.
   """
   a = model.arch
   features = 2 * (a.frma_blocks + 1) * a.dim * jnp.dtype(model.dtype).itemsize

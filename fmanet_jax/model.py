@@ -25,11 +25,12 @@ from fmanet_jax.frma import (
 )
 from fmanet_jax.networks import NetD, NetR, kernel_passage
 from fmanet_jax.strips import by_strips
+from vsr_jax.devices import parts_of
 from vsr_jax.errors import UserError
 from vsr_jax.resize import resize_bilinear
 from vsr_jax.warp import backward_warp, resize_flow
 
-_STRIP_BYTES = 2**27  # of features at full resolution held at a time
+_STRIP_BYTES = 2**27  # of features at full resolution that a device holds at a time
 
 Params = dict[str, dict]
 Features = tuple[jax.Array, ...]
@@ -324,7 +325,7 @@ def restore_window(
   aligned, warped = _align(model, params, stacked, features_r, flow_mask, kernel_features)
   # Whole, K^R and the features at full resolution would be the largest arrays by far.
   b, h, w, dim = aligned.shape
-  strips = -(-4 * b * h * w * dim * model.arch.scale**2 // _STRIP_BYTES)
+  strips = -(-4 * (b // parts_of(b)) * h * w * dim * model.arch.scale**2 // _STRIP_BYTES)
   output = by_strips(
     functools.partial(_filter, model, params),
     (aligned, warped),
@@ -344,9 +345,10 @@ def restore_window(
 
 
 def _kernel_features(model: FMANet, params: Params, aligned: jax.Array) -> jax.Array:
-  """k^D from Net^D's F_w^M, [b t h w dim], without K^D where that is possible."""
+  """k^D from Net^D's F_w^M, [b t h w dim], without K^D where that is possible and pays."""
   t = model.arch.frames
-  if model.arch.use_bias:
+  # 5x5 taps between features, or 3x3 ones to and from the channels of K^D: level at about 1.6.
+  if model.arch.use_bias or model.arch.kernel_down**2 < 1.6 * model.arch.dim:
     return model.r(params, "kernel_features", model.d(params, "kernels", aligned, t))
   x = model.d(params, "kernels_before_last", aligned, t)
   last = params["net_d"]["kernel_head"]["conv2"]["kernel"].astype(model.dtype)

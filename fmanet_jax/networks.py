@@ -9,7 +9,6 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from fmanet_jax.blocks import (
   PixelShuffleUpsampler,
@@ -18,7 +17,7 @@ from fmanet_jax.blocks import (
   leaky_relu,
 )
 from fmanet_jax.frma import FRMA, Frames, Query
-from vsr_jax.layers import Conv, bias_by_fan_in, convolve
+from vsr_jax.layers import Conv, bias_by_fan_in, convolve, like_channels, uniform_by_fan_in
 
 
 class Encoder(nn.Module):
@@ -54,22 +53,16 @@ class TemporalConv(nn.Module):
     x = x.astype(self.dtype)
     c = x.shape[-1]
     shape = (3, 3, 3, c, self.features)
-    y = temporal_convolve(x, self.param("kernel", uniform_3d, shape))
+    y = temporal_convolve(x, self.param("kernel", uniform_by_fan_in, shape))
     if self.use_bias:
-      bias = self.param("bias", bias_by_fan_in(27 * c), (self.features,))
-      y += bias.astype(self.dtype).reshape(1, 1, 1, 1, -1)
+      y += like_channels(self.param("bias", bias_by_fan_in(27 * c), (self.features,)), y)
     return y
-
-
-def uniform_3d(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
-  """U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for a kernel [3 3 3 c d]."""
-  return bias_by_fan_in(np.prod(shape[:-1]))(key, shape, dtype)
 
 
 def temporal_convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """Zero-padded convolution of [b t h w c] with a kernel [3 k k c d] -> [b t h w d]."""
   t = x.shape[1]
-  if t == 3 and x.dtype == jnp.float32:
+  if t == 3 and x.dtype == jnp.float32:  # sums of frames and taps would round bfloat16 once more
     return _convolve_three_frames(x, kernel)
   frames = []
   for i in range(t):
@@ -104,9 +97,9 @@ def _convolve_three_frames(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def kernel_passage(x: jax.Array, last: jax.Array, first: jax.Array) -> jax.Array:
   """The last convolution of K^D's head and the first of Net^R's entry, as one.
 
-  Nothing non-linear lies between the two, so that restoring needs the hundreds
-  of channels of K^D only inside a product of kernels: less than half the work,
-  and none of the memory. Between them the image is continued by zeros, which
+  Nothing non-linear lies between the two, so that restoring needs the channels of
+  K^D, 400 in the released model, only inside a product of kernels: there about a
+  third of the work, and none of the memory. Between them the image is continued by zeros, which
   the outermost pixels feel: these are computed in two steps.
 
   Args:

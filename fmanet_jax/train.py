@@ -206,9 +206,11 @@ def make_evaluate(
 
 def _training_set(config: ConfigDict, clips: Sequence[Clip], flow: bool):
   hosts = jax.process_count()
-  if config.data.batch % jax.device_count():
+  parts = jax.device_count() * config.train.accumulate
+  if config.data.batch % parts:
     raise errors.UserError(
-      f"data.batch = {config.data.batch}: must be a multiple of the {jax.device_count()} devices"
+      f"data.batch = {config.data.batch}: must be a multiple of {parts}, the {jax.device_count()} "
+      f"devices times train.accumulate = {config.train.accumulate}"
     )
   return pipeline.make_dataset(
     clips,
@@ -227,7 +229,8 @@ def _starting_params(config: ConfigDict, model: FMANet, workdir: str) -> Params 
 
   None for a run that goes on.
   """
-  if not config.init_from or any(pathlib.Path(workdir, "checkpoints").glob("[0-9]*")):
+  steps = pathlib.Path(workdir, "checkpoints").glob("*")
+  if not config.init_from or any(path.name.isdecimal() for path in steps):
     return None
   shapes = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
   trained = TRAINED.get(read_meta(config.init_from).get("stage"), tuple(shapes))

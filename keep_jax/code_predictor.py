@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from keep_jax.layers import LayerNorm, attend, like_channels
-from vsr_jax.layers import gelu
+from keep_jax.layers import LayerNorm, attend
+from vsr_jax.layers import gelu, like_channels
 
 
 class SelfAttentionLayer(nn.Module):

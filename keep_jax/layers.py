@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vsr_jax.layers import Conv, gelu
+from vsr_jax.layers import Conv, gelu, like_channels
 
 GROUPS = 32  # of every group norm
 GROUP_EPSILON = 1e-6
@@ -102,8 +102,3 @@ class GatedFeedForward(nn.Module):
     y = nn.Dense(8 * c, dtype=self.dtype, name="expand")(x)
     y = y[..., : 4 * c] * gelu(y[..., 4 * c :])
     return nn.Dense(c, dtype=self.dtype, name="project")(y)
-
-
-def like_channels(vector: jax.Array, x: jax.Array) -> jax.Array:
-  """[c] -> [1 ... 1 c], of x's rank and type."""
-  return vector.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))

@@ -27,13 +27,18 @@ def by_device(function: Callable[..., jax.Array], *arrays: jax.Array | None) -> 
     The results, concatenated along their first axis. Without a mesh, or where the batch does not
     divide among the devices, `function(*arrays)`.
   """
-  parts = jax.sharding.get_abstract_mesh().shape.get("data", 1)
-  if parts == 1 or len(arrays[0]) % parts:
+  if parts_of(len(arrays[0])) == 1:
     return function(*arrays)
   split = PartitionSpec("data")
   # Nothing is shared between parts, so that there is nothing for the check to find; it knows no
   # loops that start from constants.
   return jax.shard_map(function, in_specs=split, out_specs=split, check_vma=False)(*arrays)
+
+
+def parts_of(batch: int) -> int:
+  """Into how many parts the devices of the mesh in use split a batch; 1 if it does not divide."""
+  parts = jax.sharding.get_abstract_mesh().shape.get("data", 1)
+  return 1 if batch % parts else parts
 
 
 @functools.cache

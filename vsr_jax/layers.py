@@ -1,4 +1,4 @@
-"""Layers that several networks use: convolutions whose kernel gradient is fast on CPU, a norm."""
+"""What several networks use: convolutions that are fast on CPU, too, joining, GELU, a norm."""
 
 from __future__ import annotations
 
@@ -37,8 +37,9 @@ def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def gelu(x: jax.Array) -> jax.Array:
-  """GELU by erf, as PyTorch has it; by erfc, as JAX has it, it takes twice as long on CPU."""
-  return x * (0.5 + 0.5 * lax.erf(x * np.sqrt(0.5).astype(x.dtype)))
+  """GELU by erf in float32, as PyTorch has it; JAX's, by erfc, takes twice as long on CPU."""
+  y = x.astype(jnp.float32)
+  return (y * (0.5 + 0.5 * lax.erf(y * np.sqrt(0.5).astype(np.float32)))).astype(x.dtype)
 
 
 def join_channels(arrays: Sequence[jax.Array]) -> jax.Array:
@@ -52,6 +53,11 @@ def _join_groups(arrays: Sequence[jax.Array]) -> jax.Array:
   group = math.gcd(*(x.shape[-1] for x in arrays))
   joined = jnp.concatenate([x.reshape(*lead, -1, group) for x in arrays], axis=-2)
   return joined.reshape(*lead, -1)
+
+
+def like_channels(vector: jax.Array, x: jax.Array) -> jax.Array:
+  """[c] -> [1 ... 1 c], of x's rank and type."""
+  return vector.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 def fill_channels(x: jax.Array, count: int) -> jax.Array:
@@ -182,11 +188,8 @@ class Conv(nn.Module):
     ]
     if self.use_bias:
       bias = self.param("bias", bias_by_fan_in(np.prod(shape[:-1])), (self.features,))
-      bias = jnp.split(bias.astype(self.dtype), parts or 1)
-      bias = [fill_channels(b, filling) for b in bias]
-      outputs = [
-        y + b.reshape((1,) * (y.ndim - 1) + (-1,)) for y, b in zip(outputs, bias, strict=True)
-      ]
+      bias = [fill_channels(b, filling) for b in jnp.split(bias, parts or 1)]
+      outputs = [y + like_channels(b, y) for y, b in zip(outputs, bias, strict=True)]
     return outputs if parts else outputs[0]
 
 

@@ -27,13 +27,14 @@ def free_memory(device: jax.Device) -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
-def _free_of_container() -> float:
+def _free_of_container(group: pathlib.Path = pathlib.Path("/sys/fs/cgroup")) -> float:
   """Bytes that the process's control group (version 2) may still take; inf without a limit."""
-  group = pathlib.Path("/sys/fs/cgroup")
   try:
-    limit = (group / "memory.max").read_text().strip()
-    return float(limit) - int((group / "memory.current").read_text())
-  except (OSError, ValueError):  # no control group, or "max"
+    limit = float((group / "memory.max").read_text())
+    used = int((group / "memory.current").read_text())
+    stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    return limit - used + int(stat["inactive_file"])  # the part of its caches that it gives up
+  except (OSError, ValueError, KeyError):  # no control group, or "max"
     return float("inf")
 
 

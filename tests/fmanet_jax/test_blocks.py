@@ -102,10 +102,14 @@ def test_join_channels(channels):
   np.testing.assert_array_equal(np.concatenate(gradient, axis=-1), weights)
 
 
-def test_gelu():
-  x = np.linspace(-8, 8, 1001, dtype=np.float32)
+@pytest.mark.parametrize(("dtype", "rtol"), [(jnp.float32, 1e-6), (jnp.bfloat16, 2**-8)])
+def test_gelu(dtype, rtol):
+  x = np.linspace(-8, 8, 1001, dtype=np.float32).astype(dtype)
+  wide = x.astype(np.float64)
   # 1 + erf is rounded to float32 where both cancel, as in PyTorch.
-  np.testing.assert_allclose(golden.jit(layers.gelu)(x), x * special.ndtr(x), atol=1e-6, rtol=1e-6)
+  got = golden.jit(layers.gelu)(x)
+  assert got.dtype == dtype
+  np.testing.assert_allclose(got.astype(np.float64), wide * special.ndtr(wide), rtol, atol=1e-6)
 
 
 @pytest.mark.parametrize("k", [1, 3, 5])
@@ -236,10 +240,12 @@ def test_channel_attention_equals_normalising_and_softmax(heads, c, use_bias):
 
 
 def test_channel_attention_of_nothing_is_finite():
-  """A query of zeros, as of a black frame, is normalised by an epsilon."""
-  x = normal(0, 1, 4, 4, 6)
-  got, _ = applied(blocks.ChannelAttention(2), x, np.zeros_like(x))
+  """A query of zeros, as of a black frame, is normalised by an epsilon; its gradient is none."""
+  x, module = normal(0, 1, 4, 4, 6), blocks.ChannelAttention(2)
+  got, params = applied(module, x, np.zeros_like(x))
   assert jnp.isfinite(got).all()
+  gradient = jax.grad(lambda query: module.apply({"params": params}, x, query).sum())
+  assert jnp.isfinite(golden.jit(gradient)(np.zeros_like(x))).all()
 
 
 @pytest.mark.parametrize("use_bias", [False, True])

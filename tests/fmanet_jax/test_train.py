@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import pathlib
@@ -11,7 +12,6 @@ import sys
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
@@ -22,8 +22,8 @@ from fmanet_jax import train
 from tests.data_prep.helpers import write_clip_set, write_flow
 from vsr_jax.errors import UserError
 from vsr_jax.train.checkpoint import read_meta, restore_params
-from vsr_jax.train.mesh import make_mesh
-from vsr_jax.train.state import abstract_state
+from vsr_jax.train.mesh import make_mesh, place_batch, replicated
+from vsr_jax.train.state import abstract_state, init_state
 from vsr_jax.train.step import jit_train_step, make_train_step
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -140,6 +140,21 @@ def test_net_r_starts_anew_in_the_joint_stage(runs, clip_set):
   assert train._starting_params(config, model, "new").keys() == {"net_d", "net_r"}
 
 
+def test_a_run_killed_in_its_first_save_starts_from_the_same_weights(runs, clip_set, tmp_path):
+  config = recipe("joint", clip_set, 1, init_from=str(runs["degradation"][0]))
+  model = train.FMANet(train.Architecture(**config.model))
+  (tmp_path / "checkpoints" / "1.orbax-checkpoint-tmp").mkdir(parents=True)
+  assert train._starting_params(config, model, str(tmp_path)).keys() == {"net_d"}
+  (tmp_path / "checkpoints" / "1").mkdir()
+  assert train._starting_params(config, model, str(tmp_path)) is None
+
+
+def test_devices_without_samples_are_refused(clip_set, tmp_path):
+  config = recipe("degradation", clip_set, 2, **{"train.accumulate": 2})
+  with pytest.raises(UserError, match="data.batch = 8: must be a multiple of 16, the 8 devices"):
+    train.train(config, str(tmp_path / "run"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("change", [{"model.frames": 1}, {"model.filtering": "conventional"}])
 def test_models_without_flow_between_frames_need_no_labels(change, tmp_path):
@@ -238,18 +253,35 @@ def test_a_frame_that_cannot_be_read_stops_after_saving(clip_set, tmp_path, monk
   assert read_meta(tmp_path / "run")["step"] >= 1
 
 
-def test_devices_exchange_gradients_only(clip_set):
+def test_devices_exchange_gradients_only_and_sum_them_to_those_of_one(clip_set):
   config = recipe("degradation", clip_set, 1)
   model = train.FMANet(train.Architecture(**config.model))
-  stage, mesh = train.make_stage(model, config), make_mesh()
-  shapes = abstract_state(stage, lambda key: train.init_params(model, key), mesh)
-  step = jit_train_step(make_train_step(stage), mesh, shapes)
-  frames = jax.ShapeDtypeStruct((8, 3, 8, 8, 3), jnp.uint8)
-  sharp = jax.ShapeDtypeStruct((8, 3, 32, 32, 3), jnp.uint8)
-  flow = jax.ShapeDtypeStruct((8, 3, 8, 8, 2), jnp.float32)
-  batch = {"blurry": frames, "sharp_lr": frames, "sharp": sharp, "flow": flow}
-  with jax.set_mesh(mesh):
-    program = step.lower(shapes, batch, jax.eval_shape(jax.random.key, 0)).compile().as_text()
+  stage = train.make_stage(model, config)
+  rng = np.random.default_rng(0)
+  batch = {
+    name: rng.integers(0, 256, (8, 3, side, side, 3), np.uint8)
+    for name, side in (("blurry", 8), ("sharp_lr", 8), ("sharp", 32))
+  }
+  batch["flow"] = rng.normal(size=(8, 3, 8, 8, 2)).astype(np.float32)
+
+  def one_step(mesh):
+    init = functools.partial(train.init_params, model)
+    shapes = abstract_state(stage, init, mesh)
+    state = init_state(stage, init, jax.random.key(0), shapes)
+    key = jax.device_put(jax.random.key(1), replicated(mesh))
+    inputs = state, place_batch(mesh, batch), key
+    with jax.set_mesh(mesh):
+      step = jit_train_step(make_train_step(stage), mesh, shapes).lower(*inputs).compile()
+      state, logs = step(*inputs)
+    return step.as_text(), jax.device_get(state.opt_state), jax.device_get(logs)
+
+  program, moments, logs = one_step(make_mesh())
+  _, alone, logs_alone = one_step(make_mesh(devices=jax.devices()[:1]))
+  for name, value in logs.items():
+    np.testing.assert_allclose(value, logs_alone[name], rtol=1e-4, err_msg=name)
+  # Adam's first moment is a tenth of the gradient; means over the batch are rounded otherwise.
+  for got, want in zip(jax.tree.leaves(moments), jax.tree.leaves(alone), strict=True):
+    np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-5 * np.abs(want).max())
   assert "all-reduce(" in program
   # A loop over a split batch would gather it in every turn.
   assert "all-gather(" not in program
