@@ -57,13 +57,18 @@ def load(
     The model and its params.
 
   Raises:
-    UserError: there is no such checkpoint, or it is damaged or not of an FMA-Net.
+    UserError: there is no such checkpoint, or it is damaged, not of an FMA-Net or of stage 1.
   """
   enable_compilation_cache()
   return_freed_memory()
   checkpoint = DEMO_WEIGHTS if checkpoint is None else checkpoint
+  meta = read_meta(checkpoint)
+  if meta.get("stage") == "degradation":
+    raise UserError(
+      f"{checkpoint}: of stage 1, which trains no restoration; give a run of the joint stage"
+    )
   try:
-    arch = Architecture(**read_meta(checkpoint)["model"])
+    arch = Architecture(**meta["model"])
   except (KeyError, TypeError):
     raise UserError(
       f"{checkpoint}: not a checkpoint of FMA-Net; give a run of fmanet_jax.train or the output "

@@ -101,6 +101,18 @@ def test_weights_of_another_scale_are_told(run, weights):
   assert "demo_clip: no clip to restore at scale 2; take another checkpoint" in said.err
 
 
+def test_the_packaged_weights_sharpen_the_packaged_clip():
+  files = [path for path in inference.DEMO_WEIGHTS.rglob("*") if path.is_file()]
+  assert 0 < sum(path.stat().st_size for path in files) <= 4e6
+  blurry, truth = (read(demo.CLIP / name)[10:13] for name in ("input.mp4", "truth.mp4"))
+  restored = inference.Restorer(*inference.load()).stream(blurry)
+  gains = [
+    rgb_psnr(sharp, output) - rgb_psnr(sharp, resize_bicubic(frame, 4))
+    for sharp, output, frame in zip(truth, restored, blurry, strict=True)
+  ]
+  assert min(gains) > 0.3  # dB; 0.7 on average over the clip
+
+
 def test_the_packaged_clip():
   truth, blurry = (video.probe(str(demo.CLIP / name)) for name in ("truth.mp4", "input.mp4"))
   assert (truth.height, truth.width, truth.frame_count) == (360, 640, 40)

@@ -338,6 +338,12 @@ def test_a_checkpoint_of_another_model_is_refused(exported, change):
     inference.load(exported)
 
 
+def test_a_checkpoint_of_stage_1_is_refused(exported):
+  change_meta(exported, lambda meta: meta.update(stage="degradation"))
+  with pytest.raises(UserError, match="of stage 1, which trains no restoration; give a run of the"):
+    inference.load(exported)
+
+
 def test_weights_of_another_shape_are_refused(exported):
   change_meta(exported, lambda meta: meta["model"].update(dim=12))
   with pytest.raises(UserError, match="not the weights of this model: .*kernel"):
