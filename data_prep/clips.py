@@ -116,8 +116,10 @@ def find_clips(
       skipped.append(f"{name} (has {len(clip.blurry)} frames, a window {num_frames})")
       continue
     if need_flow and not has_flow(clip, num_frames):
-      if damage := _damage(clip):  # which kept it from being labelled
-        skipped.append(f"{name} ({damage})")
+      try:
+        check_frames(clip)
+      except UserError as e:  # which kept it from being labelled
+        skipped.append(f"{name} ({e})")
         continue
       check_flow(root, clip, num_frames)
     clips.append(clip)
@@ -222,14 +224,10 @@ def _png_size(path: pathlib.Path) -> tuple[int, int]:
   return height, width
 
 
-def _damage(clip: Clip) -> str | None:
-  """What `read_frame` says of a clip's first frame that it cannot decode."""
-  for frame in (*clip.sharp_lr, *clip.blurry):
-    try:
-      read_frame(frame)
-    except UserError as e:
-      return str(e)
-  return None
+def check_frames(clip: Clip) -> None:
+  """Raises `UserError` for a clip's first frame that cannot be decoded."""
+  for frame in (*clip.sharp_lr, *clip.blurry, *clip.sharp):
+    read_frame(frame)
 
 
 def read_frame(frame: Frame) -> np.ndarray:

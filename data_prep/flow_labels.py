@@ -48,11 +48,13 @@ class Frames(NamedTuple):
     name: unique in its folder of labels.
     count: number of frames.
     read: gives the sharp low-resolution frame i, uint8 [h w 3], RGB.
+    check: raises `UserError` for a frame of any stream that cannot be decoded.
   """
 
   name: str
   count: int
   read: Callable[[int], np.ndarray]
+  check: Callable[[], None]
 
 
 def main() -> None:
@@ -108,10 +110,14 @@ def find_frames(
     return _find_in_records(records.Records(root, split), num_frames)
   if split not in ("train", "test"):
     raise UserError(f"{root}: has no split {split}, only train and test")
-  streams = (clips.BLUR_BICUBIC, clips.SHARP_BICUBIC)
-  found = clips.find_clips(root, split=split, streams=streams, num_frames=num_frames)
+  found = clips.find_clips(root, split=split, num_frames=num_frames)
   todo = [
-    Frames(clip.name, len(clip.sharp_lr), functools.partial(_read_file, clip))
+    Frames(
+      clip.name,
+      len(clip.sharp_lr),
+      functools.partial(_read_file, clip),
+      functools.partial(clips.check_frames, clip),
+    )
     for clip in found
     if not clips.has_flow(clip, num_frames)
   ]
@@ -133,7 +139,8 @@ def _find_in_records(
     ):
       done += 1
     else:
-      todo.append(Frames(name, count, functools.partial(_read_record, source, i)))
+      read = functools.partial(_read_record, source, i)
+      todo.append(Frames(name, count, read, lambda: None))  # building checked them
   if not todo and not done:
     raise UserError(f"{source.folder}: no clip of at least {num_frames} frames")
   return source.flow_folder, todo, done
@@ -164,11 +171,18 @@ def convert_released(
     num_frames: T.
 
   Raises:
-    UserError: labels of a clip are missing, damaged or of another size; those done stay.
+    UserError: labels of a clip are missing, damaged or of another size, or clips are damaged, which
+      are left out; those done stay.
   """
   if todo:
     flow_store.check_origin(folder, {"released": released.name})
+  damaged: list[str] = []
   for clip in tqdm.tqdm(todo, unit="clip"):
+    try:
+      clip.check()
+    except UserError as e:
+      _warn(clip, e, damaged)
+      continue
     size = clip.read(0).shape[:2]
     names = tuple(f"{i:08d}" for i in range(clip.count))
     labels = flow_store.ReleasedFlow(released / clip.name, names, *size)
@@ -179,6 +193,21 @@ def convert_released(
       )
     flow_store.write_labels(
       folder, clip.name, _released(labels, clip.count, num_frames), num_frames
+    )
+  _tell(folder, damaged, len(todo))
+
+
+def _warn(clip: Frames, error: UserError, damaged: list[str]) -> None:
+  tqdm.tqdm.write(f"warning: {clip.name} gets no labels: {error}", file=sys.stderr)
+  damaged.append(clip.name)
+
+
+def _tell(folder: pathlib.Path, damaged: list[str], count: int) -> None:
+  """Raises `UserError` if there were damaged clips."""
+  if damaged:
+    raise UserError(
+      f"{folder}: {len(damaged)} of {count} clips could not be read and have no labels, training "
+      f"will leave them out: {', '.join(damaged)}; extract them again and run this again"
     )
 
 
@@ -203,15 +232,11 @@ def _label(args: argparse.Namespace, folder: pathlib.Path, todo: list[Frames]) -
     for clip in todo:
       bar.set_description(clip.name)
       try:
+        clip.check()
         label_clip(clip, folder, estimate, args.frames, args.batch, bar.update)
       except UserError as e:
-        tqdm.tqdm.write(f"warning: {clip.name} gets no labels: {e}", file=sys.stderr)
-        damaged.append(clip.name)
-  if damaged:
-    raise UserError(
-      f"{args.root}: {len(damaged)} of {len(todo)} clips could not be read and have no labels, "
-      f"training will leave them out: {', '.join(damaged)}; extract them again and run this again"
-    )
+        _warn(clip, e, damaged)
+  _tell(folder, damaged, len(todo))
 
 
 def summarize(folder: pathlib.Path) -> None:

@@ -190,9 +190,10 @@ def test_missing_weights_are_named(clip_set, monkeypatch):
     run(monkeypatch, clip_set, "--weights", clip_set / "none.pth")
 
 
-def test_a_clip_damaged_within_is_left_out_and_named(tmp_path, monkeypatch, capsys, caplog):
+@pytest.mark.parametrize("stream", clips.STREAMS)
+def test_a_clip_damaged_within_is_left_out_and_named(tmp_path, monkeypatch, capsys, caplog, stream):
   write_clip_set(tmp_path, {"alley": 5, "beach": 5, "creek": 5})
-  path = tmp_path / clips.SHARP_BICUBIC / "beach" / "00000002.png"
+  path = tmp_path / stream / "beach" / "00000002.png"
   data = path.read_bytes()
   path.write_bytes(data[:40] + bytes(len(data) - 60) + data[-20:])
   monkeypatch.setattr(flow_labels.raft_weights, "load", lambda path: (raft.SMALL, {}))
