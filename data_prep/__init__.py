@@ -1,1 +1,7 @@
 """From clips on disk to training batches."""
+
+from __future__ import annotations
+
+from vsr_jax import errors
+
+errors.catch_signals_of_a_command()

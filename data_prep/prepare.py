@@ -206,7 +206,8 @@ def _work(
   stop: multiprocessing.synchronize.Event,
 ) -> None:
   """A worker process: makes the clips of one job after the other until told to stop."""
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted and says stop
+  for number in (signal.SIGINT, signal.SIGTERM):  # they come to the parent, too, which says stop
+    signal.signal(number, signal.SIG_IGN)
   cv2.setNumThreads(1)
   warnings.simplefilter("ignore", UserWarning)  # of damaged videos: the summary tells
   while not stop.is_set() and (origin := todo.get()) is not None:

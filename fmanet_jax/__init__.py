@@ -1,1 +1,7 @@
 """FMA-Net (CVPR 2024): joint video super-resolution and deblurring."""
+
+from __future__ import annotations
+
+from vsr_jax import errors
+
+errors.catch_signals_of_a_command()

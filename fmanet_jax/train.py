@@ -195,11 +195,15 @@ def make_evaluate(
     error = jnp.square(jnp.clip(got, 0, 1) - truth).mean((1, 2, 3))
     return (-10 * jnp.log10(error)).mean()
 
+  # Evenly spread over the shuffled windows; read again each time: they are few.
+  spread = np.linspace(0, len(dataset) - 1, min(count, len(dataset)))
+  chosen = [int(i) for i in spread]
+  for i in chosen:
+    dataset[i]  # what cannot be read is told before training, not in its middle
+
   def evaluate(params: Params, step: int) -> dict[str, float]:
     del step
-    # Evenly spread over the shuffled windows; read again each time: they are few.
-    chosen = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int)
-    return {"psnr": float(np.mean([psnr(params, dataset[int(i)]) for i in chosen]))}
+    return {"psnr": float(np.mean([psnr(params, dataset[i]) for i in chosen]))}
 
   return evaluate
 

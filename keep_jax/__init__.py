@@ -1,1 +1,7 @@
 """KEEP (ECCV 2024): video face super-resolution by Kalman-inspired feature propagation."""
+
+from __future__ import annotations
+
+from vsr_jax import errors
+
+errors.catch_signals_of_a_command()

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
 import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
+
+_INTERRUPTED, _TERMINATED = "interrupted", "terminated by SIGTERM"
 
 
 class UserError(Exception):
@@ -31,8 +34,27 @@ class Parser(argparse.ArgumentParser):
     raise UserError(f"{message}; --help tells what is possible")
 
 
-def _raise_terminated(signum, frame):
-  del signum, frame
+def catch_signals_of_a_command() -> None:
+  """Has Ctrl-C and SIGTERM end `python -m PACKAGE.COMMAND` in one line while it imports, too.
+
+  For a package's own module, which Python imports first; once all is there, `run` takes over.
+  """
+  if sys.argv[:1] == ["-m"]:  # not so when somebody's program imports the package
+    for number in (signal.SIGINT, signal.SIGTERM):
+      if signal.getsignal(number) is not signal.SIG_IGN:
+        signal.signal(number, _end)
+
+
+def _end(number, frame):
+  del frame
+  interrupted = number == signal.SIGINT
+  os._exit(_fail(_INTERRUPTED, 130) if interrupted else _fail(_TERMINATED, 2))
+
+
+def _raise_terminated(number, frame):
+  del frame
+  # It may come twice, to a process and to its group; the second would disturb the tidying up.
+  signal.signal(number, signal.SIG_IGN)
   raise Terminated
 
 
@@ -47,14 +69,16 @@ def run(main: Callable[[], None]) -> None:
       (Ctrl-C).
   """
   signal.signal(signal.SIGTERM, _raise_terminated)
+  if signal.getsignal(signal.SIGINT) is _end:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
   try:
     main()
   except UserError as e:
     code = _fail(f"error: {e}", 2)
   except KeyboardInterrupt:
-    code = _fail("interrupted", 130)
+    code = _fail(_INTERRUPTED, 130)
   except Terminated:
-    code = _fail("terminated by SIGTERM", 2)
+    code = _fail(_TERMINATED, 2)
   except OSError as e:
     if e.errno in (errno.ENOSPC, errno.EDQUOT):
       where = f" while writing {e.filename}" if e.filename else ""

@@ -145,9 +145,11 @@ def _run(
       if step < steps:
         try:
           feed.fetch()  # The next batch is made and copied while this step runs.
-        except UserError:
+        except (UserError, RuntimeError):  # the latter for a worker's end
           report.add(step, logs)
           report.save(step, state, feed.position, None)
+          if stop := interrupt.arrived(step):  # which has ended the workers, too
+            raise stop from None
           raise
       report.add(step, logs)
       if due("panel"):
@@ -194,7 +196,10 @@ class _Feed:
 
 
 class _Interrupt:
-  """Keeps SIGTERM and Ctrl-C until the running step is done; a second one acts at once."""
+  """Keeps SIGTERM and Ctrl-C until the running step is done; a second Ctrl-C acts at once.
+
+  SIGTERM may come twice of itself, to a process and to its group.
+  """
 
   def __init__(self):
     self._caught: int | None = None
@@ -209,17 +214,17 @@ class _Interrupt:
     return self
 
   def __exit__(self, kind, error, traceback) -> None:
-    self._release()
+    for number in list(self._old):
+      self._release(number)
 
   def _catch(self, number, frame) -> None:
     del frame
     self._caught = number
-    self._release()
+    if signal.SIGINT in self._old:
+      self._release(signal.SIGINT)
 
-  def _release(self) -> None:
-    for number, handler in self._old.items():
-      signal.signal(number, handler)
-    self._old = {}
+  def _release(self, number: int) -> None:
+    signal.signal(number, self._old.pop(number))
 
   def arrived(self, step: int) -> BaseException | None:
     """What to raise once this step is saved, if a signal has come."""
