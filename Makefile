@@ -18,7 +18,7 @@ help:
 	@echo "make lint                 ruff: rules and format"
 	@echo "make bench REFERENCE=DIR  time and memory a frame; against the released PyTorch code in DIR, if given"
 	@echo "                          (KEEP_REFERENCE=DIR: KEEP's; REFERENCE_PYTHON=PATH: one that has PyTorch)"
-	@echo "PYTHON=python3.12 chooses the interpreter of .venv (3.11 or later; here: $(PYTHON))"
+	@echo "PYTHON=python3.12 chooses the interpreter of .venv (3.11 to 3.13; here: $(PYTHON))"
 
 demo: $(STAMP)
 	$(BIN)/python -m fmanet_jax.demo
@@ -39,8 +39,8 @@ bench: $(STAMP)
 	  $(if $(REFERENCE_PYTHON),--reference-python "$(REFERENCE_PYTHON)")
 
 $(STAMP): requirements.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
-	  { echo "error: $(PYTHON) is missing or older than 3.11; name a later one: make PYTHON=python3.12" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null || \
+	  { echo "error: $(PYTHON) is missing or not Python 3.11 to 3.13; name one: make PYTHON=python3.12" >&2; exit 2; }
 	@echo "making .venv with $$($(PYTHON) --version); this takes a few minutes"
 	@$(PYTHON) -m venv --clear .venv
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[test,lint,build,plot]'

@@ -47,7 +47,8 @@ def _terms_d(degradation, recon, warped, batch) -> dict[str, jax.Array]:
   if degradation.image_flow is not None:
     # Masked pixels count too, which draws the masks to 1 where the warp is right.
     terms["hr_warp"] = l1(warped, jnp.broadcast_to(_centre(sharp), sharp.shape))
-    terms["flow"] = l1(degradation.image_flow[..., :2], flow)
+    if flow is not None:  # an ablation without it has no labels
+      terms["flow"] = l1(degradation.image_flow[..., :2], flow)
   return terms
 
 

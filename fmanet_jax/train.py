@@ -95,7 +95,8 @@ def train(config: ConfigDict, workdir: str) -> None:
   _check(config)
   arch = Architecture(**config.model)
   model = FMANet(arch, jnp.dtype(config.dtype))
-  need_flow = arch.filtering == "flow_guided"  # otherwise there is no flow to be taught
+  # Without, there is no flow to be taught, or it is not taught.
+  need_flow = arch.filtering == "flow_guided" and config.loss.flow > 0
   clips = open_clips(config.data.root, num_frames=arch.frames, need_flow=need_flow)
   for clip in clips:
     if clip.scale != arch.scale:

@@ -156,7 +156,9 @@ def test_devices_without_samples_are_refused(clip_set, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("change", [{"model.frames": 1}, {"model.filtering": "conventional"}])
+@pytest.mark.parametrize(
+  "change", [{"model.frames": 1}, {"model.filtering": "conventional"}, {"loss.flow": 0.0}]
+)
 def test_models_without_flow_between_frames_need_no_labels(change, tmp_path):
   write_clip_set(tmp_path / "data", {"alley": 6, "beach": 8})
   config = recipe("joint", tmp_path / "data", 1, **change, **{"data.validation": ""})
