@@ -52,7 +52,12 @@ def shapes(arch: Architecture, b=2, h=6, w=8):
 def test_terms_of_a_stage(name, weights, dtype, filtering):
   arch = dataclasses.replace(ARCH, filtering=filtering)
   stage = stages.make_stage(name, FMANet(arch, dtype), weights, {})
-  total, terms = jax.eval_shape(lambda *args: stage.loss(*args, {}), *shapes(arch))
+  params, batch = shapes(arch)
+  loss = jax.value_and_grad(lambda params, batch: stage.loss(params, batch, {}), has_aux=True)
+  (total, terms), gradient = jax.eval_shape(loss, params, batch)
+  assert jax.tree.map(lambda x: (x.shape, x.dtype), gradient) == jax.tree.map(
+    lambda x: (x.shape, x.dtype), params
+  )
   assert (total.shape, total.dtype) == ((), jnp.float32)
   assert terms.keys() == weights.keys() - (OF_FLOW if filtering == "conventional" else set())
   assert {(x.shape, x.dtype) for x in terms.values()} == {((), jnp.dtype(jnp.float32))}
