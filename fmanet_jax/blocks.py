@@ -208,6 +208,11 @@ def _add_product(y: jax.Array, x: jax.Array, kernel: jax.Array) -> jax.Array:
   return y + convolve(x, kernel)
 
 
+def rematerialised(block: type[nn.Module], remat: bool) -> type[nn.Module]:
+  """The block or, with `remat`, one whose activations the backward pass computes again."""
+  return nn.remat(block) if remat else block
+
+
 class FuseArrays(nn.Module):
   """A 1x1 convolution over the channels of several arrays [... h w c_i] -> [... h w features].
 
@@ -241,13 +246,15 @@ class ResidualInResidualDenseBlock(nn.Module):
   layers: int
   use_bias: bool = False
   dtype: jnp.dtype = jnp.float32
+  remat: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     c = x.shape[-1]
+    block = rematerialised(DenseBlock, self.remat)
     y, outputs = x, []
     for i in range(self.blocks):
-      y = DenseBlock(self.growth, self.layers, self.use_bias, self.dtype, name=f"rdb_{i}")(y)
+      y = block(self.growth, self.layers, self.use_bias, self.dtype, name=f"rdb_{i}")(y)
       outputs.append(y)
     common = (self.use_bias, self.dtype)
     if x.ndim == 4:  # frames of a stream: each output is let go once it is fused

@@ -23,6 +23,7 @@ from fmanet_jax.blocks import (
   LayerNorm,
   after,
   leaky_relu,
+  rematerialised,
 )
 from vsr_jax.layers import (
   Conv,
@@ -213,19 +214,23 @@ class FRMA(nn.Module):
   dtype: jnp.dtype
   query: Query
   modulation: type[nn.Module] | None = None
+  remat: bool = False
 
   def setup(self):
     common = (self.use_bias, self.dtype)
+    dense_block, multi_attention = (
+      rematerialised(block, self.remat) for block in (DenseBlock, MultiAttention)
+    )
     dense = (self.growth, self.dense_layers, *common)
-    self.dense = DenseBlock(*dense)
+    self.dense = dense_block(*dense)
     self.flow_update = FlowUpdate(self.flows, *common)
     self.fuse = FuseArrays(self.dim, *common)
     if self.modulation is not None:
-      self.kernel_dense = DenseBlock(*dense)
+      self.kernel_dense = dense_block(*dense)
       self.kernel_fuse = FuseArrays(self.dim, *common)
     sizes = (self.heads, self.hidden, self.norm_bias, *common)
     self.attention = [
-      MultiAttention(*sizes, self.query, self.modulation) for _ in range(self.attention_blocks)
+      multi_attention(*sizes, self.query, self.modulation) for _ in range(self.attention_blocks)
     ]
 
   def anchor(self, features: jax.Array) -> jax.Array:

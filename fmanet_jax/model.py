@@ -110,10 +110,13 @@ class FMANet:
   Attributes:
     arch: the numbers.
     dtype: the compute type of the convolutions and products.
+    remat: the backward pass computes the activations of dense and attention blocks again, one block
+      at a time, instead of holding all of them.
   """
 
   arch: Architecture = Architecture()
   dtype: jnp.dtype = jnp.float32
+  remat: bool = False
 
   def _common(self) -> dict:
     a = self.arch
@@ -125,6 +128,7 @@ class FMANet:
       "flow_guided": a.filtering == "flow_guided",
       "query": QUERIES[a.attention],
       "dtype": self.dtype,
+      "remat": self.remat,
     }
 
   @property

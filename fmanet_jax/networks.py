@@ -29,12 +29,14 @@ class Encoder(nn.Module):
   dense_layers: int
   use_bias: bool
   dtype: jnp.dtype
+  remat: bool
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    x = leaky_relu(Conv(self.dim, 3, self.use_bias, self.dtype, name="stem")(x))
-    sizes = (self.rdb_blocks, self.growth, self.dense_layers, self.use_bias, self.dtype)
-    return ResidualInResidualDenseBlock(*sizes, name="rrdb")(x)
+    common = (self.use_bias, self.dtype)
+    x = leaky_relu(Conv(self.dim, 3, *common, name="stem")(x))
+    sizes = (self.rdb_blocks, self.growth, self.dense_layers)
+    return ResidualInResidualDenseBlock(*sizes, *common, self.remat, name="rrdb")(x)
 
 
 class TemporalConv(nn.Module):
@@ -162,14 +164,16 @@ class NetD(nn.Module):
   flow_guided: bool
   query: Query
   dtype: jnp.dtype
+  remat: bool = False  # blocks whose activations the backward pass computes again
 
   def setup(self):
     common = (self.use_bias, self.dtype)
     dense = (self.growth, self.dense_layers)
-    self.encoder = Encoder(self.dim, self.rdb_blocks, *dense, *common)
+    self.encoder = Encoder(self.dim, self.rdb_blocks, *dense, *common, self.remat)
     attention = (self.attention_blocks, self.heads, self.hidden, self.norm_bias, *common)
     self.frma = [
-      FRMA(self.dim, self.flows, *dense, *attention, self.query) for _ in range(self.frma_blocks)
+      FRMA(self.dim, self.flows, *dense, *attention, self.query, remat=self.remat)
+      for _ in range(self.frma_blocks)
     ]
     self.kernel_head = TwoConvs(self.dim, self.kernel_down**2, *common)
     self.anchor_head = TwoConvs(self.dim, 3, *common)
@@ -229,14 +233,15 @@ class NetR(nn.Module):
   query: Query
   modulation: type[nn.Module]
   dtype: jnp.dtype
+  remat: bool = False  # blocks whose activations the backward pass computes again
 
   def setup(self):
     common = (self.use_bias, self.dtype)
     dense = (self.growth, self.dense_layers)
-    self.encoder = Encoder(self.dim, self.rdb_blocks, *dense, *common)
+    self.encoder = Encoder(self.dim, self.rdb_blocks, *dense, *common, self.remat)
     attention = (self.attention_blocks, self.heads, self.hidden, self.norm_bias, *common)
     self.frma = [
-      FRMA(self.dim, self.flows, *dense, *attention, self.query, self.modulation)
+      FRMA(self.dim, self.flows, *dense, *attention, self.query, self.modulation, self.remat)
       for _ in range(self.frma_blocks)
     ]
     self.flow_entry = TwoConvs(3 * self.flows, 3 * self.flows, *common)

@@ -94,7 +94,7 @@ def train(config: ConfigDict, workdir: str) -> None:
   """
   _check(config)
   arch = Architecture(**config.model)
-  model = FMANet(arch, jnp.dtype(config.dtype))
+  model = FMANet(arch, jnp.dtype(config.dtype), config.train.remat)
   # Without, there is no flow to be taught, or it is not taught.
   need_flow = arch.filtering == "flow_guided" and config.loss.flow > 0
   clips = open_clips(config.data.root, num_frames=arch.frames, need_flow=need_flow)
@@ -129,7 +129,6 @@ def train(config: ConfigDict, workdir: str) -> None:
       accumulate=config.train.accumulate,
       ema_decay=config.train.ema_decay,
       clip_norm=config.train.clip_norm,
-      remat=config.train.remat,
       fsdp_min_size=config.train.fsdp_min_size,
       evaluate=evaluate,
       evaluate_every=config.train.evaluate_every,

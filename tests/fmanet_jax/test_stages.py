@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import pytest
 
 from fmanet_jax import stages
 from fmanet_jax.model import Architecture, FMANet, init_params
+from tests.fmanet_jax import golden
 from vsr_jax import losses
 
 ARCH = Architecture(
@@ -61,6 +63,26 @@ def test_terms_of_a_stage(name, weights, dtype, filtering):
   assert (total.shape, total.dtype) == ((), jnp.float32)
   assert terms.keys() == weights.keys() - (OF_FLOW if filtering == "conventional" else set())
   assert {(x.shape, x.dtype) for x in terms.values()} == {((), jnp.dtype(jnp.float32))}
+
+
+@pytest.mark.slow
+def test_rematerialised_blocks_change_no_gradient():
+  params, rng = init_params(FMANet(ARCH), jax.random.key(0)), np.random.default_rng(0)
+  scales = {jnp.dtype(jnp.uint8): 255, jnp.dtype(jnp.float32): 1}
+  batch = {
+    name: (scales[x.dtype] * rng.random(x.shape)).astype(x.dtype)
+    for name, x in shapes(ARCH)[1].items()
+  }
+
+  def gradient(remat):
+    stage = stages.make_stage("joint", FMANet(ARCH, remat=remat), OF_BOTH, {})
+    gradient = jax.grad(lambda params: stage.loss(params, batch, {})[0])
+    return str(jax.make_jaxpr(gradient)(params)), golden.jit(gradient)(params)
+
+  (plain, want), (program, got) = gradient(False), gradient(True)
+  by_net = [ARCH.rdb_blocks + ARCH.frma_blocks * (n + ARCH.attention_blocks) for n in (1, 2)]
+  assert (plain.count("remat2["), program.count("remat2[")) == (0, sum(by_net))
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), got, want)
 
 
 @pytest.mark.parametrize("name", ["degradation", "joint"])

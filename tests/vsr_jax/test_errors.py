@@ -13,10 +13,7 @@ import pytest
 from tests.interrupts import send_when_seen
 
 ROOT = pathlib.Path(__file__).parents[2]
-COMMANDS = [
-  *(f"fmanet_jax.{name}" for name in ("train", "restore", "convert", "evaluate", "demo")),
-  *("keep_jax.restore", "data_prep.flow_labels", "data_prep.prepare"),
-]
+COMMANDS = ["fmanet_jax.train", "keep_jax.restore", "data_prep.flow_labels"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -53,7 +53,6 @@ def fit(
   accumulate: int = 1,  # micro-batches to a step
   ema_decay: float | None = None,  # of the params' moving average; None: no average
   clip_norm: float | None = None,  # largest global norm of the gradients; None: any
-  remat: bool = False,  # recompute the loss's activations in the backward pass
   fsdp_min_size: int | None = None,  # smallest array split over devices; None: all replicated
   evaluate: Evaluate | None = None,  # (params, step) -> scalars, of the average if there is one
   evaluate_every: int | None = None,  # steps between evaluations; there is one at the end anyway
@@ -75,7 +74,7 @@ def fit(
     stage, init_params, mesh, ema=ema_decay is not None, fsdp_min_size=fsdp_min_size
   )
   step_options = {"accumulate": accumulate, "clip_norm": clip_norm, "ema_decay": ema_decay}
-  train_step = jit_train_step(make_train_step(stage, remat=remat, **step_options), mesh, shapes)
+  train_step = jit_train_step(make_train_step(stage, **step_options), mesh, shapes)
   init = functools.partial(init_state, stage, init_params, _key(mesh, seed, 0), shapes, init_from)
   every = {"panel": image_every, "evaluation": evaluate_every, "checkpoint": checkpoint_every}
   with jax.set_mesh(mesh), Checkpoints(workdir, keep=keep, best=best) as checkpoints:

@@ -31,7 +31,6 @@ def make_train_step(
   accumulate: int = 1,
   clip_norm: float | None = None,
   ema_decay: float | None = None,
-  remat: bool = False,
 ) -> TrainStep:
   """Builds `(state, batch, root_key) -> (state, logs)`.
 
@@ -41,19 +40,17 @@ def make_train_step(
       that of the whole batch for a loss that is a mean over the batch.
     clip_norm: largest global norm of the gradients of all trainable sub-networks together.
     ema_decay: decay of the params' moving average; None when the state has none.
-    remat: recompute the loss's activations in the backward pass.
 
   Returns:
     The step. Its logs are float32 scalars: "loss", the stage's terms and, of the gradients
     before clipping, "grad_norm/SUB_NETWORK".
   """
-  loss = jax.checkpoint(stage.loss) if remat else stage.loss
 
   def train_step(state: TrainState, batch: Batch, root: jax.Array):
     train, frozen = split_nets(state.params, stage.optimizers)
 
     def total_and_logs(train, batch, draw):
-      total, terms = loss(train | frozen, batch, keys_for(root, stage.streams, draw))
+      total, terms = stage.loss(train | frozen, batch, keys_for(root, stage.streams, draw))
       logs = {"loss": total, **terms}
       return total, jax.tree.map(lambda x: x.astype(jnp.float32), logs)
 
