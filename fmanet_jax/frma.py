@@ -195,7 +195,8 @@ class MultiAttention(nn.Module):
     x += feed_forward(LayerNorm(self.norm_bias, name="norm2")(x))
     if self.modulation is not None:
       sizes = (self.heads, self.hidden, self.norm_bias)
-      x = self.modulation(*sizes, *common, name="modulation")(x, kernel_features)
+      modulation = self.modulation(*sizes, *common, name="modulation")
+      x = modulation(x, after(kernel_features, x))
     return x
 
 
@@ -276,5 +277,5 @@ class FRMA(nn.Module):
       kernel_features = self.kernel_fuse(refined)
       aligned = after(aligned, kernel_features)
     for block in self.attention:
-      aligned = block(aligned, after(centre, aligned), after(kernel_features, aligned))
+      aligned = block(aligned, after(centre, aligned), kernel_features)
     return aligned, flow_mask

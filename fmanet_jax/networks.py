@@ -17,6 +17,7 @@ from fmanet_jax.blocks import (
   leaky_relu,
 )
 from fmanet_jax.frma import FRMA, Frames, Query
+from vsr_jax.devices import computed_once
 from vsr_jax.layers import Conv, bias_by_fan_in, convolve, like_channels, uniform_by_fan_in
 
 
@@ -92,8 +93,12 @@ def _convolve_three_frames(x: jax.Array, kernel: jax.Array) -> jax.Array:
   a, a2 = convolve(x + s, k + p), convolve(x - s, k - p)
   d, m, x, k = x2 - x0, before - after, 0.5 * x1, 0.5 * now
   b, b2 = convolve(x + d, k + m), convolve(x - d, k - m)
-  even, odd = (a - a2) / 6, (b - b2) / 2
-  return jnp.stack([even - odd, (a + a2 - b - b2) / 4, even + odd], axis=1)
+
+  def outputs(a, a2, b, b2):
+    even, odd = (a - a2) / 6, (b - b2) / 2
+    return jnp.stack([even - odd, (a + a2 - b - b2) / 4, even + odd], axis=1)
+
+  return computed_once(outputs, a, a2, b, b2)  # else held as four, added up by every reader
 
 
 def kernel_passage(x: jax.Array, last: jax.Array, first: jax.Array) -> jax.Array:
