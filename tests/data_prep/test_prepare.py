@@ -99,11 +99,12 @@ def test_stopping_leaves_finished_clips_and_nothing_half_written(inputs, tmp_pat
     cwd=ROOT,
     stderr=subprocess.PIPE,
     text=True,
+    start_new_session=True,
   )
   deadline = time.monotonic() + 120
   while not list(tmp_path.glob("long.part/*/sharp/*.png")) and time.monotonic() < deadline:
     time.sleep(0.1)
-  process.send_signal(number)
+  os.killpg(process.pid, number)  # the workers get it, too
   _, stderr = process.communicate(timeout=60)
   assert process.returncode == code, stderr
   assert "Traceback" not in stderr
