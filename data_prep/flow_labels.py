@@ -84,9 +84,14 @@ def main() -> None:
   print(f"{args.root}: {done} of {done + len(todo)} clips have labels")
   with clips.locked(folder):
     if args.released:
-      convert_released(args.released, folder, todo, args.frames)
+      damaged = convert_released(args.released, folder, todo, args.frames)
     else:
-      _label(args, folder, todo)
+      damaged = _label(args, folder, todo)
+    if damaged:
+      raise UserError(
+        f"{args.root}: {len(damaged)} of {len(todo)} clips could not be read and have no labels, "
+        f"training will leave them out: {', '.join(damaged)}; extract them again and run this again"
+      )
     summarize(folder)
 
 
@@ -161,7 +166,7 @@ def _read_record(source: records.Records, clip: int, frame: int) -> np.ndarray:
 
 def convert_released(
   released: pathlib.Path, folder: pathlib.Path, todo: Sequence[Frames], num_frames: int
-) -> None:
+) -> list[str]:
   """Writes labels from those in the released layout.
 
   Args:
@@ -170,9 +175,11 @@ def convert_released(
     todo: the clips.
     num_frames: T.
 
+  Returns:
+    The names of damaged clips, which get none.
+
   Raises:
-    UserError: labels of a clip are missing, damaged or of another size, or clips are damaged, which
-      are left out; those done stay.
+    UserError: labels of a clip are missing, damaged or of another size; those done stay.
   """
   if todo:
     flow_store.check_origin(folder, {"released": released.name})
@@ -194,21 +201,12 @@ def convert_released(
     flow_store.write_labels(
       folder, clip.name, _released(labels, clip.count, num_frames), num_frames
     )
-  _tell(folder, damaged, len(todo))
+  return damaged
 
 
 def _warn(clip: Frames, error: UserError, damaged: list[str]) -> None:
   tqdm.tqdm.write(f"warning: {clip.name} gets no labels: {error}", file=sys.stderr)
   damaged.append(clip.name)
-
-
-def _tell(folder: pathlib.Path, damaged: list[str], count: int) -> None:
-  """Raises `UserError` if there were damaged clips."""
-  if damaged:
-    raise UserError(
-      f"{folder}: {len(damaged)} of {count} clips could not be read and have no labels, training "
-      f"will leave them out: {', '.join(damaged)}; extract them again and run this again"
-    )
 
 
 def _released(labels: flow_store.ReleasedFlow, count: int, num_frames: int) -> Iterator[np.ndarray]:
@@ -220,7 +218,7 @@ def _released(labels: flow_store.ReleasedFlow, count: int, num_frames: int) -> I
       yield np.zeros((num_frames - 1, labels.height, labels.width, 2), np.float32)
 
 
-def _label(args: argparse.Namespace, folder: pathlib.Path, todo: list[Frames]) -> None:
+def _label(args: argparse.Namespace, folder: pathlib.Path, todo: list[Frames]) -> list[str]:
   net, params = raft_weights.load(args.weights)
   if todo:
     origin = {"weights": args.weights.name, "channel_order": args.channel_order}
@@ -236,7 +234,7 @@ def _label(args: argparse.Namespace, folder: pathlib.Path, todo: list[Frames]) -
         label_clip(clip, folder, estimate, args.frames, args.batch, bar.update)
       except UserError as e:
         _warn(clip, e, damaged)
-  _tell(folder, damaged, len(todo))
+  return damaged
 
 
 def summarize(folder: pathlib.Path) -> None:

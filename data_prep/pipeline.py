@@ -250,7 +250,8 @@ def _start(dataset: grain.MapDataset, workers: int) -> grain.DatasetIterator:
 
 def _start_worker(index: int, count: int) -> None:
   del index, count
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends the workers
+  for number in (signal.SIGINT, signal.SIGTERM):  # they reach the parent, too, which ends workers
+    signal.signal(number, signal.SIG_IGN)
   cv2.setNumThreads(1)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 import pathlib
 import signal
 import subprocess
@@ -204,13 +205,14 @@ def test_a_signal_saves_while_workers_read(clip_set, tmp_path, number, code, lin
   flags = [f"--config.{name}={value}" for name, value in change.items()]
   command = [sys.executable, "-m", "fmanet_jax.train", "--config", "configs/fmanet/demo.py"]
   command += ["--workdir", str(workdir), *flags]
-  process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+  streams = {"stderr": subprocess.PIPE, "text": True}
+  process = subprocess.Popen(command, **streams, cwd=ROOT, start_new_session=True)
   log, deadline = workdir / "log.jsonl", time.monotonic() + 300
   while not log.exists() or len(log.read_text().splitlines()) < 3:
     assert process.poll() is None, process.stderr.read()
     assert time.monotonic() < deadline
     time.sleep(0.1)
-  process.send_signal(number)
+  os.killpg(process.pid, number)  # the workers get it, too
   said = process.communicate(timeout=120)[1]
   assert process.returncode == code, said
   assert "Traceback" not in said

@@ -38,7 +38,7 @@ def test_importing_a_package_leaves_the_signals_alone():
   assert "KeyboardInterrupt" in done.stderr
 
 
-def test_a_second_sigterm_does_not_disturb_the_tidying_up(run_main, monkeypatch):
+def test_a_second_sigterm_does_not_disturb_the_tidying_up(run_main):
   tidied = []
 
   def main():

@@ -144,11 +144,9 @@ def _run(
       if step < steps:
         try:
           feed.fetch()  # The next batch is made and copied while this step runs.
-        except (UserError, RuntimeError):  # the latter for a worker's end
+        except UserError:
           report.add(step, logs)
           report.save(step, state, feed.position, None)
-          if stop := interrupt.arrived(step):  # which has ended the workers, too
-            raise stop from None
           raise
       report.add(step, logs)
       if due("panel"):
