@@ -10,14 +10,13 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Sequence
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vsr_jax.devices import computed_once, true_after
+from vsr_jax.devices import computed_once
 from vsr_jax.layers import (
   WIDE,
   Conv,
@@ -35,20 +34,6 @@ from vsr_jax.resize import pixel_shuffle
 def leaky_relu(x: jax.Array) -> jax.Array:
   """LeakyReLU with FMA-Net's slope of 0.2."""
   return jnp.where(x >= 0, x, x * jnp.asarray(0.2, x.dtype))
-
-
-def after(x: Any, y: jax.Array) -> Any:
-  """x as it is, on CPU not before y is computed.
-
-  What depends on few of a program's inputs could be computed at its start, and XLA's CPU backend
-  does so and holds all of it.
-  """
-
-  def wait(x, y):
-    always = true_after(y)
-    return jax.tree.map(lambda x: jnp.where(always, x, jnp.zeros((), x.dtype)), x)
-
-  return lax.platform_dependent(x, y, cpu=wait, default=lambda x, _: x)
 
 
 @jax.custom_vjp

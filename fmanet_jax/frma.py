@@ -21,10 +21,10 @@ from fmanet_jax.blocks import (
   FuseArrays,
   GatedFeedForward,
   LayerNorm,
-  after,
   leaky_relu,
   rematerialised,
 )
+from vsr_jax.devices import after
 from vsr_jax.layers import (
   Conv,
   bias_by_fan_in,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,12 +54,15 @@ def computed_once(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax
 
   XLA otherwise repeats a cheap sum within each of its readers: of a chain of residual sums it holds
   all terms, and adds all of them up again in every link. Where it is differentiated, the function
-  is as it stands.
+  is as it stands, and so it is on a mesh of several devices: there, to wait for all parts of an
+  array, the devices would have to wait for each other.
 
   Args:
     function: of these arrays alone; it may close over no others.
     arrays: at least one.
   """
+  if _on_several_devices():
+    return function(*arrays)
 
   def always(*arrays):
     result = jax.eval_shape(function, *arrays)
@@ -71,6 +75,26 @@ def computed_once(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax
 
   once.defjvp(lambda primals, tangents: jax.jvp(function, primals, tangents))
   return once(*arrays)
+
+
+def after(x: Any, y: jax.Array) -> Any:
+  """x as it is, on CPU not before y is computed; on a mesh of several devices at any time.
+
+  What depends on few of a program's inputs could be computed at its start, and XLA's CPU backend
+  does so and holds all of it.
+  """
+  if _on_several_devices():
+    return x
+
+  def wait(x, y):
+    always = true_after(y)
+    return jax.tree.map(lambda x: jnp.where(always, x, jnp.zeros((), x.dtype)), x)
+
+  return lax.platform_dependent(x, y, cpu=wait, default=lambda x, _: x)
+
+
+def _on_several_devices() -> bool:
+  return jax.sharding.get_abstract_mesh().size > 1
 
 
 def true_after(x: jax.Array) -> jax.Array:

@@ -292,16 +292,6 @@ def test_fuse_arrays_equals_a_convolution_of_all_channels():
   np.testing.assert_allclose(got, want, **CLOSE)
 
 
-@pytest.mark.parametrize("value", [0.0, np.nan, np.inf])
-def test_what_waits_stays_as_it_is(value):
-  x = normal(0, 2, 3)
-  gradient = jax.grad(lambda x, y: blocks.after(x, y).sum(), argnums=(0, 1))
-  y = np.full((2, 2), value, np.float32)
-  np.testing.assert_array_equal(blocks.after((x,), y)[0], x)
-  for got, want in zip(gradient(x, y), (np.ones_like(x), np.zeros_like(y)), strict=True):
-    np.testing.assert_array_equal(got, want)
-
-
 def test_flow_update_equals_a_convolution_of_both_inputs():
   centre, by_frame = normal(0, 2, 4, 5, 6), normal(1, 2, 3, 4, 5, 7)
   got, params = applied(FlowUpdate(2, use_bias=True), centre, by_frame)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -143,9 +144,11 @@ def test_batch_and_devices_do_not_mix_samples():
   mesh = make_mesh()
   assert mesh.shape["data"] == 8
   run = golden.jit(functools.partial(everything, model))
-  together = run(
-    jax.device_put(params, replicated(mesh)), *jax.device_put(batch, batch_sharding(mesh))
-  )
+  inputs = jax.device_put(params, replicated(mesh)), *jax.device_put(batch, batch_sharding(mesh))
+  with jax.set_mesh(mesh):
+    program = run.lower(*inputs).compile()
+    together = program(*inputs)
+  assert not re.findall(r" (?:all|collective)-[\w-]+\(", program.as_text())
   output = together[2].output
   assert len(output.sharding.device_set) == 8
   assert output.sharding.shard_shape(output.shape)[0] == 1

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vsr_jax.devices import computed_once
+from vsr_jax.devices import after, computed_once
+from vsr_jax.train.mesh import batch_sharding, make_mesh
 
 
 @pytest.mark.parametrize("value", [1.0, np.nan, np.inf])
@@ -21,6 +22,29 @@ def test_what_is_computed_once_is_the_same(value):
   gradients = jax.grad(lambda *xy: product(*xy).sum(), argnums=(0, 1))(x, y)
   for got, want in zip(gradients, (y, x), strict=True):
     np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan, np.inf])
+def test_what_waits_stays_as_it_is(value):
+  x, y = np.arange(6, dtype=np.float32).reshape(2, 3), np.full((2, 2), value, np.float32)
+  np.testing.assert_array_equal(after((x,), y)[0], x)
+  gradients = jax.grad(lambda x, y: after(x, y).sum(), argnums=(0, 1))(x, y)
+  for got, want in zip(gradients, (np.ones_like(x), np.zeros_like(y)), strict=True):
+    np.testing.assert_array_equal(got, want)
+
+
+def test_devices_do_not_wait_for_each_other():
+  mesh = make_mesh()
+  x = jax.device_put(np.arange(24, dtype=np.float32).reshape(8, 3), batch_sharding(mesh))
+
+  @jax.jit
+  def chain(x):
+    y = computed_once(jnp.multiply, x, x)
+    return computed_once(jnp.add, after(x, y), y)
+
+  with jax.set_mesh(mesh):
+    assert "all-" not in chain.lower(x).compile().as_text()
+    np.testing.assert_array_equal(chain(x), x + x * x)
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere XLA is left alone")
