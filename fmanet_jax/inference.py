@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.stages import Compiled
 
 from fmanet_jax.model import (
   Architecture,
@@ -30,7 +31,7 @@ from vsr_jax.inference import (
   largest_tile,
   restore_tiled,
 )
-from vsr_jax.memory import free_memory, release_freed_memory, return_freed_memory
+from vsr_jax.memory import free_memory, keep_freed_memory, release_freed_memory
 from vsr_jax.train.checkpoint import read_meta, restore_params
 
 DEMO_WEIGHTS = pathlib.Path(__file__).parent / "assets" / "demo_weights"
@@ -45,8 +46,8 @@ def load(
 ) -> tuple[FMANet, Params]:
   """Loads a model and its parameters.
 
-  Turns JAX's persistent compilation cache on and has freed arrays given back to the system, so that
-  a long clip takes no more memory than a short one (`return_freed_memory`).
+  Turns JAX's persistent compilation cache on and, on CPU, `keep_freed_memory`: a frame's
+  temporaries come from the system once a clip.
 
   Args:
     checkpoint: a run's folder, a checkpoint, or what `fmanet_jax.convert` wrote;
@@ -60,7 +61,7 @@ def load(
     UserError: there is no such checkpoint, or it is damaged, not of an FMA-Net or of stage 1.
   """
   enable_compilation_cache()
-  return_freed_memory()
+  keep_freed_memory()
   checkpoint = DEMO_WEIGHTS if checkpoint is None else checkpoint
   meta = read_meta(checkpoint)
   if meta.get("stage") == "degradation":
@@ -101,11 +102,13 @@ class Restorer:
     whole = split = None
     if mesh is not None:
       whole, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
+    reach = model.arch.frames // 2
+    before = -(-2 * reach // self.batch)  # groups that the windows of a group reach back to
+    past = (before * self.batch - reach) // self.batch  # of these, before the windows' centres
+    self._held, self._firsts = before + 1, before + 1 - past
     self._split = split
     self._params = jax.device_put(params, whole)
-    jit = functools.partial(jax.jit, compiler_options=compiler_options())
-    self._encode = jit(functools.partial(_encode, model), out_shardings=split)
-    self._restore = jit(functools.partial(_restore_windows, model, split))
+    self._programs: dict[tuple[int, int], tuple[Compiled, Compiled]] = {}
 
   def _on_mesh(self) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
@@ -118,59 +121,125 @@ class Restorer:
 
     Yields:
       uint8 RGB [sh sw 3], one a frame; while a group of frames is handed out, the next one is
-      computed.
+      computed (on CPU only where `keep_freed_memory` is not in force).
     """
     reach = self.model.arch.frames // 2
-    before = -(-2 * reach // self.batch)  # groups that the windows of a group reach back to
-    past = (before * self.batch - reach) // self.batch  # of these, before the windows' centres
-    held = collections.deque()
+    held, firsts = collections.deque(), collections.deque()
+    rooms: tuple[list, list] | None = None
     last: list[np.ndarray] = []
     pending: tuple[jax.Array, int] | None = None
-    padded = _replicate_ends(frames, before * self.batch - reach, reach)
+    padded = _replicate_ends(frames, (self._held - 1) * self.batch - reach, reach)
     for group, count in _groups(padded, self.batch):
-      if len(held) > before:
-        held.popleft()  # before the next features take room
+      if rooms is None:
+        rooms = self._rooms(*group[0].shape[:2])
+      rooms[0].extend(_oldest(held, self._held))
+      rooms[1].extend(_oldest(firsts, self._firsts))
       if not last or any(a is not b for a, b in zip(group, last, strict=True)):
-        with self._on_mesh():
-          features = self._encode(self._params, jax.device_put(np.stack(group), self._split))
+        features, first = self._encode(np.stack(group), (rooms[0].pop(), rooms[1].pop()))
       held.append(features)
+      firsts.append(first)
       last = group
-      if len(held) > before:
-        for i in range(past):
-          held[i] = _without_first(held[i])
-        with self._on_mesh():
-          images = self._restore(self._params, tuple(held))
-        if pending is None:
-          release_freed_memory()  # both programs are compiled
-        else:
+      if len(held) == self._held:
+        images = self._restore(tuple(held), tuple(firsts))
+        if pending is not None:
           yield from _handed_out(*pending)
-        pending = images, count
+          pending = None
+        if images.is_ready():  # computed by the call, as `keep_freed_memory` has it
+          yield from _handed_out(images, count)
+        else:
+          pending = images, count
     if pending is not None:
       yield from _handed_out(*pending)
 
+  def _rooms(self, h: int, w: int) -> tuple[list[Any], list[Any]]:
+    """Arrays for the features of all groups of a clip, in turn, and for their F^0.
 
-def _encode(model: FMANet, params: Params, frames: jax.Array) -> Any:
-  """uint8 [b h w 3] -> the frames in [0, 1] and their features, all that a window needs."""
+    Features of its own for every group would leave holes in the memory, which add up.
+    """
+    self._compiled(h, w)  # before they take the room that compiling needs
+    _, (group, first) = self._shapes(h, w)
+
+    def zeros(shapes):
+      return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), shapes)
+
+    return [zeros(group) for _ in range(self._held)], [zeros(first) for _ in range(self._firsts)]
+
+  def _encode(self, frames: np.ndarray, room: Any) -> Any:
+    """`_encode_frames` of frames [b h w 3], written to `room`, of its result's shapes."""
+    encode, _ = self._compiled(*frames.shape[1:3])
+    return encode(self._params, jax.device_put(frames, self._split), room)
+
+  def _restore(self, groups: tuple[Any, ...], firsts: tuple[Any, ...]) -> jax.Array:
+    """`_restore_windows` of what is held of the groups."""
+    _, restore = self._compiled(*groups[0][0].shape[1:3])
+    return restore(self._params, groups, firsts)
+
+  def _compiled(self, h: int, w: int) -> tuple[Compiled, Compiled]:
+    """Both programs for frames [h w 3].
+
+    Ahead of time: what compiling takes is given back before anything runs.
+    """
+    if (h, w) not in self._programs:
+      jit = functools.partial(jax.jit, compiler_options=compiler_options())
+      # What is written over is read by nothing: the room that the new features take.
+      room = {"donate_argnums": 2, "keep_unused": True}
+      encode = jit(functools.partial(_encode_frames, self.model), out_shardings=self._split, **room)
+      restore = jit(functools.partial(_restore_windows, self.model, self._split))
+      frames, (group, first) = self._shapes(h, w)
+      held = (group,) * self._held, (first,) * self._firsts
+      with self._on_mesh():
+        self._programs[h, w] = (
+          encode.lower(self._params, frames, (group, first)).compile(),
+          restore.lower(self._params, *held).compile(),
+        )
+      release_freed_memory()
+    return self._programs[h, w]
+
+  def _shapes(self, h: int, w: int) -> tuple[Any, Any]:
+    """Of a group of frames [b h w 3] and of what `_encode_frames` makes of it."""
+    a = self.model.arch
+
+    def images(channels, dtype):
+      return jax.ShapeDtypeStruct((self.batch, h, w, channels), dtype, sharding=self._split)
+
+    feature = images(a.dim, self.model.dtype)
+    others = (feature,) * a.frma_blocks
+    return images(3, np.uint8), ((images(3, np.float32), others, others), (feature, feature))
+
+
+def _oldest(queue: collections.deque, size: int) -> list[Any]:
+  """Takes the oldest of `size` items away; none if there are fewer, or another one is the same."""
+  if len(queue) < size:
+    return []
+  item = queue.popleft()
+  return [] if any(x is item for x in queue) else [item]
+
+
+def _encode_frames(model: FMANet, params: Params, frames: jax.Array, room: Any) -> Any:
+  """uint8 [b h w 3] -> all that windows need: (frames in [0, 1], F^1..F^M of both networks), F^0.
+
+  Of F^0 windows need their centre's only. `room` is of the result's shapes, to be written over.
+  """
+  del room
   frames = frames.astype(jnp.float32) / 255
-  return frames, *encode_frames(model, params, frames)
-
-
-def _without_first(encoded: Any) -> Any:
-  """What `_encode` returns without F^0, of which windows need their centre's only."""
-  frames, features_d, features_r = encoded
-  return frames, (None, *features_d[1:]), (None, *features_r[1:])
+  d, r = encode_frames(model, params, frames)
+  return (frames, d[1:], r[1:]), (d[0], r[0])
 
 
 def _restore_windows(
-  model: FMANet, split: NamedSharding | None, params: Params, groups: tuple[Any, ...]
+  model: FMANet,
+  split: NamedSharding | None,
+  params: Params,
+  groups: tuple[Any, ...],
+  firsts: tuple[Any, ...],
 ) -> jax.Array:
   """Groups of b frames with their features -> uint8 [b sh sw 3], for windows ending in the last.
 
-  Groups before the first centre come without F^0.
+  F^0 is of the last groups, from that of the first centre on.
   """
   t, b = model.arch.frames, len(groups[0][0])
   start = (len(groups) - 1) * b - (t - 1)
-  past, centre = divmod(start + t // 2, b)
+  centre = (start + t // 2) % b
 
   def windows(first, count, *parts):
     if b == 1:
@@ -179,10 +248,8 @@ def _restore_windows(
     frames = tuple(held[first + i : first + i + b] for i in range(count))
     return frames if split is None else lax.with_sharding_constraint(frames, split)
 
-  centres = [(d[0], r[0]) for _, d, r in groups[past:]]
-  others = [(frames, d[1:], r[1:]) for frames, d, r in groups]
-  first_d, first_r = jax.tree.map(functools.partial(windows, centre, 1), *centres)
-  frames, d, r = jax.tree.map(functools.partial(windows, start, t), *others)
+  first_d, first_r = jax.tree.map(functools.partial(windows, centre, 1), *firsts)
+  frames, d, r = jax.tree.map(functools.partial(windows, start, t), *groups)
   images = restore_window(model, params, frames, (first_d, *d), (first_r, *r))
   return jnp.rint(255 * jnp.clip(images, 0, 1)).astype(jnp.uint8)
 
