@@ -26,7 +26,7 @@ from fmanet_jax.inference import Restorer
 from fmanet_jax.model import FMANet, Params, encode_frames, restore_window
 from fmanet_jax.weights import convert_released, split_networks
 from vsr_jax import errors
-from vsr_jax.memory import keep_freed_memory
+from vsr_jax.memory import return_freed_memory
 
 VERSIONS = {"jax": jax.__version__, "flax": flax.__version__, "numpy": np.__version__}
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
@@ -54,7 +54,7 @@ def compile_times() -> list[float]:
 def time_clip(args: argparse.Namespace) -> dict[str, Any]:
   """Restores the clip and tells when each frame came; times are from the process's start."""
   compiling = compile_times()
-  keep_freed_memory()  # as `fmanet_jax.inference.load` does
+  return_freed_memory()  # as `fmanet_jax.inference.load` does
   model, params = load(args.model)
   restorer = Restorer(model, params)
   frames = workload.clip(args.frames, args.height, args.width)

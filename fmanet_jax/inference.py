@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
+import gc
 import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -31,7 +32,7 @@ from vsr_jax.inference import (
   largest_tile,
   restore_tiled,
 )
-from vsr_jax.memory import free_memory, keep_freed_memory, release_freed_memory
+from vsr_jax.memory import free_memory, release_freed_memory, return_freed_memory
 from vsr_jax.train.checkpoint import read_meta, restore_params
 
 DEMO_WEIGHTS = pathlib.Path(__file__).parent / "assets" / "demo_weights"
@@ -46,8 +47,8 @@ def load(
 ) -> tuple[FMANet, Params]:
   """Loads a model and its parameters.
 
-  Turns JAX's persistent compilation cache on and, on CPU, `keep_freed_memory`: a frame's
-  temporaries come from the system once a clip.
+  Turns JAX's persistent compilation cache on and has freed arrays given back to the system, so that
+  a long clip takes no more memory than a short one (`return_freed_memory`).
 
   Args:
     checkpoint: a run's folder, a checkpoint, or what `fmanet_jax.convert` wrote;
@@ -61,7 +62,7 @@ def load(
     UserError: there is no such checkpoint, or it is damaged, not of an FMA-Net or of stage 1.
   """
   enable_compilation_cache()
-  keep_freed_memory()
+  return_freed_memory()
   checkpoint = DEMO_WEIGHTS if checkpoint is None else checkpoint
   meta = read_meta(checkpoint)
   if meta.get("stage") == "degradation":
@@ -121,7 +122,7 @@ class Restorer:
 
     Yields:
       uint8 RGB [sh sw 3], one a frame; while a group of frames is handed out, the next one is
-      computed (on CPU only where `keep_freed_memory` is not in force).
+      computed.
     """
     reach = self.model.arch.frames // 2
     held, firsts = collections.deque(), collections.deque()
@@ -143,18 +144,14 @@ class Restorer:
         images = self._restore(tuple(held), tuple(firsts))
         if pending is not None:
           yield from _handed_out(*pending)
-          pending = None
-        if images.is_ready():  # computed by the call, as `keep_freed_memory` has it
-          yield from _handed_out(images, count)
-        else:
-          pending = images, count
+        pending = images, count
     if pending is not None:
       yield from _handed_out(*pending)
 
   def _rooms(self, h: int, w: int) -> tuple[list[Any], list[Any]]:
     """Arrays for the features of all groups of a clip, in turn, and for their F^0.
 
-    Features of its own for every group would leave holes in the memory, which add up.
+    Where every group has features of its own, the system clears their pages anew each time.
     """
     self._compiled(h, w)  # before they take the room that compiling needs
     _, (group, first) = self._shapes(h, w)
@@ -175,10 +172,7 @@ class Restorer:
     return restore(self._params, groups, firsts)
 
   def _compiled(self, h: int, w: int) -> tuple[Compiled, Compiled]:
-    """Both programs for frames [h w 3].
-
-    Ahead of time: what compiling takes is given back before anything runs.
-    """
+    """Both programs for frames [h w 3]; what compiling takes is given back before they run."""
     if (h, w) not in self._programs:
       jit = functools.partial(jax.jit, compiler_options=compiler_options())
       # What is written over is read by nothing: the room that the new features take.
@@ -192,6 +186,8 @@ class Restorer:
           encode.lower(self._params, frames, (group, first)).compile(),
           restore.lower(self._params, *held).compile(),
         )
+      del encode, restore
+      gc.collect()  # much of it is held in cycles
       release_freed_memory()
     return self._programs[h, w]
 

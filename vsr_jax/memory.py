@@ -10,7 +10,7 @@ import pathlib
 import jax
 
 # Of mallopt(3).
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 
 
 def free_memory(device: jax.Device) -> int:
@@ -42,6 +42,22 @@ def release_freed_memory() -> None:
   """Gives memory that was freed, such as what compiling took, back to the system (glibc)."""
   with contextlib.suppress(OSError, AttributeError):  # another C library
     ctypes.CDLL(None).malloc_trim(0)
+
+
+def return_freed_memory() -> None:
+  """Has arrays of 16 MB and more given back to the system when they are freed (glibc).
+
+  Of itself glibc does so only above the size of the largest one freed yet, up to 32 MB, and lays
+  the others into the heaps of its threads, whose holes add up over a long clip: FMA-Net's features
+  at 180x320 are of 21 MB. Smaller ones, such as the scratch of every convolution, had better stay:
+  the system would clear their pages anew each time. Where GLIBC_TUNABLES says something, that
+  holds.
+  """
+  if "GLIBC_TUNABLES" not in os.environ:
+    _mallopt(_MMAP_THRESHOLD, 2**24)
+    # Setting one ends the adjustment of both, which would have come to this; the initial 128 KB
+    # have the heaps shrink and grow all the time.
+    _mallopt(_TRIM_THRESHOLD, 2**24)
 
 
 def keep_freed_memory() -> None:

@@ -42,7 +42,9 @@ from vsr_jax import memory
 
 if sys.argv[1] == "keep":
   memory.keep_freed_memory()
-libc, size = ctypes.CDLL(None), 2**26
+if sys.argv[1] == "return":
+  memory.return_freed_memory()
+libc, size = ctypes.CDLL(None), int(sys.argv[2])
 libc.malloc.restype = ctypes.c_void_p
 for i in range(3):
   before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -57,10 +59,10 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mallopt and malloc_trim are of glibc")
 def test_kept_memory_is_used_again_and_memory_given_back_is_not():
-  def faults(how):
+  def faults(how, size=2**26):
     env = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
     run = subprocess.run(
-      [sys.executable, "-c", FAULTS, how],
+      [sys.executable, "-c", FAULTS, how, str(size)],
       env=env,
       capture_output=True,
       text=True,
@@ -71,4 +73,7 @@ def test_kept_memory_is_used_again_and_memory_given_back_is_not():
   # 64 MB are 16,384 pages of 4 KB, or 32 of 2 MB.
   assert faults("keep") < 16
   assert faults("release") >= 32
-  assert faults("nothing") >= 32  # from 32 MB on
+  # From 32 MB on it is given back anyway.
+  assert faults("nothing", 2**24) < 8
+  assert faults("return", 2**24) >= 8
+  assert faults("return", 2**22) < 8
