@@ -11,21 +11,20 @@ import contextlib
 import dataclasses
 import os
 import queue
+import stat
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
-from typing import TypeVar
 
 import numpy as np
 
-from vsr_jax import files, frames_folder
+from vsr_jax import files, frames_folder, spool, threads
 from vsr_jax.errors import UserError
 from vsr_jax.files import naming
+from vsr_jax.threads import prefetch as prefetch
 from vsr_jax.video_decode import VideoFile, VideoInfo
 from vsr_jax.video_encode import CONTAINERS, open_video
-
-T = TypeVar("T")
 
 _IMAGE_OUTPUTS = (".png", ".jpg", ".jpeg")
 
@@ -56,26 +55,22 @@ class Reader(Iterator[Frame]):
     warning: None, or after the last frame one line that tells why the rest of the clip is missing.
   """
 
-  def __init__(self, path: str, start: int, stop: int | None):
+  def __init__(self, path: str, start: int, stop: int | None, copy: str | None, deinterlace: bool):
     self.warning: str | None = None
     self._lock = threading.Lock()  # a thread may be reading when another one closes
-    self._source = _open_source(path)
-    self.info: VideoInfo = self._source.info
-    self._frames = self._read(start, stop)
+    self._first = self._frames = self._source = None
+    self._closing = contextlib.ExitStack()
     try:
-      self._first = next(self._frames, None)
-      if self._first is None:
-        raise UserError(f"{path}: ends before frame {start}; ask for frames that it has")
+      if copy is None:
+        copy = self._closing.enter_context(spool.copied(path))
+      threads.interruptible(self._open, path, start, stop, copy, deinterlace)
     except BaseException:
       self.close()
       raise
+    self.info: VideoInfo = self._source.info
 
   def __next__(self) -> Frame:
-    with self._lock:
-      if self._first is not None:
-        frame, self._first = self._first, None
-        return frame
-      return next(self._frames)
+    return threads.interruptible(self._next)
 
   def __enter__(self) -> Reader:
     return self
@@ -85,10 +80,33 @@ class Reader(Iterator[Frame]):
 
   def close(self) -> None:
     """Closes the file; there are no more frames then."""
+    if self._lock.acquire(timeout=threads.PATIENCE):  # else it is left to a read that never ends
+      try:
+        self._first = None
+        if self._frames:
+          self._frames.close()
+        if self._source:
+          self._source.close()
+      finally:
+        self._lock.release()
+    self._closing.close()
+
+  def _open(
+    self, path: str, start: int, stop: int | None, copy: str | None, deinterlace: bool
+  ) -> None:
     with self._lock:
-      self._first = None
-      self._frames.close()
-      self._source.close()
+      self._source = _open_source(path, copy, deinterlace)
+      self._frames = self._read(start, stop)
+      self._first = next(self._frames, None)
+      if self._first is None:
+        raise UserError(f"{path}: ends before frame {start}; ask for frames that it has")
+
+  def _next(self) -> Frame:
+    with self._lock:
+      if self._first is not None:
+        frame, self._first = self._first, None
+        return frame
+      return next(self._frames)
 
   def _read(self, start: int, stop: int | None) -> Iterator[Frame]:
     # One frame ahead, whose time tells how long the one before it stands.
@@ -111,23 +129,34 @@ class Reader(Iterator[Frame]):
     self, index: int, time: Fraction, load: Callable[[], np.ndarray], end: Fraction | None
   ) -> Frame:
     known = end is not None and end > time
-    return Frame(load(), time, index, end - time if known else 1 / self.info.frame_rate)
+    return Frame(load(), time, index, end - time if known else 1 / self._source.info.frame_rate)
 
 
-def open_reader(path: str, start: int = 0, stop: int | None = None) -> Reader:
+def open_reader(
+  path: str,
+  start: int = 0,
+  stop: int | None = None,
+  *,
+  copy: str | None = None,
+  deinterlace: bool = False,
+) -> Reader:
   """Opens a clip for reading frame by frame; use it as a context manager.
 
-  Takes video files of any container and codec that FFmpeg knows, folders of image files (PNG, JPEG,
-  BMP, TIFF, WebP; frame2 before frame10; 25 frames a second) and single image files. Frames are
-  turned upright, alpha is dropped, more than 8 bits are rounded; see `video_decode` for colour.
+  Takes video files of the containers in `video_open`, folders of image files (PNG, JPEG, BMP, TIFF,
+  WebP; frame2 before frame10; 25 frames a second), single image files, and pipes, which are copied
+  first. Frames are turned upright, alpha is dropped, more than 8 bits are rounded; see
+  `video_filters` for colour.
 
   Args:
-    path: the file or folder.
+    path: the file, folder or pipe, `-` for standard input.
     start: number of the first frame wanted; the ones before it are decoded but not converted.
     stop: number of the frame to stop before, or None for all.
+    copy: where `spool.copied` has put a pipe's content; who reads a pipe twice needs it.
+    deinterlace: make whole pictures of fields; for video files.
 
   Returns:
-    The reader; the file is open and its first wanted frame decoded.
+    The reader; the file is open and its first wanted frame decoded. A read that waits for a slow
+    disk ends with Ctrl-C or SIGTERM.
 
   Raises:
     UserError: the clip is missing, unreadable, no video, or has none of the frames wanted. Later,
@@ -138,53 +167,13 @@ def open_reader(path: str, start: int = 0, stop: int | None = None) -> Reader:
   """
   if start < 0 or (stop is not None and stop <= start):
     raise UserError(f"{path}: frames {start}:{stop} are none; the first is 0, the end left out")
-  return Reader(path, start, stop)
+  return Reader(path, start, stop, copy, deinterlace)
 
 
 def probe(path: str) -> VideoInfo:
   """Tells what is known of a clip from its header and first frame; raises as `open_reader`."""
   with open_reader(path) as reader:
     return reader.info
-
-
-def prefetch(items: Iterable[T], depth: int = 2) -> Iterator[T]:
-  """Runs an iterator in a thread, ahead of its consumer.
-
-  Args:
-    items: what to iterate over.
-    depth: how many items at most are made before they are asked for.
-
-  Yields:
-    The items; an exception of theirs arrives in its place. When the consumer stops early the
-    thread ends after the item it is at.
-  """
-  made: queue.SimpleQueue = queue.SimpleQueue()
-  slots = threading.Semaphore(depth)
-  stopped = threading.Event()
-
-  def work():
-    iterator = iter(items)
-    try:
-      while slots.acquire() and not stopped.is_set():
-        made.put((next(iterator), None))
-    except BaseException as e:  # StopIteration too: the consumer has to hear of it
-      made.put((None, e))
-
-  thread = threading.Thread(target=work, name="prefetch", daemon=True)
-  thread.start()
-  try:
-    while True:
-      item, error = made.get()
-      if isinstance(error, StopIteration):
-        return
-      if error is not None:
-        raise error
-      slots.release()
-      yield item
-  finally:
-    stopped.set()
-    slots.release()
-    thread.join()
 
 
 class Writer:
@@ -325,6 +314,8 @@ def check_output(path: str, source: str | None = None) -> None:
       the output is the source or contains it, or what is there already must not be replaced: a
       folder with other files than frames of an earlier run, or something that is no file.
   """
+  if path == spool.STDIN:
+    raise UserError("-: frames are not written to standard output; name a file or a folder")
   suffix = _output_form(path)
   target = os.path.realpath(path)
   parent = os.path.dirname(target)
@@ -334,7 +325,8 @@ def check_output(path: str, source: str | None = None) -> None:
     raise UserError(f"{path}: the folder {parent} cannot be written; choose another one")
   if source is not None:
     origin = os.path.realpath(source)
-    same = os.path.exists(target) and os.path.samefile(origin, target)
+    both = os.path.exists(source) and os.path.exists(target)
+    same = both and os.path.samefile(source, target)
     if same or (not suffix and os.path.dirname(origin) == target):
       raise UserError(f"{path}: is the input; name another output")
     if os.path.isdir(origin) and parent == origin and os.path.exists(target):
@@ -362,17 +354,22 @@ def _output_form(path: str) -> str:
   return suffix
 
 
-def _open_source(path: str) -> VideoFile | frames_folder.ImageFiles:
-  if not os.path.exists(path):
+def _open_source(
+  path: str, copy: str | None, deinterlace: bool
+) -> VideoFile | frames_folder.ImageFiles:
+  file = copy or path
+  if not os.path.exists(file):
     raise UserError(f"{path}: no such file or folder; check the path")
   try:
-    if os.path.isdir(path):
+    if os.path.isdir(file):
       return frames_folder.ImageFiles(path)
-    with open(path, "rb") as f:
+    if stat.S_ISCHR(os.stat(file).st_mode):
+      raise UserError(f"{path}: is a device; give a video file or a folder of frames")
+    with open(file, "rb") as f:
       if not f.read(1):
         raise UserError(f"{path}: is empty; replace it")
-    if path.lower().endswith(frames_folder.IMAGE_SUFFIXES):
+    if file.lower().endswith(frames_folder.IMAGE_SUFFIXES):
       return frames_folder.ImageFiles(path)
   except OSError as e:
     raise UserError(f"{path}: cannot be read ({e.strerror}); check its permissions") from e
-  return VideoFile(path)
+  return VideoFile(path, copy=copy, deinterlace=deinterlace)
