@@ -14,10 +14,8 @@ import numpy as np
 
 from vsr_jax.errors import UserError
 from vsr_jax.video_clock import bridged
-from vsr_jax.video_filters import RgbConverter, deinterlaced, scale_graph
+from vsr_jax.video_filters import RgbConverter, deinterlaced
 from vsr_jax.video_open import is_cut, open_container, picture_streams
-
-__all__ = ["VideoFile", "VideoInfo", "open_container", "scale_graph"]
 
 # Rate of clips that do not tell one (FFmpeg's own choice for raw streams and image folders).
 DEFAULT_RATE = Fraction(25)
@@ -94,7 +92,7 @@ class VideoFile:
     self._damaged = False
     self._packets_end: Fraction | None = None  # of the pictures
     try:
-      self._container = open_container(copy or path)
+      self._container = open_container(copy or path, path)
     except (av.error.FFmpegError, ValueError) as e:
       raise UserError(
         f"{path}: not a readable video; give a video file (mp4, mkv, mov, avi, webm, ...) or a"

@@ -37,11 +37,12 @@ _OPTIONS = {
 }
 
 
-def open_container(path: str) -> av.container.InputContainer:
+def open_container(path: str, name: str | None = None) -> av.container.InputContainer:
   """Opens a local file for demuxing, and no other one: not what a playlist names, no pipe.
 
   Args:
     path: a regular file.
+    name: what errors call it, `path` if None.
 
   Returns:
     The file, its streams known.
@@ -51,7 +52,7 @@ def open_container(path: str) -> av.container.InputContainer:
     av.error.FFmpegError, ValueError: it cannot be read.
   """
   if not stat.S_ISREG(os.stat(path).st_mode):  # reading another may wait for ever, deaf to signals
-    raise UserError(f"{path}: is not a regular file; copy its content into one first")
+    raise UserError(f"{name or path}: is not a regular file; copy its content into one first")
   url = "file:" + path  # so that a colon in the name is not read as a protocol
   try:
     try:
@@ -60,8 +61,8 @@ def open_container(path: str) -> av.container.InputContainer:
       return av.open(url, options=_OPTIONS, metadata_errors="replace")
   except av.error.ArgumentError as e:  # what FFmpeg says of a container that is not listed
     raise UserError(
-      f"{path}: is of a kind that is not read (a playlist and other lists of files never are); "
-      "give the video file itself (mp4, mkv, mov, avi, webm, ...)"
+      f"{name or path}: is of a kind that is not read (playlists and other lists of files never "
+      "are); give the video file itself (mp4, mkv, mov, avi, webm, ...)"
     ) from e
 
 
