@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import os
 import pathlib
@@ -265,7 +266,12 @@ def temporary(tmp_path, monkeypatch) -> pathlib.Path:
 
 def fill(pipe, data: bytes) -> None:
   """Writes into a named pipe from a thread, once somebody reads it."""
-  threading.Thread(target=pathlib.Path(pipe).write_bytes, args=(data,), daemon=True).start()
+
+  def write():
+    with contextlib.suppress(BrokenPipeError):  # whoever read it has seen enough
+      pathlib.Path(pipe).write_bytes(data)
+
+  threading.Thread(target=write, daemon=True).start()
 
 
 def test_a_named_pipe_is_read(tmp_path, temporary):
