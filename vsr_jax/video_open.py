@@ -56,9 +56,9 @@ def open_container(path: str, name: str | None = None) -> av.container.InputCont
   url = "file:" + path  # so that a colon in the name is not read as a protocol
   try:
     try:
-      return av.open(url, options=_OPTIONS)
+      return av.open(url, container_options=_OPTIONS)
     except UnicodeDecodeError:  # a tag that is not UTF-8; PyAV >= 19 reads it as it is
-      return av.open(url, options=_OPTIONS, metadata_errors="replace")
+      return av.open(url, container_options=_OPTIONS, metadata_errors="replace")
   except av.error.ArgumentError as e:  # what FFmpeg says of a container that is not listed
     raise UserError(
       f"{name or path}: is of a kind that is not read (playlists and other lists of files never "
