@@ -13,6 +13,7 @@ import tqdm
 
 from vsr_jax import spool, video
 from vsr_jax.errors import Parser, UserError
+from vsr_jax.video_encode import CONTAINERS
 
 LARGEST_SIDE = 16_384  # of H.264 pictures as x264 takes them
 
@@ -37,7 +38,7 @@ def add_video_arguments(parser: Parser) -> None:
     type=_quality,
     metavar="CRF",
     default=18,
-    help="of H.264: 1 (best) to 51, or 0 for lossless; default: 18",
+    help="of H.264: 1 (best) to 51, or 0 for lossless RGB, which few players show; default: 18",
   )
 
 
@@ -82,7 +83,7 @@ def open_input(args: argparse.Namespace, *, tell: bool = True) -> video.Reader:
 
   Args:
     args: what `add_video_arguments` added, and `copies`, from `readable`.
-    tell: print what is worth knowing of the clip before work; once a run.
+    tell: print what is worth knowing of the clip and the output before work; once a run.
 
   Returns:
     The reader.
@@ -93,7 +94,10 @@ def open_input(args: argparse.Namespace, *, tell: bool = True) -> video.Reader:
   reader = video.open_reader(
     args.input, *args.frames, copy=args.copies[args.input], deinterlace=args.deinterlace
   )
-  for note in reader.info.notes if tell else ():
+  notes = list(reader.info.notes)
+  if args.quality == 0 and args.output.lower().endswith(tuple(CONTAINERS)):
+    notes.append(f"{args.output}: lossless RGB, which few players show; --quality 1 is for most")
+  for note in notes if tell else ():
     print(f"note: {note}")
   return reader
 
@@ -108,7 +112,7 @@ def frame_total(reader: video.Reader, start: int, stop: int | None) -> int | Non
 
 def check_size(path: str, height: int, width: int) -> None:
   """Raises `UserError` if the output cannot hold frames of that size."""
-  if path.lower().endswith((".mp4", ".mkv", ".mov")) and max(height, width) > LARGEST_SIDE:
+  if path.lower().endswith(tuple(CONTAINERS)) and max(height, width) > LARGEST_SIDE:
     raise UserError(
       f"{path}: H.264 takes no frames of {width}x{height}; name a folder (for PNG) as output"
     )
