@@ -24,7 +24,7 @@ from vsr_jax.errors import UserError
 from vsr_jax.files import naming
 from vsr_jax.threads import prefetch as prefetch
 from vsr_jax.video_decode import VideoFile, VideoInfo
-from vsr_jax.video_encode import CONTAINERS, open_video
+from vsr_jax.video_encode import CONTAINERS, VideoSink
 
 _IMAGE_OUTPUTS = (".png", ".jpg", ".jpeg")
 
@@ -266,8 +266,9 @@ def open_writer(
     height: pixels.
     width: pixels.
     frame_rate: frames a second.
-    source: the clip that the frames come from: its sound between the first and the last frame
-      written comes along, its pixel aspect too, and it is not overwritten.
+    source: the clip that the frames come from, which is not overwritten: its sound tracks and
+      subtitles between the first frame written and the end of the last one come along as far as the
+      container takes them, its chapters, tags and pixel aspect too.
     quality: H.264's constant rate factor, 1 (best) to 51; 0 is lossless RGB.
 
   Yields:
@@ -275,7 +276,11 @@ def open_writer(
 
   Raises:
     UserError: see `check_output`.
-    OSError: the disk is full (ENOSPC), or writing failed otherwise.
+    OSError: the disk is full (ENOSPC), writing failed otherwise (a picture's time is beyond what
+      the container holds), or what was written cannot be read again.
+
+  Warns:
+    UserWarning: the container does not take all that the source holds, or its sound is damaged.
   """
   check_output(path, source and source.path)
   target, suffix = os.path.realpath(path), _output_form(path)
@@ -286,7 +291,7 @@ def open_writer(
       if not suffix:
         sink = frames_folder.FolderSink(part)
       elif suffix in CONTAINERS:
-        sink = open_video(part, suffix, height, width, frame_rate, quality, source)
+        sink = VideoSink(part, suffix, height, width, frame_rate, quality, source)
       else:
         sink = frames_folder.ImageSink(part, suffix)
     writer = Writer(sink, path, height, width, frame_rate)
