@@ -266,9 +266,8 @@ def open_writer(
     height: pixels.
     width: pixels.
     frame_rate: frames a second.
-    source: the clip that the frames come from, which is not overwritten: its sound tracks and
-      subtitles between the first frame written and the end of the last one come along as far as the
-      container takes them, its chapters, tags and pixel aspect too.
+    source: the clip that the frames come from, which is not overwritten: its sound while they are
+      shown comes along, and subtitles, chapters, tags and pixel aspect where the container can.
     quality: H.264's constant rate factor, 1 (best) to 51; 0 is lossless RGB.
 
   Yields:
@@ -276,11 +275,10 @@ def open_writer(
 
   Raises:
     UserError: see `check_output`.
-    OSError: the disk is full (ENOSPC), writing failed otherwise (a picture's time is beyond what
-      the container holds), or what was written cannot be read again.
+    OSError: the disk is full (ENOSPC), or writing failed otherwise.
 
   Warns:
-    UserWarning: the container does not take all that the source holds, or its sound is damaged.
+    UserWarning: the container does not take all of the source, or its sound is damaged.
   """
   check_output(path, source and source.path)
   target, suffix = os.path.realpath(path), _output_form(path)
