@@ -121,7 +121,7 @@ def test_few_pictures_under_long_sound_are_whole(tmp_path, name, count):
 
 def test_the_default_one_of_several_picture_streams_is_taken(tmp_path):
   with av.open(str(tmp_path / "a.mkv"), "w") as file:
-    for size, disposition in [(32, 0), (64, Disposition.default)]:
+    for size, disposition in [(32, 0), (64, Disposition.default.value)]:
       stream = file.add_stream("ffv1", rate=25)
       stream.width, stream.height, stream.pix_fmt = size, size, "yuv420p"
       stream.disposition = disposition
