@@ -11,26 +11,34 @@ from collections.abc import Iterator
 
 import tqdm
 
-from vsr_jax import video
+from vsr_jax import spool, video
 from vsr_jax.errors import Parser, UserError
+from vsr_jax.video_encode import CONTAINERS
 
 LARGEST_SIDE = 16_384  # of H.264 pictures as x264 takes them
 
 
 def add_video_arguments(parser: Parser) -> None:
-  """Adds INPUT, OUTPUT, --dtype, --frames and --quality, which every one of them has."""
-  parser.add_argument("input", metavar="INPUT", help="a video, or a folder of frames")
+  """Adds INPUT, OUTPUT, --dtype, --frames, --deinterlace and --quality, which all of them have."""
+  parser.add_argument(
+    "input",
+    metavar="INPUT",
+    help="a video, a folder of frames, or a pipe (- for standard input), which is copied to TMPDIR",
+  )
   parser.add_argument("output", metavar="OUTPUT", help=".mp4, .mkv, .mov, or a folder for PNGs")
   parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
   parser.add_argument(
     "--frames", type=frame_range, metavar="A:B", default=(0, None), help="only frames A..B-1"
   )
   parser.add_argument(
+    "--deinterlace", action="store_true", help="make whole pictures of the fields of a video"
+  )
+  parser.add_argument(
     "--quality",
     type=_quality,
     metavar="CRF",
     default=18,
-    help="of H.264: 1 (best) to 51, or 0 for lossless; default: 18",
+    help="of H.264: 1 (best) to 51, or 0 for lossless RGB, which few players show; default: 18",
   )
 
 
@@ -51,6 +59,49 @@ def _quality(text: str) -> int:
   return int(text)
 
 
+@contextlib.contextmanager
+def readable(*paths: str | None) -> Iterator[dict[str, str | None]]:
+  """Within it inputs can be read as often as needed: what comes through a pipe is copied first.
+
+  Args:
+    *paths: the inputs; None is left out.
+
+  Yields:
+    Where each one was copied to, None for what is no pipe; see `video.open_reader`.
+  """
+  with contextlib.ExitStack() as stack:
+    copies = {}
+    for path in filter(None, paths):
+      if spool.is_pipe(path):
+        print(f"note: {path}: can be read only once; it is copied to a temporary file first")
+      copies[path] = stack.enter_context(spool.copied(path))
+    yield copies
+
+
+def open_input(args: argparse.Namespace, *, tell: bool = True) -> video.Reader:
+  """Opens INPUT as the command line says.
+
+  Args:
+    args: what `add_video_arguments` added, and `copies`, from `readable`.
+    tell: print what is worth knowing of the clip and the output before work; once a run.
+
+  Returns:
+    The reader.
+
+  Raises:
+    UserError: see `video.open_reader`.
+  """
+  reader = video.open_reader(
+    args.input, *args.frames, copy=args.copies[args.input], deinterlace=args.deinterlace
+  )
+  notes = list(reader.info.notes)
+  if args.quality == 0 and args.output.lower().endswith(tuple(CONTAINERS)):
+    notes.append(f"{args.output}: lossless RGB, which few players show; --quality 1 is for most")
+  for note in notes if tell else ():
+    print(f"note: {note}")
+  return reader
+
+
 def frame_total(reader: video.Reader, start: int, stop: int | None) -> int | None:
   """How many frames there will be, as far as the file tells."""
   count = reader.info.frame_count
@@ -61,7 +112,7 @@ def frame_total(reader: video.Reader, start: int, stop: int | None) -> int | Non
 
 def check_size(path: str, height: int, width: int) -> None:
   """Raises `UserError` if the output cannot hold frames of that size."""
-  if path.lower().endswith((".mp4", ".mkv", ".mov")) and max(height, width) > LARGEST_SIDE:
+  if path.lower().endswith(tuple(CONTAINERS)) and max(height, width) > LARGEST_SIDE:
     raise UserError(
       f"{path}: H.264 takes no frames of {width}x{height}; name a folder (for PNG) as output"
     )

@@ -9,24 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import os
 import queue
+import stat
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
-from typing import TypeVar
 
 import numpy as np
 
-from vsr_jax import files, frames_folder
+from vsr_jax import files, frames_folder, spool, threads
 from vsr_jax.errors import UserError
 from vsr_jax.files import naming
+from vsr_jax.threads import prefetch as prefetch
 from vsr_jax.video_decode import VideoFile, VideoInfo
-from vsr_jax.video_encode import CONTAINERS, open_video
-
-T = TypeVar("T")
+from vsr_jax.video_encode import CONTAINERS, VideoSink
 
 _IMAGE_OUTPUTS = (".png", ".jpg", ".jpeg")
 
@@ -39,11 +37,14 @@ class Frame:
     image: uint8 RGB [h w 3], upright.
     time: seconds after the clip's first frame.
     index: its number in the clip, from 0.
+    duration: seconds that it stands: up to the next frame, or as long as the file says of the last
+      one; None of a `Frame` that was made without.
   """
 
   image: np.ndarray
   time: Fraction
   index: int
+  duration: Fraction | None = None
 
 
 class Reader(Iterator[Frame]):
@@ -54,26 +55,22 @@ class Reader(Iterator[Frame]):
     warning: None, or after the last frame one line that tells why the rest of the clip is missing.
   """
 
-  def __init__(self, path: str, start: int, stop: int | None):
+  def __init__(self, path: str, start: int, stop: int | None, copy: str | None, deinterlace: bool):
     self.warning: str | None = None
     self._lock = threading.Lock()  # a thread may be reading when another one closes
-    self._source = _open_source(path)
-    self.info: VideoInfo = self._source.info
-    self._frames = self._read(start, stop)
+    self._first = self._frames = self._source = None
+    self._closing = contextlib.ExitStack()
     try:
-      self._first = next(self._frames, None)
-      if self._first is None:
-        raise UserError(f"{path}: ends before frame {start}; ask for frames that it has")
+      if copy is None:
+        copy = self._closing.enter_context(spool.copied(path))
+      threads.interruptible(self._open, path, start, stop, copy, deinterlace)
     except BaseException:
       self.close()
       raise
+    self.info: VideoInfo = self._source.info
 
   def __next__(self) -> Frame:
-    with self._lock:
-      if self._first is not None:
-        frame, self._first = self._first, None
-        return frame
-      return next(self._frames)
+    return threads.interruptible(self._next)
 
   def __enter__(self) -> Reader:
     return self
@@ -83,34 +80,83 @@ class Reader(Iterator[Frame]):
 
   def close(self) -> None:
     """Closes the file; there are no more frames then."""
+    if self._lock.acquire(timeout=threads.PATIENCE):  # else it is left to a read that never ends
+      try:
+        self._first = None
+        if self._frames:
+          self._frames.close()
+        if self._source:
+          self._source.close()
+      finally:
+        self._lock.release()
+    self._closing.close()
+
+  def _open(
+    self, path: str, start: int, stop: int | None, copy: str | None, deinterlace: bool
+  ) -> None:
     with self._lock:
-      self._first = None
-      self._frames.close()
-      self._source.close()
+      self._source = _open_source(path, copy, deinterlace)
+      self._frames = self._read(start, stop)
+      self._first = next(self._frames, None)
+      if self._first is None:
+        raise UserError(f"{path}: ends before frame {start}; ask for frames that it has")
+
+  def _next(self) -> Frame:
+    with self._lock:
+      if self._first is not None:
+        frame, self._first = self._first, None
+        return frame
+      return next(self._frames)
 
   def _read(self, start: int, stop: int | None) -> Iterator[Frame]:
-    frames = enumerate(self._source.frames())
-    for index, (time, load) in itertools.islice(frames, start, stop):
-      yield Frame(load(), time, index)
+    # One frame ahead, whose time tells how long the one before it stands.
+    held = None
+    for index, (time, load) in enumerate(self._source.frames()):
+      if held:
+        yield self._frame(*held, time)
+      if index == stop:
+        return
+      held = (index, time, load) if index >= start else None
+    if held:
+      yield self._frame(*held, self._source.end)
+      if held[0] + 1 == stop:  # all that was wanted
+        return
     if self._source.warning:
       self.warning = self._source.warning
       warnings.warn(self.warning, stacklevel=1)
 
+  def _frame(
+    self, index: int, time: Fraction, load: Callable[[], np.ndarray], end: Fraction | None
+  ) -> Frame:
+    known = end is not None and end > time
+    return Frame(load(), time, index, end - time if known else 1 / self._source.info.frame_rate)
 
-def open_reader(path: str, start: int = 0, stop: int | None = None) -> Reader:
+
+def open_reader(
+  path: str,
+  start: int = 0,
+  stop: int | None = None,
+  *,
+  copy: str | None = None,
+  deinterlace: bool = False,
+) -> Reader:
   """Opens a clip for reading frame by frame; use it as a context manager.
 
-  Takes video files of any container and codec that FFmpeg knows, folders of image files (PNG, JPEG,
-  BMP, TIFF, WebP; frame2 before frame10; 25 frames a second) and single image files. Frames are
-  turned upright, alpha is dropped, more than 8 bits are rounded; see `video_decode` for colour.
+  Takes video files of the containers in `video_open`, folders of image files (PNG, JPEG, BMP, TIFF,
+  WebP; frame2 before frame10; 25 frames a second), single image files, and pipes, which are copied
+  first. Frames are turned upright, alpha is dropped, more than 8 bits are rounded; see
+  `video_filters` for colour.
 
   Args:
-    path: the file or folder.
+    path: the file, folder or pipe, `-` for standard input.
     start: number of the first frame wanted; the ones before it are decoded but not converted.
     stop: number of the frame to stop before, or None for all.
+    copy: where `spool.copied` has put a pipe's content; who reads a pipe twice needs it.
+    deinterlace: make whole pictures of fields; for video files.
 
   Returns:
-    The reader; the file is open and its first wanted frame decoded.
+    The reader; the file is open and its first wanted frame decoded. A read that waits for a slow
+    disk ends with Ctrl-C or SIGTERM.
 
   Raises:
     UserError: the clip is missing, unreadable, no video, or has none of the frames wanted. Later,
@@ -121,53 +167,13 @@ def open_reader(path: str, start: int = 0, stop: int | None = None) -> Reader:
   """
   if start < 0 or (stop is not None and stop <= start):
     raise UserError(f"{path}: frames {start}:{stop} are none; the first is 0, the end left out")
-  return Reader(path, start, stop)
+  return Reader(path, start, stop, copy, deinterlace)
 
 
 def probe(path: str) -> VideoInfo:
   """Tells what is known of a clip from its header and first frame; raises as `open_reader`."""
   with open_reader(path) as reader:
     return reader.info
-
-
-def prefetch(items: Iterable[T], depth: int = 2) -> Iterator[T]:
-  """Runs an iterator in a thread, ahead of its consumer.
-
-  Args:
-    items: what to iterate over.
-    depth: how many items at most are made before they are asked for.
-
-  Yields:
-    The items; an exception of theirs arrives in its place. When the consumer stops early the
-    thread ends after the item it is at.
-  """
-  made: queue.SimpleQueue = queue.SimpleQueue()
-  slots = threading.Semaphore(depth)
-  stopped = threading.Event()
-
-  def work():
-    iterator = iter(items)
-    try:
-      while slots.acquire() and not stopped.is_set():
-        made.put((next(iterator), None))
-    except BaseException as e:  # StopIteration too: the consumer has to hear of it
-      made.put((None, e))
-
-  thread = threading.Thread(target=work, name="prefetch", daemon=True)
-  thread.start()
-  try:
-    while True:
-      item, error = made.get()
-      if isinstance(error, StopIteration):
-        return
-      if error is not None:
-        raise error
-      slots.release()
-      yield item
-  finally:
-    stopped.set()
-    slots.release()
-    thread.join()
 
 
 class Writer:
@@ -184,13 +190,16 @@ class Writer:
     self._thread = threading.Thread(target=self._work, name="video writer", daemon=True)
     self._thread.start()
 
-  def write(self, image: np.ndarray, time: Fraction | None = None) -> None:
+  def write(
+    self, image: np.ndarray, time: Fraction | None = None, duration: Fraction | None = None
+  ) -> None:
     """Hands over the next frame.
 
     Args:
       image: uint8 RGB [h w 3] of the size that was announced; not to be changed afterwards.
       time: seconds, growing: a `Frame`'s time, so that pictures and sound stay together. None:
         the frames written so far at the nominal rate.
+      duration: seconds that it stands if it is the last one; None: a frame's at the nominal rate.
 
     Raises:
       ValueError: the image has another shape or type.
@@ -201,7 +210,7 @@ class Writer:
       raise ValueError(f"{image.dtype} {image.shape} is not a uint8 frame of shape {self._shape}")
     if self._error:
       raise self._error
-    self._frames.put((image, self._count / self._rate if time is None else time))
+    self._frames.put((image, self._count / self._rate if time is None else time, duration))
     self._count += 1
 
   def finish(self) -> None:
@@ -215,13 +224,15 @@ class Writer:
   def abort(self) -> None:
     """Drops the frames not yet written and closes the file; `open_writer` calls it."""
     self._error = self._error or RuntimeError("the writer was stopped")
-    self._stop()
-    self._sink.abort()
+    with contextlib.suppress(queue.Full):
+      self._stop(threads.PATIENCE)
+    if not self._thread.is_alive():  # else the file is left to a read or write that never ends
+      self._sink.abort()
 
-  def _stop(self) -> None:
+  def _stop(self, patience: float | None = None) -> None:
     if self._thread.is_alive():
-      self._frames.put(None)
-      self._thread.join()
+      self._frames.put(None, timeout=patience)
+      self._thread.join(patience)
 
   def _work(self) -> None:
     for frame in iter(self._frames.get, None):
@@ -255,8 +266,8 @@ def open_writer(
     height: pixels.
     width: pixels.
     frame_rate: frames a second.
-    source: the clip that the frames come from: its sound between the first and the last frame
-      written comes along, its pixel aspect too, and it is not overwritten.
+    source: the clip that the frames come from, which is not overwritten: its sound while they are
+      shown comes along, and subtitles, chapters, tags and pixel aspect where the container can.
     quality: H.264's constant rate factor, 1 (best) to 51; 0 is lossless RGB.
 
   Yields:
@@ -265,6 +276,9 @@ def open_writer(
   Raises:
     UserError: see `check_output`.
     OSError: the disk is full (ENOSPC), or writing failed otherwise.
+
+  Warns:
+    UserWarning: the container does not take all of the source, or its sound is damaged.
   """
   check_output(path, source and source.path)
   target, suffix = os.path.realpath(path), _output_form(path)
@@ -275,7 +289,7 @@ def open_writer(
       if not suffix:
         sink = frames_folder.FolderSink(part)
       elif suffix in CONTAINERS:
-        sink = open_video(part, suffix, height, width, frame_rate, quality, source)
+        sink = VideoSink(part, suffix, height, width, frame_rate, quality, source)
       else:
         sink = frames_folder.ImageSink(part, suffix)
     writer = Writer(sink, path, height, width, frame_rate)
@@ -305,6 +319,8 @@ def check_output(path: str, source: str | None = None) -> None:
       the output is the source or contains it, or what is there already must not be replaced: a
       folder with other files than frames of an earlier run, or something that is no file.
   """
+  if path == spool.STDIN:
+    raise UserError("-: frames are not written to standard output; name a file or a folder")
   suffix = _output_form(path)
   target = os.path.realpath(path)
   parent = os.path.dirname(target)
@@ -314,7 +330,8 @@ def check_output(path: str, source: str | None = None) -> None:
     raise UserError(f"{path}: the folder {parent} cannot be written; choose another one")
   if source is not None:
     origin = os.path.realpath(source)
-    same = os.path.exists(target) and os.path.samefile(origin, target)
+    both = os.path.exists(source) and os.path.exists(target)
+    same = both and os.path.samefile(source, target)
     if same or (not suffix and os.path.dirname(origin) == target):
       raise UserError(f"{path}: is the input; name another output")
     if os.path.isdir(origin) and parent == origin and os.path.exists(target):
@@ -342,17 +359,22 @@ def _output_form(path: str) -> str:
   return suffix
 
 
-def _open_source(path: str) -> VideoFile | frames_folder.ImageFiles:
-  if not os.path.exists(path):
+def _open_source(
+  path: str, copy: str | None, deinterlace: bool
+) -> VideoFile | frames_folder.ImageFiles:
+  file = copy or path
+  if not os.path.exists(file):
     raise UserError(f"{path}: no such file or folder; check the path")
   try:
-    if os.path.isdir(path):
+    if os.path.isdir(file):
       return frames_folder.ImageFiles(path)
-    with open(path, "rb") as f:
+    if stat.S_ISCHR(os.stat(file).st_mode):
+      raise UserError(f"{path}: is a device; give a video file or a folder of frames")
+    with open(file, "rb") as f:
       if not f.read(1):
         raise UserError(f"{path}: is empty; replace it")
-    if path.lower().endswith(frames_folder.IMAGE_SUFFIXES):
+    if file.lower().endswith(frames_folder.IMAGE_SUFFIXES):
       return frames_folder.ImageFiles(path)
   except OSError as e:
     raise UserError(f"{path}: cannot be read ({e.strerror}); check its permissions") from e
-  return VideoFile(path)
+  return VideoFile(path, copy=copy, deinterlace=deinterlace)
