@@ -4,30 +4,76 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterable
 from fractions import Fraction
 
 import cv2
 import numpy as np
 
-from keep_jax.faces import Face, Restored
+from keep_jax.choice import Face
+from keep_jax.faces import Restored
 from vsr_jax import video
 from vsr_jax.faces import align, detections
 
 STRIP_FRAMES = 5  # rows of the picture strip
 STRIP_HEIGHT = 256  # of a row, in pixels
 
+_GREY = (160, 160, 160)
+
 
 def draw_faces(image: np.ndarray, faces: list[Face], frame: int, upscale: float = 1) -> np.ndarray:
-  """Draws the boxes and landmarks of a frame's faces, with their numbers, over a copy of it."""
-  here = [(i, face.track) for i, face in enumerate(faces) if face.at(frame) is not None]
-  if not here:
-    return image
-  boxes, points = (
-    upscale * np.stack([getattr(track, name)[frame - track.start] for _, track in here])
-    for name in ("boxes", "landmarks")
-  )
-  found = detections.Detections(boxes, np.ones(len(here), np.float32), points)
-  return detections.draw(image, found, [str(i) for i, _ in here])
+  """Draws the boxes and landmarks of a frame's faces, with their numbers, over a copy of it.
+
+  Those that are not restored there have a grey box.
+  """
+  for grey in (True, False):
+    here = [i for i, f in enumerate(faces) if f.is_there(frame) and (f.at(frame) is None) == grey]
+    if not here:
+      continue
+    tracks = [faces[i].track for i in here]
+    boxes, points = (
+      upscale * np.stack([getattr(track, name)[frame - track.start] for track in tracks])
+      for name in ("boxes", "landmarks")
+    )
+    found = detections.Detections(boxes, np.ones(len(here), np.float32), points)
+    image = detections.draw(
+      image, found, [str(i) for i in here], _GREY if grey else detections.GREEN
+    )
+  return image
+
+
+def table(faces: list[Face], first: int = 0) -> str:
+  """What there is to know of each face, one a line under a heading; `first` is the first frame."""
+  lines = ["face  frames           size  score  sharpness  centre x, y  restored"]
+  for i, face in enumerate(faces):
+    track = face.track
+    frames = f"{first + track.start}:{first + track.stop}"
+    x, y = np.median((track.boxes[:, :2] + track.boxes[:, 2:]) / 2, axis=0)
+    count = len(face.frames)
+    told = "yes" if count == len(face.matrices) else f"{count} frames" if count else "no"
+    sharp = "" if face.sharpness is None else f"{face.sharpness:.2f}"
+    lines.append(
+      f"{i:4}  {frames:15}  {face.side:4.0f}  {face.score:5.3f}  {sharp:>9}  {x:5.0f}, {y:4.0f}  "
+      + told
+      + f" ({face.left})" * bool(face.left)
+    )
+  return "\n".join(lines if faces else ["no face found"])
+
+
+def save_sheet(path: str, frames: Iterable[video.Frame], faces: list[Face]) -> None:
+  """Writes a picture with a row a face: a frame where it was found at its largest, and itself."""
+  wanted: dict[int, list[int]] = {}
+  for i, face in enumerate(faces):
+    sides = np.where(face.track.found, face.sizes, 0)
+    wanted.setdefault(face.track.start + int(sides.argmax()), []).append(i)
+  rows = {}
+  for t, frame in enumerate(frames):
+    for i in wanted.get(t, ()):
+      whole = draw_faces(frame.image, faces, t)
+      rows[i] = np.hstack(
+        [_at_height(x) for x in (whole, align.align(frame.image, faces[i].seen_at(t)))]
+      )
+  _save(path, [rows[i] for i in sorted(rows)])
 
 
 class Strip:
@@ -36,7 +82,7 @@ class Strip:
   def __init__(self, faces: list[Face]):
     self.rows: list[np.ndarray] = []
     self._faces = faces
-    frames = sorted({t for face in faces for t in range(face.track.start, face.track.stop)})
+    frames = sorted({t for face in faces for t in face.frames.tolist()})
     picks = np.linspace(0, len(frames) - 1, min(STRIP_FRAMES, len(frames))).astype(int)
     self._frames = {frames[i] for i in picks}
 
@@ -48,9 +94,13 @@ class Strip:
     self.rows.append(np.hstack([_at_height(x) for x in (whole, result.crops[i], result.faces[i])]))
 
   def save(self, path: str) -> None:
-    picture = np.vstack(self.rows)
-    with video.open_writer(path, *picture.shape[:2], Fraction(1)) as target:
-      target.write(picture)
+    _save(path, self.rows)
+
+
+def _save(path: str, rows: list[np.ndarray]) -> None:
+  picture = np.vstack(rows)
+  with video.open_writer(path, *picture.shape[:2], Fraction(1)) as target:
+    target.write(picture)
 
 
 def _at_height(image: np.ndarray) -> np.ndarray:
@@ -85,7 +135,7 @@ class Crops:
       closing, writers = self._open[i]
       for writer, images in zip(writers, (result.crops, result.faces), strict=True):
         writer.write(images[i])
-      if t + 1 == self._faces[i].track.stop:
+      if t == self._faces[i].frames[-1]:
         closing.close()
         del self._open[i]
 
