@@ -27,6 +27,7 @@ from vsr_jax.video import Frame
 StreamTracks = Callable[
   [Iterable[Mapping[Hashable, np.ndarray]]], Iterator[Mapping[Hashable, np.ndarray]]
 ]
+Arrays = dict[int, np.ndarray]  # by the number of the face
 Masks = Callable[[np.ndarray], np.ndarray]  # uint8 [b s s 3] -> float32 [b s s]; face_masks
 
 
@@ -137,9 +138,7 @@ def restore_faces(
     UserError: the background ends before the clip, or see `paste.enlarged_size`.
   """
   seconds = collections.Counter() if seconds is None else seconds
-  waiting: collections.deque[tuple[Frame, dict[int, np.ndarray], dict[int, np.ndarray]]] = (
-    collections.deque()
-  )
+  waiting: collections.deque[tuple[Frame, Arrays, Arrays]] = collections.deque()
 
   def aligned():
     for t, frame in enumerate(frames):
@@ -173,7 +172,7 @@ def _back_to_front(faces: Sequence[Face], t: int) -> list[int]:
   return sorted(there, key=lambda i: faces[i].sizes[t - faces[i].track.start])
 
 
-def _masks_of(faces: Mapping[int, np.ndarray], masks: Masks | None) -> dict[int, np.ndarray]:
+def _masks_of(faces: Arrays, masks: Masks | None) -> Arrays:
   if not masks or not faces:
     return {}
   return dict(zip(faces, masks(np.stack(list(faces.values()))), strict=True))
