@@ -18,14 +18,19 @@ from vsr_jax.video_encode import CONTAINERS
 LARGEST_SIDE = 16_384  # of H.264 pictures as x264 takes them
 
 
-def add_video_arguments(parser: Parser) -> None:
+def add_video_arguments(parser: Parser, *, output_needed: bool = True) -> None:
   """Adds INPUT, OUTPUT, --dtype, --frames, --deinterlace and --quality, which all of them have."""
   parser.add_argument(
     "input",
     metavar="INPUT",
     help="a video, a folder of frames, or a pipe (- for standard input), which is copied to TMPDIR",
   )
-  parser.add_argument("output", metavar="OUTPUT", help=".mp4, .mkv, .mov, or a folder for PNGs")
+  parser.add_argument(
+    "output",
+    metavar="OUTPUT",
+    nargs=None if output_needed else "?",
+    help=".mp4, .mkv, .mov, or a folder for PNGs",
+  )
   parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
   parser.add_argument(
     "--frames", type=frame_range, metavar="A:B", default=(0, None), help="only frames A..B-1"
@@ -95,7 +100,7 @@ def open_input(args: argparse.Namespace, *, tell: bool = True) -> video.Reader:
     args.input, *args.frames, copy=args.copies[args.input], deinterlace=args.deinterlace
   )
   notes = list(reader.info.notes)
-  if args.quality == 0 and args.output.lower().endswith(tuple(CONTAINERS)):
+  if args.quality == 0 and (args.output or "").lower().endswith(tuple(CONTAINERS)):
     notes.append(f"{args.output}: lossless RGB, which few players show; --quality 1 is for most")
   for note in notes if tell else ():
     print(f"note: {note}")
