@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import re
 from collections.abc import Callable, Iterator
@@ -106,7 +107,8 @@ class VideoFile:
       self._good = self._good_frames()
       if deinterlace:
         self._good = deinterlaced(self._good)
-      first = next(self._good, None)
+      with _filter_errors(path):
+        first = next(self._good, None)
       if first is None:
         raise UserError(f"{path}: no frame can be decoded; the file is damaged, replace it")
       self._first = first
@@ -126,8 +128,13 @@ class VideoFile:
     first, self._first = self._first, None
     size, start = (first.width, first.height), _stamp(first)
     convert = RgbConverter()
+
+    def load(frame: av.VideoFrame) -> np.ndarray:
+      with _filter_errors(self.info.path):
+        return _oriented(convert(frame), *self._orientation)
+
     time = None
-    for count, frame in enumerate(itertools.chain([first], self._good)):
+    for count, frame in enumerate(itertools.chain([first], self._further())):
       if (frame.width, frame.height) != size:
         self._warn(count, f"the frame size changes to {frame.width}x{frame.height}")
         return
@@ -138,7 +145,7 @@ class VideoFile:
         time += 1 / self.info.frame_rate
       else:
         time = stamp - start
-      yield time, lambda frame=frame: _oriented(convert(frame), *self._orientation)
+      yield time, functools.partial(load, frame)
     if self._damaged or self._ends_early():
       self._warn(count + 1, "the file is damaged or cut short")
     elif None not in (start, end := self._end_of_last()):
@@ -196,6 +203,10 @@ class VideoFile:
       yield f"{path}: is interlaced, moving edges are combed; --deinterlace mends that"
     if len(picture_streams(self._container)) > 1:
       yield f"{path}: has several picture tracks; stream {self._stream.index} is taken"
+
+  def _further(self) -> Iterator[av.VideoFrame]:
+    with _filter_errors(self.info.path):
+      yield from self._good
 
   def _good_frames(self) -> Iterator[av.VideoFrame]:
     """Yields frames up to the first damaged one; damage before frame 0 is skipped."""
@@ -274,9 +285,23 @@ class VideoFile:
     if not found:
       return None
     end = 3600 * int(found[1]) + 60 * int(found[2]) + Fraction(found[3])
+    whole = _seconds(self._container.duration)
     counts_from_start = "_STATISTICS_TAGS" in tags  # mkvmerge's; FFmpeg's counts from 0
     tick = _fraction(self._stream.time_base)
-    return end + (self._stream.start_time or 0) * tick if counts_from_start else end
+    if counts_from_start:
+      end += (self._stream.start_time or 0) * tick
+    return end if whole is None else min(end, whole)
+
+
+@contextlib.contextmanager
+def _filter_errors(path: str) -> Iterator[None]:
+  """Within it what FFmpeg's filters do not take is a `UserError`; decoding has no errors."""
+  try:
+    yield
+  except av.error.FFmpegError as e:
+    raise UserError(
+      f"{path}: its pictures cannot be converted ({e.strerror}); convert it to H.264 first"
+    ) from e
 
 
 def _video_stream(container: av.container.InputContainer, path: str) -> av.VideoStream:

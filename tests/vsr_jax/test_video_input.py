@@ -20,7 +20,7 @@ import pytest
 from av.stream import Disposition
 
 from tests.vsr_jax.clips import encode, grey_levels, moving_waves, number_of
-from vsr_jax import command, video, video_open
+from vsr_jax import command, video, video_filters, video_open
 from vsr_jax.errors import UserError
 
 
@@ -356,3 +356,16 @@ def test_pipes_that_give_no_clip_are_told_in_one_line(tmp_path, temporary, monke
 def test_nothing_is_written_to_standard_output():
   with pytest.raises(UserError, match="-: frames are not written to standard output; name"):
     video.check_output("-")
+
+
+@pytest.mark.parametrize("deinterlace", [False, True])
+def test_what_the_filters_do_not_take_is_told_in_one_line(tmp_path, monkeypatch, deinterlace):
+  encode(tmp_path / "a.mp4", grey_levels(3))
+
+  def refuse(*args):
+    raise av.error.ArgumentError(22, "Invalid argument")
+
+  name = "_bwdif_graph" if deinterlace else "scale_graph"
+  monkeypatch.setattr(video_filters, name, refuse)
+  with pytest.raises(UserError, match="a.mp4: its pictures cannot be converted .Invalid argument"):
+    read(tmp_path / "a.mp4", deinterlace=deinterlace)
