@@ -22,22 +22,21 @@ import json
 import logging
 import os
 import pathlib
-import struct
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-import cv2
 import numpy as np
 
 from data_prep import flow_store, reds
 from data_prep.flow_store import Labels, ReleasedFlow
+from vsr_jax import image_headers, images
 from vsr_jax.errors import UserError
 from vsr_jax.files import write_whole
 
 INDEX = "clips.json"
 SHARP, SHARP_BICUBIC, BLUR_BICUBIC = STREAMS = ("sharp", "sharp_bicubic", "blur_bicubic")
 _FIELDS = {BLUR_BICUBIC: "blurry", SHARP: "sharp", SHARP_BICUBIC: "sharp_lr"}
-_PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
+_PNG_END = b"IEND\xaeB`\x82"
 
 
 class Frame(Protocol):
@@ -215,13 +214,13 @@ def _common_size(paths: Sequence[pathlib.Path]) -> tuple[int, int]:
 
 def _png_size(path: pathlib.Path) -> tuple[int, int]:
   with path.open("rb") as f:
-    head = f.read(24)
+    head = f.read(24)  # of a PNG's header what tells its size
     f.seek(max(0, os.fstat(f.fileno()).st_size - len(_PNG_END)))
     end = f.read()
-  if len(head) < 24 or not head.startswith(_PNG_START) or end != _PNG_END:
+  header = image_headers.read_header(head)
+  if header is None or header.kind != "PNG" or end != _PNG_END:
     raise _CorruptFrame(f"{path} is cut short or no PNG")
-  width, height = struct.unpack(">II", head[16:])
-  return height, width
+  return header.height, header.width
 
 
 def check_frames(clip: Clip) -> None:
@@ -237,13 +236,11 @@ def read_frame(frame: Frame) -> np.ndarray:
     UserError: it is missing or damaged.
   """
   try:
-    data = np.frombuffer(frame.read_bytes(), np.uint8)
+    data = frame.read_bytes()
   except OSError:
-    data = np.empty(0, np.uint8)
-  image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if len(data) else None
-  if image is None:
-    raise UserError(f"{frame}: cannot be decoded; extract or prepare the clip again")
-  return image
+    data = b""
+  damaged = "cannot be decoded; extract or prepare the clip again"
+  return images.decode_image(data, frame, damaged=damaged)
 
 
 def read_index(root: pathlib.Path) -> list[dict[str, Any]]:

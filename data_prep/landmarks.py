@@ -18,7 +18,6 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import tqdm
 
@@ -28,6 +27,7 @@ from vsr_jax.errors import UserError
 from vsr_jax.faces import detector, tracks
 from vsr_jax.faces.detections import Detections
 from vsr_jax.files import write_whole
+from vsr_jax.images import decode_image
 
 
 class Source(NamedTuple):
@@ -166,10 +166,8 @@ def _read_zipped(frames: sources.Frames) -> Iterator[np.ndarray]:
       data = sources.read_file(frames.source, f"{frames.folder}/{name}")
     except sources.BadClip as e:
       raise UserError(str(e)) from e
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
-    if image is None:
-      raise UserError(f"{frames}/{name}: cannot be decoded; download the zip again")
-    yield image
+    damaged = "cannot be decoded; download the zip again"
+    yield decode_image(data, f"{frames}/{name}", damaged=damaged)
 
 
 def spread(parts: Sequence[tracks.Track], count: int) -> np.ndarray:

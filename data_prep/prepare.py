@@ -28,6 +28,7 @@ import tqdm
 from data_prep import clips, degrade, flow_store
 from vsr_jax import command, errors, video
 from vsr_jax.errors import UserError
+from vsr_jax.images import encode_image
 
 HIGH_FRAME_RATE = 100  # from here on frames are averaged without interpolation
 ORDINARY_RATE = 30  # the rate that high-frame-rate footage is brought to, about
@@ -289,8 +290,7 @@ def _write_frame(folder: pathlib.Path, index: int, frame: degrade.ExposedFrame, 
   }
   for stream, image in images.items():
     (folder / stream).mkdir(parents=True, exist_ok=True)
-    png = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1]
-    (folder / stream / f"{index:08d}.png").write_bytes(png)
+    (folder / stream / f"{index:08d}.png").write_bytes(encode_image(image))
 
 
 if __name__ == "__main__":

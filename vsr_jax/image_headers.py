@@ -67,7 +67,7 @@ def damage(data: bytes) -> str | None:
   if data.startswith(_JPEG):
     scan = data.find(b"\xff\xda")  # a thumbnail before it has an end of its own
     if scan < 0 or data.find(b"\xff\xd9", scan) < 0:
-      return "is cut short"
+      return "is damaged: its end is missing"
   return None
 
 

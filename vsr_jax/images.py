@@ -41,6 +41,11 @@ def check_pixels(
     )
 
 
+def check_header(header: Header, name: object, max_pixels: int = MAX_PIXELS) -> None:
+  """Raises `UserError` for an image of more than `max_pixels`."""
+  check_pixels(header.height, header.width, name, max_pixels, header.pixels)
+
+
 def image_size(data: bytes, name: object) -> tuple[int, int]:
   """(height, width) of an encoded image, upright, from its header.
 
@@ -82,7 +87,7 @@ def decode_image(
   header = read_header(data)
   if header is None or header.kind == "GIF":
     raise UserError(f"{name}: {damaged}")
-  check_pixels(header.height, header.width, name, max_pixels, header.pixels)
+  check_header(header, name, max_pixels)
   if header.pictures > 1:
     raise UserError(
       f"{name}: holds several pictures (an animation or pages); make them a folder of single images"
@@ -114,7 +119,7 @@ def read_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> np.ndar
       if size > _MAX_BYTES_A_PIXEL * max_pixels + _MAX_EXTRA_BYTES:
         header = read_header(f.read(_MAX_EXTRA_BYTES))
         if header is not None:
-          check_pixels(header.height, header.width, path, max_pixels, header.pixels)
+          check_header(header, path, max_pixels)
         raise UserError(f"{path}: {size / 1e6:,.0f} MB are too much for a picture; save it anew")
       data = f.read()
   except OSError as e:
