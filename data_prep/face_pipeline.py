@@ -227,8 +227,8 @@ def decode(clip: FaceClip, stream: str, index: int) -> np.ndarray:
   frames = stream_of(clip, stream)
   if index >= len(frames):
     raise UserError(f"clip {clip.name} ends before frame {index} of {stream}; build it again")
-  name = f"clip {clip.name}: frame {index} of {stream}"
-  return decode_image(frames[index], name, damaged="is damaged; build it again")
+  damaged = f"frame {index} of {stream} is damaged; build it again"
+  return decode_image(frames[index], f"clip {clip.name}", damaged=damaged)
 
 
 def align(
