@@ -61,9 +61,10 @@ class ImageFiles:
   Attributes:
     info: the clip's `VideoInfo`.
     warning: None, always.
+    end: None, always: the last frame lasts as long as the others.
   """
 
-  warning = None
+  warning = end = None
 
   def __init__(self, path: str):
     """Lists the frames of a folder, in natural order, or takes one image file.
@@ -117,8 +118,8 @@ class FolderSink:
     self._folder = folder
     self._count = 0
 
-  def write(self, image: np.ndarray, time: Fraction) -> None:
-    del time  # image files have none
+  def write(self, image: np.ndarray, time: Fraction, duration: Fraction | None) -> None:
+    del time, duration  # image files have none
     _write_image(os.path.join(self._folder, f"{self._count:08d}.png"), ".png", image)
     self._count += 1
 
@@ -136,8 +137,8 @@ class ImageSink:
     self._file, self._suffix = file, suffix
     self._count = 0
 
-  def write(self, image: np.ndarray, time: Fraction) -> None:
-    del time
+  def write(self, image: np.ndarray, time: Fraction, duration: Fraction | None) -> None:
+    del time, duration
     self._count += 1
     if self._count > 1:
       raise UserError(

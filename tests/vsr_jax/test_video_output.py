@@ -41,7 +41,7 @@ def restore(source, target, *frame_range) -> None:
       str(target), info.height, info.width, info.frame_rate, source=info
     ) as writer:
       for frame in reader:
-        writer.write(frame.image, frame.time)
+        writer.write(frame.image, frame.time, frame.duration)
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -326,7 +326,7 @@ def test_an_interrupt_does_not_wait_for_the_frames_in_line():
   class SlowSink:
     written = 0
 
-    def write(self, image, time):
+    def write(self, image, time, duration):
       threading.Event().wait(0.1)
       self.written += 1
 
