@@ -22,7 +22,7 @@ import numpy as np
 import tqdm
 
 from data_prep import clips, meta_info, sources
-from vsr_jax import command, errors, frames_folder, video
+from vsr_jax import command, errors, files, frames_folder, video
 from vsr_jax.errors import UserError
 from vsr_jax.faces import detector, tracks
 from vsr_jax.faces.detections import Detections
@@ -46,6 +46,8 @@ def main() -> None:
   detect = detector.make_detector(args.detector, args.detector_weights)
   folder = args.out / meta_info.FOLDER
   clips.make_folder(folder)
+  for place in (args.out, folder):
+    files.remove_left(place)
   lengths: dict[str, int] = {}
   skipped: dict[str, str] = {}
   with command.shown_warnings():

@@ -111,9 +111,6 @@ class FolderSink:
   """Writes frames as 00000000.png, 00000001.png, ... into a new folder."""
 
   def __init__(self, folder: str):
-    remove_frames(folder)  # of a run that was killed
-    if os.path.exists(folder):
-      raise UserError(f"{folder}: is in the way and holds other files; move it away")
     os.mkdir(folder)
     self._folder = folder
     self._count = 0
@@ -133,8 +130,9 @@ class FolderSink:
 class ImageSink:
   """Writes a clip of one frame as one image file."""
 
-  def __init__(self, file: str, suffix: str):
-    self._file, self._suffix = file, suffix
+  def __init__(self, file: str, suffix: str, path: str):
+    """Opens `file`, which will be renamed to the output `path`."""
+    self._file, self._suffix, self._path = file, suffix, path
     self._count = 0
 
   def write(self, image: np.ndarray, time: Fraction, duration: Fraction | None) -> None:
@@ -142,8 +140,7 @@ class ImageSink:
     self._count += 1
     if self._count > 1:
       raise UserError(
-        f"{self._file.removesuffix('.part')}: one image cannot hold several frames;"
-        " name a folder or an .mp4 as output"
+        f"{self._path}: one image cannot hold several frames; name a folder or an .mp4 as output"
       )
     _write_image(self._file, self._suffix, image)
 

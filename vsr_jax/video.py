@@ -267,8 +267,8 @@ def open_writer(
 
   The form follows from the name: .mp4, .mkv or .mov (H.264 with the source's sound), .png or .jpg
   (one frame), and a folder of PNG frames for a name without extension, one that ends with a slash
-  or an existing folder. It is written beside, under the name with `.part`, and put in its place on
-  leaving the block; when an exception leaves the block it is removed, and what was there stays.
+  or an existing folder. It is written beside (see `files`) and put in its place on leaving the
+  block; when an exception leaves the block it is removed, and what was there stays.
 
   Args:
     path: the output.
@@ -288,7 +288,8 @@ def open_writer(
   """
   check_output(path, source and source.path)
   target, suffix = os.path.realpath(path), _output_form(path)
-  part = target + ".part"
+  files.remove_left(*os.path.split(target), frames_folder.remove)
+  part = files.part_name(target)
   writer = None
   try:
     with naming(path):
@@ -297,7 +298,7 @@ def open_writer(
       elif suffix in CONTAINERS:
         sink = open_video(part, suffix, height, width, frame_rate, quality, source)
       else:
-        sink = frames_folder.ImageSink(part, suffix)
+        sink = frames_folder.ImageSink(part, suffix, path)
     writer = Writer(sink, path, height, width, frame_rate)
     yield writer
     writer.finish()
