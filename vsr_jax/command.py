@@ -11,14 +11,14 @@ from collections.abc import Iterator
 
 import tqdm
 
-from vsr_jax import video
+from vsr_jax import images, video
 from vsr_jax.errors import Parser, UserError
 
 LARGEST_SIDE = 16_384  # of H.264 pictures as x264 takes them
 
 
 def add_video_arguments(parser: Parser) -> None:
-  """Adds INPUT, OUTPUT, --dtype, --frames and --quality, which every one of them has."""
+  """Adds what every one of them has: INPUT, OUTPUT, --dtype, --frames and the like."""
   parser.add_argument("input", metavar="INPUT", help="a video, or a folder of frames")
   parser.add_argument("output", metavar="OUTPUT", help=".mp4, .mkv, .mov, or a folder for PNGs")
   parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
@@ -31,6 +31,13 @@ def add_video_arguments(parser: Parser) -> None:
     metavar="CRF",
     default=18,
     help="of H.264: 1 (best) to 51, or 0 for lossless; default: 18",
+  )
+  parser.add_argument(
+    "--max-pixels",
+    type=_pixels,
+    metavar="N",
+    default=images.MAX_PIXELS,
+    help="of an input's frame, larger ones are refused; default: %(default)s (8192x8192)",
   )
 
 
@@ -48,6 +55,12 @@ def frame_range(text: str) -> tuple[int, int | None]:
 def _quality(text: str) -> int:
   if not text.isdecimal() or int(text) > 51:
     raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 51")
+  return int(text)
+
+
+def _pixels(text: str) -> int:
+  if not text.isdecimal() or not 0 < int(text) <= images.MOST_PIXELS:
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {images.MOST_PIXELS}")
   return int(text)
 
 

@@ -7,25 +7,27 @@ sound; what is written appears under its name only once it is complete.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import os
 import queue
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
-from typing import TypeVar
 
 import numpy as np
 
 from vsr_jax import files, frames_folder
 from vsr_jax.errors import UserError
 from vsr_jax.files import naming
+from vsr_jax.image_headers import read_header
+from vsr_jax.images import MAX_PIXELS, SUFFIXES
+from vsr_jax.images import read_image as read_image
+from vsr_jax.prefetch import prefetch as prefetch
 from vsr_jax.video_decode import VideoFile, VideoInfo
 from vsr_jax.video_encode import CONTAINERS, open_video
-
-T = TypeVar("T")
 
 _IMAGE_OUTPUTS = (".png", ".jpg", ".jpeg")
 
@@ -40,12 +42,16 @@ class Frame:
     index: its number in the clip, from 0.
     duration: seconds that it stands: up to the next frame, or as long as the file says of the last
       one; None of a `Frame` that was made without.
+    name: of an image file: the name that it gets as a PNG; None of a video's.
+    is_context: whether it was not asked for, but for its neighbours' sake.
   """
 
   image: np.ndarray
   time: Fraction
   index: int
   duration: Fraction | None = None
+  name: str | None = None
+  is_context: bool = False
 
 
 class Reader(Iterator[Frame]):
@@ -56,15 +62,22 @@ class Reader(Iterator[Frame]):
     warning: None, or after the last frame one line that tells why the rest of the clip is missing.
   """
 
-  def __init__(self, path: str, start: int, stop: int | None):
+  def __init__(
+    self, path: str, start: int, stop: int | None, context: tuple[int, int], max_pixels: int
+  ):
     self.warning: str | None = None
     self._lock = threading.Lock()  # a thread may be reading when another one closes
-    self._source = _open_source(path)
+    self._range, self._context = (start, stop), context
+    self._source = _open_source(path, max_pixels)
     self.info: VideoInfo = self._source.info
-    self._frames = self._read(start, stop)
+    self._frames = self._read()
+    self._ahead: collections.deque[Frame] = collections.deque()  # up to the first one wanted
     try:
-      self._first = next(self._frames, None)
-      if self._first is None:
+      for frame in self._frames:
+        self._ahead.append(frame)
+        if not frame.is_context:
+          break
+      else:
         raise UserError(f"{path}: ends before frame {start}; ask for frames that it has")
     except BaseException:
       self.close()
@@ -72,9 +85,8 @@ class Reader(Iterator[Frame]):
 
   def __next__(self) -> Frame:
     with self._lock:
-      if self._first is not None:
-        frame, self._first = self._first, None
-        return frame
+      if self._ahead:
+        return self._ahead.popleft()
       return next(self._frames)
 
   def __enter__(self) -> Reader:
@@ -86,35 +98,54 @@ class Reader(Iterator[Frame]):
   def close(self) -> None:
     """Closes the file; there are no more frames then."""
     with self._lock:
-      self._first = None
+      self._ahead.clear()
       self._frames.close()
       self._source.close()
 
-  def _read(self, start: int, stop: int | None) -> Iterator[Frame]:
+  def _read(self) -> Iterator[Frame]:
+    (start, stop), (before, after) = self._range, self._context
+    end = None if stop is None else stop + after
     # One frame ahead, whose time tells how long the one before it stands.
     held = None
     for index, (time, load) in enumerate(self._source.frames()):
-      if held:
-        yield self._frame(*held, time)
-      if index == stop:
+      if held and (frame := self._frame(*held, time)):
+        yield frame
+      if index == end:
         return
-      held = (index, time, load) if index >= start else None
-    if held:
-      yield self._frame(*held, self._source.end)
-      if held[0] + 1 == stop:  # all that was wanted
-        return
+      held = (index, time, load) if index >= start - before else None
+    if held and (frame := self._frame(*held, self._source.end)):
+      yield frame
+    if held and stop is not None and held[0] + 1 >= stop:  # all that was wanted
+      return
     if self._source.warning:
       self.warning = self._source.warning
       warnings.warn(self.warning, stacklevel=1)
 
   def _frame(
     self, index: int, time: Fraction, load: Callable[[], np.ndarray], end: Fraction | None
-  ) -> Frame:
+  ) -> Frame | None:
+    """A frame; None where a neighbour of those wanted cannot be read."""
+    start, stop = self._range
+    is_context = index < start or (stop is not None and index >= stop)
     known = end is not None and end > time
-    return Frame(load(), time, index, end - time if known else 1 / self.info.frame_rate)
+    duration = end - time if known else 1 / self.info.frame_rate
+    name = self._source.names[index] if self._source.names else None
+    try:
+      return Frame(load(), time, index, duration, name, is_context)
+    except UserError:
+      if is_context:
+        return None
+      raise
 
 
-def open_reader(path: str, start: int = 0, stop: int | None = None) -> Reader:
+def open_reader(
+  path: str,
+  start: int = 0,
+  stop: int | None = None,
+  *,
+  context: tuple[int, int] = (0, 0),
+  max_pixels: int = MAX_PIXELS,
+) -> Reader:
   """Opens a clip for reading frame by frame; use it as a context manager.
 
   Takes video files of any container and codec that FFmpeg knows, folders of image files (PNG, JPEG,
@@ -125,6 +156,9 @@ def open_reader(path: str, start: int = 0, stop: int | None = None) -> Reader:
     path: the file or folder.
     start: number of the first frame wanted; the ones before it are decoded but not converted.
     stop: number of the frame to stop before, or None for all.
+    context: how many frames before `start`, and from `stop` on, are read, too, as far as they are
+      there and can be read; they are marked `is_context`.
+    max_pixels: of a frame; larger ones are refused before they are decoded.
 
   Returns:
     The reader; the file is open and its first wanted frame decoded.
@@ -138,53 +172,13 @@ def open_reader(path: str, start: int = 0, stop: int | None = None) -> Reader:
   """
   if start < 0 or (stop is not None and stop <= start):
     raise UserError(f"{path}: frames {start}:{stop} are none; the first is 0, the end left out")
-  return Reader(path, start, stop)
+  return Reader(path, start, stop, context, max_pixels)
 
 
-def probe(path: str) -> VideoInfo:
+def probe(path: str, max_pixels: int = MAX_PIXELS) -> VideoInfo:
   """Tells what is known of a clip from its header and first frame; raises as `open_reader`."""
-  with open_reader(path) as reader:
+  with open_reader(path, max_pixels=max_pixels) as reader:
     return reader.info
-
-
-def prefetch(items: Iterable[T], depth: int = 2) -> Iterator[T]:
-  """Runs an iterator in a thread, ahead of its consumer.
-
-  Args:
-    items: what to iterate over.
-    depth: how many items at most are made before they are asked for.
-
-  Yields:
-    The items; an exception of theirs arrives in its place. When the consumer stops early the
-    thread ends after the item it is at.
-  """
-  made: queue.SimpleQueue = queue.SimpleQueue()
-  slots = threading.Semaphore(depth)
-  stopped = threading.Event()
-
-  def work():
-    iterator = iter(items)
-    try:
-      while slots.acquire() and not stopped.is_set():
-        made.put((next(iterator), None))
-    except BaseException as e:  # StopIteration too: the consumer has to hear of it
-      made.put((None, e))
-
-  thread = threading.Thread(target=work, name="prefetch", daemon=True)
-  thread.start()
-  try:
-    while True:
-      item, error = made.get()
-      if isinstance(error, StopIteration):
-        return
-      if error is not None:
-        raise error
-      slots.release()
-      yield item
-  finally:
-    stopped.set()
-    slots.release()
-    thread.join()
 
 
 class Writer:
@@ -202,7 +196,11 @@ class Writer:
     self._thread.start()
 
   def write(
-    self, image: np.ndarray, time: Fraction | None = None, duration: Fraction | None = None
+    self,
+    image: np.ndarray,
+    time: Fraction | None = None,
+    duration: Fraction | None = None,
+    name: str | None = None,
   ) -> None:
     """Hands over the next frame.
 
@@ -211,6 +209,7 @@ class Writer:
       time: seconds, growing: a `Frame`'s time, so that pictures and sound stay together. None:
         the frames written so far at the nominal rate.
       duration: seconds that it stands if it is the last one; None: a frame's at the nominal rate.
+      name: of its file in a folder, not given twice; None: its number, 00000000.png and so on.
 
     Raises:
       ValueError: the image has another shape or type.
@@ -221,7 +220,8 @@ class Writer:
       raise ValueError(f"{image.dtype} {image.shape} is not a uint8 frame of shape {self._shape}")
     if self._error:
       raise self._error
-    self._frames.put((image, self._count / self._rate if time is None else time, duration))
+    time = self._count / self._rate if time is None else time
+    self._frames.put((image, time, duration, name))
     self._count += 1
 
   def finish(self) -> None:
@@ -363,17 +363,26 @@ def _output_form(path: str) -> str:
   return suffix
 
 
-def _open_source(path: str) -> VideoFile | frames_folder.ImageFiles:
+def _open_source(path: str, max_pixels: int) -> VideoFile | frames_folder.ImageFiles:
   if not os.path.exists(path):
     raise UserError(f"{path}: no such file or folder; check the path")
   try:
     if os.path.isdir(path):
-      return frames_folder.ImageFiles(path)
+      return frames_folder.ImageFiles(path, max_pixels)
     with open(path, "rb") as f:
-      if not f.read(1):
-        raise UserError(f"{path}: is empty; replace it")
-    if path.lower().endswith(frames_folder.IMAGE_SUFFIXES):
-      return frames_folder.ImageFiles(path)
+      begin = f.read(2**20)
+    if not begin:
+      raise UserError(f"{path}: is empty; replace it")
+    if path.lower().endswith(SUFFIXES) and not _is_animation(begin):
+      return frames_folder.ImageFiles(path, max_pixels)
   except OSError as e:
     raise UserError(f"{path}: cannot be read ({e.strerror}); check its permissions") from e
-  return VideoFile(path)
+  return VideoFile(path, max_pixels=max_pixels)
+
+
+def _is_animation(begin: bytes) -> bool:
+  """Whether a file that begins so is a GIF or an APNG, which FFmpeg reads as videos."""
+  header = read_header(begin)
+  if header is None:
+    return False
+  return header.kind == "GIF" or (header.kind == "PNG" and header.pictures > 1)
