@@ -123,8 +123,9 @@ class VideoFile:
         self._good = deinterlaced(self._good)
       first = next(self._good, None)
       if first is None:
-        larger = "" if coder.width else f" or of more than {max_pixels / 1e6:.1f} megapixels"
-        raise UserError(f"{path}: no frame can be decoded; it is damaged{larger}, replace it")
+        larger = f" or of more than {max_pixels / 1e6:.1f} megapixels (--max-pixels)"
+        why = "damaged" if coder.width else "damaged" + larger
+        raise UserError(f"{path}: no frame can be decoded; the file is {why}, replace it")
       self._first = first
       self._orientation = _orientation(first)
       self.info = self._make_info(path, copy, first)
