@@ -1,7 +1,7 @@
 """Command: restores a blurry low-resolution video, enlarged by the model's scale.
 
   python -m fmanet_jax.restore INPUT OUTPUT [--checkpoint DIR] [--dtype bfloat16] [--tile N]
-    [--frames A:B] [--side-by-side] [--quality CRF]
+    [--frames A:B] [--side-by-side] [--quality CRF] [--deinterlace]
 
 INPUT is a video or a folder of frames; OUTPUT's name decides its form, see `vsr_jax.video`. Frames
 stream from the decoder, a thread, through the model to the encoder, another thread.
@@ -31,7 +31,8 @@ def main() -> None:
   video.check_output(args.output, args.input)
   with (
     command.shown_warnings(),
-    video.open_reader(args.input, *args.frames) as reader,
+    command.readable(args.input) as args.copies,
+    command.open_input(args) as reader,
     command.memory_errors(args.input, "give a smaller --tile"),
   ):
     restore(reader, args)

@@ -40,7 +40,11 @@ def main() -> None:
   """Runs the command; see the module's docstring and `--help`."""
   args = _parse()
   _check_paths(args)
-  with command.shown_warnings(), command.memory_errors(args.input, "try --dtype bfloat16"):
+  with (
+    command.shown_warnings(),
+    command.readable(args.input, args.background) as args.copies,
+    command.memory_errors(args.input, "try --dtype bfloat16"),
+  ):
     (restore_aligned if args.aligned else restore_frames)(args)
 
 
@@ -60,7 +64,7 @@ def _check_paths(args: argparse.Namespace) -> None:
 def restore_aligned(args: argparse.Namespace) -> None:
   """Restores a clip that is one aligned face."""
   restore, size = _network(args)
-  with video.open_reader(args.input, *args.frames) as reader:
+  with command.open_input(args) as reader:
     info = reader.info
     if info.height != info.width:
       raise UserError(
@@ -113,7 +117,7 @@ def restore_frames(args: argparse.Namespace) -> None:
     crops = _Crops(args.save_crops, faces, size, reader.info.frame_rate, stack)
     background = None
     if args.background:
-      behind = stack.enter_context(video.open_reader(args.background, *args.frames))
+      behind = stack.enter_context(_open_background(args))
       background = (frame.image for frame in behind)
     frames = stack.enter_context(contextlib.closing(video.prefetch(reader)))
     options = {"size": size, "upscale": args.upscale, "background": background, "masks": masks}
@@ -142,11 +146,11 @@ def _find(args: argparse.Namespace, size: int) -> tuple[list[Face], int, str | N
   What stands in the way of the second pass is told before it.
   """
   detect = detector.make_detector(args.detector, args.detector_weights)
-  with video.open_reader(args.input, *args.frames) as reader:
+  with command.open_input(args) as reader:
     height, width = paste.enlarged_size(reader.info.height, reader.info.width, args.upscale)
     command.check_size(args.output, height, 2 * width if args.side_by_side else width)
     if args.background:
-      video.probe(args.background)
+      _open_background(args).close()
     total = command.frame_total(reader, *args.frames)
     with (
       contextlib.closing(video.prefetch(reader)) as frames,
@@ -281,8 +285,13 @@ def _unwarned(args: argparse.Namespace, told: str | None) -> Iterator[video.Read
   with warnings.catch_warnings():
     if told:
       warnings.filterwarnings("ignore", message=re.escape(told))
-    with video.open_reader(args.input, *args.frames) as reader:
+    with command.open_input(args, tell=False) as reader:
       yield reader
+
+
+def _open_background(args: argparse.Namespace) -> video.Reader:
+  copy = args.copies[args.background]
+  return video.open_reader(args.background, *args.frames, copy=copy)
 
 
 def _bar(what: str, total: int | None) -> tqdm.tqdm:

@@ -19,15 +19,15 @@ from fractions import Fraction
 
 import numpy as np
 
-from vsr_jax import files, frames_folder
+from vsr_jax import files, frames_folder, spool, threads
 from vsr_jax.errors import UserError
 from vsr_jax.files import naming
-from vsr_jax.image_headers import read_header
-from vsr_jax.images import MAX_PIXELS, SUFFIXES
+from vsr_jax.images import MAX_PIXELS
 from vsr_jax.images import read_image as read_image
-from vsr_jax.prefetch import prefetch as prefetch
-from vsr_jax.video_decode import VideoFile, VideoInfo
+from vsr_jax.threads import prefetch as prefetch
+from vsr_jax.video_decode import VideoInfo
 from vsr_jax.video_encode import CONTAINERS, open_video
+from vsr_jax.video_source import open_source
 
 _IMAGE_OUTPUTS = (".png", ".jpg", ".jpeg")
 
@@ -63,31 +63,31 @@ class Reader(Iterator[Frame]):
   """
 
   def __init__(
-    self, path: str, start: int, stop: int | None, context: tuple[int, int], max_pixels: int
+    self,
+    path: str,
+    wanted: tuple[int, int | None],
+    context: tuple[int, int],
+    copy: str | None,
+    deinterlace: bool,
+    max_pixels: int,
   ):
     self.warning: str | None = None
     self._lock = threading.Lock()  # a thread may be reading when another one closes
-    self._range, self._context = (start, stop), context
-    self._source = _open_source(path, max_pixels)
-    self.info: VideoInfo = self._source.info
-    self._frames = self._read()
+    self._range, self._context = wanted, context
     self._ahead: collections.deque[Frame] = collections.deque()  # up to the first one wanted
+    self._frames = self._source = None
+    self._closing = contextlib.ExitStack()
     try:
-      for frame in self._frames:
-        self._ahead.append(frame)
-        if not frame.is_context:
-          break
-      else:
-        raise UserError(f"{path}: ends before frame {start}; ask for frames that it has")
+      if copy is None:
+        copy = self._closing.enter_context(spool.copied(path))
+      threads.interruptible(self._open, path, copy, deinterlace, max_pixels)
     except BaseException:
       self.close()
       raise
+    self.info: VideoInfo = self._source.info
 
   def __next__(self) -> Frame:
-    with self._lock:
-      if self._ahead:
-        return self._ahead.popleft()
-      return next(self._frames)
+    return threads.interruptible(self._next)
 
   def __enter__(self) -> Reader:
     return self
@@ -97,10 +97,32 @@ class Reader(Iterator[Frame]):
 
   def close(self) -> None:
     """Closes the file; there are no more frames then."""
+    if self._lock.acquire(timeout=threads.PATIENCE):  # else it is left to a read that never ends
+      try:
+        self._ahead.clear()
+        if self._frames:
+          self._frames.close()
+        if self._source:
+          self._source.close()
+      finally:
+        self._lock.release()
+    self._closing.close()
+
+  def _open(self, path: str, copy: str | None, deinterlace: bool, max_pixels: int) -> None:
     with self._lock:
-      self._ahead.clear()
-      self._frames.close()
-      self._source.close()
+      self._source = open_source(path, copy, deinterlace, max_pixels)
+      self._frames = self._read()
+      for frame in self._frames:
+        self._ahead.append(frame)
+        if not frame.is_context:
+          return
+      raise UserError(f"{path}: ends before frame {self._range[0]}; ask for frames that it has")
+
+  def _next(self) -> Frame:
+    with self._lock:
+      if self._ahead:
+        return self._ahead.popleft()
+      return next(self._frames)
 
   def _read(self) -> Iterator[Frame]:
     (start, stop), (before, after) = self._range, self._context
@@ -128,7 +150,7 @@ class Reader(Iterator[Frame]):
     start, stop = self._range
     is_context = index < start or (stop is not None and index >= stop)
     known = end is not None and end > time
-    duration = end - time if known else 1 / self.info.frame_rate
+    duration = end - time if known else 1 / self._source.info.frame_rate
     name = self._source.names[index] if self._source.names else None
     try:
       return Frame(load(), time, index, duration, name, is_context)
@@ -145,23 +167,29 @@ def open_reader(
   *,
   context: tuple[int, int] = (0, 0),
   max_pixels: int = MAX_PIXELS,
+  copy: str | None = None,
+  deinterlace: bool = False,
 ) -> Reader:
   """Opens a clip for reading frame by frame; use it as a context manager.
 
-  Takes video files of any container and codec that FFmpeg knows, folders of image files (PNG, JPEG,
-  BMP, TIFF, WebP; frame2 before frame10; 25 frames a second) and single image files. Frames are
-  turned upright, alpha is dropped, more than 8 bits are rounded; see `video_decode` for colour.
+  Takes video files of the containers in `video_open`, folders of image files (PNG, JPEG, BMP, TIFF,
+  WebP; frame2 before frame10; 25 frames a second), single image files, and pipes, which are copied
+  first. Frames are turned upright, alpha is dropped, more than 8 bits are rounded; see
+  `video_filters` for colour.
 
   Args:
-    path: the file or folder.
+    path: the file, folder or pipe, `-` for standard input.
     start: number of the first frame wanted; the ones before it are decoded but not converted.
     stop: number of the frame to stop before, or None for all.
     context: how many frames before `start`, and from `stop` on, are read, too, as far as they are
       there and can be read; they are marked `is_context`.
     max_pixels: of a frame; larger ones are refused before they are decoded.
+    copy: where `spool.copied` has put a pipe's content; who reads a pipe twice needs it.
+    deinterlace: make whole pictures of fields; for video files.
 
   Returns:
-    The reader; the file is open and its first wanted frame decoded.
+    The reader; the file is open and its first wanted frame decoded. A read that waits for a slow
+    disk ends with Ctrl-C or SIGTERM.
 
   Raises:
     UserError: the clip is missing, unreadable, no video, or has none of the frames wanted. Later,
@@ -172,7 +200,7 @@ def open_reader(
   """
   if start < 0 or (stop is not None and stop <= start):
     raise UserError(f"{path}: frames {start}:{stop} are none; the first is 0, the end left out")
-  return Reader(path, start, stop, context, max_pixels)
+  return Reader(path, (start, stop), context, copy, deinterlace, max_pixels)
 
 
 def probe(path: str, max_pixels: int = MAX_PIXELS) -> VideoInfo:
@@ -326,6 +354,8 @@ def check_output(path: str, source: str | None = None) -> None:
       the output is the source or contains it, or what is there already must not be replaced: a
       folder with other files than frames of an earlier run, or something that is no file.
   """
+  if path == spool.STDIN:
+    raise UserError("-: frames are not written to standard output; name a file or a folder")
   suffix = _output_form(path)
   target = os.path.realpath(path)
   parent = os.path.dirname(target)
@@ -335,7 +365,8 @@ def check_output(path: str, source: str | None = None) -> None:
     raise UserError(f"{path}: the folder {parent} cannot be written; choose another one")
   if source is not None:
     origin = os.path.realpath(source)
-    same = os.path.exists(target) and os.path.samefile(origin, target)
+    both = os.path.exists(source) and os.path.exists(target)
+    same = both and os.path.samefile(source, target)
     if same or (not suffix and os.path.dirname(origin) == target):
       raise UserError(f"{path}: is the input; name another output")
     if os.path.isdir(origin) and parent == origin and os.path.exists(target):
@@ -361,28 +392,3 @@ def _output_form(path: str) -> str:
       f"{path}: unknown kind of output {suffix}; use {known}, or end a folder's name with /"
     )
   return suffix
-
-
-def _open_source(path: str, max_pixels: int) -> VideoFile | frames_folder.ImageFiles:
-  if not os.path.exists(path):
-    raise UserError(f"{path}: no such file or folder; check the path")
-  try:
-    if os.path.isdir(path):
-      return frames_folder.ImageFiles(path, max_pixels)
-    with open(path, "rb") as f:
-      begin = f.read(2**20)
-    if not begin:
-      raise UserError(f"{path}: is empty; replace it")
-    if path.lower().endswith(SUFFIXES) and not _is_animation(begin):
-      return frames_folder.ImageFiles(path, max_pixels)
-  except OSError as e:
-    raise UserError(f"{path}: cannot be read ({e.strerror}); check its permissions") from e
-  return VideoFile(path, max_pixels=max_pixels)
-
-
-def _is_animation(begin: bytes) -> bool:
-  """Whether a file that begins so is a GIF or an APNG, which FFmpeg reads as videos."""
-  header = read_header(begin)
-  if header is None:
-    return False
-  return header.kind == "GIF" or (header.kind == "PNG" and header.pictures > 1)

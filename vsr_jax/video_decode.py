@@ -324,10 +324,12 @@ def _seconds(microseconds: int | None) -> Fraction | None:
 
 def _frame_rate(stream: av.VideoStream, has_times: bool) -> Fraction:
   # Of a raw stream the guess knows the codec's own rate; where there are times the mean is right.
-  rates = [stream.average_rate, stream.guessed_rate, stream.base_rate]
-  for rate in rates if has_times else rates[1:]:
-    if rate and 0 < rate.numerator <= 1000 * rate.denominator:
-      return _fraction(rate)
+  mean, *guesses = map(_fraction, (stream.average_rate, stream.guessed_rate, stream.base_rate))
+  if has_times and mean and 0 < mean <= 1000:
+    return mean
+  for rate in guesses:
+    if rate and 0 < rate < 1000:  # 1000 is the unit of the times
+      return rate
   return DEFAULT_RATE
 
 
