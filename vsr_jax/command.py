@@ -17,14 +17,19 @@ from vsr_jax.errors import Parser, UserError
 LARGEST_SIDE = 16_384  # of H.264 pictures as x264 takes them
 
 
-def add_video_arguments(parser: Parser) -> None:
+def add_video_arguments(parser: Parser, *, output_needed: bool = True) -> None:
   """Adds what every one of them has: INPUT, OUTPUT, --dtype, --frames and the like."""
   parser.add_argument(
     "input",
     metavar="INPUT",
     help="a video, a folder of frames, or a pipe (- for standard input), which is copied to TMPDIR",
   )
-  parser.add_argument("output", metavar="OUTPUT", help=".mp4, .mkv, .mov, or a folder for PNGs")
+  parser.add_argument(
+    "output",
+    metavar="OUTPUT",
+    nargs=None if output_needed else "?",
+    help=".mp4, .mkv, .mov, or a folder for PNGs",
+  )
   parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
   parser.add_argument(
     "--frames", type=frame_range, metavar="A:B", default=(0, None), help="only frames A..B-1"
