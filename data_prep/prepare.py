@@ -9,6 +9,7 @@ Each input is a video file or a folder of frames; the exposure model is that of
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import multiprocessing
 import multiprocessing.synchronize
@@ -29,6 +30,7 @@ from data_prep import clips, degrade, flow_store
 from vsr_jax import command, errors, files, video
 from vsr_jax.errors import UserError
 from vsr_jax.images import encode_image
+from vsr_jax.locks import locked
 
 HIGH_FRAME_RATE = 100  # from here on frames are averaged without interpolation
 ORDINARY_RATE = 30  # the rate that high-frame-rate footage is brought to, about
@@ -41,13 +43,14 @@ def main() -> None:
   """Runs the command; see the module's docstring and `--help`."""
   args = _parse()
   sources = _named_sources(args)
-  with clips.locked(args.out):
+  with contextlib.ExitStack() as stack:
+    for folder in (args.out, args.out / flow_store.FOLDER):
+      if folder == args.out or folder.is_dir():
+        stack.enter_context(locked(folder))
     _prepare(args, sources)
 
 
 def _prepare(args: argparse.Namespace, sources: dict[str, pathlib.Path]) -> None:
-  for folder in (args.out, args.out / flow_store.FOLDER):
-    files.remove_left(folder)
   finished = clips.read_index(args.out) if (args.out / clips.INDEX).exists() else []
   names = ("halve", "subframes", "shutter", "stride", "shake", "gamma", "scale", "frames")
   settings = {name: getattr(args, name) for name in names}
