@@ -60,6 +60,7 @@ class Reader(Iterator[Frame]):
   Attributes:
     info: the clip's `VideoInfo`; it describes the whole clip whatever the range.
     warning: None, or after the last frame one line that tells why the rest of the clip is missing.
+    lead: how many frames come before the first one wanted, for its context.
   """
 
   def __init__(
@@ -115,6 +116,7 @@ class Reader(Iterator[Frame]):
       for frame in self._frames:
         self._ahead.append(frame)
         if not frame.is_context:
+          self.lead = len(self._ahead) - 1
           return
       raise UserError(f"{path}: ends before frame {self._range[0]}; ask for frames that it has")
 
