@@ -265,13 +265,15 @@ class Writer:
   def abort(self) -> None:
     """Drops the frames not yet written and closes the file; `open_writer` calls it."""
     self._error = self._error or RuntimeError("the writer was stopped")
-    self._stop()
-    self._sink.abort()
+    with contextlib.suppress(queue.Full):
+      self._stop(threads.PATIENCE)
+    if not self._thread.is_alive():  # else the file is left to a read or write that never ends
+      self._sink.abort()
 
-  def _stop(self) -> None:
+  def _stop(self, patience: float | None = None) -> None:
     if self._thread.is_alive():
-      self._frames.put(None)
-      self._thread.join()
+      self._frames.put(None, timeout=patience)
+      self._thread.join(patience)
 
   def _work(self) -> None:
     for frame in iter(self._frames.get, None):

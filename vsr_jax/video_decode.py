@@ -16,10 +16,8 @@ from vsr_jax.errors import UserError
 from vsr_jax.image_headers import read_header
 from vsr_jax.images import MAX_PIXELS, check_header, check_pixels
 from vsr_jax.video_clock import bridged
-from vsr_jax.video_filters import RgbConverter, deinterlaced, scale_graph
+from vsr_jax.video_filters import RgbConverter, deinterlaced
 from vsr_jax.video_open import is_cut, open_container, picture_streams
-
-__all__ = ["VideoFile", "VideoInfo", "open_container", "scale_graph"]
 
 # Rate of clips that do not tell one (FFmpeg's own choice for raw streams and image folders).
 DEFAULT_RATE = Fraction(25)
@@ -105,7 +103,7 @@ class VideoFile:
     self._packets_end: Fraction | None = None  # of the pictures
     try:
       _check_picture(copy or path, path, max_pixels)
-      self._container = open_container(copy or path, max_pixels)
+      self._container = open_container(copy or path, path, max_pixels)
     except (av.error.FFmpegError, ValueError) as e:
       raise UserError(
         f"{path}: not a readable video; give a video file (mp4, mkv, mov, avi, webm, ...) or a"

@@ -38,11 +38,14 @@ _OPTIONS = {
 }
 
 
-def open_container(path: str, max_pixels: int = MAX_PIXELS) -> av.container.InputContainer:
+def open_container(
+  path: str, name: str | None = None, max_pixels: int = MAX_PIXELS
+) -> av.container.InputContainer:
   """Opens a local file for demuxing, and no other one: not what a playlist names, no pipe.
 
   Args:
     path: a regular file.
+    name: what errors call it, `path` if None.
     max_pixels: of a frame that is decoded to know the streams.
 
   Returns:
@@ -53,7 +56,7 @@ def open_container(path: str, max_pixels: int = MAX_PIXELS) -> av.container.Inpu
     av.error.FFmpegError, ValueError: it cannot be read.
   """
   if not stat.S_ISREG(os.stat(path).st_mode):  # reading another may wait for ever, deaf to signals
-    raise UserError(f"{path}: is not a regular file; copy its content into one first")
+    raise UserError(f"{name or path}: is not a regular file; copy its content into one first")
   url = "file:" + path  # so that a colon in the name is not read as a protocol
   options = _OPTIONS | {"max_pixels": str(max_pixels)}
   try:
@@ -63,8 +66,8 @@ def open_container(path: str, max_pixels: int = MAX_PIXELS) -> av.container.Inpu
       return av.open(url, options=options, metadata_errors="replace")
   except av.error.ArgumentError as e:  # what FFmpeg says of a container that is not listed
     raise UserError(
-      f"{path}: is of a kind that is not read (a playlist and other lists of files never are); "
-      "give the video file itself (mp4, mkv, mov, avi, webm, ...)"
+      f"{name or path}: is of a kind that is not read (playlists and other lists of files never "
+      "are); give the video file itself (mp4, mkv, mov, avi, webm, ...)"
     ) from e
 
 
