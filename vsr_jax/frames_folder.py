@@ -134,7 +134,7 @@ class FolderSink:
     self._count = 0
 
   def write(
-    self, image: np.ndarray, time: Fraction, duration: Fraction | None, name: str | None
+    self, image: np.ndarray, time: Fraction, duration: Fraction | None, name: str | None = None
   ) -> None:
     del time, duration  # image files have none
     data = images.encode_image(image)
@@ -157,10 +157,8 @@ class ImageSink:
     self._file, self._suffix, self._path = file, suffix, path
     self._count = 0
 
-  def write(
-    self, image: np.ndarray, time: Fraction, duration: Fraction | None, name: str | None
-  ) -> None:
-    del time, duration, name
+  def write(self, image: np.ndarray, time: Fraction, duration: Fraction | None) -> None:
+    del time, duration
     self._count += 1
     if self._count > 1:
       raise UserError(

@@ -251,7 +251,8 @@ class Writer:
     if self._error:
       raise self._error
     time = self._count / self._rate if time is None else time
-    self._frames.put((image, time, duration, name))
+    named = (name,) if isinstance(self._sink, frames_folder.FolderSink) else ()
+    self._frames.put((image, time, duration, *named))
     self._count += 1
 
   def finish(self) -> None:

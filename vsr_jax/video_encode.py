@@ -107,11 +107,8 @@ class VideoSink:
     self._stream.pix_fmt = pixel_format
     self._stream.codec_context.time_base = Fraction(1, self._ticks)
 
-  def write(
-    self, image: np.ndarray, time: Fraction, duration: Fraction | None, name: str | None
-  ) -> None:
+  def write(self, image: np.ndarray, time: Fraction, duration: Fraction | None) -> None:
     """Encodes a frame, uint8 RGB [h w 3]; the file's time 0 is the first frame's time."""
-    del name  # a video's frames have none
     if self._first_time is None:
       self._first_time = time
     frame = av.VideoFrame.from_ndarray(image, format="rgb24")

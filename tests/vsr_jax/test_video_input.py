@@ -182,7 +182,9 @@ def test_what_the_frames_will_lack_is_told_before_work(tmp_path, capsys):
   assert video.probe(str(tmp_path / "plain.mp4")).notes == ()
   with video.open_reader(str(tmp_path / "fields.ts"), deinterlace=True) as reader:
     assert reader.info.notes == ()
-  args = argparse.Namespace(input=f"{tmp_path}/pq.mkv", frames=(0, None), deinterlace=False)
+  args = argparse.Namespace(
+    input=f"{tmp_path}/pq.mkv", frames=(0, None), deinterlace=False, max_pixels=2**26
+  )
   with command.readable(args.input, None) as args.copies:
     for tell in (True, False):
       command.open_input(args, tell=tell).close()
@@ -287,7 +289,9 @@ def test_a_pipe_is_read_twice_by_its_copy(tmp_path, temporary, capsys):
   encode(tmp_path / "a.mkv", grey_levels(8))
   os.mkfifo(tmp_path / "pipe")
   fill(tmp_path / "pipe", (tmp_path / "a.mkv").read_bytes())
-  args = argparse.Namespace(input=f"{tmp_path}/pipe", frames=(0, None), deinterlace=False)
+  args = argparse.Namespace(
+    input=f"{tmp_path}/pipe", frames=(0, None), deinterlace=False, max_pixels=2**26
+  )
   with command.readable(args.input, None) as args.copies:
     for _ in range(2):
       with command.open_input(args) as reader:
