@@ -92,7 +92,10 @@ def decode_image(
     raise UserError(
       f"{name}: holds several pictures (an animation or pages); make them a folder of single images"
     )
-  image = _decode(data, header, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+  # Of a TIFF some kinds would come out as BGR all the same.
+  is_rgb = header.kind != "TIFF"
+  order = cv2.IMREAD_COLOR_RGB if is_rgb else cv2.IMREAD_COLOR
+  image = _decode(data, header, order | cv2.IMREAD_ANYDEPTH)
   if image is None:
     raise UserError(f"{name}: {damaged}")
   if header.has_alpha:  # TIFF's decoder multiplies the colours by it
@@ -104,7 +107,7 @@ def decode_image(
     image = from_16_bits(image)
   if image.dtype != np.uint8:
     raise UserError(f"{name}: holds {image.dtype} numbers; save it with 8 or 16 bits a channel")
-  return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+  return image if is_rgb else cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
 
 
 def read_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> np.ndarray:
