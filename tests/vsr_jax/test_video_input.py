@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import os
 import pathlib
@@ -19,7 +20,7 @@ import pytest
 from av.stream import Disposition
 
 from tests.vsr_jax.clips import encode, grey_levels, moving_waves, number_of
-from vsr_jax import command, video, video_open
+from vsr_jax import command, video, video_filters, video_open
 from vsr_jax.errors import UserError
 
 
@@ -267,7 +268,12 @@ def temporary(tmp_path, monkeypatch) -> pathlib.Path:
 
 def fill(pipe, data: bytes) -> None:
   """Writes into a named pipe from a thread, once somebody reads it."""
-  threading.Thread(target=pathlib.Path(pipe).write_bytes, args=(data,), daemon=True).start()
+
+  def write():
+    with contextlib.suppress(BrokenPipeError):  # whoever read it has seen enough
+      pathlib.Path(pipe).write_bytes(data)
+
+  threading.Thread(target=write, daemon=True).start()
 
 
 def test_a_named_pipe_is_read(tmp_path, temporary):
@@ -344,3 +350,16 @@ def test_pipes_that_give_no_clip_are_told_in_one_line(tmp_path, temporary, monke
 def test_nothing_is_written_to_standard_output():
   with pytest.raises(UserError, match="-: frames are not written to standard output; name"):
     video.check_output("-")
+
+
+@pytest.mark.parametrize("deinterlace", [False, True])
+def test_what_the_filters_do_not_take_is_told_in_one_line(tmp_path, monkeypatch, deinterlace):
+  encode(tmp_path / "a.mp4", grey_levels(3))
+
+  def refuse(*args):
+    raise av.error.ArgumentError(22, "Invalid argument")
+
+  name = "_bwdif_graph" if deinterlace else "scale_graph"
+  monkeypatch.setattr(video_filters, name, refuse)
+  with pytest.raises(UserError, match="a.mp4: its pictures cannot be converted .Invalid argument"):
+    read(tmp_path / "a.mp4", deinterlace=deinterlace)
