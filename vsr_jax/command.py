@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import tqdm
 
-from vsr_jax import spool, video
+from vsr_jax import images, spool, video
 from vsr_jax.errors import Parser, UserError
 from vsr_jax.video_encode import CONTAINERS
 
@@ -19,7 +19,7 @@ LARGEST_SIDE = 16_384  # of H.264 pictures as x264 takes them
 
 
 def add_video_arguments(parser: Parser, *, output_needed: bool = True) -> None:
-  """Adds INPUT, OUTPUT, --dtype, --frames, --deinterlace and --quality, which all of them have."""
+  """Adds what every one of them has: INPUT, OUTPUT, --dtype, --frames and the like."""
   parser.add_argument(
     "input",
     metavar="INPUT",
@@ -45,6 +45,13 @@ def add_video_arguments(parser: Parser, *, output_needed: bool = True) -> None:
     default=18,
     help="of H.264: 1 (best) to 51, or 0 for lossless RGB, which few players show; default: 18",
   )
+  parser.add_argument(
+    "--max-pixels",
+    type=_pixels,
+    metavar="N",
+    default=images.MAX_PIXELS,
+    help="of an input's frame, larger ones are refused; default: %(default)s (8192x8192)",
+  )
 
 
 def frame_range(text: str) -> tuple[int, int | None]:
@@ -61,6 +68,12 @@ def frame_range(text: str) -> tuple[int, int | None]:
 def _quality(text: str) -> int:
   if not text.isdecimal() or int(text) > 51:
     raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 51")
+  return int(text)
+
+
+def _pixels(text: str) -> int:
+  if not text.isdecimal() or not 0 < int(text) <= images.MOST_PIXELS:
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {images.MOST_PIXELS}")
   return int(text)
 
 
@@ -83,11 +96,14 @@ def readable(*paths: str | None) -> Iterator[dict[str, str | None]]:
     yield copies
 
 
-def open_input(args: argparse.Namespace, *, tell: bool = True) -> video.Reader:
+def open_input(
+  args: argparse.Namespace, *, context: tuple[int, int] = (0, 0), tell: bool = True
+) -> video.Reader:
   """Opens INPUT as the command line says.
 
   Args:
     args: what `add_video_arguments` added, and `copies`, from `readable`.
+    context: frames around --frames that are read, too; see `video.open_reader`.
     tell: print what is worth knowing of the clip and the output before work; once a run.
 
   Returns:
@@ -97,7 +113,12 @@ def open_input(args: argparse.Namespace, *, tell: bool = True) -> video.Reader:
     UserError: see `video.open_reader`.
   """
   reader = video.open_reader(
-    args.input, *args.frames, copy=args.copies[args.input], deinterlace=args.deinterlace
+    args.input,
+    *args.frames,
+    context=context,
+    copy=args.copies[args.input],
+    deinterlace=args.deinterlace,
+    max_pixels=args.max_pixels,
   )
   notes = list(reader.info.notes)
   if args.quality == 0 and (args.output or "").lower().endswith(tuple(CONTAINERS)):

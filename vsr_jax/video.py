@@ -7,11 +7,11 @@ sound; what is written appears under its name only once it is complete.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import os
 import queue
-import stat
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -22,9 +22,12 @@ import numpy as np
 from vsr_jax import files, frames_folder, spool, threads
 from vsr_jax.errors import UserError
 from vsr_jax.files import naming
+from vsr_jax.images import MAX_PIXELS
+from vsr_jax.images import read_image as read_image
 from vsr_jax.threads import prefetch as prefetch
-from vsr_jax.video_decode import VideoFile, VideoInfo
+from vsr_jax.video_decode import VideoInfo
 from vsr_jax.video_encode import CONTAINERS, VideoSink
+from vsr_jax.video_source import open_source
 
 _IMAGE_OUTPUTS = (".png", ".jpg", ".jpeg")
 
@@ -39,12 +42,16 @@ class Frame:
     index: its number in the clip, from 0.
     duration: seconds that it stands: up to the next frame, or as long as the file says of the last
       one; None of a `Frame` that was made without.
+    name: of an image file: the name that it gets as a PNG; None of a video's.
+    is_context: whether it was not asked for, but for its neighbours' sake.
   """
 
   image: np.ndarray
   time: Fraction
   index: int
   duration: Fraction | None = None
+  name: str | None = None
+  is_context: bool = False
 
 
 class Reader(Iterator[Frame]):
@@ -53,17 +60,28 @@ class Reader(Iterator[Frame]):
   Attributes:
     info: the clip's `VideoInfo`; it describes the whole clip whatever the range.
     warning: None, or after the last frame one line that tells why the rest of the clip is missing.
+    lead: how many frames come before the first one wanted, for its context.
   """
 
-  def __init__(self, path: str, start: int, stop: int | None, copy: str | None, deinterlace: bool):
+  def __init__(
+    self,
+    path: str,
+    wanted: tuple[int, int | None],
+    context: tuple[int, int],
+    copy: str | None,
+    deinterlace: bool,
+    max_pixels: int,
+  ):
     self.warning: str | None = None
     self._lock = threading.Lock()  # a thread may be reading when another one closes
-    self._first = self._frames = self._source = None
+    self._range, self._context = wanted, context
+    self._ahead: collections.deque[Frame] = collections.deque()  # up to the first one wanted
+    self._frames = self._source = None
     self._closing = contextlib.ExitStack()
     try:
       if copy is None:
         copy = self._closing.enter_context(spool.copied(path))
-      threads.interruptible(self._open, path, start, stop, copy, deinterlace)
+      threads.interruptible(self._open, path, copy, deinterlace, max_pixels)
     except BaseException:
       self.close()
       raise
@@ -82,7 +100,7 @@ class Reader(Iterator[Frame]):
     """Closes the file; there are no more frames then."""
     if self._lock.acquire(timeout=threads.PATIENCE):  # else it is left to a read that never ends
       try:
-        self._first = None
+        self._ahead.clear()
         if self._frames:
           self._frames.close()
         if self._source:
@@ -91,45 +109,57 @@ class Reader(Iterator[Frame]):
         self._lock.release()
     self._closing.close()
 
-  def _open(
-    self, path: str, start: int, stop: int | None, copy: str | None, deinterlace: bool
-  ) -> None:
+  def _open(self, path: str, copy: str | None, deinterlace: bool, max_pixels: int) -> None:
     with self._lock:
-      self._source = _open_source(path, copy, deinterlace)
-      self._frames = self._read(start, stop)
-      self._first = next(self._frames, None)
-      if self._first is None:
-        raise UserError(f"{path}: ends before frame {start}; ask for frames that it has")
+      self._source = open_source(path, copy, deinterlace, max_pixels)
+      self._frames = self._read()
+      for frame in self._frames:
+        self._ahead.append(frame)
+        if not frame.is_context:
+          self.lead = len(self._ahead) - 1
+          return
+      raise UserError(f"{path}: ends before frame {self._range[0]}; ask for frames that it has")
 
   def _next(self) -> Frame:
     with self._lock:
-      if self._first is not None:
-        frame, self._first = self._first, None
-        return frame
+      if self._ahead:
+        return self._ahead.popleft()
       return next(self._frames)
 
-  def _read(self, start: int, stop: int | None) -> Iterator[Frame]:
+  def _read(self) -> Iterator[Frame]:
+    (start, stop), (before, after) = self._range, self._context
+    end = None if stop is None else stop + after
     # One frame ahead, whose time tells how long the one before it stands.
     held = None
     for index, (time, load) in enumerate(self._source.frames()):
-      if held:
-        yield self._frame(*held, time)
-      if index == stop:
+      if held and (frame := self._frame(*held, time)):
+        yield frame
+      if index == end:
         return
-      held = (index, time, load) if index >= start else None
-    if held:
-      yield self._frame(*held, self._source.end)
-      if held[0] + 1 == stop:  # all that was wanted
-        return
+      held = (index, time, load) if index >= start - before else None
+    if held and (frame := self._frame(*held, self._source.end)):
+      yield frame
+    if held and stop is not None and held[0] + 1 >= stop:  # all that was wanted
+      return
     if self._source.warning:
       self.warning = self._source.warning
       warnings.warn(self.warning, stacklevel=1)
 
   def _frame(
     self, index: int, time: Fraction, load: Callable[[], np.ndarray], end: Fraction | None
-  ) -> Frame:
+  ) -> Frame | None:
+    """A frame; None where a neighbour of those wanted cannot be read."""
+    start, stop = self._range
+    is_context = index < start or (stop is not None and index >= stop)
     known = end is not None and end > time
-    return Frame(load(), time, index, end - time if known else 1 / self._source.info.frame_rate)
+    duration = end - time if known else 1 / self._source.info.frame_rate
+    name = self._source.names[index] if self._source.names else None
+    try:
+      return Frame(load(), time, index, duration, name, is_context)
+    except UserError:
+      if is_context:
+        return None
+      raise
 
 
 def open_reader(
@@ -137,6 +167,8 @@ def open_reader(
   start: int = 0,
   stop: int | None = None,
   *,
+  context: tuple[int, int] = (0, 0),
+  max_pixels: int = MAX_PIXELS,
   copy: str | None = None,
   deinterlace: bool = False,
 ) -> Reader:
@@ -151,6 +183,9 @@ def open_reader(
     path: the file, folder or pipe, `-` for standard input.
     start: number of the first frame wanted; the ones before it are decoded but not converted.
     stop: number of the frame to stop before, or None for all.
+    context: how many frames before `start`, and from `stop` on, are read, too, as far as they are
+      there and can be read; they are marked `is_context`.
+    max_pixels: of a frame; larger ones are refused before they are decoded.
     copy: where `spool.copied` has put a pipe's content; who reads a pipe twice needs it.
     deinterlace: make whole pictures of fields; for video files.
 
@@ -167,12 +202,12 @@ def open_reader(
   """
   if start < 0 or (stop is not None and stop <= start):
     raise UserError(f"{path}: frames {start}:{stop} are none; the first is 0, the end left out")
-  return Reader(path, start, stop, copy, deinterlace)
+  return Reader(path, (start, stop), context, copy, deinterlace, max_pixels)
 
 
-def probe(path: str) -> VideoInfo:
+def probe(path: str, max_pixels: int = MAX_PIXELS) -> VideoInfo:
   """Tells what is known of a clip from its header and first frame; raises as `open_reader`."""
-  with open_reader(path) as reader:
+  with open_reader(path, max_pixels=max_pixels) as reader:
     return reader.info
 
 
@@ -191,7 +226,11 @@ class Writer:
     self._thread.start()
 
   def write(
-    self, image: np.ndarray, time: Fraction | None = None, duration: Fraction | None = None
+    self,
+    image: np.ndarray,
+    time: Fraction | None = None,
+    duration: Fraction | None = None,
+    name: str | None = None,
   ) -> None:
     """Hands over the next frame.
 
@@ -200,6 +239,7 @@ class Writer:
       time: seconds, growing: a `Frame`'s time, so that pictures and sound stay together. None:
         the frames written so far at the nominal rate.
       duration: seconds that it stands if it is the last one; None: a frame's at the nominal rate.
+      name: of its file in a folder, not given twice; None: its number, 00000000.png and so on.
 
     Raises:
       ValueError: the image has another shape or type.
@@ -210,7 +250,9 @@ class Writer:
       raise ValueError(f"{image.dtype} {image.shape} is not a uint8 frame of shape {self._shape}")
     if self._error:
       raise self._error
-    self._frames.put((image, self._count / self._rate if time is None else time, duration))
+    time = self._count / self._rate if time is None else time
+    named = (name,) if isinstance(self._sink, frames_folder.FolderSink) else ()
+    self._frames.put((image, time, duration, *named))
     self._count += 1
 
   def finish(self) -> None:
@@ -258,8 +300,8 @@ def open_writer(
 
   The form follows from the name: .mp4, .mkv or .mov (H.264 with the source's sound), .png or .jpg
   (one frame), and a folder of PNG frames for a name without extension, one that ends with a slash
-  or an existing folder. It is written beside, under the name with `.part`, and put in its place on
-  leaving the block; when an exception leaves the block it is removed, and what was there stays.
+  or an existing folder. It is written beside (see `files`) and put in its place on leaving the
+  block; when an exception leaves the block it is removed, and what was there stays.
 
   Args:
     path: the output.
@@ -282,7 +324,8 @@ def open_writer(
   """
   check_output(path, source and source.path)
   target, suffix = os.path.realpath(path), _output_form(path)
-  part = target + ".part"
+  files.remove_left(*os.path.split(target), frames_folder.remove)
+  part = files.part_name(target)
   writer = None
   try:
     with naming(path):
@@ -291,7 +334,7 @@ def open_writer(
       elif suffix in CONTAINERS:
         sink = VideoSink(part, suffix, height, width, frame_rate, quality, source)
       else:
-        sink = frames_folder.ImageSink(part, suffix)
+        sink = frames_folder.ImageSink(part, suffix, path)
     writer = Writer(sink, path, height, width, frame_rate)
     yield writer
     writer.finish()
@@ -357,24 +400,3 @@ def _output_form(path: str) -> str:
       f"{path}: unknown kind of output {suffix}; use {known}, or end a folder's name with /"
     )
   return suffix
-
-
-def _open_source(
-  path: str, copy: str | None, deinterlace: bool
-) -> VideoFile | frames_folder.ImageFiles:
-  file = copy or path
-  if not os.path.exists(file):
-    raise UserError(f"{path}: no such file or folder; check the path")
-  try:
-    if os.path.isdir(file):
-      return frames_folder.ImageFiles(path)
-    if stat.S_ISCHR(os.stat(file).st_mode):
-      raise UserError(f"{path}: is a device; give a video file or a folder of frames")
-    with open(file, "rb") as f:
-      if not f.read(1):
-        raise UserError(f"{path}: is empty; replace it")
-    if file.lower().endswith(frames_folder.IMAGE_SUFFIXES):
-      return frames_folder.ImageFiles(path)
-  except OSError as e:
-    raise UserError(f"{path}: cannot be read ({e.strerror}); check its permissions") from e
-  return VideoFile(path, copy=copy, deinterlace=deinterlace)

@@ -173,7 +173,12 @@ def test_pictures_that_are_not_marked_are_deinterlaced_on_demand(tmp_path):
 def open_arguments(path) -> argparse.Namespace:
   """What `command.open_input` takes."""
   return argparse.Namespace(
-    input=path, output="out.mp4", frames=(0, None), deinterlace=False, quality=18
+    input=path,
+    output="out.mp4",
+    frames=(0, None),
+    deinterlace=False,
+    quality=18,
+    max_pixels=2**26,
   )
 
 
