@@ -17,6 +17,18 @@ def naming(path: str | pathlib.Path) -> Iterator[None]:
     raise OSError(e.errno, e.strerror, os.fspath(path)) from e
 
 
+def is_name(text: str) -> bool:
+  """Whether a text is one plain name of a file or folder, which lies where it is looked for.
+
+  Names that come from an index or a list become paths: none of theirs may lead elsewhere.
+  """
+  try:
+    size = len(os.fsencode(text))
+  except UnicodeEncodeError:  # half a character
+    return False
+  return 0 < size <= 255 and text not in (".", "..") and not {"/", "\0"} & set(text)
+
+
 def write_whole(path: pathlib.Path, content: str | bytes) -> None:
   """Writes a file beside its place, under its name with `.part`, then puts it there.
 
