@@ -24,6 +24,7 @@ from absl import flags
 
 from data_prep import clips as clips_lib
 from data_prep.clips import Clip
+from vsr_jax import json_files
 from vsr_jax.errors import UserError
 
 
@@ -222,6 +223,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
     """
     if state["identity"] != self._identity:
       raise ValueError("the clips, the batch or the seed changed")
+    json_files.integer()(state["next_batch"], "next_batch")
     self.close()
     self._next = state["next_batch"]
 

@@ -29,6 +29,26 @@ def is_name(text: str) -> bool:
   return 0 < size <= 255 and text not in (".", "..") and not {"/", "\0"} & set(text)
 
 
+class TooLarge(Exception):
+  """A file that is not to be read whole; the text tells why."""
+
+
+def read_bytes(path: pathlib.Path, limit: int) -> bytes:
+  """Reads a file of at most so many bytes.
+
+  Raises:
+    TooLarge: it has more, or it is a pipe or a device, which may not end.
+    OSError: it cannot be read.
+  """
+  if path.exists() and not path.is_file():
+    raise TooLarge("not a file")
+  with path.open("rb") as f:
+    data = f.read(limit + 1)
+  if len(data) > limit:
+    raise TooLarge(f"has more than {limit} bytes")
+  return data
+
+
 def write_whole(path: pathlib.Path, content: str | bytes) -> None:
   """Writes a file beside its place, under its name with `.part`, then puts it there.
 

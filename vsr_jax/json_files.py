@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vsr_jax.errors import UserError
-from vsr_jax.files import is_name
+from vsr_jax.files import TooLarge, is_name, read_bytes
 
 LIMIT = 16 << 20  # bytes; parsed, they take up to twenty times as much
 DEPTH = 32
@@ -50,9 +50,46 @@ def load(path: pathlib.Path, schema: Schema, *, remedy: str, limit: int = LIMIT)
     OSError: it cannot be read; FileNotFoundError if it is missing.
   """
   try:
-    return parse(_read(path, limit), schema)
+    return read(path, schema, limit=limit)
   except BadJson as e:
     raise UserError(f"{path}: {e}; {remedy}") from e
+
+
+def read(path: pathlib.Path, schema: Schema, *, limit: int = LIMIT) -> Any:
+  """As `load`, for callers that say themselves what is wrong.
+
+  Raises:
+    BadJson: it is damaged or holds something else.
+    OSError: it cannot be read.
+  """
+  try:
+    return parse(read_bytes(path, limit), schema)
+  except TooLarge as e:
+    raise BadJson(str(e)) from e
+
+
+def load_lines(path: pathlib.Path, schema: Schema, *, remedy: str) -> list[tuple[bytes, Any]]:
+  """Reads a log of one JSON value a line, in which numbers need not be finite.
+
+  Returns:
+    Each line with its value. A last line without an end, on which a writer died, is left out.
+
+  Raises:
+    UserError: a line is damaged; its number is told.
+    OSError: it cannot be read.
+  """
+  try:
+    lines = read_bytes(path, 16 * LIMIT).splitlines(keepends=True)
+  except TooLarge as e:
+    raise UserError(f"{path}: {e}; {remedy}") from e
+  found = []
+  for number, line in enumerate(lines, 1):
+    try:
+      if line.endswith(b"\n"):
+        found.append((line, parse(line, schema, finite=False)))
+    except BadJson as e:
+      raise UserError(f"{path}:{number}: {e}; {remedy}") from e
+  return found
 
 
 def parse(data: bytes, schema: Schema, *, finite: bool = True) -> Any:
@@ -82,16 +119,6 @@ def parse(data: bytes, schema: Schema, *, finite: bool = True) -> Any:
   _check_values(value, finite)
   schema(value, "")
   return value
-
-
-def _read(path: pathlib.Path, limit: int) -> bytes:
-  if path.exists() and not path.is_file():  # a pipe or a device would not end
-    raise BadJson("not a file")
-  with path.open("rb") as f:
-    data = f.read(limit + 1)
-  if len(data) > limit:
-    raise BadJson(f"has more than {limit} bytes")
-  return data
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -181,11 +208,11 @@ def integer(low: int = 0, high: int = _LONGEST) -> Schema:
 
 
 def number(low: float = -math.inf, high: float = math.inf) -> Schema:
-  """A finite number from `low` to `high`, both included; an integer is one, too."""
+  """A number from `low` to `high`, both included; an integer is one, too."""
 
   def check(value: Any, where: str) -> None:
     real = isinstance(value, int | float) and not isinstance(value, bool)
-    if not real or not math.isfinite(value) or not low <= value <= high:
+    if not real or not low <= value <= high:
       raise _wrong(value, where, f"a number from {low:g} to {high:g}")
 
   return check
