@@ -28,6 +28,7 @@ import tqdm
 from data_prep import clips, degrade, flow_store
 from vsr_jax import command, errors, video
 from vsr_jax.errors import UserError
+from vsr_jax.files import check_within, remove_within
 
 HIGH_FRAME_RATE = 100  # from here on frames are averaged without interpolation
 ORDINARY_RATE = 30  # the rate that high-frame-rate footage is brought to, about
@@ -45,7 +46,7 @@ def main() -> None:
 
 
 def _prepare(args: argparse.Namespace, sources: dict[str, pathlib.Path]) -> None:
-  finished = clips.read_index(args.out) if (args.out / clips.INDEX).exists() else []
+  finished = _read_finished(args.out)
   names = ("halve", "subframes", "shutter", "stride", "shake", "gamma", "scale", "frames")
   settings = {name: getattr(args, name) for name in names}
   origins = [
@@ -67,6 +68,16 @@ def _prepare(args: argparse.Namespace, sources: dict[str, pathlib.Path]) -> None
       print(f"incomplete {entry['name']}: {entry['warning']}")
   if not finished:
     raise UserError(f"{args.out}: no clip could be made; the reasons are above")
+
+
+def _read_finished(out: pathlib.Path) -> list[dict]:
+  """Entries of the clips that are there; refuses a set in which they could not be replaced."""
+  for folder in (*clips.STREAMS, flow_store.FOLDER):
+    check_within(out, out / folder)
+  finished = clips.read_index(out) if (out / clips.INDEX).exists() else []
+  if strange := [entry["name"] for entry in finished if "origin" not in entry]:
+    raise UserError(f"{out}: clip {strange[0]} has no origin in its index; use another --out")
+  return finished
 
 
 def _check_origin(out: pathlib.Path, clip: str, new: dict, old: dict) -> None:
@@ -185,7 +196,7 @@ def _commit(out: pathlib.Path, origin: dict, entries: list[dict], finished: list
   for entry in entries:
     for stream in clips.STREAMS:
       target = out / stream / entry["name"]
-      shutil.rmtree(target, ignore_errors=True)
+      remove_within(out, target)
       target.parent.mkdir(exist_ok=True)
       os.replace(beside / entry["name"] / stream, target)
     flow_store.drop_labels(out / flow_store.FOLDER, entry["name"])

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import shutil
 from collections.abc import Callable, Iterator
+
+from vsr_jax.errors import UserError
 
 
 @contextlib.contextmanager
@@ -47,6 +50,30 @@ def read_bytes(path: pathlib.Path, limit: int) -> bytes:
   if len(data) > limit:
     raise TooLarge(f"has more than {limit} bytes")
   return data
+
+
+def check_within(root: pathlib.Path, path: pathlib.Path) -> None:
+  """Raises `UserError` if a path, links followed, leads out of a folder."""
+  if not path.resolve().is_relative_to(root.resolve()):
+    raise UserError(f"{path}: a link leads out of {root}; remove that link, or name another folder")
+
+
+def remove_within(root: pathlib.Path, path: pathlib.Path) -> None:
+  """Removes a file, or a folder with all it holds, if there is one; of a link the link alone.
+
+  Args:
+    root: the folder that all of this lies in.
+    path: to be removed.
+
+  Raises:
+    UserError: a folder on the way is a link that leads out of `root`; nothing is removed.
+    OSError: it cannot be removed.
+  """
+  check_within(root, path.parent)
+  if path.is_dir() and not path.is_symlink():
+    shutil.rmtree(path)
+  else:
+    path.unlink(missing_ok=True)
 
 
 def write_whole(path: pathlib.Path, content: str | bytes) -> None:

@@ -2,7 +2,7 @@
 
 A schema is a function that checks a value or raises `BadJson`; small ones are put together:
 
-  ENTRY = fields({"name": name, "frames": integer(1, 10**7)}, {"rate": number(0, 1e6)})
+  ENTRY = fields({"name": plain_name, "frames": integer(1, 10**7)}, {"rate": number(0, 1e6)})
   index = load(path, fields({"clips": array(ENTRY)}), remedy="prepare the set again")
 
 Refused are files of more bytes than `LIMIT`, text that is not UTF-8, nesting beyond `DEPTH`, a key
@@ -52,7 +52,7 @@ def load(path: pathlib.Path, schema: Schema, *, remedy: str, limit: int = LIMIT)
   try:
     return read(path, schema, limit=limit)
   except BadJson as e:
-    raise UserError(f"{path}: {e}; {remedy}") from e
+    raise UserError(f"{path}: damaged ({e}); {remedy}") from e
 
 
 def read(path: pathlib.Path, schema: Schema, *, limit: int = LIMIT) -> Any:
@@ -185,7 +185,7 @@ def text(value: Any, where: str, longest: int = 4096) -> None:
     raise _wrong(value, where, "a text without NUL")
 
 
-def name(value: Any, where: str) -> None:
+def plain_name(value: Any, where: str) -> None:
   """A plain name of a file or folder, see `files.is_name`: never one that leads elsewhere."""
   if not isinstance(value, str) or not is_name(value):
     raise _wrong(value, where, "a plain name")
