@@ -34,6 +34,7 @@ import tqdm
 from data_prep import clips as clips_lib
 from data_prep import record_files, records
 from data_prep.sources import BadClip, ClipFiles, image_size, read_clip
+from vsr_jax import files
 from vsr_jax.errors import UserError
 from vsr_jax.files import write_whole
 
@@ -161,6 +162,7 @@ class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       for left in folder.parent.glob(f"incomplete.*_{self.version}"):  # by a killed run
         if left != pathlib.Path(self.data_dir):
           shutil.rmtree(left, ignore_errors=True)
+      files.remove_left(folder)
       shards = {split: self._plan(folder, split, clips) for split, clips in found.items()}
       todo = [shard for part in shards.values() for shard in part if not _is_made(shard)]
       make_shards(todo, sum(map(len, shards.values())), download_config)

@@ -23,16 +23,14 @@ import json
 import logging
 import os
 import pathlib
-import struct
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-import cv2
 import numpy as np
 
 from data_prep import flow_store, reds
 from data_prep.flow_store import Labels, ReleasedFlow
-from vsr_jax import json_files
+from vsr_jax import image_headers, images, json_files
 from vsr_jax.errors import UserError
 from vsr_jax.files import write_whole
 from vsr_jax.json_files import anything, array, fields, integer, mapping, number, plain_name, text
@@ -53,7 +51,7 @@ _ENTRY = fields(
   },
 )
 _SCHEMA = fields({"clips": array(_ENTRY)})
-_PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
+_PNG_END = b"IEND\xaeB`\x82"
 
 
 class Frame(Protocol):
@@ -243,15 +241,15 @@ def _png_size(path: pathlib.Path) -> tuple[int, int]:
   if not path.is_file():  # opening a pipe would not end
     raise _CorruptFrame(f"{path} is no file")
   with path.open("rb") as f:
-    head = f.read(24)
+    head = f.read(24)  # of a PNG's header what tells its size
     f.seek(max(0, os.fstat(f.fileno()).st_size - len(_PNG_END)))
     end = f.read()
-  if len(head) < 24 or not head.startswith(_PNG_START) or end != _PNG_END:
+  header = image_headers.read_header(head)
+  if header is None or header.kind != "PNG" or end != _PNG_END:
     raise _CorruptFrame(f"{path} is cut short or no PNG")
-  width, height = struct.unpack(">II", head[16:])
-  if not 0 < min(width, height) <= max(width, height) <= _LARGEST_SIDE:
-    raise _CorruptFrame(f"{path} has {width}x{height} pixels")
-  return height, width
+  if max(header.height, header.width) > _LARGEST_SIDE:
+    raise _CorruptFrame(f"{path} has {header.width}x{header.height} pixels")
+  return header.height, header.width
 
 
 def check_frames(clip: Clip) -> None:
@@ -273,12 +271,11 @@ def read_frame(frame: Frame, size: tuple[int, int] | None = None) -> np.ndarray:
     UserError: it is missing, damaged, or of another size.
   """
   try:
-    data = np.frombuffer(frame.read_bytes(), np.uint8)
+    data = frame.read_bytes()
   except OSError:
-    data = np.empty(0, np.uint8)
-  image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if len(data) else None
-  if image is None:
-    raise UserError(f"{frame}: cannot be decoded; extract or prepare the clip again")
+    data = b""
+  damaged = "cannot be decoded; extract or prepare the clip again"
+  image = images.decode_image(data, frame, damaged=damaged)
   if size is not None and image.shape[:2] != size:
     raise UserError(
       f"{frame}: has {image.shape[1]}x{image.shape[0]} pixels, not the {size[1]}x{size[0]} of its "

@@ -24,7 +24,8 @@ import numpy as np
 from data_prep import record_files
 from vsr_jax import json_files
 from vsr_jax.errors import UserError
-from vsr_jax.files import TooLarge, read_bytes, remove_within, write_whole
+from vsr_jax.files import write_whole
+from vsr_jax.guards import TooLarge, read_bytes, remove_within
 from vsr_jax.json_files import anything, fields, integer, mapping, number, plain_name, text
 
 FOLDER = "flow"

@@ -18,16 +18,16 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import tqdm
 
 from data_prep import clips, meta_info, sources
-from vsr_jax import command, errors, frames_folder, video
+from vsr_jax import command, errors, files, frames_folder, video
 from vsr_jax.errors import UserError
 from vsr_jax.faces import detector, tracks
 from vsr_jax.faces.detections import Detections
 from vsr_jax.files import write_whole
+from vsr_jax.images import decode_image
 
 
 class Source(NamedTuple):
@@ -46,6 +46,8 @@ def main() -> None:
   detect = detector.make_detector(args.detector, args.detector_weights)
   folder = args.out / meta_info.FOLDER
   clips.make_folder(folder)
+  for place in (args.out, folder):
+    files.remove_left(place)
   lengths: dict[str, int] = {}
   skipped: dict[str, str] = {}
   with command.shown_warnings():
@@ -166,10 +168,8 @@ def _read_zipped(frames: sources.Frames) -> Iterator[np.ndarray]:
       data = sources.read_file(frames.source, f"{frames.folder}/{name}")
     except sources.BadClip as e:
       raise UserError(str(e)) from e
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
-    if image is None:
-      raise UserError(f"{frames}/{name}: cannot be decoded; download the zip again")
-    yield image
+    damaged = "cannot be decoded; download the zip again"
+    yield decode_image(data, f"{frames}/{name}", damaged=damaged)
 
 
 def spread(parts: Sequence[tracks.Track], count: int) -> np.ndarray:

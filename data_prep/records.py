@@ -17,14 +17,14 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, SupportsIndex
 
-import cv2
 import numpy as np
 
 from data_prep import flow_store, record_files
 from data_prep.record_files import Span
 from vsr_jax import json_files
 from vsr_jax.errors import UserError
-from vsr_jax.files import is_name
+from vsr_jax.guards import is_name
+from vsr_jax.images import decode_image
 from vsr_jax.json_files import BadJson, array, fields, integer, mapping, number, plain_name, text
 
 FORMAT = "array_record"
@@ -231,12 +231,9 @@ def decode(data: bytes, label: object = "a frame") -> np.ndarray:
     label: its name for the error.
 
   Raises:
-    UserError: it is damaged.
+    UserError: it is damaged, or see `decode_image`.
   """
-  image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-  if image is None:
-    raise UserError(f"{label}: cannot be decoded; build the data set again")
-  return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+  return decode_image(data, label, damaged="cannot be decoded; build the data set again")
 
 
 def shard_name(dataset: str, split: str, shard: int, shards: int) -> str:

@@ -61,7 +61,7 @@ def restore(reader: video.Reader, args: argparse.Namespace) -> None:
     for frame, image in results:
       if args.side_by_side:
         image = np.hstack([resize_bicubic(frame.image, model.arch.scale), image])
-      writer.write(image, frame.time)
+      writer.write(image, frame.time, frame.duration)
       count += 1
       bar.update()
   seconds = time.monotonic() - began

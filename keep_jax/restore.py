@@ -87,7 +87,8 @@ def restore_aligned(args: argparse.Namespace) -> None:
         if image.shape != before.shape:  # the network that changes nothing
           image = before
         image = paste.to_grey(image) if paste.is_grey(frame.image) else image
-        writer.write(np.hstack([before, image]) if args.side_by_side else image, frame.time)
+        shown = np.hstack([before, image]) if args.side_by_side else image
+        writer.write(shown, frame.time, frame.duration)
         count += 1
         bar.update()
   print(f"{args.output}: {count} frames of {width}x{size}{_speed(count, began)}")
@@ -119,7 +120,7 @@ def restore_frames(args: argparse.Namespace) -> None:
     results = restore_faces(frames, faces, restore, seconds=seconds, **options)
     counted = stack.enter_context(contextlib.closing(_counted(results, "restoring", total)))
     for t, result in enumerate(counted):
-      writer.write(_shown(args, faces, t, result), result.frame.time)
+      writer.write(_shown(args, faces, t, result), result.frame.time, result.frame.duration)
       crops.write(t, result)
       strip.add(t, result)
       without += not result.faces

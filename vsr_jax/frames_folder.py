@@ -61,9 +61,10 @@ class ImageFiles:
   Attributes:
     info: the clip's `VideoInfo`.
     warning: None, always.
+    end: None, always: the last frame lasts as long as the others.
   """
 
-  warning = None
+  warning = end = None
 
   def __init__(self, path: str):
     """Lists the frames of a folder, in natural order, or takes one image file.
@@ -110,15 +111,12 @@ class FolderSink:
   """Writes frames as 00000000.png, 00000001.png, ... into a new folder."""
 
   def __init__(self, folder: str):
-    remove_frames(folder)  # of a run that was killed
-    if os.path.exists(folder):
-      raise UserError(f"{folder}: is in the way and holds other files; move it away")
     os.mkdir(folder)
     self._folder = folder
     self._count = 0
 
-  def write(self, image: np.ndarray, time: Fraction) -> None:
-    del time  # image files have none
+  def write(self, image: np.ndarray, time: Fraction, duration: Fraction | None) -> None:
+    del time, duration  # image files have none
     _write_image(os.path.join(self._folder, f"{self._count:08d}.png"), ".png", image)
     self._count += 1
 
@@ -132,17 +130,17 @@ class FolderSink:
 class ImageSink:
   """Writes a clip of one frame as one image file."""
 
-  def __init__(self, file: str, suffix: str):
-    self._file, self._suffix = file, suffix
+  def __init__(self, file: str, suffix: str, path: str):
+    """Opens `file`, which will be renamed to the output `path`."""
+    self._file, self._suffix, self._path = file, suffix, path
     self._count = 0
 
-  def write(self, image: np.ndarray, time: Fraction) -> None:
-    del time
+  def write(self, image: np.ndarray, time: Fraction, duration: Fraction | None) -> None:
+    del time, duration
     self._count += 1
     if self._count > 1:
       raise UserError(
-        f"{self._file.removesuffix('.part')}: one image cannot hold several frames;"
-        " name a folder or an .mp4 as output"
+        f"{self._path}: one image cannot hold several frames; name a folder or an .mp4 as output"
       )
     _write_image(self._file, self._suffix, image)
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vsr_jax.errors import UserError
-from vsr_jax.files import TooLarge, is_name, read_bytes
+from vsr_jax.guards import TooLarge, is_name, read_bytes
 
 LIMIT = 16 << 20  # bytes; parsed, they take up to twenty times as much
 DEPTH = 32
@@ -186,7 +186,7 @@ def text(value: Any, where: str, longest: int = 4096) -> None:
 
 
 def plain_name(value: Any, where: str) -> None:
-  """A plain name of a file or folder, see `files.is_name`: never one that leads elsewhere."""
+  """A plain name of a file or folder, see `guards.is_name`: never one that leads elsewhere."""
   if not isinstance(value, str) or not is_name(value):
     raise _wrong(value, where, "a plain name")
 

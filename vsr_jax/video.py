@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import os
 import queue
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from typing import TypeVar
 
@@ -39,11 +38,14 @@ class Frame:
     image: uint8 RGB [h w 3], upright.
     time: seconds after the clip's first frame.
     index: its number in the clip, from 0.
+    duration: seconds that it stands: up to the next frame, or as long as the file says of the last
+      one; None of a `Frame` that was made without.
   """
 
   image: np.ndarray
   time: Fraction
   index: int
+  duration: Fraction | None = None
 
 
 class Reader(Iterator[Frame]):
@@ -89,12 +91,27 @@ class Reader(Iterator[Frame]):
       self._source.close()
 
   def _read(self, start: int, stop: int | None) -> Iterator[Frame]:
-    frames = enumerate(self._source.frames())
-    for index, (time, load) in itertools.islice(frames, start, stop):
-      yield Frame(load(), time, index)
+    # One frame ahead, whose time tells how long the one before it stands.
+    held = None
+    for index, (time, load) in enumerate(self._source.frames()):
+      if held:
+        yield self._frame(*held, time)
+      if index == stop:
+        return
+      held = (index, time, load) if index >= start else None
+    if held:
+      yield self._frame(*held, self._source.end)
+      if held[0] + 1 == stop:  # all that was wanted
+        return
     if self._source.warning:
       self.warning = self._source.warning
       warnings.warn(self.warning, stacklevel=1)
+
+  def _frame(
+    self, index: int, time: Fraction, load: Callable[[], np.ndarray], end: Fraction | None
+  ) -> Frame:
+    known = end is not None and end > time
+    return Frame(load(), time, index, end - time if known else 1 / self.info.frame_rate)
 
 
 def open_reader(path: str, start: int = 0, stop: int | None = None) -> Reader:
@@ -184,13 +201,16 @@ class Writer:
     self._thread = threading.Thread(target=self._work, name="video writer", daemon=True)
     self._thread.start()
 
-  def write(self, image: np.ndarray, time: Fraction | None = None) -> None:
+  def write(
+    self, image: np.ndarray, time: Fraction | None = None, duration: Fraction | None = None
+  ) -> None:
     """Hands over the next frame.
 
     Args:
       image: uint8 RGB [h w 3] of the size that was announced; not to be changed afterwards.
       time: seconds, growing: a `Frame`'s time, so that pictures and sound stay together. None:
         the frames written so far at the nominal rate.
+      duration: seconds that it stands if it is the last one; None: a frame's at the nominal rate.
 
     Raises:
       ValueError: the image has another shape or type.
@@ -201,7 +221,7 @@ class Writer:
       raise ValueError(f"{image.dtype} {image.shape} is not a uint8 frame of shape {self._shape}")
     if self._error:
       raise self._error
-    self._frames.put((image, self._count / self._rate if time is None else time))
+    self._frames.put((image, self._count / self._rate if time is None else time, duration))
     self._count += 1
 
   def finish(self) -> None:
@@ -247,8 +267,8 @@ def open_writer(
 
   The form follows from the name: .mp4, .mkv or .mov (H.264 with the source's sound), .png or .jpg
   (one frame), and a folder of PNG frames for a name without extension, one that ends with a slash
-  or an existing folder. It is written beside, under the name with `.part`, and put in its place on
-  leaving the block; when an exception leaves the block it is removed, and what was there stays.
+  or an existing folder. It is written beside (see `files`) and put in its place on leaving the
+  block; when an exception leaves the block it is removed, and what was there stays.
 
   Args:
     path: the output.
@@ -268,7 +288,8 @@ def open_writer(
   """
   check_output(path, source and source.path)
   target, suffix = os.path.realpath(path), _output_form(path)
-  part = target + ".part"
+  files.remove_left(*os.path.split(target), frames_folder.remove)
+  part = files.part_name(target)
   writer = None
   try:
     with naming(path):
@@ -277,7 +298,7 @@ def open_writer(
       elif suffix in CONTAINERS:
         sink = open_video(part, suffix, height, width, frame_rate, quality, source)
       else:
-        sink = frames_folder.ImageSink(part, suffix)
+        sink = frames_folder.ImageSink(part, suffix, path)
     writer = Writer(sink, path, height, width, frame_rate)
     yield writer
     writer.finish()

@@ -89,9 +89,10 @@ def run_prepare(monkeypatch, *arguments):
 def commit(out):
   """What `prepare` does when a new clip beach is made, with no worker."""
   origin = {"name": "beach", "path": "/films/beach.mp4", "settings": {}}
+  beside = out / "beach.part"
   for stream in clips.STREAMS:
-    (out / "beach.part" / "beach" / stream).mkdir(parents=True)
-  prepare._commit(out, origin, [{"name": "beach", "frames": 1, "origin": origin}], [])
+    (beside / "beach" / stream).mkdir(parents=True)
+  prepare._commit(out, origin, beside, [{"name": "beach", "frames": 1, "origin": origin}], [])
 
 
 def test_a_new_clip_takes_the_place_of_the_old_one(labelled):
@@ -144,7 +145,7 @@ def test_a_frame_without_size_is_damaged(labelled, caplog, size):
   frame.write_bytes(data)
   with pytest.raises(UserError, match="no usable clip"):
     clips.find_clips(labelled)
-  assert "00000000.png has " in caplog.text
+  assert "00000000.png " in caplog.text
 
 
 def read_all(root):

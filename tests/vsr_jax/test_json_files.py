@@ -9,7 +9,7 @@ import pytest
 
 from vsr_jax import json_files
 from vsr_jax.errors import UserError
-from vsr_jax.files import is_name
+from vsr_jax.guards import is_name
 from vsr_jax.json_files import (
   BadJson,
   anything,

@@ -10,8 +10,8 @@ under another name and renames it when it is complete.
 from __future__ import annotations
 
 import contextlib
-import functools
 import gc
+import glob
 import json
 import logging
 import os
@@ -277,21 +277,20 @@ def export_params(path: str | pathlib.Path, params: Mapping[str, Any], meta: Map
     raise UserError(f"{path}: exists and is no exported checkpoint; choose another folder")
   params = jax.tree.map(np.asarray, dict(params))
   meta = {**meta, "arrays": {"params": table(params)}}
-  part = path.with_name(path.name + ".part")
+  part = pathlib.Path(files.part_name(path))
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(part, ignore_errors=True)
+    files.remove_left(path.parent, path.name)
     with _context(), _quiet():
       ocp.save_checkpointables(part, {"params": params, "meta": _meta(meta)})
     # Orbax names the folder it wrote in there, which is nobody's business in shipped weights.
     (part / "commit_success.txt").unlink(missing_ok=True)
-    remove = functools.partial(shutil.rmtree, ignore_errors=True)
-    files.replace_folder(str(part), str(path), remove)
+    files.replace_folder(str(part), str(path))
   except Exception as e:  # Of many types, as in `Checkpoints.save`.
     raise _cannot_write(path, e) from e
   finally:
-    for left in path.parent.glob(f"{part.name}*"):  # Orbax writes beside the folder it is given
-      shutil.rmtree(left, ignore_errors=True)
+    for left in path.parent.glob(f"{glob.escape(part.name)}*"):  # Orbax writes beside it, too
+      files.remove(str(left))
 
 
 def _array_items(state: TrainState) -> dict[str, Any]:
