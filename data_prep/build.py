@@ -38,10 +38,10 @@ LOCAL = (
 def main() -> None:
   """Runs the command; see the module's docstring and `--help`."""
   args = _parse()
-  builder_class = _import_builder(args.dataset)
-  if args.instructions:
-    print(builder_class.MANUAL_DOWNLOAD_INSTRUCTIONS, end="")
+  if args.instructions:  # without what takes a minute to import
+    print(importlib.import_module(f"data_prep.{args.dataset}").INSTRUCTIONS, end="")
     return
+  builder_class = _import_builder(args.dataset)
   names = list(builder_class.builder_configs)
   if args.config is not None and args.config not in names:
     raise UserError(f"{args.dataset} has no variant {args.config}, only {', '.join(names)}")

@@ -42,7 +42,7 @@ def _count(value: Any, where: str) -> None:
 
 
 _SIZE = array(integer(1, 2**16), 2, 2)  # height, width
-_CLIP = fields(
+CLIP = fields(
   {
     "name": plain_name,
     "frames": integer(1, 10**7),
@@ -52,11 +52,11 @@ _CLIP = fields(
   },
   {"landmarks_crc32": integer(0, 2**32 - 1)},
 )
-_SKIPPED = fields({"name": text, "reason": text})
-SPLIT = fields(  # of the index
-  {"clips": array(_CLIP, 1), "skipped": array(_SKIPPED), "streams": array(plain_name, 1, 100)}
+SKIPPED = fields({"name": text, "reason": text})
+_SPLIT = fields(  # of the index
+  {"clips": array(CLIP, 1), "skipped": array(SKIPPED), "streams": array(plain_name, 1, 100)}
 )
-_INDEX = mapping(plain_name, SPLIT)
+_INDEX = mapping(plain_name, _SPLIT)
 _INFO = fields(
   {
     "name": plain_name,
@@ -160,27 +160,29 @@ class Records:
 
 
 def _clip(features: Mapping[str, Any], entry: Mapping[str, Any], streams: Sequence[str]) -> Clip:
-  """The clip of a record; any of some errors unless it is what the index says of it."""
-  landmarks = features["landmarks"].reshape(-1, 5, 2)
-  frames = {stream: Frames(features[stream]) for stream in streams}
+  """The clip of a record; one of several errors unless it is what the index says of it."""
+  if not all(isinstance(features[stream], list) for stream in streams):
+    raise TypeError
   clip = Clip(
     name=features["name"][0].read().decode(),
     fps=float(features["fps"][0]),
     num_frames=int(features["num_frames"][0]),
-    landmarks=landmarks,
-    frames=frames,
+    landmarks=features["landmarks"].reshape(-1, 5, 2),
+    frames={stream: Frames(features[stream]) for stream in streams},
   )
-  n = entry["frames"]
-  lengths = {stream: n if stream in entry["sizes"] else 0 for stream in streams}
-  if (clip.name, clip.num_frames) != (entry["name"], n) or clip.fps != np.float32(entry["fps"]):
-    raise ValueError("of another clip")
-  if {stream: len(x) for stream, x in frames.items()} != lengths or len(landmarks) not in (0, n):
-    raise ValueError("of another length")
-  if not (np.abs(landmarks) < _FARTHEST).all():
-    raise ValueError("landmarks are no points")
-  checksum = zlib.crc32(np.ascontiguousarray(landmarks))
-  if entry.get("landmarks_crc32", checksum) != checksum:
-    raise ValueError("landmarks are damaged")
+  n, points = entry["frames"], clip.landmarks
+  lengths = [n if stream in entry["sizes"] else 0 for stream in streams]
+  checksum = zlib.crc32(np.ascontiguousarray(points))
+  if not (
+    (clip.name, clip.num_frames) == (entry["name"], n)
+    and clip.fps == np.float32(entry["fps"])
+    and [len(clip.frames[stream]) for stream in streams] == lengths
+    and points.dtype == np.float32
+    and len(points) in (0, n)
+    and (np.abs(points) < _FARTHEST).all()
+    and entry.get("landmarks_crc32", checksum) == checksum
+  ):
+    raise ValueError
   return clip
 
 

@@ -41,6 +41,19 @@ def read_bytes(path: pathlib.Path, limit: int) -> bytes:
   return data
 
 
+def read_text(path: pathlib.Path, limit: int) -> str:
+  """The text of a file of at most so many bytes of UTF-8.
+
+  Raises:
+    UserError: it is something else.
+    OSError: it cannot be read.
+  """
+  try:
+    return read_bytes(path, limit).decode()
+  except (TooLarge, UnicodeDecodeError) as e:
+    raise UserError(f"{path}: not a text ({e}); get or make the file again") from e
+
+
 def check_within(root: pathlib.Path, path: pathlib.Path) -> None:
   """Raises `UserError` if a path, links followed, leads out of a folder."""
   if not path.resolve().is_relative_to(root.resolve()):
