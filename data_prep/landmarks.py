@@ -125,7 +125,7 @@ def _clips_of(path: pathlib.Path) -> Iterator[Source]:
     yield Source(path.name, path, tuple(names))
     return
   for entry in sorted(path.iterdir()):
-    if entry.is_dir() or entry.suffix == ".zip":
+    if (entry.is_dir() or entry.suffix == ".zip") and not sources.leads_up(str(path), entry.name):
       yield from _clips_of(entry)
 
 

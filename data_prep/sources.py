@@ -133,7 +133,7 @@ def list_files(source: pathlib.Path) -> dict[str, tuple[str, ...]]:
   found: dict[str, list[str]] = {}
   if source.is_dir():
     for folder, below, names in os.walk(source, onerror=_raise, followlinks=True):
-      below[:] = [name for name in below if not _leads_up(folder, name)]
+      below[:] = [name for name in below if not leads_up(folder, name)]
       relative = pathlib.Path(folder).relative_to(source).as_posix()
       found["" if relative == "." else relative] = names
   else:
@@ -149,8 +149,8 @@ def list_files(source: pathlib.Path) -> dict[str, tuple[str, ...]]:
   return {folder: names for folder, names in sorted(listed.items()) if names}
 
 
-def _leads_up(folder: str, name: str) -> bool:
-  """Whether a folder is a link to one that it lies in, and would be walked without end."""
+def leads_up(folder: str, name: str) -> bool:
+  """Whether a folder's entry is a link to one that it lies in, to be walked without end."""
   path = os.path.join(folder, name)
   above = pathlib.Path(os.path.realpath(folder))
   return os.path.islink(path) and above.is_relative_to(os.path.realpath(path))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import subprocess
 import sys
 
 import numpy as np
@@ -92,38 +91,6 @@ def test_the_trainer_reads_what_was_built(run, tmp_path, small, monkeypatch):
   with pipeline.Batches(dataset, workers=2) as batches:
     for name, value in next(batches).items():
       np.testing.assert_array_equal(value, batch[name])
-
-
-@pytest.mark.parametrize("text", ["{", "{}", "[" * 100_000, '{"name": 3}'], ids=len)
-def test_a_damaged_description_of_what_was_built_is_named(run, tmp_path, text):
-  folder = tmp_path / "out/reds/x4/1.0.0"
-  folder.mkdir(parents=True)
-  (tmp_path / "in").mkdir()
-  (folder / records.INFO).write_text(text)
-  with pytest.raises(UserError, match=r"dataset_info\.json: damaged .*; build the data set again"):
-    run("reds")
-
-
-@pytest.mark.parametrize("text", ["{", "[]", '{"identity": 3}'])
-def test_a_damaged_note_of_a_shard_makes_it_again(downloads, tmp_path, text):
-  path = tmp_path / "x.array_record"
-  shard = clip_builder.Shard(str(path), (), STREAMS)
-  clip_builder.make_shard(shard)
-  assert clip_builder._is_made(shard)
-  shard.note.write_text(text)
-  assert not clip_builder._is_made(shard)
-
-
-def test_instructions_import_nothing_heavy():
-  code = (
-    "import runpy, sys; sys.argv = ['build', 'vfhq', '--instructions']\n"
-    "try: runpy.run_module('data_prep.build', run_name='__main__')\n"
-    "except SystemExit as e: assert e.code == 0\n"
-    "print({'tensorflow', 'tensorflow_datasets', 'jax'} & set(sys.modules))"
-  )
-  command = [sys.executable, "-c", code]
-  text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-  assert text == vfhq.Builder.MANUAL_DOWNLOAD_INSTRUCTIONS + "set()\n"
 
 
 def test_the_configuration_is_the_one_asked_for(run, downloads, tmp_path):
