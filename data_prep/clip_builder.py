@@ -32,13 +32,13 @@ import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
 
-from data_prep import clips as clips_lib
 from data_prep import record_files, records
 from data_prep.sources import BadClip, ClipFiles, image_size, read_clip
-from vsr_jax import files, json_files
+from vsr_jax import json_files
 from vsr_jax.errors import UserError
 from vsr_jax.files import write_whole
 from vsr_jax.json_files import array, fields, text
+from vsr_jax.locks import locked
 
 _TOLD = 1000  # characters of what is said of a clip
 _NOTE = fields({"identity": text, "clips": array(records.CLIP), "skipped": array(records.SKIPPED)})
@@ -163,11 +163,10 @@ class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     }
     if not found:
       raise UserError(f"{dl_manager.manual_dir}: no clip of {self.info.full_name}")
-    with clips_lib.locked(folder):
+    with locked(folder):
       for left in folder.parent.glob(f"incomplete.*_{self.version}"):  # by a killed run
         if left != pathlib.Path(self.data_dir):
           shutil.rmtree(left, ignore_errors=True)
-      files.remove_left(folder)
       shards = {split: self._plan(folder, split, clips) for split, clips in found.items()}
       todo = [shard for part in shards.values() for shard in part if not _is_made(shard)]
       make_shards(todo, sum(map(len, shards.values())), download_config)

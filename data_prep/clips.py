@@ -15,15 +15,12 @@ as released, each archive extracted into a folder of its own (`reds.py` has the 
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
-import errno
-import fcntl
 import json
 import logging
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -299,36 +296,6 @@ def read_index(root: pathlib.Path) -> list[dict[str, Any]]:
   except json_files.BadJson as e:
     raise UserError(f"{path}: not the index of a clip set ({e}); prepare the set again") from e
   return sorted(entries, key=lambda entry: entry["name"])
-
-
-@contextlib.contextmanager
-def locked(folder: pathlib.Path) -> Iterator[None]:
-  """Keeps a second run from writing to the same folder meanwhile.
-
-  Raises:
-    UserError: another run is writing there, or the folder cannot be made.
-  """
-  make_folder(folder)
-  with (folder / ".lock").open("w") as f:
-    try:
-      fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise UserError(f"{folder}: another run is writing there; wait for it to end") from None
-    yield
-
-
-def make_folder(path: pathlib.Path) -> None:
-  """Makes a folder with its parents.
-
-  Raises:
-    UserError: it cannot be made or something else has its name.
-  """
-  try:
-    path.mkdir(parents=True, exist_ok=True)
-  except OSError as e:
-    if e.errno == errno.ENOSPC:
-      raise
-    raise UserError(f"{path}: cannot make this folder ({e.strerror}); name another one") from e
 
 
 def write_index(root: pathlib.Path, entries: list[dict[str, Any]]) -> None:

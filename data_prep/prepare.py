@@ -9,6 +9,7 @@ Each input is a video file or a folder of frames; the exposure model is that of
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import multiprocessing
 import multiprocessing.synchronize
@@ -30,6 +31,7 @@ from vsr_jax import command, errors, files, video
 from vsr_jax.errors import UserError
 from vsr_jax.guards import check_within, remove_within
 from vsr_jax.images import encode_image
+from vsr_jax.locks import locked
 
 HIGH_FRAME_RATE = 100  # from here on frames are averaged without interpolation
 ORDINARY_RATE = 30  # the rate that high-frame-rate footage is brought to, about
@@ -44,13 +46,14 @@ def main() -> None:
   sources = _named_sources(args)
   for folder in (*clips.STREAMS, flow_store.FOLDER):  # in which clips are replaced
     check_within(args.out, args.out / folder)
-  with clips.locked(args.out):
+  with contextlib.ExitStack() as stack:
+    for folder in (args.out, args.out / flow_store.FOLDER):
+      if folder == args.out or folder.is_dir():
+        stack.enter_context(locked(folder))
     _prepare(args, sources)
 
 
 def _prepare(args: argparse.Namespace, sources: dict[str, pathlib.Path]) -> None:
-  for folder in (args.out, args.out / flow_store.FOLDER):
-    files.remove_left(folder)
   finished = _read_finished(args.out)
   names = ("halve", "subframes", "shutter", "stride", "shake", "gamma", "scale", "frames")
   settings = {name: getattr(args, name) for name in names}

@@ -17,7 +17,6 @@ import cv2
 import numpy as np
 import tqdm
 
-from data_prep import clips
 from fmanet_jax import evaluate, inference
 from vsr_jax import errors, files, video
 from vsr_jax.errors import UserError
@@ -50,7 +49,7 @@ def main() -> None:
       "or name other weights with --checkpoint"
     )
   restorer = inference.Restorer(*inference.load(args.checkpoint))
-  clips.make_folder(args.out)
+  files.make_folder(args.out)
   files.remove_left(args.out)
   report = evaluate.Report(
     "FMA-Net", {"data": CLIP.name, "checkpoint": args.checkpoint, "left_out_at_each_end": 0}

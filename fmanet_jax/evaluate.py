@@ -91,7 +91,7 @@ def main() -> None:
     "dtype": model and args.dtype,
     "left_out_at_each_end": margin,
   }
-  clips.make_folder(args.out)
+  files.make_folder(args.out)
   files.remove_left(args.out)
   report = Report(method, setting, skipped=skipped)
   evaluate(chosen, outputs_of, margin, report, functools.partial(write, args.out))
@@ -358,7 +358,7 @@ def _check_scale(chosen: Sequence[Clip], scale: int) -> None:
 def _prepare_saving(args: argparse.Namespace, chosen: Sequence[Clip]) -> None:
   if args.save_frames.resolve().is_relative_to(args.data.resolve()):
     raise UserError(f"{args.save_frames}: lies within the data; save the frames elsewhere")
-  clips.make_folder(args.save_frames)
+  files.make_folder(args.save_frames)
   for clip in chosen:
     video.check_output(_saved_clip(args.save_frames, clip))
 

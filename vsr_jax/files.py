@@ -17,6 +17,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 
+from vsr_jax.errors import UserError
 from vsr_jax.processes import Process
 
 # Orbax writes beside the name that it is given, and appends its own word to it.
@@ -99,6 +100,21 @@ def remove_left(
       f"{os.path.join(folder, removed[0])}{more}: removed, a run that was killed had left it",
       stacklevel=2,
     )
+
+
+def make_folder(path: pathlib.Path) -> None:
+  """Makes a folder with its parents.
+
+  Raises:
+    UserError: it cannot be made or something else has its name.
+    OSError: the disk is full.
+  """
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+  except OSError as e:
+    if e.errno == errno.ENOSPC:
+      raise
+    raise UserError(f"{path}: cannot make this folder ({e.strerror}); name another one") from e
 
 
 def write_whole(path: pathlib.Path, content: str | bytes) -> None:

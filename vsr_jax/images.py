@@ -21,7 +21,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".webp")
 # Of a picture or a video's frame unless the caller raises it: 8192x8192, two frames of 8K. Decoding
 # takes up to 10 bytes a pixel, so 0.7 GB.
 MAX_PIXELS = 2**26
-_MOST_PIXELS = 2**30  # that OpenCV decodes
+MOST_PIXELS = 2**30  # that OpenCV decodes
 _MAX_BYTES_A_PIXEL = 8  # of a file: four uncompressed channels of 16 bits
 _MAX_EXTRA_BYTES = 2**24  # of a file: profiles, thumbnails, notes
 
@@ -34,7 +34,7 @@ def check_pixels(
   """Raises `UserError` for a picture of more than `max_pixels` (`pixels`: instead of h x w)."""
   pixels = height * width if pixels is None else pixels
   if pixels > max_pixels:
-    option = f", or raise the limit: --max-pixels {pixels}" if pixels <= _MOST_PIXELS else ""
+    option = f", or raise the limit: --max-pixels {pixels}" if pixels <= MOST_PIXELS else ""
     raise UserError(
       f"{name}: {width}x{height} are {pixels / 1e6:,.1f} megapixels, more than the limit of "
       f"{max_pixels / 1e6:,.1f}; make it smaller{option}"

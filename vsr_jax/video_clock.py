@@ -17,11 +17,9 @@ import av
 from av.format import Flags
 from av.stream import Disposition
 
-# A step forward that is a jump of the clock, in seconds: FFmpeg's `dts_delta_threshold`. Only in
-# containers that may hold such jumps; elsewhere a step of any length is a pause.
-_FORWARD = 10
-# Steps back that are none yet: of the damaged, and of containers that tell no decoding times.
-_BACK, _BACK_ELSEWHERE = Fraction(1, 10), 1
+# A step of the decoding time that is a jump of the clock, in seconds: FFmpeg's
+# `dts_delta_threshold` forward, and what it allows for damage backward.
+_FORWARD, _BACK = 10, Fraction(1, 10)
 # How far behind a jump, in seconds and in packets, to look for the other streams' first ones.
 _INTERLEAVED, _LOOK_AHEAD = 2, 2000
 _SPANS = 16  # to remember; there is one for each jump
@@ -30,9 +28,11 @@ _SPANS = 16  # to remember; there is one for each jump
 def bridged(container: av.container.InputContainer) -> Iterator[av.Packet]:
   """Demuxes a file from its beginning and makes one continuous clock of its packets' times.
 
-  Where the clock jumps back, or in a transport stream more than 10 seconds forward, what follows is
-  shifted, by the same offset in every stream, so that its first packet shown begins where all that
-  came before has ended. A pause in one stream, which the others go on through, is no jump.
+  Where the clock jumps back, or more than 10 seconds forward, what follows is shifted, by the same
+  offset in every stream, so that its first packet shown begins where all that came before has
+  ended. A pause in one stream, which the others go on through, is no jump. Containers whose clock
+  cannot jump by FFmpeg's word (all but MPEG's transport and program streams and Ogg) pass as they
+  are: there any step is a pause, and of Matroska the decoding times are guessed.
 
   The packets of all streams pass and decide, whichever of them the caller wants, so that two passes
   over a file agree: take all from here and skip those of other streams. In two passes,
@@ -51,7 +51,10 @@ def bridged(container: av.container.InputContainer) -> Iterator[av.Packet]:
   Raises:
     av.error.FFmpegError: the file cannot be read further; what was read before came out.
   """
-  clock = _Clock(bool(container.format.flags & Flags.ts_discont.value))
+  if not container.format.flags & Flags.ts_discont.value:
+    yield from container.demux()
+    return
+  clock = _Clock()
   waiting: collections.deque[tuple[av.Packet, _Span | None]] = collections.deque()
   error = None
   packets = container.demux()
@@ -102,9 +105,7 @@ class _Track:
 class _Clock:
   """Tells which span a packet belongs to, and what the spans' offsets are."""
 
-  def __init__(self, jumps_forward: bool):
-    self._forward = _FORWARD if jumps_forward else None
-    self._back = _BACK if jumps_forward else _BACK_ELSEWHERE
+  def __init__(self):
     self._recent: collections.deque[_Span] = collections.deque(maxlen=_SPANS)
     self._unsettled: list[_Span] = []
     self._end: Fraction | None = None  # of all that is settled, on the common clock
@@ -139,11 +140,14 @@ class _Clock:
       shown = time
     stream = packet.stream
     track = self._tracks.get(stream.index)
+    if packet.dts is None and track:  # pictures are not in the order shown
+      return track.span
     if not self._decides(stream):
       return min(reversed(self._recent), key=lambda span: span.distance(time), default=None)
-    span = self._find(track, time) if track else self._find_first(time)
+    span = self._find(track, time) if track else self._find_first(time, stream.type)
     if span is None:
       span = _Span(self._recent[-1].number + 1 if self._recent else 0, shown)
+      span.first = span.last = time
       self._recent.append(span)
       self._unsettled.append(span)
     self._tracks[stream.index] = _Track(span, time, time + duration)
@@ -166,27 +170,30 @@ class _Clock:
     end = span.offset + span.end
     self._end = end if self._end is None else max(self._end, end)
 
-  def _find_first(self, time: Fraction) -> _Span | None:
+  def _find_first(self, time: Fraction, kind: str) -> _Span | None:
     """The span that a stream's first time is in, None if that is a new one."""
-    newest = self._recent[-1] if self._recent else None
-    near = newest and abs(time - newest.last) <= _FORWARD  # streams are interleaved, roughly
-    return newest if near or (newest and self._forward is None) else None
+    # Streams are interleaved, roughly; but a picture that stands for minutes may come late.
+    for span in reversed(self._recent):
+      near = abs(time - span.last) if kind == "audio" else span.distance(time)
+      if near <= _FORWARD:
+        return span
+    return None
 
   def _find(self, track: _Track, time: Fraction) -> _Span | None:
     """The span that a stream's next time is in, None if that is a new one."""
     step = max(track.last - time, time - track.end, Fraction(0))
-    if step <= self._back:
+    if step <= _BACK:
       return track.span
     # Another stream may have passed the jump before: the nearest one behind it is followed.
     for span in self._recent:
       if span.number > track.span.number and span.distance(time) < step:
         return span
     forward = time - max(track.end, track.span.last)
-    if time > track.last and (self._forward is None or forward <= self._forward):
+    if time > track.last and forward <= _FORWARD:
       return track.span
     # A single time may be damaged: the others are still where this stream came from.
     for other in self._tracks.values():
-      if other.span is not track.span and other.span.distance(time) <= self._back:
+      if other.span is not track.span and other.span.distance(time) <= _BACK:
         return other.span
     return None
 

@@ -13,11 +13,11 @@ import av
 import numpy as np
 
 from vsr_jax.errors import UserError
+from vsr_jax.image_headers import read_header
+from vsr_jax.images import MAX_PIXELS, check_header, check_pixels
 from vsr_jax.video_clock import bridged
-from vsr_jax.video_filters import RgbConverter, deinterlaced, scale_graph
+from vsr_jax.video_filters import RgbConverter, deinterlaced
 from vsr_jax.video_open import is_cut, open_container, picture_streams
-
-__all__ = ["VideoFile", "VideoInfo", "open_container", "scale_graph"]
 
 # Rate of clips that do not tell one (FFmpeg's own choice for raw streams and image folders).
 DEFAULT_RATE = Fraction(25)
@@ -70,31 +70,40 @@ class VideoFile:
 
   Attributes:
     info: the clip's `VideoInfo`, known from the start.
+    names: None, always: frames have none.
     warning: None, or one line that tells why frames are missing once `frames` has ended.
     end: seconds after the first frame, when the last one's duration ends; None until `frames` has
       ended and where the file does not tell.
   """
 
+  names = None
+
   def __init__(
-    self, path: str, strict: bool = False, *, copy: str | None = None, deinterlace: bool = False
+    self,
+    path: str,
+    *,
+    copy: str | None = None,
+    deinterlace: bool = False,
+    max_pixels: int = MAX_PIXELS,
   ):
     """Opens the file and decodes its first frame.
 
     Args:
       path: the file.
-      strict: let the decoder check more than it does to show a damaged picture as well as it can.
       copy: where the file's content is, if not in a regular file at `path`.
       deinterlace: make whole pictures of fields.
+      max_pixels: of a frame.
 
     Raises:
-      UserError: the file is no video, or has no frame that can be decoded.
+      UserError: the file is no video, or has no frame that can be decoded, or larger ones.
     """
     self.warning: str | None = None
     self.end: Fraction | None = None
     self._damaged = False
     self._packets_end: Fraction | None = None  # of the pictures
     try:
-      self._container = open_container(copy or path)
+      _check_picture(copy or path, path, max_pixels)
+      self._container = open_container(copy or path, path, max_pixels)
     except (av.error.FFmpegError, ValueError) as e:
       raise UserError(
         f"{path}: not a readable video; give a video file (mp4, mkv, mov, avi, webm, ...) or a"
@@ -103,14 +112,18 @@ class VideoFile:
     try:
       self._format = self._container.format.name
       self._stream = _video_stream(self._container, path)
-      if strict:
-        self._stream.codec_context.options = {"err_detect": "crccheck+bitstream+buffer+explode"}
+      coder = self._stream.codec_context
+      check_pixels(coder.height, coder.width, path, max_pixels)
+      # And where the size changes, or only the stream itself tells it.
+      coder.options = {"max_pixels": str(max_pixels)}
       self._good = self._good_frames()
       if deinterlace:
         self._good = deinterlaced(self._good)
       first = next(self._good, None)
       if first is None:
-        raise UserError(f"{path}: no frame can be decoded; the file is damaged, replace it")
+        larger = f" or of more than {max_pixels / 1e6:.1f} megapixels (--max-pixels)"
+        why = "damaged" if coder.width else "damaged" + larger
+        raise UserError(f"{path}: no frame can be decoded; the file is {why}, replace it")
       self._first = first
       self._orientation = _orientation(first)
       self.info = self._make_info(path, copy, first)
@@ -281,6 +294,14 @@ class VideoFile:
     return end + (self._stream.start_time or 0) * tick if counts_from_start else end
 
 
+def _check_picture(file: str, path: str, max_pixels: int) -> None:
+  """Raises `UserError` for a picture, such as a GIF, of more pixels; FFmpeg tells it late."""
+  with open(file, "rb") as f:
+    header = read_header(f.read(2**20))
+  if header is not None:
+    check_header(header, path, max_pixels)
+
+
 def _video_stream(container: av.container.InputContainer, path: str) -> av.VideoStream:
   streams = picture_streams(container)
   if not streams:
@@ -301,10 +322,12 @@ def _seconds(microseconds: int | None) -> Fraction | None:
 
 def _frame_rate(stream: av.VideoStream, has_times: bool) -> Fraction:
   # Of a raw stream the guess knows the codec's own rate; where there are times the mean is right.
-  rates = [stream.average_rate, stream.guessed_rate, stream.base_rate]
-  for rate in rates if has_times else rates[1:]:
-    if rate and 0 < rate.numerator <= 1000 * rate.denominator:
-      return _fraction(rate)
+  mean, *guesses = map(_fraction, (stream.average_rate, stream.guessed_rate, stream.base_rate))
+  if has_times and mean and 0 < mean <= 1000:
+    return mean
+  for rate in guesses:
+    if rate and 0 < rate < 1000:  # 1000 is the unit of the times
+      return rate
   return DEFAULT_RATE
 
 

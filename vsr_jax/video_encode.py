@@ -10,7 +10,9 @@ from fractions import Fraction
 import av
 import numpy as np
 
-from vsr_jax.video_decode import VideoInfo, open_container, scale_graph
+from vsr_jax.video_decode import VideoInfo
+from vsr_jax.video_filters import scale_graph
+from vsr_jax.video_open import open_container
 
 CONTAINERS = {".mp4": "mp4", ".mkv": "matroska", ".mov": "mov"}
 

@@ -9,6 +9,8 @@ import av
 import numpy as np
 from av.filter import Graph
 
+from vsr_jax.images import from_16_bits
+
 # AVColorSpace -> the scale filter's name. Unlisted: unspecified, RGB (which needs none).
 _MATRICES = {
   1: "bt709",
@@ -66,12 +68,17 @@ class RgbConverter:
     matrix = _MATRICES.get(int(frame.colorspace), default)
     name = frame.format.name
     full = int(frame.color_range) == _FULL_RANGE
+    parts = frame.format.components
+    # Of these the filter makes v / 256, which is half a level too bright.
+    is_deep = parts[0].bits > 8 and (frame.format.is_rgb or len(parts) < 3)
     if self._key != (name, matrix, full):
       colors = f"in_color_matrix={matrix}:in_range={'full' if full else 'limited'}:out_range=full"
-      self._graph = scale_graph(frame.width, frame.height, name, "rgb24", colors)
+      target = "rgb48le" if is_deep else "rgb24"
+      self._graph = scale_graph(frame.width, frame.height, name, target, colors)
       self._key = name, matrix, full
     self._graph.push(frame)
-    return self._graph.pull().to_ndarray()
+    image = self._graph.pull().to_ndarray()
+    return from_16_bits(image) if is_deep else image
 
 
 def deinterlaced(frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:

@@ -9,6 +9,7 @@ import av
 from av.stream import Disposition
 
 from vsr_jax.errors import UserError
+from vsr_jax.images import MAX_PIXELS
 
 # Containers that FFmpeg may open, by the names of its demuxers. All of them hold their pictures
 # themselves. Missing on purpose are those that open other files or addresses, which a file from
@@ -37,11 +38,15 @@ _OPTIONS = {
 }
 
 
-def open_container(path: str) -> av.container.InputContainer:
+def open_container(
+  path: str, name: str | None = None, max_pixels: int = MAX_PIXELS
+) -> av.container.InputContainer:
   """Opens a local file for demuxing, and no other one: not what a playlist names, no pipe.
 
   Args:
     path: a regular file.
+    name: what errors call it, `path` if None.
+    max_pixels: of a frame that is decoded to know the streams.
 
   Returns:
     The file, its streams known.
@@ -51,17 +56,18 @@ def open_container(path: str) -> av.container.InputContainer:
     av.error.FFmpegError, ValueError: it cannot be read.
   """
   if not stat.S_ISREG(os.stat(path).st_mode):  # reading another may wait for ever, deaf to signals
-    raise UserError(f"{path}: is not a regular file; copy its content into one first")
+    raise UserError(f"{name or path}: is not a regular file; copy its content into one first")
   url = "file:" + path  # so that a colon in the name is not read as a protocol
+  options = _OPTIONS | {"max_pixels": str(max_pixels)}
   try:
     try:
-      return av.open(url, options=_OPTIONS)
+      return av.open(url, options=options)
     except UnicodeDecodeError:  # a tag that is not UTF-8; PyAV >= 19 reads it as it is
-      return av.open(url, options=_OPTIONS, metadata_errors="replace")
+      return av.open(url, options=options, metadata_errors="replace")
   except av.error.ArgumentError as e:  # what FFmpeg says of a container that is not listed
     raise UserError(
-      f"{path}: is of a kind that is not read (a playlist and other lists of files never are); "
-      "give the video file itself (mp4, mkv, mov, avi, webm, ...)"
+      f"{name or path}: is of a kind that is not read (playlists and other lists of files never "
+      "are); give the video file itself (mp4, mkv, mov, avi, webm, ...)"
     ) from e
 
 

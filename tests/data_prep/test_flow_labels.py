@@ -15,6 +15,7 @@ from tests.data_prep.helpers import texture, write_clip_set
 from vsr_jax import files
 from vsr_jax.errors import UserError
 from vsr_jax.flow import raft
+from vsr_jax.locks import locked
 
 
 @pytest.fixture
@@ -177,7 +178,7 @@ def test_the_command_labels_what_is_missing(clip_set, monkeypatch, capsys):
 
 
 def test_two_runs_do_not_share_a_folder(clip_set, monkeypatch):
-  with clips.locked(clip_set / flow_store.FOLDER), pytest.raises(UserError, match="another run"):
+  with locked(clip_set / flow_store.FOLDER), pytest.raises(UserError, match="another run"):
     run(monkeypatch, clip_set, "--weights", "some.pth")
 
 

@@ -20,6 +20,7 @@ from data_prep import clips, degrade, prepare
 from tests.data_prep.helpers import texture, write_flow, write_png
 from vsr_jax import video
 from vsr_jax.errors import UserError
+from vsr_jax.locks import locked
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -131,7 +132,7 @@ def test_a_full_disk_ends_the_run_and_leaves_no_part(inputs, tmp_path, monkeypat
 
 
 def test_two_runs_do_not_share_a_folder(inputs, tmp_path, monkeypatch):
-  with clips.locked(tmp_path), pytest.raises(UserError, match="another run is writing"):
+  with locked(tmp_path), pytest.raises(UserError, match="another run is writing"):
     run(monkeypatch, inputs / "steady", "--out", tmp_path)
 
 

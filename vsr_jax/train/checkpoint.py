@@ -76,6 +76,22 @@ def _data(value: Any = None) -> _Json:
   return _Json(f"process_{jax.process_index()}.json", value)
 
 
+def make_folder(workdir: str | pathlib.Path) -> pathlib.Path:
+  """Makes a run's folder, if it is missing, and gives that of its checkpoints.
+
+  Raises:
+    UserError: it cannot be made or written.
+  """
+  folder = pathlib.Path(workdir).absolute() / "checkpoints"
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as e:
+    raise UserError(f"{workdir}: cannot be made or used as a run's folder: {e.strerror}") from e
+  if not os.access(folder, os.W_OK):
+    raise UserError(f"{folder}: cannot be written; choose another workdir")
+  return folder
+
+
 class Checkpoints:
   """The checkpoints of one run; a context manager that waits for the last one to be written."""
 
@@ -90,14 +106,8 @@ class Checkpoints:
     Raises:
       UserError: the folder cannot be made or written.
     """
-    self.folder = pathlib.Path(workdir).absolute() / "checkpoints"
+    self.folder = make_folder(workdir)
     self._saving = None
-    try:
-      self.folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-      raise UserError(f"{workdir}: cannot be made or used as a run's folder: {e.strerror}") from e
-    if not os.access(self.folder, os.W_OK):
-      raise UserError(f"{self.folder}: cannot be written; choose another workdir")
     policies = ocp.training.preservation_policies
     rules = [policies.LatestN(keep)]
     if best is not None:
