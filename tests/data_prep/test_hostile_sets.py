@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from data_prep import clips, flow_store, prepare, record_files
+from tests.data_prep.built import mutants
 from tests.data_prep.helpers import write_clip_set, write_flow
 from vsr_jax.errors import UserError
 
@@ -146,6 +147,19 @@ def test_a_frame_without_size_is_damaged(labelled, caplog, size):
   with pytest.raises(UserError, match="no usable clip"):
     clips.find_clips(labelled)
   assert "00000000.png " in caplog.text
+
+
+def test_a_frame_that_became_damaged_is_told_in_one_line(labelled, capfd):
+  (clip,) = clips.find_clips(labelled)
+  data = clip.blurry[1].read_bytes()
+  for damaged in mutants(data[:-12], 20):
+    clip.blurry[1].write_bytes(damaged + data[-12:])
+    with pytest.raises(UserError, match=r"00000001\.png: cannot be decoded"):
+      clips.read_frame(clip.blurry[1], clip.size)
+  assert capfd.readouterr().err == ""
+  clip.blurry[1].write_bytes(clip.sharp[1].read_bytes())
+  with pytest.raises(UserError, match=r"00000001\.png: has 128x96 pixels, not the 32x24 of its"):
+    clips.read_frame(clip.blurry[1], clip.size)
 
 
 def read_all(root):
