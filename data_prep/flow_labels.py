@@ -153,7 +153,7 @@ def _find_in_records(
 
 
 def _read_file(clip: clips.Clip, frame: int) -> np.ndarray:
-  return clips.read_frame(clip.sharp_lr[frame])
+  return clips.read_frame(clip.sharp_lr[frame], clip.size)
 
 
 @functools.lru_cache(maxsize=1)
@@ -162,7 +162,12 @@ def _open_record(source: records.Records, clip: int) -> Sequence[bytes]:
 
 
 def _read_record(source: records.Records, clip: int, frame: int) -> np.ndarray:
-  return records.decode(_open_record(source, clip)[frame])
+  name = source.clips[clip]["name"]
+  label = f"{source.folder}: clip {name}, frame {frame} of {clips.SHARP_BICUBIC}"
+  image = records.decode(_open_record(source, clip)[frame], label)
+  if image.shape[:2] != tuple(source.clips[clip]["sizes"][clips.SHARP_BICUBIC]):
+    raise UserError(f"{label}: of another size than its clip; build the data set again")
+  return image
 
 
 def convert_released(

@@ -27,6 +27,7 @@ from vsr_jax.errors import UserError
 from vsr_jax.faces import detector, tracks
 from vsr_jax.faces.detections import Detections
 from vsr_jax.files import write_whole
+from vsr_jax.guards import is_name
 from vsr_jax.images import decode_image
 from vsr_jax.locks import locked
 
@@ -62,7 +63,7 @@ def _write_all(
     try:
       if not file.is_file():
         write_whole(file, make_text(source, detect, args.sigma))
-      lengths[source.name] = len(meta_info.parse_clip(file.read_text(), file).landmarks)
+      lengths[source.name] = len(meta_info.read_clip(file).landmarks)
     except UserError as e:
       skipped[source.name] = str(e)
   for name, reason in skipped.items():
@@ -102,6 +103,8 @@ def find_clips(inputs: Sequence[pathlib.Path]) -> list[Source]:
       if source.name in found:
         other = found[source.name].path
         raise UserError(f"{source.path}: named like {other}; clips need unique names")
+      if not is_name(f"{source.name}.txt"):
+        raise UserError(f"{source.path}: its name cannot be that of a text file; rename it")
       if source.frames and not all(name.startswith("0") for name in source.frames):
         raise UserError(
           f"{source.path}: has a frame whose name does not begin with 0; name them 00000000.png "
@@ -128,7 +131,7 @@ def _clips_of(path: pathlib.Path) -> Iterator[Source]:
     yield Source(path.name, path, tuple(names))
     return
   for entry in sorted(path.iterdir()):
-    if entry.is_dir() or entry.suffix == ".zip":
+    if (entry.is_dir() or entry.suffix == ".zip") and not sources.leads_up(str(path), entry.name):
       yield from _clips_of(entry)
 
 

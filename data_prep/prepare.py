@@ -29,6 +29,7 @@ import tqdm
 from data_prep import clips, degrade, flow_store
 from vsr_jax import command, errors, files, video
 from vsr_jax.errors import UserError
+from vsr_jax.guards import check_within, remove_within
 from vsr_jax.images import encode_image
 from vsr_jax.locks import locked
 
@@ -43,6 +44,8 @@ def main() -> None:
   """Runs the command; see the module's docstring and `--help`."""
   args = _parse()
   sources = _named_sources(args)
+  for folder in (*clips.STREAMS, flow_store.FOLDER):  # in which clips are replaced
+    check_within(args.out, args.out / folder)
   with contextlib.ExitStack() as stack:
     for folder in (args.out, args.out / flow_store.FOLDER):
       if folder == args.out or folder.is_dir():
@@ -51,7 +54,7 @@ def main() -> None:
 
 
 def _prepare(args: argparse.Namespace, sources: dict[str, pathlib.Path]) -> None:
-  finished = clips.read_index(args.out) if (args.out / clips.INDEX).exists() else []
+  finished = _read_finished(args.out)
   names = ("halve", "subframes", "shutter", "stride", "shake", "gamma", "scale", "frames")
   settings = {name: getattr(args, name) for name in names}
   origins = [
@@ -73,6 +76,14 @@ def _prepare(args: argparse.Namespace, sources: dict[str, pathlib.Path]) -> None
       print(f"incomplete {entry['name']}: {entry['warning']}")
   if not finished:
     raise UserError(f"{args.out}: no clip could be made; the reasons are above")
+
+
+def _read_finished(out: pathlib.Path) -> list[dict]:
+  """Entries of the clips that are there, all of which tell where they come from."""
+  finished = clips.read_index(out) if (out / clips.INDEX).exists() else []
+  if strange := [entry["name"] for entry in finished if "origin" not in entry]:
+    raise UserError(f"{out}: clip {strange[0]} has no origin in its index; use another --out")
+  return finished
 
 
 def _check_origin(out: pathlib.Path, clip: str, new: dict, old: dict) -> None:
@@ -198,7 +209,7 @@ def _commit(
   for entry in entries:
     for stream in clips.STREAMS:
       target = out / stream / entry["name"]
-      shutil.rmtree(target, ignore_errors=True)
+      remove_within(out, target)
       target.parent.mkdir(exist_ok=True)
       os.replace(beside / entry["name"] / stream, target)
     flow_store.drop_labels(out / flow_store.FOLDER, entry["name"])

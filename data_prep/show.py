@@ -83,7 +83,7 @@ def print_clip(clip: records.Clip) -> None:
   for stream, frames in clip.frames.items():
     if frames:
       data = [frames[i] for i in _columns(clip)]
-      images = np.stack([records.decode(one) for one in data])
+      images = _decode(clip, stream)
       print(
         f"  {stream}: {statistics.fmean(map(len, data)) / 1e3:.1f} kB a frame, "
         f"grey level {images.mean():.1f} +- {images.std():.1f}"
@@ -99,16 +99,24 @@ def _columns(clip: records.Clip) -> list[int]:
   return np.linspace(0, clip.num_frames - 1, COLUMNS).round().astype(int).tolist()
 
 
+def _decode(clip: records.Clip, stream: str) -> np.ndarray:
+  """The frames shown: uint8 [n h w 3]."""
+  frames = clip.frames[stream]
+  label = f"clip {clip.name}, a frame of {stream}"
+  images = [records.decode(frames[i], label) for i in _columns(clip)]
+  if len({image.shape for image in images}) > 1:
+    raise UserError(f"{label}: of another size than the others; build the data set again")
+  return np.stack(images)
+
+
 def _rows(clip: records.Clip) -> np.ndarray:
   title = np.zeros((TITLE, COLUMNS * (WIDTH + MARGIN), 3), np.uint8)
   rate = f"{clip.fps:g} frames a second" if clip.fps else "rate unknown"
   _write(title, f"{clip.name}: {clip.num_frames} frames, {rate}")
   rows, columns = [title], _columns(clip)
-  images = {
-    stream: [records.decode(frames[i]) for i in columns]
-    for stream, frames in clip.frames.items()
-    if frames
-  }
+  images = {stream: _decode(clip, stream) for stream, frames in clip.frames.items() if frames}
+  if not images:
+    raise UserError(f"clip {clip.name} has no frames; build the data set again")
   full = max(image[0].shape[1] for image in images.values())  # landmarks' pixels are this stream's
   for stream, row in images.items():
     points = [clip.landmarks[i] * (WIDTH / full) if len(clip.landmarks) else () for i in columns]

@@ -158,7 +158,7 @@ def score_clip(
   for number, output in outputs:
     if number not in span:
       continue
-    truth = clips.read_frame(clip.sharp[number])
+    truth = clips.read_frame(clip.sharp[number], clip.sharp_size)
     if output.shape != truth.shape:
       h, w = output.shape[:2]
       raise UserError(
@@ -167,7 +167,7 @@ def score_clip(
       )
     if previous is not None:
       truth_motion = motion(previous, truth)  # once for both: it takes longest
-    enlarged = resize_bicubic(clips.read_frame(clip.blurry[number]), clip.scale)
+    enlarged = resize_bicubic(clips.read_frame(clip.blurry[number], clip.size), clip.scale)
     bicubic.add(truth, enlarged, truth_motion)
     restored.add(truth, output, truth_motion)
     previous = truth
@@ -183,7 +183,7 @@ def restored(restorer: inference.Restorer, folder: pathlib.Path | None, clip: Cl
       size = clip.height * clip.scale, clip.width * clip.scale
       path = _saved_clip(folder, clip)
       writer = stack.enter_context(video.open_writer(path, *size, SAVED_RATE))
-    frames = (clips.read_frame(path) for path in clip.blurry)
+    frames = (clips.read_frame(path, clip.size) for path in clip.blurry)
     tile = inference.fitting_tile(restorer, clip.height, clip.width)
     if tile:
       tqdm.tqdm.write(f"note: {clip.name} does not fit whole, restored by tiles of {tile} pixels")

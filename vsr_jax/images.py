@@ -85,7 +85,7 @@ def decode_image(
       (animations and pages), numbers that are no levels, or a TIFF's transparency.
   """
   header = read_header(data)
-  if header is None or header.kind == "GIF":
+  if header is None or header.kind == "GIF" or damage(data):  # of which libpng would print a line
     raise UserError(f"{name}: {damaged}")
   check_header(header, name, max_pixels)
   if header.pictures > 1:
@@ -127,8 +127,6 @@ def read_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> np.ndar
       data = f.read()
   except OSError as e:
     raise UserError(f"{path}: cannot be read ({e.strerror}); check its permissions") from e
-  if damage(data):
-    raise UserError(f"{path}: {_DAMAGED}")
   return decode_image(data, path, max_pixels)
 
 

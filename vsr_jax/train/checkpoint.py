@@ -26,13 +26,22 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from vsr_jax import files
+from vsr_jax import files, json_files
 from vsr_jax.errors import UserError
 from vsr_jax.train.state import TrainState
-from vsr_jax.train.trees import differences, table
+from vsr_jax.train.trees import check_table, differences, table
 
 _ARRAYS = ("params", "ema", "opt_state")
 _REMEDY = "delete it to fall back to the checkpoint before it, or copy or make it again"
+_META = json_files.fields(
+  {"arrays": json_files.fields({"params": check_table}, dict.fromkeys(_ARRAYS, check_table))},
+  {
+    "step": json_files.integer(0, 2**31 - 1),
+    "processes": json_files.integer(1, 10**6),
+    "stage": json_files.optional(json_files.text),
+  },
+  more=True,
+)
 
 
 class _Json:
@@ -42,7 +51,8 @@ class _Json:
     self.file, self.value, self.write = file, value, write
 
   async def save(self, directory):
-    text = json.dumps(self.value, indent=1)  # Now: the value may change while Orbax writes.
+    # Now: the value may change while Orbax writes.
+    text = json.dumps(self.value, indent=1, allow_nan=False)
 
     async def write():
       folder = await directory.await_creation()
@@ -53,7 +63,7 @@ class _Json:
 
   async def load(self, directory):
     async def read():
-      self.value = json.loads((directory / self.file).read_text())
+      self.value = json_files.read(directory / self.file, json_files.anything)
 
     return read()
 
@@ -188,9 +198,9 @@ class Checkpoints:
         raise UserError(
           f"{folder}: its {item} do not fit this stage and model: {wrong}; use another workdir"
         )
-    if meta["processes"] != jax.process_count():
+    if meta.get("processes") != jax.process_count():
       raise UserError(
-        f"{folder}: written by {meta['processes']} processes; go on with as many,"
+        f"{folder}: written by {meta.get('processes')} processes; go on with as many,"
         " or start another run from its params"
       )
     items = _load(folder, wanted | {"data": _data()})
@@ -225,11 +235,9 @@ def read_meta(path: str | pathlib.Path) -> dict[str, Any]:
   """
   folder = find_checkpoint(path)
   try:
-    meta = json.loads((folder / "meta" / "meta.json").read_text())
-    meta["arrays"]["params"]
-  except (OSError, ValueError, TypeError, KeyError) as e:
+    return json_files.read(folder / "meta" / "meta.json", _META)
+  except (OSError, json_files.BadJson) as e:
     raise UserError(f"{folder}: damaged, its meta cannot be read; {_REMEDY}") from e
-  return meta
 
 
 def restore_params(

@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from vsr_jax.errors import Terminated, UserError
+from vsr_jax.json_files import BadJson
 from vsr_jax.locks import locked
 from vsr_jax.train.checkpoint import Checkpoints, make_folder, read_meta
 from vsr_jax.train.mesh import make_mesh, place_batch, replicated
@@ -24,7 +25,7 @@ from vsr_jax.train.report import Evaluate, Report
 from vsr_jax.train.stage import Params, Stage
 from vsr_jax.train.state import TrainState, abstract_state, init_state
 from vsr_jax.train.step import TrainStep, jit_train_step, make_train_step
-from vsr_jax.train.summaries import Recorder
+from vsr_jax.train.summaries import MEMORY, Recorder
 
 
 class Batches(Protocol):
@@ -71,6 +72,10 @@ def fit(
     UserError: a batch, checkpoint or workdir that cannot be used, or a step that is not finite.
     Terminated, KeyboardInterrupt: SIGTERM or Ctrl-C came; the step it met is done and saved.
   """
+  try:
+    json.dumps(meta, allow_nan=False)  # as every checkpoint will keep it
+  except ValueError as e:
+    raise UserError("a value of the config is not finite, which no checkpoint can keep") from e
   mesh = make_mesh() if mesh is None else mesh
   shapes = abstract_state(
     stage, init_params, mesh, ema=ema_decay is not None, fsdp_min_size=fsdp_min_size
@@ -140,6 +145,10 @@ def _start(
       f"{folder}: of other training data or another batch size; use those again, or a new workdir "
       "with init_from"
     ) from e
+  try:
+    MEMORY(meta.get("log"), "log")
+  except BadJson as e:
+    raise UserError(f"{folder}: damaged, {e}; delete it to fall back to the one before it") from e
   return state, meta["log"]
 
 

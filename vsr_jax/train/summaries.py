@@ -16,8 +16,13 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from vsr_jax import json_files
 from vsr_jax.files import write_whole
 from vsr_jax.images import encode_image
+from vsr_jax.json_files import fields, integer, mapping, number, text
+
+ROW = fields({"step": integer()}, more=True)  # of log.jsonl
+MEMORY = fields({"sums": mapping(text, number()), "count": integer(), "seconds": number(0)})
 
 
 class EventFile:
@@ -97,7 +102,7 @@ class Recorder:
 
   @property
   def memory(self) -> dict[str, Any]:
-    """JSON to be kept in the checkpoint."""
+    """JSON to be kept in the checkpoint, as `MEMORY` has it."""
     return {"sums": self._sums, "count": self._count, "seconds": self.seconds}
 
   def add(
@@ -159,7 +164,7 @@ def panel(columns: list[np.ndarray], rows: int = 4, gap: int = 2) -> np.ndarray:
 def _drop_rows_after(path: pathlib.Path, step: int) -> None:
   if not path.exists():
     return
-  rows = path.read_text().splitlines(keepends=True)
-  kept = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= step]
-  if kept != rows:
-    write_whole(path, "".join(kept))
+  rows = json_files.load_lines(path, ROW, remedy="remove that line or the file")
+  kept = b"".join(line for line, row in rows if row["step"] <= step)
+  if len(kept) != path.stat().st_size:
+    write_whole(path, kept)

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import re
 from typing import Any
 
 import jax
+
+from vsr_jax.json_files import BadJson, mapping, text
+
+_SPEC = re.compile(r"(?:bool|bfloat16|u?int\d{1,2}|float\d{1,2})\[((?:\d{1,12}(?:,\d{1,12})*)?)\]")
+_LARGEST = 2**33  # numbers in an array
 
 
 def table(tree: Any) -> dict[str, str]:
@@ -16,6 +23,17 @@ def table(tree: Any) -> dict[str, str]:
     )
     for path, x in leaves
   }
+
+
+def check_table(value: Any, where: str) -> None:
+  """The schema (see `json_files`) of a table: paths that make a tree, dtypes and shapes."""
+  mapping(text, text)(value, where)
+  for name, spec in value.items():
+    found = _SPEC.fullmatch(spec)
+    if not found or math.prod(int(n) for n in found[1].split(",") if n) > _LARGEST:
+      raise BadJson(f"{where}: {name[:80]!r} has no dtype and shape, or one too large")
+    if any(name[:i] in value for i, character in enumerate(name) if character == "/"):
+      raise BadJson(f"{where}: {name[:80]!r} lies within another array")
 
 
 def differences(want: dict[str, str], got: dict[str, str], first: int = 3) -> str:
