@@ -22,9 +22,10 @@ from fmanet_jax.model import (
   FMANet,
   Params,
   encode_frames,
-  init_params,
+  param_shapes,
   restore_window,
 )
+from vsr_jax.architecture import from_entries
 from vsr_jax.errors import UserError
 from vsr_jax.inference import (
   compiler_options,
@@ -64,20 +65,23 @@ def load(
   enable_compilation_cache()
   return_freed_memory()
   checkpoint = DEMO_WEIGHTS if checkpoint is None else checkpoint
+  if not pathlib.Path(checkpoint).is_dir():
+    raise UserError(
+      f"{checkpoint}: no such folder; make it of the released weights with "
+      "`python -m fmanet_jax.convert model_D.pt model_R.pt DIR`, or give a run's"
+    )
   meta = read_meta(checkpoint)
   if meta.get("stage") == "degradation":
     raise UserError(
       f"{checkpoint}: of stage 1, which trains no restoration; give a run of the joint stage"
     )
-  try:
-    arch = Architecture(**meta["model"])
-  except (KeyError, TypeError):
-    raise UserError(
-      f"{checkpoint}: not a checkpoint of FMA-Net; give a run of fmanet_jax.train or the output "
-      "of fmanet_jax.convert"
-    ) from None
+  remedy = (
+    "not a checkpoint of FMA-Net; give a run of fmanet_jax.train or the output of "
+    "fmanet_jax.convert"
+  )
+  arch = from_entries(Architecture, meta.get("model"), str(checkpoint), remedy)
   model = FMANet(arch, jnp.dtype(dtype))
-  shapes = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
+  shapes = param_shapes(model)
   return model, restore_params(checkpoint, shapes)
 
 

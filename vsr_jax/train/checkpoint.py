@@ -14,24 +14,28 @@ import functools
 import gc
 import json
 import logging
+import math
 import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 from orbax.checkpoint import v1 as ocp
 
 from vsr_jax import files
 from vsr_jax.errors import UserError
 from vsr_jax.train.state import TrainState
 from vsr_jax.train.trees import differences, table
+from vsr_jax.weights import check_finite
 
 _ARRAYS = ("params", "ema", "opt_state")
+_COMPRESSION, _SMALL = 20, 2**28  # of weights that mean something; bytes that do no harm
 _REMEDY = "delete it to fall back to the checkpoint before it, or copy or make it again"
 
 
@@ -198,7 +202,9 @@ def find_checkpoint(path: str | pathlib.Path) -> pathlib.Path:
   """
   path = pathlib.Path(path).absolute()
   if not path.is_dir():
-    raise UserError(f"{path}: no such folder; give a run's folder or an exported checkpoint")
+    raise UserError(
+      f"{path}: no such folder; give a run's folder, or what a convert command has written"
+    )
   if (path / "meta").is_dir() or (path / "params").is_dir():
     return path
   steps = [p for p in (path / "checkpoints").glob("*") if p.name.isdecimal() and p.is_dir()]
@@ -237,7 +243,7 @@ def restore_params(
     Params by sub-network, on the default device, uncommitted.
 
   Raises:
-    UserError: missing, damaged, or not the params of that model.
+    UserError: missing, damaged, not the params of that model, or not finite.
   """
   folder = find_checkpoint(path)
   tables = read_meta(folder)["arrays"]
@@ -246,10 +252,12 @@ def restore_params(
     if wrong := differences(table(like), there):
       raise UserError(f"{folder}: not the weights of this model: {wrong}")
   items = ("params", "ema") if ema and "ema" in tables else ("params",)
+  _check_size(folder, [tables[item] for item in items])
   templates = {item: _template(tables[item]) for item in items}
   trees = _load(folder, templates)  # whole: Orbax reads no parts
   params = trees["params"] | trees.get("ema", {})
   wanted = params if like is None else like
+  check_finite(traverse_util.flatten_dict(params, sep="/"), str(folder))
   return jax.tree.map(jnp.asarray, {name: params[name] for name in params if name in wanted})
 
 
@@ -300,9 +308,28 @@ def _template(names: Mapping[str, str]) -> dict[str, Any]:
     branch = tree
     for key in path:
       branch = branch.setdefault(key, {})
-    dtype, shape = spec.rstrip("]").split("[")
-    branch[leaf] = np.empty([int(n) for n in shape.split(",") if n], jnp.dtype(dtype))
+    branch[leaf] = np.empty(*_shape_and_dtype(spec))
   return tree
+
+
+def _shape_and_dtype(spec: str) -> tuple[list[int], np.dtype]:
+  dtype, shape = spec.rstrip("]").split("[")
+  return [int(n) for n in shape.split(",") if n], jnp.dtype(dtype)
+
+
+def _check_size(folder: pathlib.Path, tables: Sequence[Mapping[str, str]]) -> None:
+  """Raises `UserError` for arrays beyond all that the files can hold, which Orbax would allocate.
+
+  What is constant is compressed to nothing, as are arrays whose files are missing: they read as 0.
+  """
+  specs = [_shape_and_dtype(spec) for names in tables for spec in names.values()]
+  claimed = sum(math.prod(shape) * dtype.itemsize for shape, dtype in specs)
+  stored = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+  if claimed > _SMALL + _COMPRESSION * stored:
+    raise UserError(
+      f"{folder}: damaged, its meta tells of {claimed:,} bytes of arrays in files of {stored:,}; "
+      f"{_REMEDY}"
+    )
 
 
 def _load(folder: pathlib.Path, items: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -29,3 +30,24 @@ def differences(want: dict[str, str], got: dict[str, str], first: int = 3) -> st
   ]
   more = f" and {len(lines) - first} more" if len(lines) > first else ""
   return "; ".join(lines[:first]) + more
+
+
+def repeat_blocks(template: Mapping[str, Any], counts: Mapping[str, int]) -> dict[str, Any]:
+  """A template of many like blocks from that of a few: to trace each of them takes seconds.
+
+  Args:
+    template: nested dicts of abstract leaves.
+    counts: the last block that there is, and how many there are to be: with {"block_1": 4}
+      "block_1" stands for "block_2" and "block_3" too, wherever it is.
+
+  Returns:
+    The template with all blocks.
+  """
+  whole = {}
+  for name, tree in template.items():
+    tree = repeat_blocks(tree, counts) if isinstance(tree, Mapping) else tree
+    whole[name] = tree
+    stem, _, first = name.rpartition("_")
+    if name in counts:
+      whole |= {f"{stem}_{i}": tree for i in range(int(first), counts[name])}
+  return whole
