@@ -26,7 +26,7 @@ from fmanet_jax.frma import (
 )
 from fmanet_jax.networks import NetD, NetR, kernel_passage
 from fmanet_jax.strips import by_strips
-from vsr_jax.architecture import check_fields
+from vsr_jax.architecture import check_fields, wrong
 from vsr_jax.devices import parts_of
 from vsr_jax.errors import UserError
 from vsr_jax.resize import resize_bilinear
@@ -97,7 +97,7 @@ class Architecture:
         f"model.ffn_expansion = {self.ffn_expansion}: leaves no channel of model.dim = {self.dim}"
       )
     if self.scale not in (1, 2, 3, 4):
-      raise UserError(f"model.scale = {self.scale}: must be 1, 2, 3 or 4")
+      raise wrong("scale", self.scale, "1, 2, 3 or 4")
     for name in ("frames", "kernel_up"):
       if getattr(self, name) % 2 == 0:
         raise UserError(f"model.{name} = {getattr(self, name)}: must be odd")

@@ -24,7 +24,7 @@ import dataclasses
 import math
 from typing import Any, Literal
 
-from vsr_jax.architecture import check_fields
+from vsr_jax.architecture import check_fields, wrong
 from vsr_jax.errors import UserError
 from vsr_jax.flow.estimators import ESTIMATORS
 
@@ -105,7 +105,7 @@ class Architecture:
     if self.dim % self.heads:
       raise UserError(f"model.heads = {self.heads}: must divide model.dim = {self.dim}")
     if not 0 <= self.fixed_gain <= 1:
-      raise UserError(f"model.fixed_gain = {self.fixed_gain}: must be between 0 and 1")
+      raise wrong("fixed_gain", self.fixed_gain, "between 0 and 1")
     multiple = ESTIMATORS[self.flow].multiple
     if self.image_size % multiple:
       raise UserError(

@@ -34,15 +34,15 @@ def check_fields(arch: Any, limits: Mapping[str, tuple[float, float]]) -> None:
     value, choices = getattr(arch, name), typing.get_args(kind)
     if typing.get_origin(kind) is typing.Literal:
       if value not in choices:
-        raise _wrong(name, value, f"one of {choices}")
+        raise wrong(name, value, f"one of {choices}")
     elif typing.get_origin(kind) is tuple:
       if not isinstance(value, tuple) or len(value) > _MOST:
-        raise _wrong(name, value, f"at most {_MOST} numbers")
+        raise wrong(name, value, f"a list of at most {_MOST} numbers")
       for number in value:
         _check_number(name, number, int, limits[name])
     elif kind is bool:
       if not isinstance(value, bool):
-        raise _wrong(name, value, "one of (True, False)")
+        raise wrong(name, value, "one of (True, False)")
     else:
       _check_number(name, value, kind, limits[name])
 
@@ -76,14 +76,15 @@ def _check_number(name: str, value: Any, kind: type, limits: tuple[float, float]
   least, largest = limits
   real = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
   if not real or (isinstance(value, float) and not math.isfinite(value)):
-    raise _wrong(name, value, "an integer" if kind is int else "a finite number")
+    raise wrong(name, value, "an integer" if kind is int else "a finite number")
   if value < least:
-    raise _wrong(name, value, f"at least {least:g}")
+    raise wrong(name, value, f"at least {least:g}")
   if value > largest:
-    raise _wrong(name, value, f"at most {largest:g}")
+    raise wrong(name, value, f"at most {largest:g}")
 
 
-def _wrong(name: str, value: Any, wanted: str) -> UserError:
+def wrong(name: str, value: Any, wanted: str) -> UserError:
+  """The error for a field that has not a wanted value, such as "at least 1"; a short one."""
   return UserError(f"model.{name} = {_short(value)}: must be {wanted}")
 
 

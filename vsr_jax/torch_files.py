@@ -81,6 +81,19 @@ def open_regular(path: str | Path) -> BinaryIO:
   return open(path, "rb")
 
 
+def open_zip(file: BinaryIO) -> zipfile.ZipFile:
+  """Opens a zip file for reading, with a list of contents that is no longer than weights need.
+
+  Raises:
+    ValueError: the list is longer.
+    zipfile.BadZipFile: it is no zip file.
+  """
+  bounded = _Bounded(file)
+  archive = zipfile.ZipFile(bounded)
+  bounded.limit = sys.maxsize
+  return archive
+
+
 def unwrap(
   contents: Mapping[str, Any], wrappers: Sequence[str] = ("state_dict",), source: str = "file"
 ) -> dict[str, np.ndarray]:
@@ -112,9 +125,7 @@ def unwrap(
 
 
 def _read_zip(path: str | Path, file: BinaryIO) -> Any:
-  bounded = _Bounded(file)
-  with zipfile.ZipFile(bounded) as archive:
-    bounded.limit = sys.maxsize
+  with open_zip(file) as archive:
     names = archive.namelist()
     pickles = [n for n in names if n.endswith("/data.pkl")]
     if len(pickles) != 1:

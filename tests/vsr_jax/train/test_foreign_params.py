@@ -1,0 +1,36 @@
+"""Exported params of somebody else: what is wrong with them is told before they take memory."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from vsr_jax.errors import UserError
+from vsr_jax.train.checkpoint import export_params, restore_params
+
+
+def test_params_that_are_not_finite_are_refused(tmp_path):
+  params = {"net": {"a": np.array([1.0, np.nan]), "b": np.ones(2), "c": np.array([-np.inf])}}
+  export_params(tmp_path / "x", params, {})
+  with pytest.raises(UserError, match=r"x holds NaN or infinite numbers in net/a, net/c; "):
+    restore_params(tmp_path / "x")
+
+
+def test_arrays_beyond_what_the_files_hold_are_refused(tmp_path, monkeypatch):
+  export_params(tmp_path / "x", {"net": {"a": np.ones(4, np.float32)}}, {})
+  path = tmp_path / "x" / "meta" / "meta.json"
+  meta = json.loads(path.read_text())
+  meta["arrays"]["params"]["net/a"] = "float32[1000000,1000]"
+  path.write_text(json.dumps(meta))
+  monkeypatch.delattr("vsr_jax.train.checkpoint._load")
+  with pytest.raises(UserError, match="x: damaged, its meta tells of 4,000,000,000 bytes of arra"):
+    restore_params(tmp_path / "x")
+
+
+def test_what_is_constant_may_be_large(tmp_path):
+  """Zeros are compressed to almost nothing."""
+  params = {"net": {"a": np.zeros((2**20, 8), np.float32)}}
+  export_params(tmp_path / "x", params, {})
+  assert restore_params(tmp_path / "x")["net"]["a"].shape == (2**20, 8)
