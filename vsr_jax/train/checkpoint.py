@@ -1,7 +1,8 @@
 """Checkpoints; the only file that knows Orbax.
 
 A checkpoint is a folder with one item each: `params`, `ema` and `opt_state` (arrays), `meta`
-(`meta.json`: step, stage, the caller's own entries, and every array's name, dtype and shape) and
+(`meta.json`: step, stage, the caller's own entries, and every array's name, dtype, shape and
+checksum) and
 `data` (the position of each process's data iterator). A run keeps them in
 WORKDIR/checkpoints/STEP; an exported folder holds `params` and `meta` only. Orbax writes a folder
 under another name and renames it when it is complete.
@@ -14,12 +15,11 @@ import functools
 import gc
 import json
 import logging
-import math
 import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -30,13 +30,12 @@ from orbax.checkpoint import v1 as ocp
 
 from vsr_jax import files
 from vsr_jax.errors import UserError
+from vsr_jax.train.damage import REMEDY, check_size, check_sums, checksums, shape_and_dtype
 from vsr_jax.train.state import TrainState
 from vsr_jax.train.trees import differences, table
 from vsr_jax.weights import check_finite
 
 _ARRAYS = ("params", "ema", "opt_state")
-_COMPRESSION, _SMALL = 20, 2**28  # of weights that mean something; bytes that do no harm
-_REMEDY = "delete it to fall back to the checkpoint before it, or copy or make it again"
 
 
 class _Json:
@@ -139,7 +138,8 @@ class Checkpoints:
     """
     arrays = _array_items(state)
     tables = {item: table(tree) for item, tree in arrays.items()}
-    meta = {**meta, "step": step, "processes": jax.process_count(), "arrays": tables}
+    sums = {item: checksums(tree) for item, tree in arrays.items()}
+    meta = {**meta, "step": step, "processes": jax.process_count(), "arrays": tables, "sums": sums}
     items = arrays | {"meta": _meta(meta), "data": _data(data)}
     self.wait()
     folder = self.folder / str(step)
@@ -188,6 +188,7 @@ class Checkpoints:
         " or start another run from its params"
       )
     items = _load(folder, wanted | {"data": _data()})
+    check_sums(folder, {item: items[item] for item in wanted}, meta)
     step = jax.device_put(np.int32(meta["step"]), shapes.step.sharding)
     # An item without arrays is not stored; its shapes are the item.
     trees = {item: items.get(item, getattr(shapes, item)) for item in _ARRAYS}
@@ -224,7 +225,7 @@ def read_meta(path: str | pathlib.Path) -> dict[str, Any]:
     meta = json.loads((folder / "meta" / "meta.json").read_text())
     meta["arrays"]["params"]
   except (OSError, ValueError, TypeError, KeyError) as e:
-    raise UserError(f"{folder}: damaged, its meta cannot be read; {_REMEDY}") from e
+    raise UserError(f"{folder}: damaged, its meta cannot be read; {REMEDY}") from e
   return meta
 
 
@@ -246,15 +247,17 @@ def restore_params(
     UserError: missing, damaged, not the params of that model, or not finite.
   """
   folder = find_checkpoint(path)
-  tables = read_meta(folder)["arrays"]
+  meta = read_meta(folder)
+  tables = meta["arrays"]
   if like is not None:
     there = {name: x for name, x in tables["params"].items() if name.partition("/")[0] in like}
     if wrong := differences(table(like), there):
       raise UserError(f"{folder}: not the weights of this model: {wrong}")
   items = ("params", "ema") if ema and "ema" in tables else ("params",)
-  _check_size(folder, [tables[item] for item in items])
+  check_size(folder, [tables[item] for item in items])
   templates = {item: _template(tables[item]) for item in items}
   trees = _load(folder, templates)  # whole: Orbax reads no parts
+  check_sums(folder, trees, meta)
   params = trees["params"] | trees.get("ema", {})
   wanted = params if like is None else like
   check_finite(traverse_util.flatten_dict(params, sep="/"), str(folder))
@@ -276,7 +279,7 @@ def export_params(path: str | pathlib.Path, params: Mapping[str, Any], meta: Map
   if path.exists() and not (path / "params").is_dir():
     raise UserError(f"{path}: exists and is no exported checkpoint; choose another folder")
   params = jax.tree.map(np.asarray, dict(params))
-  meta = {**meta, "arrays": {"params": table(params)}}
+  meta = {**meta, "arrays": {"params": table(params)}, "sums": {"params": checksums(params)}}
   part = path.with_name(path.name + ".part")
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -308,28 +311,8 @@ def _template(names: Mapping[str, str]) -> dict[str, Any]:
     branch = tree
     for key in path:
       branch = branch.setdefault(key, {})
-    branch[leaf] = np.empty(*_shape_and_dtype(spec))
+    branch[leaf] = np.empty(*shape_and_dtype(spec))
   return tree
-
-
-def _shape_and_dtype(spec: str) -> tuple[list[int], np.dtype]:
-  dtype, shape = spec.rstrip("]").split("[")
-  return [int(n) for n in shape.split(",") if n], jnp.dtype(dtype)
-
-
-def _check_size(folder: pathlib.Path, tables: Sequence[Mapping[str, str]]) -> None:
-  """Raises `UserError` for arrays beyond all that the files can hold, which Orbax would allocate.
-
-  What is constant is compressed to nothing, as are arrays whose files are missing: they read as 0.
-  """
-  specs = [_shape_and_dtype(spec) for names in tables for spec in names.values()]
-  claimed = sum(math.prod(shape) * dtype.itemsize for shape, dtype in specs)
-  stored = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-  if claimed > _SMALL + _COMPRESSION * stored:
-    raise UserError(
-      f"{folder}: damaged, its meta tells of {claimed:,} bytes of arrays in files of {stored:,}; "
-      f"{_REMEDY}"
-    )
 
 
 def _load(folder: pathlib.Path, items: dict[str, Any]) -> dict[str, Any]:
@@ -344,19 +327,23 @@ def _load(folder: pathlib.Path, items: dict[str, Any]) -> dict[str, Any]:
     else:
       return loaded
     gc.collect()  # While it is quiet: the abandoned reads report themselves when they are freed.
-  raise UserError(f"{folder}: damaged, its {item} cannot be read; {_REMEDY}")
+  raise UserError(f"{folder}: damaged, its {item} cannot be read; {REMEDY}")
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
   """Keeps to itself what Orbax's abandoned reads would print: pages for each array."""
   log, hook = logging.getLogger("asyncio"), sys.unraisablehook
-  disabled = log.disabled
+  disabled, absl = log.disabled, logging.getLogger("absl")
+  quiet = _not_by_orbax in absl.filters
   log.disabled, sys.unraisablehook = True, lambda _: None
+  absl.addFilter(_not_by_orbax)
   try:
     yield
   finally:
     log.disabled, sys.unraisablehook = disabled, hook
+    if not quiet:
+      absl.removeFilter(_not_by_orbax)
 
 
 def _context() -> ocp.Context:

@@ -29,6 +29,23 @@ def test_arrays_beyond_what_the_files_hold_are_refused(tmp_path, monkeypatch):
     restore_params(tmp_path / "x")
 
 
+def test_a_flipped_bit_is_noticed(tmp_path):
+  """Orbax and its compression pass most of them."""
+  rng = np.random.default_rng(0)
+  export_params(tmp_path / "x", {"net": {"a": rng.standard_normal(10_000, np.float32)}}, {})
+  good = restore_params(tmp_path / "x")["net"]["a"]
+  path = max((tmp_path / "x").rglob("*"), key=lambda p: p.stat().st_size)
+  whole = path.read_bytes()
+  refused = 0
+  for at in rng.integers(len(whole), size=8):
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    try:
+      np.testing.assert_array_equal(restore_params(tmp_path / "x")["net"]["a"], good)
+    except UserError as e:
+      refused += "x: damaged, its params" in str(e)
+  assert refused >= 6
+
+
 def test_what_is_constant_may_be_large(tmp_path):
   """Zeros are compressed to almost nothing."""
   params = {"net": {"a": np.zeros((2**20, 8), np.float32)}}
