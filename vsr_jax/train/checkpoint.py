@@ -11,6 +11,7 @@ under another name and renames it when it is complete.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import gc
 import json
@@ -274,11 +275,16 @@ def export_params(path: str | pathlib.Path, params: Mapping[str, Any], meta: Map
 
   Raises:
     UserError: the path is something else than an exported folder, or cannot be written.
+    OSError: they do not fit on the disk (ENOSPC); nothing was written.
   """
   path = pathlib.Path(path).absolute()
   if path.exists() and not (path / "params").is_dir():
     raise UserError(f"{path}: exists and is no exported checkpoint; choose another folder")
   params = jax.tree.map(np.asarray, dict(params))
+  # Now: Orbax's writers, which are threads, go on after one has failed, and print tracebacks.
+  there = next(folder for folder in path.parents if folder.exists())
+  if shutil.disk_usage(there).free < sum(x.nbytes for x in jax.tree.leaves(params)):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
   meta = {**meta, "arrays": {"params": table(params)}, "sums": {"params": checksums(params)}}
   part = path.with_name(path.name + ".part")
   try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -51,3 +52,16 @@ def test_what_is_constant_may_be_large(tmp_path):
   params = {"net": {"a": np.zeros((2**20, 8), np.float32)}}
   export_params(tmp_path / "x", params, {})
   assert restore_params(tmp_path / "x")["net"]["a"].shape == (2**20, 8)
+
+
+def test_params_that_do_not_fit_on_the_disk_are_told_before_anything_is_written(
+  tmp_path, monkeypatch, run_main
+):
+  usage = shutil.disk_usage(tmp_path)._replace(free=10**6)
+  monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+  params = {"net": {"a": np.ones(10**6, np.float32)}}
+  line = run_main(lambda: export_params(tmp_path / "new" / "x", params, {}), code=2).err
+  assert line == (
+    f"error: no space left on the disk while writing {tmp_path}/new/x; free some and run again\n"
+  )
+  assert not list(tmp_path.iterdir())
