@@ -67,8 +67,8 @@ def load(
   checkpoint = DEMO_WEIGHTS if checkpoint is None else checkpoint
   if not pathlib.Path(checkpoint).is_dir():
     raise UserError(
-      f"{checkpoint}: no such folder; give a run's folder, or make one of the released weights with "
-      "`python -m fmanet_jax.convert model_D.pt model_R.pt DIR`"
+      f"{checkpoint}: no such folder; give a run's folder, or make one of the released weights "
+      "with `python -m fmanet_jax.convert model_D.pt model_R.pt DIR`"
     )
   meta = read_meta(checkpoint)
   if meta.get("stage") == "degradation":
