@@ -38,13 +38,27 @@ LOCAL = (
 def main() -> None:
   """Runs the command; see the module's docstring and `--help`."""
   args = _parse()
-  builder_class = _import_builder(args.dataset)
   if args.instructions:
-    print(builder_class.MANUAL_DOWNLOAD_INSTRUCTIONS, end="")
+    print(importlib.import_module(f"data_prep.{args.dataset}").INSTRUCTIONS, end="")
     return
+  _check_folders(args)  # before what takes a minute to import
+  builder_class = _import_builder(args.dataset)
   names = list(builder_class.builder_configs)
   if args.config is not None and args.config not in names:
     raise UserError(f"{args.dataset} has no variant {args.config}, only {', '.join(names)}")
+  config = args.config or names[0]
+  folder = args.data_dir / args.dataset / config / str(builder_class.VERSION)
+  if folder.is_dir():  # TFDS would read what is there, in whatever state it is
+    print(f"{folder}: already built; remove it to build it again")
+  else:
+    builder = builder_class(config=config, data_dir=args.data_dir)
+    builder.partial = args.partial
+    with contextlib.redirect_stdout(io.StringIO()):  # where TFDS talks of downloads
+      builder.download_and_prepare(download_config=_configure(args))
+  summarize(folder)
+
+
+def _check_folders(args: argparse.Namespace) -> None:
   for folder in (args.manual_dir, args.data_dir):
     if ":/" in str(folder):
       raise UserError(f"{folder}: not a folder; mount it, and name where it is mounted")
@@ -53,15 +67,6 @@ def main() -> None:
       f"{args.manual_dir}: no such folder of downloads; python -m data_prep.build {args.dataset} "
       "--instructions tells what to put there"
     )
-  builder = builder_class(config=args.config or names[0], data_dir=args.data_dir)
-  builder.partial = args.partial
-  folder = pathlib.Path(builder.data_dir)
-  if folder.is_dir():
-    print(f"{folder}: already built; remove it to build it again")
-  else:
-    with contextlib.redirect_stdout(io.StringIO()):  # where TFDS talks of downloads
-      builder.download_and_prepare(download_config=_configure(args))
-  summarize(folder)
 
 
 def _parse() -> argparse.Namespace:

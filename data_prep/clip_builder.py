@@ -24,6 +24,7 @@ import os
 import pathlib
 import shutil
 import threading
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -31,11 +32,16 @@ import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
 
-from data_prep import clips as clips_lib
 from data_prep import record_files, records
 from data_prep.sources import BadClip, ClipFiles, image_size, read_clip
+from vsr_jax import json_files
 from vsr_jax.errors import UserError
 from vsr_jax.files import write_whole
+from vsr_jax.json_files import array, fields, text
+from vsr_jax.locks import locked
+
+_TOLD = 1000  # characters of what is said of a clip
+_NOTE = fields({"identity": text, "clips": array(records.CLIP), "skipped": array(records.SKIPPED)})
 
 
 @dataclasses.dataclass
@@ -157,7 +163,7 @@ class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     }
     if not found:
       raise UserError(f"{dl_manager.manual_dir}: no clip of {self.info.full_name}")
-    with clips_lib.locked(folder):
+    with locked(folder):
       for left in folder.parent.glob(f"incomplete.*_{self.version}"):  # by a killed run
         if left != pathlib.Path(self.data_dir):
           shutil.rmtree(left, ignore_errors=True)
@@ -185,7 +191,7 @@ class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Links all shards into the data set's folder and tells TFDS and the index of them."""
     infos, index = [], {}
     for split, part in shards.items():
-      notes = [json.loads(shard.note.read_text()) for shard in part]
+      notes = [_read_note(shard) for shard in part]
       for shard in part:
         _link(pathlib.Path(shard.path), pathlib.Path(self.data_dir))
       index[split] = {
@@ -219,10 +225,15 @@ def _link(shard: pathlib.Path, folder: pathlib.Path) -> None:
     shard.with_name(f"{shard.name}.json").unlink()
 
 
+def _read_note(shard: Shard) -> dict[str, Any]:
+  remedy = "remove it and run the same command again"
+  return json_files.load(shard.note, _NOTE, remedy=remedy)
+
+
 def _is_made(shard: Shard) -> bool:
   try:
-    note = json.loads(shard.note.read_text())
-  except (OSError, ValueError):
+    note = _read_note(shard)
+  except (OSError, UserError):
     return False
   whole = note["identity"] == shard.identity and not note["skipped"]
   return whole and os.path.exists(shard.path)
@@ -317,7 +328,7 @@ def generate_examples(
     try:
       data = read_clip(clip)
     except BadClip as e:
-      skipped.append({"name": clip.name, "reason": str(e)})
+      skipped.append({"name": clip.name[:_TOLD], "reason": str(e)[:_TOLD]})
       continue
     yield (
       clip.name,
@@ -334,4 +345,9 @@ def generate_examples(
 def _describe(example: Mapping[str, Any], streams: Sequence[str]) -> dict[str, Any]:
   """A clip's entry in the index."""
   sizes = {s: image_size(example[s][0], s) for s in streams if example[s]}
-  return {"frames": example["num_frames"], "fps": example["fps"], "sizes": sizes}
+  return {
+    "frames": example["num_frames"],
+    "fps": example["fps"],
+    "sizes": sizes,
+    "landmarks_crc32": zlib.crc32(example["landmarks"]),
+  }

@@ -14,30 +14,41 @@ as released, each archive extracted into a folder of its own (`reds.py` has the 
 
 from __future__ import annotations
 
-import contextlib
+import collections
 import dataclasses
-import errno
-import fcntl
 import json
 import logging
 import os
 import pathlib
-import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
-import cv2
 import numpy as np
 
 from data_prep import flow_store, reds
 from data_prep.flow_store import Labels, ReleasedFlow
+from vsr_jax import image_headers, images, json_files
 from vsr_jax.errors import UserError
 from vsr_jax.files import write_whole
+from vsr_jax.json_files import anything, array, fields, integer, mapping, number, plain_name, text
 
 INDEX = "clips.json"
 SHARP, SHARP_BICUBIC, BLUR_BICUBIC = STREAMS = ("sharp", "sharp_bicubic", "blur_bicubic")
 _FIELDS = {BLUR_BICUBIC: "blurry", SHARP: "sharp", SHARP_BICUBIC: "sharp_lr"}
-_PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
+_LARGEST_SIDE = 2**16
+_ORIGIN = fields({"name": plain_name, "path": text, "settings": mapping(text, anything)})
+_ENTRY = fields(
+  {"name": plain_name, "frames": integer(1, 10**7)},
+  {
+    "rate": number(0, 1e6),
+    "height": integer(1, _LARGEST_SIDE),
+    "width": integer(1, _LARGEST_SIDE),
+    "origin": _ORIGIN,
+    "warning": text,
+  },
+)
+_SCHEMA = fields({"clips": array(_ENTRY)})
+_PNG_END = b"IEND\xaeB`\x82"
 
 
 class Frame(Protocol):
@@ -69,6 +80,16 @@ class Clip:
   height: int
   width: int
   scale: int
+
+  @property
+  def size(self) -> tuple[int, int]:
+    """(h, w)."""
+    return self.height, self.width
+
+  @property
+  def sharp_size(self) -> tuple[int, int]:
+    """(s*h, s*w)."""
+    return self.scale * self.height, self.scale * self.width
 
 
 class _CorruptFrame(Exception):
@@ -214,35 +235,49 @@ def _common_size(paths: Sequence[pathlib.Path]) -> tuple[int, int]:
 
 
 def _png_size(path: pathlib.Path) -> tuple[int, int]:
+  if not path.is_file():  # opening a pipe would not end
+    raise _CorruptFrame(f"{path} is no file")
   with path.open("rb") as f:
-    head = f.read(24)
+    head = f.read(24)  # of a PNG's header what tells its size
     f.seek(max(0, os.fstat(f.fileno()).st_size - len(_PNG_END)))
     end = f.read()
-  if len(head) < 24 or not head.startswith(_PNG_START) or end != _PNG_END:
+  header = image_headers.read_header(head)
+  if header is None or header.kind != "PNG" or end != _PNG_END:
     raise _CorruptFrame(f"{path} is cut short or no PNG")
-  width, height = struct.unpack(">II", head[16:])
-  return height, width
+  if max(header.height, header.width) > _LARGEST_SIDE:
+    raise _CorruptFrame(f"{path} has {header.width}x{header.height} pixels")
+  return header.height, header.width
 
 
 def check_frames(clip: Clip) -> None:
   """Raises `UserError` for a clip's first frame that cannot be decoded."""
-  for frame in (*clip.sharp_lr, *clip.blurry, *clip.sharp):
-    read_frame(frame)
+  for frame in (*clip.sharp_lr, *clip.blurry):
+    read_frame(frame, clip.size)
+  for frame in clip.sharp:
+    read_frame(frame, clip.sharp_size)
 
 
-def read_frame(frame: Frame) -> np.ndarray:
+def read_frame(frame: Frame, size: tuple[int, int] | None = None) -> np.ndarray:
   """Decodes a frame: uint8 [h w 3], RGB.
 
+  Args:
+    frame: of a clip.
+    size: (h, w) that it should have; None if any will do.
+
   Raises:
-    UserError: it is missing or damaged.
+    UserError: it is missing, damaged, or of another size.
   """
   try:
-    data = np.frombuffer(frame.read_bytes(), np.uint8)
+    data = frame.read_bytes()
   except OSError:
-    data = np.empty(0, np.uint8)
-  image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if len(data) else None
-  if image is None:
-    raise UserError(f"{frame}: cannot be decoded; extract or prepare the clip again")
+    data = b""
+  damaged = "cannot be decoded; extract or prepare the clip again"
+  image = images.decode_image(data, frame, damaged=damaged)
+  if size is not None and image.shape[:2] != size:
+    raise UserError(
+      f"{frame}: has {image.shape[1]}x{image.shape[0]} pixels, not the {size[1]}x{size[0]} of its "
+      "clip; extract or prepare the clip again"
+    )
   return image
 
 
@@ -254,45 +289,13 @@ def read_index(root: pathlib.Path) -> list[dict[str, Any]]:
   """
   path = root / INDEX
   try:
-    entries = json.loads(path.read_text())["clips"]
-    for entry in entries:
-      if not isinstance(entry["name"], str) or not isinstance(entry["frames"], int):
-        raise ValueError("a clip without name or frames")
-  except OSError as e:
-    raise UserError(f"{path}: {e.strerror}") from e
-  except (ValueError, KeyError, TypeError) as e:
+    entries = json_files.read(path, _SCHEMA)["clips"]
+    counts = collections.Counter(entry["name"] for entry in entries)
+    if twice := [name for name, count in counts.items() if count > 1]:
+      raise json_files.BadJson(f"clip {twice[0]} comes twice")
+  except json_files.BadJson as e:
     raise UserError(f"{path}: not the index of a clip set ({e}); prepare the set again") from e
   return sorted(entries, key=lambda entry: entry["name"])
-
-
-@contextlib.contextmanager
-def locked(folder: pathlib.Path) -> Iterator[None]:
-  """Keeps a second run from writing to the same folder meanwhile.
-
-  Raises:
-    UserError: another run is writing there, or the folder cannot be made.
-  """
-  make_folder(folder)
-  with (folder / ".lock").open("w") as f:
-    try:
-      fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise UserError(f"{folder}: another run is writing there; wait for it to end") from None
-    yield
-
-
-def make_folder(path: pathlib.Path) -> None:
-  """Makes a folder with its parents.
-
-  Raises:
-    UserError: it cannot be made or something else has its name.
-  """
-  try:
-    path.mkdir(parents=True, exist_ok=True)
-  except OSError as e:
-    if e.errno == errno.ENOSPC:
-      raise
-    raise UserError(f"{path}: cannot make this folder ({e.strerror}); name another one") from e
 
 
 def write_index(root: pathlib.Path, entries: list[dict[str, Any]]) -> None:

@@ -22,6 +22,7 @@ import numpy as np
 from data_prep.face_degrade import PRESETS, Degradation, degrade
 from data_prep.pipeline import Padded, Windows, batch
 from vsr_jax.errors import UserError
+from vsr_jax.images import decode_image
 
 SIZE = 512  # side of an aligned face
 STREAM = "sharp"  # VFHQ's good frames
@@ -226,11 +227,20 @@ def decode(clip: FaceClip, stream: str, index: int) -> np.ndarray:
   frames = stream_of(clip, stream)
   if index >= len(frames):
     raise UserError(f"clip {clip.name} ends before frame {index} of {stream}; build it again")
-  data = np.frombuffer(frames[index], np.uint8)
-  image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if len(data) else None
-  if image is None:
-    raise UserError(f"clip {clip.name}: frame {index} of {stream} is damaged; build it again")
-  return image
+  damaged = f"frame {index} of {stream} is damaged; build it again"
+  return decode_image(frames[index], f"clip {clip.name}", damaged=damaged)
+
+
+def decode_all(clip: FaceClip, stream: str, indices: Sequence[int]) -> np.ndarray:
+  """Some frames of one size: uint8 RGB [n h w 3].
+
+  Raises:
+    UserError: as `decode`, or their sizes differ.
+  """
+  images = [decode(clip, stream, index) for index in indices]
+  if len({image.shape for image in images}) > 1:
+    raise UserError(f"clip {clip.name}: frames of {stream} differ in size; build it again")
+  return np.stack(images)
 
 
 def align(
@@ -324,7 +334,7 @@ class _LoadClip:
     clip, centre = self._source[position[0]], position[1]
     length = len(stream_of(clip, self._stream))
     frames = draw_frames(rng, length, centre, *self._drawn)
-    good = np.stack([decode(clip, self._stream, i) for i in frames])
+    good = decode_all(clip, self._stream, frames)
     low = _degrade(clip, good, rng, self._degradation)
     return {
       "gt": _align_all(clip, frames, good, self._size, 1),
@@ -351,7 +361,7 @@ class _LoadChunk:
     length = len(stream_of(clip, self._stream))
     wanted = np.arange(first, first + self._chunk)
     frames = np.minimum(wanted, length - 1)
-    good = [decode(clip, self._stream, index) for index in frames]
+    good = decode_all(clip, self._stream, frames)
     low = self._low(i, clip, frames)
     scale = good[0].shape[0] // low[0].shape[0]
     return {
@@ -364,10 +374,10 @@ class _LoadChunk:
 
   def _low(self, i: int, clip: FaceClip, frames: np.ndarray) -> Sequence[np.ndarray]:
     if isinstance(self._low_quality, str):
-      return [decode(clip, self._low_quality, index) for index in frames]
+      return decode_all(clip, self._low_quality, frames)
     if self._made is None or self._made[0] != i:
       count = len(stream_of(clip, self._stream))
-      good = np.stack([decode(clip, self._stream, index) for index in range(count)])
+      good = decode_all(clip, self._stream, range(count))
       rng = np.random.default_rng(zlib.crc32(clip.name.encode()))
       self._made = i, _degrade(clip, good, rng, self._low_quality)
     return self._made[1][frames]

@@ -35,6 +35,7 @@ from data_prep import clips, flow_store, records
 from vsr_jax import errors
 from vsr_jax.errors import UserError
 from vsr_jax.flow import raft, raft_weights
+from vsr_jax.locks import locked
 
 ITERATIONS = 12  # as the released labels
 
@@ -82,7 +83,7 @@ def main() -> None:
     parser.error("--batch must be at least 1")
   folder, todo, done = find_frames(args.root, args.split, args.frames)
   print(f"{args.root}: {done} of {done + len(todo)} clips have labels")
-  with clips.locked(folder):
+  with locked(folder):
     if args.released:
       damaged = convert_released(args.released, folder, todo, args.frames)
     else:
@@ -152,7 +153,7 @@ def _find_in_records(
 
 
 def _read_file(clip: clips.Clip, frame: int) -> np.ndarray:
-  return clips.read_frame(clip.sharp_lr[frame])
+  return clips.read_frame(clip.sharp_lr[frame], clip.size)
 
 
 @functools.lru_cache(maxsize=1)
@@ -161,7 +162,12 @@ def _open_record(source: records.Records, clip: int) -> Sequence[bytes]:
 
 
 def _read_record(source: records.Records, clip: int, frame: int) -> np.ndarray:
-  return records.decode(_open_record(source, clip)[frame])
+  name = source.clips[clip]["name"]
+  label = f"{source.folder}: clip {name}, frame {frame} of {clips.SHARP_BICUBIC}"
+  image = records.decode(_open_record(source, clip)[frame], label)
+  if image.shape[:2] != tuple(source.clips[clip]["sizes"][clips.SHARP_BICUBIC]):
+    raise UserError(f"{label}: of another size than its clip; build the data set again")
+  return image
 
 
 def convert_released(

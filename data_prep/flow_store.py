@@ -11,7 +11,9 @@ are not there.
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
+import math
 import os
 import pathlib
 from collections.abc import Iterable, Mapping
@@ -20,12 +22,33 @@ from typing import Any, Protocol
 import numpy as np
 
 from data_prep import record_files
+from vsr_jax import json_files
 from vsr_jax.errors import UserError
 from vsr_jax.files import write_whole
+from vsr_jax.guards import TooLarge, read_bytes, remove_within
+from vsr_jax.json_files import anything, fields, integer, mapping, number, plain_name, text
 
 FOLDER = "flow"
 INDEX = "labels.json"
 ITEM = np.dtype("<f2")
+_REMAKE = "remove the folder and make the labels again by python -m data_prep.flow_labels"
+_LABELS = fields(
+  {
+    "size": integer(1),
+    "frames": integer(1, 10**7),
+    "neighbours": integer(2, 1000),
+    "height": integer(1, 2**16),
+    "width": integer(1, 2**16),
+    "error": number(0, 2**16),
+  }
+)
+_SCHEMA = fields(
+  {
+    "origin": mapping(text, anything),
+    "clips": mapping(plain_name, fields({"file": plain_name, "labels": _LABELS})),
+  }
+)
+_NPY_HEADER = 1 << 16  # bytes at most
 
 
 class Labels(Protocol):
@@ -78,8 +101,14 @@ class FlowRecords:
 
   def read(self, centre: int, num_frames: int) -> np.ndarray:
     n, middle = num_frames // 2, self.neighbours // 2  # perhaps made for longer windows
-    data = record_files.record(self.path, centre).read()
-    labels = np.frombuffer(data, ITEM).reshape(self.neighbours, self.height, self.width, 2)
+    shape = self.neighbours, self.height, self.width, 2
+    try:
+      data = record_files.read_verified(self.path, centre, math.prod(shape) * ITEM.itemsize)
+    except UserError as e:
+      raise UserError(f"{e}: remove that file, then run python -m data_prep.flow_labels") from e
+    labels = np.frombuffer(data, ITEM).reshape(shape)
+    if not np.isfinite(labels).all():
+      raise UserError(f"{self.path}: flow that is not finite; {_REMAKE}")
     flow = np.zeros((num_frames, self.height, self.width, 2), np.float32)
     flow[:n] = labels[middle - n : middle]
     flow[n + 1 :] = labels[middle : middle + n]
@@ -115,13 +144,34 @@ class ReleasedFlow:
     for offset in offsets(num_frames):
       path = self._path(centre, centre + offset)
       try:
-        flow[num_frames // 2 + offset] = np.load(path)
-      except (OSError, ValueError) as e:
+        flow[num_frames // 2 + offset] = _read_npy(path, (self.height, self.width, 2))
+      except (OSError, TooLarge, ValueError) as e:
         raise UserError(f"{path}: cannot read this flow label ({e}); get it again") from e
     return flow
 
   def _path(self, centre: int, neighbour: int) -> pathlib.Path:
     return self.folder / f"{self.names[centre]}_{self.names[neighbour]}.npy"
+
+
+def _read_npy(path: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray:
+  """An array of that shape; ValueError unless the file holds just that, in finite numbers."""
+  data = read_bytes(path, math.prod(shape) * 8 + _NPY_HEADER)
+  file = io.BytesIO(data)
+  try:
+    version = np.lib.format.read_magic(file)
+    read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
+    found, by_columns, dtype = read[version[0]](file)
+  except Exception as e:  # NumPy reads the header as Python, which raises what it likes
+    raise ValueError("not an array of NumPy's") from e
+  if found != shape or by_columns or dtype.kind != "f":
+    raise ValueError(f"{dtype} {list(found)} instead of float32 {list(shape)}")
+  values = data[file.tell() :]
+  if len(values) != math.prod(shape) * dtype.itemsize:
+    raise ValueError("cut short, or longer than it says")
+  array = np.frombuffer(values, dtype).reshape(shape)
+  if not np.isfinite(array).all():
+    raise ValueError("has numbers that are not finite")
+  return array
 
 
 def offsets(num_frames: int) -> list[int]:
@@ -168,13 +218,20 @@ def write_labels(
     num_frames: T.
 
   Raises:
+    UserError: a label is no flow.
     OSError: they cannot be written; those that were there before still are.
   """
-  path = folder / f"{name}.array_record"
+  path = folder / _file_name(name)
   frames, error = 0, 0.0
   with record_files.writing(str(path)) as write:
     for label in labels:
-      rounded = label.astype(ITEM)
+      with np.errstate(over="ignore"):
+        rounded = label.astype(ITEM)
+      if not np.isfinite(rounded).all():
+        raise UserError(
+          f"clip {name}: the flow of frame {frames} is not finite or above {np.finfo(ITEM).max:g} "
+          "pixels; look at the frame and at the weights"
+        )
       error = max(error, float(np.abs(rounded - label, dtype=np.float32).max()))
       write(rounded.tobytes())
       frames += 1
@@ -193,22 +250,25 @@ def write_labels(
 def drop_labels(folder: pathlib.Path, name: str) -> None:
   """Removes a clip's labels, if it has any."""
   index = _read_index(folder)
-  if entry := index["clips"].pop(name, None):
+  if index["clips"].pop(name, None):
     _write_index(folder, index)
-    (folder / entry["file"]).unlink(missing_ok=True)
+    remove_within(folder.parent, folder / _file_name(name))
+
+
+def _file_name(clip: str) -> str:
+  return f"{clip}.array_record"
 
 
 def _read_index(folder: pathlib.Path) -> dict[str, Any]:
   path = folder / INDEX
   try:
-    index = json.loads(path.read_text())
-    for entry in index["clips"].values():
-      FlowRecords(path=entry["file"], **entry["labels"])
-    return {"origin": index["origin"], "clips": index["clips"]}
+    index = json_files.load(path, _SCHEMA, remedy=_REMAKE)
   except FileNotFoundError:
     return {"origin": {}, "clips": {}}
-  except (ValueError, KeyError, TypeError, AttributeError) as e:
-    raise UserError(f"{path}: damaged ({e}); remove the folder and make the labels again") from e
+  for clip, entry in index["clips"].items():
+    if entry["file"] != _file_name(clip):  # which is the only one to be read, or removed
+      raise UserError(f"{path}: the labels of clip {clip} are in {entry['file']}; {_REMAKE}")
+  return index
 
 
 def _write_index(folder: pathlib.Path, index: Mapping[str, Any]) -> None:

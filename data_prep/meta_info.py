@@ -10,7 +10,6 @@ such as `FPS: 25.0`, of which the rate is read: the format KEEP was released wit
 
 from __future__ import annotations
 
-import math
 import pathlib
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -18,8 +17,13 @@ from typing import NamedTuple
 import numpy as np
 
 from vsr_jax.errors import UserError
+from vsr_jax.guards import is_name, read_text
 
 FOLDER, GLOBAL = "meta_info", "global_meta_info.txt"
+LIMIT = 64 << 20  # bytes of a file: half a million frames
+_LARGEST = 1e6  # coordinate or rate
+_DIGITS = 8  # of a clip's frames: fewer
+_SHOWN = 80  # characters of a wrong line
 
 
 class ClipMeta(NamedTuple):
@@ -27,6 +31,16 @@ class ClipMeta(NamedTuple):
 
   fps: float
   landmarks: dict[str, np.ndarray]
+
+
+def read_clip(path: pathlib.Path) -> ClipMeta:
+  """Reads `meta_info/CLIP.txt`; see `parse_clip`.
+
+  Raises:
+    UserError: it is no such text.
+    OSError: it cannot be read.
+  """
+  return parse_clip(read_text(path, LIMIT), path)
 
 
 def parse_clip(text: str, label: object) -> ClipMeta:
@@ -44,7 +58,7 @@ def parse_clip(text: str, label: object) -> ClipMeta:
     words = line.split()
     if not line.startswith("0"):
       if words and words[0].upper().startswith("FPS"):
-        fps = _number(words[-1], f"{label}:{number}")
+        fps = max(0.0, _number(words[-1], f"{label}:{number}"))
       continue
     if len(words) != 11:
       raise UserError(
@@ -52,7 +66,8 @@ def parse_clip(text: str, label: object) -> ClipMeta:
         "get or make the file again"
       )
     if words[0] in landmarks:
-      raise UserError(f"{label}:{number}: frame {words[0]} comes twice; get or make the file again")
+      frame = words[0][:_SHOWN]
+      raise UserError(f"{label}:{number}: frame {frame} comes twice; get or make the file again")
     points = [_number(word, f"{label}:{number}") for word in words[1:]]
     landmarks[words[0]] = np.array(points, np.float32).reshape(5, 2)
   return ClipMeta(fps, landmarks)
@@ -62,9 +77,9 @@ def _number(word: str, label: str) -> float:
   try:
     value = float(word)
   except ValueError:
-    value = math.nan
-  if not math.isfinite(value):
-    raise UserError(f"{label}: {word!r} is not a number; get or make the file again")
+    value = float("nan")
+  if not abs(value) < _LARGEST:
+    raise UserError(f"{label}: {word[:_SHOWN]!r} is not a number; get or make the file again")
   return value
 
 
@@ -88,13 +103,14 @@ def read_global(path: pathlib.Path) -> dict[str, int]:
     UserError: a line is wrong, or a clip comes twice.
   """
   lengths = {}
-  for number, line in enumerate(path.read_text().splitlines(), 1):
+  for number, line in enumerate(read_text(path, LIMIT).splitlines(), 1):
     if not line.strip():
       continue
     name, _, length = line.strip().rpartition("/")
     name = name.rpartition("/")[2]
-    if not name or not length.isdecimal():
-      raise UserError(f"{path}:{number}: {line.strip()!r} is not CLIP/FRAMES; mend or remove it")
+    if not is_name(name) or not (length.isdecimal() and len(length) < _DIGITS):
+      shown = line.strip()[:_SHOWN]
+      raise UserError(f"{path}:{number}: {shown!r} is not CLIP/FRAMES; mend or remove it")
     if name in lengths:
       raise UserError(f"{path}:{number}: clip {name} comes twice; remove one of the lines")
     lengths[name] = int(length)

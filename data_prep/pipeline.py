@@ -24,6 +24,7 @@ from absl import flags
 
 from data_prep import clips as clips_lib
 from data_prep.clips import Clip
+from vsr_jax import json_files
 from vsr_jax.errors import UserError
 
 
@@ -222,6 +223,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
     """
     if state["identity"] != self._identity:
       raise ValueError("the clips, the batch or the seed changed")
+    json_files.integer()(state["next_batch"], "next_batch")
     self.close()
     self._next = state["next_batch"]
 
@@ -267,8 +269,8 @@ class _LoadWhole:
     clip, centre = self._clips[i], first + self._num_frames // 2
     blurry = clip.blurry[first : first + self._num_frames]
     return {
-      "blurry": np.stack([clips_lib.read_frame(path) for path in blurry]),
-      "sharp": clips_lib.read_frame(clip.sharp[centre]),
+      "blurry": np.stack([clips_lib.read_frame(frame, clip.size) for frame in blurry]),
+      "sharp": clips_lib.read_frame(clip.sharp[centre], clip.sharp_size),
       "mask": np.bool_(real),
       "clip": np.int32(i),
       "frame": np.int32(centre),
@@ -295,12 +297,14 @@ class _LoadWindow:
       return x[..., scale * top :, scale * left :, :][..., :side, :side, :]
 
     frames = slice(first, first + self._num_frames)
+
+    def read(stream: Sequence[clips_lib.Frame], size: tuple[int, int], scale: int = 1):
+      return np.stack([cut(clips_lib.read_frame(frame, size), scale) for frame in stream[frames]])
+
     sample = {
-      "blurry": np.stack([cut(clips_lib.read_frame(path)) for path in clip.blurry[frames]]),
-      "sharp": np.stack(
-        [cut(clips_lib.read_frame(path), clip.scale) for path in clip.sharp[frames]]
-      ),
-      "sharp_lr": np.stack([cut(clips_lib.read_frame(path)) for path in clip.sharp_lr[frames]]),
+      "blurry": read(clip.blurry, clip.size),
+      "sharp": read(clip.sharp, clip.sharp_size, clip.scale),
+      "sharp_lr": read(clip.sharp_lr, clip.size),
     }
     if self._flow:
       sample["flow"] = cut(self._read_flow(clip, first))

@@ -26,6 +26,7 @@ from typing import NamedTuple
 import numpy as np
 from array_record.python import array_record_module
 
+from vsr_jax import files
 from vsr_jax.errors import UserError
 
 WRITER_OPTIONS = "group_size:1,uncompressed"  # what this module can read
@@ -33,10 +34,12 @@ WRITER_OPTIONS = "group_size:1,uncompressed"  # what this module can read
 _BLOCK, _BLOCK_HEADER = 1 << 16, 24
 _PAYLOAD = _BLOCK - _BLOCK_HEADER
 _CHUNK_HEADER = struct.Struct("<8xQ8xBxxxxxxx8x")  # size of the data, type of the chunk
-_SIMPLE, _UNCOMPRESSED = ord("r"), 0
+_SIGNATURE, _SIMPLE, _UNCOMPRESSED = ord("s"), ord("r"), 0
+_AGAIN = "make it again"
 _VARINT_BYTES = 10  # at most
 _BYTES_LIST, _FLOAT_LIST, _INT64_LIST = 1, 2, 3  # fields of a Feature
-_LENGTH_DELIMITED, _VARINT = 2, 0  # wire types
+_LENGTH_DELIMITED = 2  # wire type
+_FEATURES, _NAME = 64, 256  # of an Example, and bytes of a feature's name, at most
 
 
 @contextlib.contextmanager
@@ -49,7 +52,7 @@ def writing(path: str) -> Iterator[Callable[[bytes], None]]:
   Raises:
     OSError: it cannot be written.
   """
-  part = f"{path}.part"
+  part = files.part_name(path)
   try:
     writer = array_record_module.ArrayRecordWriter(part, WRITER_OPTIONS)
     try:
@@ -86,6 +89,32 @@ class Span(NamedTuple):
     return _read(self.path, self.start, self.size)
 
 
+def read_verified(path: str, index: int, size: int) -> bytes:
+  """A record read whole by the library, which verifies the checksum that the format has of it.
+
+  Args:
+    path: a file written with `WRITER_OPTIONS`.
+    index: of the record.
+    size: its bytes.
+
+  Raises:
+    UserError: it is damaged, or of another size.
+  """
+  if (found := record(path, index).size) != size:
+    raise UserError(f"{path}: record {index} has {found} bytes instead of {size}; {_AGAIN}")
+  try:
+    reader = array_record_module.ArrayRecordReader(path, "readahead_buffer_size:0")
+    try:
+      (data,) = reader.read([index])
+    finally:
+      reader.close()
+  except Exception as e:  # its errors are texts only
+    raise UserError(f"{path}: record {index} is damaged, its checksum is wrong; {_AGAIN}") from e
+  if len(data) != size:
+    raise UserError(f"{path}: record {index} is damaged; {_AGAIN}")
+  return data
+
+
 def record(path: str, index: int) -> Span:
   """The record of an index in a file written with `WRITER_OPTIONS`.
 
@@ -102,23 +131,26 @@ def _records(path: str, count: int) -> tuple[Span, ...]:
   while len(found) < count:
     size, kind = _CHUNK_HEADER.unpack(_read(path, position, _CHUNK_HEADER.size))
     data = _advance(position, _CHUNK_HEADER.size)
-    position = _advance(data, size)
-    if kind != _SIMPLE:
+    if kind == _SIGNATURE and position == size == 0:
+      position = data
       continue
+    position = _advance(data, size)
     head = _read(path, data, min(size, 1 + 2 * _VARINT_BYTES))
-    sizes_size, sizes = _varint(head, 1)
-    length, start = _varint(head, sizes)
-    if head[0] != _UNCOMPRESSED or start != sizes + sizes_size or start + length != size:
-      raise UserError(f"{path}: not written by data_prep; make it again")
+    sizes_size, sizes = _varint(path, head, 1)
+    length, start = _varint(path, head, sizes)
+    well_made = kind == _SIMPLE and head[0] == _UNCOMPRESSED
+    if not well_made or start != sizes + sizes_size or start + length != size:
+      raise UserError(f"{path}: damaged, or not written by data_prep; {_AGAIN}")
     found.append(Span(path, _advance(data, start), length))
   return tuple(found)
 
 
-def parse_example(example: Span) -> dict[str, np.ndarray | list[Span]]:
+def parse_example(example: Span, most: int = 10**5) -> dict[str, np.ndarray | list[Span]]:
   """Takes a record apart: numbers by feature, and where its byte strings lie.
 
   Args:
     example: a serialized tf.train.Example.
+    most: values that a feature may have.
 
   Returns:
     By feature a list of spans, or a flat float32 or int64 array.
@@ -127,52 +159,63 @@ def parse_example(example: Span) -> dict[str, np.ndarray | list[Span]]:
     UserError: it is damaged.
   """
   features = {}
-  for _, outer in _fields(example):  # Features
-    for _, entry in _fields(outer):  # an entry of the map
-      parts = dict(_fields(entry))
-      name = parts[1].read().decode()
-      for kind, values in _fields(parts[2]):  # the one list of a Feature
-        features[name] = _values(kind, values)
+  for _, outer in _fields(example, 1):  # Features
+    for _, entry in _fields(outer, _FEATURES):  # an entry of the map
+      parts = dict(_fields(entry, 2))
+      if parts.keys() != {1, 2} or parts[1].size > _NAME:
+        raise _damaged(example.path)
+      name = parts[1].read().decode(errors="replace")
+      for kind, values in _fields(parts[2], 1):  # the one list of a Feature
+        features[name] = _values(kind, values, most)
   return features
 
 
-def _values(kind: int, values: Span) -> np.ndarray | list[Span]:
+def _values(kind: int, values: Span, most: int) -> np.ndarray | list[Span]:
   if kind == _BYTES_LIST:
-    return [span for _, span in _fields(values)]
-  packed = b"".join(span.read() for _, span in _fields(values))
-  if kind == _FLOAT_LIST:
+    return [span for _, span in _fields(values, most)]
+  if values.size > most * _VARINT_BYTES:
+    raise _damaged(values.path)
+  packed = b"".join(span.read() for _, span in _fields(values, most))
+  if kind == _FLOAT_LIST and len(packed) % 4 == 0:
     return np.frombuffer(packed, "<f4")
+  if kind != _INT64_LIST:
+    raise _damaged(values.path)
   numbers, position = [], 0
   while position < len(packed):
-    value, position = _varint(packed, position)
+    value, position = _varint(values.path, packed, position)
     numbers.append(value)
   return np.array(numbers, np.uint64).astype(np.int64)
 
 
-def _fields(message: Span) -> Iterator[tuple[int, Span]]:
-  """Field numbers and contents of a message all of whose fields have a length."""
+def _fields(message: Span, most: int) -> Iterator[tuple[int, Span]]:
+  """Field numbers and contents of a message of so many fields, all of which have a length."""
   path, position, left = message
   while left:
     head = _read(path, position, min(left, 1 + _VARINT_BYTES))
     number, wire_type = head[0] >> 3, head[0] & 7
-    size, skipped = _varint(head, 1)
+    size, skipped = _varint(path, head, 1)
     left -= skipped + size
-    if wire_type != _LENGTH_DELIMITED or left < 0:
-      raise UserError(f"{path}: damaged; make it again")
+    most -= 1
+    if wire_type != _LENGTH_DELIMITED or left < 0 or most < 0:
+      raise _damaged(path)
     content = _advance(position, skipped)
     yield number, Span(path, content, size)
     position = _advance(content, size)
 
 
-def _varint(data: bytes, position: int) -> tuple[int, int]:
-  """A number of seven bits a byte, and the position after it."""
+def _damaged(path: str) -> UserError:
+  return UserError(f"{path}: damaged; {_AGAIN}")
+
+
+def _varint(path: str, data: bytes, position: int) -> tuple[int, int]:
+  """A number of seven bits a byte, of 64 bits at most, and the position after it."""
   value = shift = 0
-  while True:
-    byte = data[position]
+  for byte in data[position : position + _VARINT_BYTES]:
     value |= (byte & 127) << shift
     position, shift = position + 1, shift + 7
-    if byte < 128:
+    if byte < 128 and value < 1 << 64:
       return value, position
+  raise _damaged(path)
 
 
 def _advance(position: int, size: int) -> int:
@@ -185,10 +228,12 @@ def _advance(position: int, size: int) -> int:
 def _read(path: str, position: int, size: int) -> bytes:
   """Bytes from a position on, without the headers of blocks in between."""
   start, end = _advance(position, 0), _advance(position, size)
-  raw = os.pread(_open(path).fileno(), end - start, start)
-  # The end may lie behind the header of a block that the file no longer has.
-  if len(raw) < end - start - _BLOCK_HEADER:
-    raise UserError(f"{path}: cut short; make it again")
+  file = _open(path).fileno()
+  # The end may lie behind the header of a block that the file no longer has. Nothing is read, and
+  # no memory taken, for a size that a damaged file only tells.
+  if os.fstat(file).st_size < end - _BLOCK_HEADER:
+    raise UserError(f"{path}: cut short; {_AGAIN}")
+  raw = os.pread(file, end - start, start)
   if start // _BLOCK == end // _BLOCK:
     return raw
   view, parts, first = memoryview(raw), [], 0

@@ -11,22 +11,61 @@ clips at a time; here only the frames asked for are read.
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 import re
+import zlib
 from collections.abc import Mapping, Sequence
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
-import cv2
 import numpy as np
 
 from data_prep import flow_store, record_files
 from data_prep.record_files import Span
+from vsr_jax import json_files
 from vsr_jax.errors import UserError
+from vsr_jax.guards import is_name
+from vsr_jax.images import decode_image
+from vsr_jax.json_files import BadJson, array, fields, integer, mapping, number, plain_name, text
 
 FORMAT = "array_record"
 INFO = "dataset_info.json"  # TFDS's, which tells a built data set's folder
+_POINTS = 10  # numbers that landmarks have a frame, more than any other feature
+_FARTHEST = 1e6  # pixels
 INDEX = "clips.json"  # beside the shards, by split: `clips` in the records' order, `skipped`
+
+
+def _count(value: Any, where: str) -> None:
+  """A number as protocol buffers write 64 bits: a text."""
+  text(value, where, longest=6)
+  if not (value.isascii() and value.isdecimal()):
+    raise BadJson(f"{where} is no number")
+
+
+_SIZE = array(integer(1, 2**16), 2, 2)  # height, width
+CLIP = fields(
+  {
+    "name": plain_name,
+    "frames": integer(1, 10**7),
+    "fps": number(0, 1e6),
+    "sizes": mapping(plain_name, _SIZE),
+    "bytes": integer(),
+  },
+  {"landmarks_crc32": integer(0, 2**32 - 1)},
+)
+SKIPPED = fields({"name": text, "reason": text})
+_SPLIT = fields(  # of the index
+  {"clips": array(CLIP, 1), "skipped": array(SKIPPED), "streams": array(plain_name, 1, 100)}
+)
+_INDEX = mapping(plain_name, _SPLIT)
+_INFO = fields(
+  {
+    "name": plain_name,
+    "splits": array(
+      fields({"name": plain_name, "shardLengths": array(_count, 1)}, more=True), 1, 100
+    ),
+  },
+  more=True,
+)
 
 
 class Frames(Sequence[bytes]):
@@ -79,36 +118,36 @@ class Records:
   def __init__(self, folder: pathlib.Path, split: str):
     self.folder = folder
     self.flow_folder = folder / flow_store.FOLDER / split
-    info, index = _read_json(folder / INFO), _read_json(folder / INDEX)
+    info, index = _read_json(folder / INFO, _INFO), _read_json(folder / INDEX, _INDEX)
     splits = {entry["name"]: entry for entry in info["splits"]}
-    if split not in splits:
+    if split not in splits or split not in index:
       raise UserError(f"{folder}: has no split {split}, only {', '.join(sorted(splits))}")
     self.clips: list[dict] = index[split]["clips"]
     self.skipped: list[dict] = index[split]["skipped"]
     self.streams = tuple(index[split]["streams"])
     lengths = [int(length) for length in splits[split]["shardLengths"]]
+    if sum(lengths) != len(self.clips):
+      raise UserError(f"{folder / INDEX}: of another data set; build it again")
     self._places = [
       (str(folder / shard_name(info["name"], split, i, len(lengths))), k)
       for i, length in enumerate(lengths)
       for k in range(length)
     ]
-    if len(self._places) != len(self.clips):
-      raise UserError(f"{folder / INDEX}: of another data set; build it again")
 
   def __len__(self) -> int:
     return len(self._places)
 
   def __getitem__(self, index: SupportsIndex) -> Clip:
     path, position = self._places[index]
-    features = record_files.parse_example(record_files.record(path, position))
-    frames = {stream: Frames(features[stream]) for stream in self.streams}
-    return Clip(
-      name=features["name"][0].read().decode(),
-      fps=float(features["fps"][0]),
-      num_frames=int(features["num_frames"][0]),
-      landmarks=features["landmarks"].reshape(-1, 5, 2),
-      frames=frames,
-    )
+    entry = self.clips[index]
+    record = record_files.record(path, position)
+    features = record_files.parse_example(record, most=_POINTS * entry["frames"])
+    try:
+      return _clip(features, entry, self.streams)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as e:
+      raise UserError(
+        f"{path}: record {position} is not the clip {entry['name']}; build the data set again"
+      ) from e
 
   def flow(self) -> dict[str, flow_store.FlowRecords]:
     """Flow labels by clip, those that `data_prep.flow_labels` made for this split so far."""
@@ -118,6 +157,33 @@ class Records:
     # Grain compares it when it restores an iterator.
     first = pathlib.Path(self._places[0][0])
     return f"Records({first.parent.as_posix()!r}, {first.name.partition('.')[0]!r})"
+
+
+def _clip(features: Mapping[str, Any], entry: Mapping[str, Any], streams: Sequence[str]) -> Clip:
+  """The clip of a record; one of several errors unless it is what the index says of it."""
+  if not all(isinstance(features[stream], list) for stream in streams):
+    raise TypeError
+  clip = Clip(
+    name=features["name"][0].read().decode(),
+    fps=float(features["fps"][0]),
+    num_frames=int(features["num_frames"][0]),
+    landmarks=features["landmarks"].reshape(-1, 5, 2),
+    frames={stream: Frames(features[stream]) for stream in streams},
+  )
+  n, points = entry["frames"], clip.landmarks
+  lengths = [n if stream in entry["sizes"] else 0 for stream in streams]
+  checksum = zlib.crc32(np.ascontiguousarray(points))
+  if not (
+    (clip.name, clip.num_frames) == (entry["name"], n)
+    and clip.fps == np.float32(entry["fps"])
+    and [len(clip.frames[stream]) for stream in streams] == lengths
+    and points.dtype == np.float32
+    and len(points) in (0, n)
+    and (np.abs(points) < _FARTHEST).all()
+    and entry.get("landmarks_crc32", checksum) == checksum
+  ):
+    raise ValueError
+  return clip
 
 
 def open_records(name: str, data_dir: str | pathlib.Path, split: str) -> Records:
@@ -137,6 +203,8 @@ def open_records(name: str, data_dir: str | pathlib.Path, split: str) -> Records
 def find_folder(name: str, data_dir: str | pathlib.Path) -> pathlib.Path:
   """The folder of the newest version of a built data set; see `open_records`."""
   root = pathlib.Path(data_dir)
+  if not all(map(is_name, name.split("/"))) or name.count("/") > 1:
+    raise UserError(f"{name!r}: not the name of a data set; give one such as reds/x4")
   found = {}
   pattern = f"{name}/*" if "/" in name else f"{name}/*/*"
   for path in root.glob(f"{pattern}/{INFO}"):
@@ -154,19 +222,20 @@ def find_folder(name: str, data_dir: str | pathlib.Path) -> pathlib.Path:
 
 def splits(folder: pathlib.Path) -> list[str]:
   """The names of a built data set's splits, from `find_folder`."""
-  return [entry["name"] for entry in _read_json(folder / INFO)["splits"]]
+  return [entry["name"] for entry in _read_json(folder / INFO, _INFO)["splits"]]
 
 
-def decode(data: bytes) -> np.ndarray:
+def decode(data: bytes, label: object = "a frame") -> np.ndarray:
   """Decodes a frame: uint8 [h w 3], RGB.
 
+  Args:
+    data: the PNG or JPEG.
+    label: its name for the error.
+
   Raises:
-    UserError: it is damaged.
+    UserError: it is damaged, or see `decode_image`.
   """
-  image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-  if image is None:
-    raise UserError("a frame cannot be decoded; build the data set again")
-  return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+  return decode_image(data, label, damaged="cannot be decoded; build the data set again")
 
 
 def shard_name(dataset: str, split: str, shard: int, shards: int) -> str:
@@ -174,12 +243,10 @@ def shard_name(dataset: str, split: str, shard: int, shards: int) -> str:
   return f"{dataset}-{split}.{FORMAT}-{shard:05d}-of-{shards:05d}"
 
 
-def _read_json(path: pathlib.Path) -> dict:
+def _read_json(path: pathlib.Path, schema: json_files.Schema) -> dict:
   try:
-    return json.loads(path.read_text())
+    return json_files.load(path, schema, remedy="build the data set again")
   except FileNotFoundError:
     raise UserError(
       f"{path}: missing; the data set is not one of python -m data_prep.build"
     ) from None
-  except ValueError as e:
-    raise UserError(f"{path}: damaged ({e}); build the data set again") from e

@@ -20,6 +20,7 @@ from data_prep import records
 from vsr_jax import errors
 from vsr_jax.errors import UserError
 from vsr_jax.files import write_whole
+from vsr_jax.images import encode_image
 
 COLUMNS = 6
 WIDTH = 320  # of a frame on the sheet
@@ -55,7 +56,7 @@ def main() -> None:
   clips = [source[i] for i in picked]
   for clip in clips:
     print_clip(clip)
-  _write_png(args.output, sheet(clips))
+  write_whole(args.output, encode_image(sheet(clips)))
   print(f"{args.output}: {', '.join(clip.name for clip in clips)} of {shown}")
 
 
@@ -82,7 +83,7 @@ def print_clip(clip: records.Clip) -> None:
   for stream, frames in clip.frames.items():
     if frames:
       data = [frames[i] for i in _columns(clip)]
-      images = np.stack([records.decode(one) for one in data])
+      images = _decode(clip, stream)
       print(
         f"  {stream}: {statistics.fmean(map(len, data)) / 1e3:.1f} kB a frame, "
         f"grey level {images.mean():.1f} +- {images.std():.1f}"
@@ -98,16 +99,24 @@ def _columns(clip: records.Clip) -> list[int]:
   return np.linspace(0, clip.num_frames - 1, COLUMNS).round().astype(int).tolist()
 
 
+def _decode(clip: records.Clip, stream: str) -> np.ndarray:
+  """The frames shown: uint8 [n h w 3]."""
+  frames = clip.frames[stream]
+  label = f"clip {clip.name}, a frame of {stream}"
+  images = [records.decode(frames[i], label) for i in _columns(clip)]
+  if len({image.shape for image in images}) > 1:
+    raise UserError(f"{label}: of another size than the others; build the data set again")
+  return np.stack(images)
+
+
 def _rows(clip: records.Clip) -> np.ndarray:
   title = np.zeros((TITLE, COLUMNS * (WIDTH + MARGIN), 3), np.uint8)
   rate = f"{clip.fps:g} frames a second" if clip.fps else "rate unknown"
   _write(title, f"{clip.name}: {clip.num_frames} frames, {rate}")
   rows, columns = [title], _columns(clip)
-  images = {
-    stream: [records.decode(frames[i]) for i in columns]
-    for stream, frames in clip.frames.items()
-    if frames
-  }
+  images = {stream: _decode(clip, stream) for stream, frames in clip.frames.items() if frames}
+  if not images:
+    raise UserError(f"clip {clip.name} has no frames; build the data set again")
   full = max(image[0].shape[1] for image in images.values())  # landmarks' pixels are this stream's
   for stream, row in images.items():
     points = [clip.landmarks[i] * (WIDTH / full) if len(clip.landmarks) else () for i in columns]
@@ -133,11 +142,6 @@ def _write(image: np.ndarray, text: str) -> None:
     cv2.putText(
       image, text, (5, 15), cv2.FONT_HERSHEY_SIMPLEX, 0.45, colour, thickness, cv2.LINE_AA
     )
-
-
-def _write_png(path: pathlib.Path, image: np.ndarray) -> None:
-  data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1]
-  write_whole(path, data.tobytes())
 
 
 if __name__ == "__main__":

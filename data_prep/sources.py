@@ -14,15 +14,20 @@ import zlib
 from collections.abc import Collection, Mapping, Sequence
 from fractions import Fraction
 
-import cv2
 import numpy as np
 
 from data_prep import meta_info
+from vsr_jax import image_headers, images
 from vsr_jax.errors import UserError
+from vsr_jax.guards import TooLarge, is_name, read_bytes
 from vsr_jax.resize import resize_bicubic
 
-_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 _IMAGES = (".png", ".jpg", ".jpeg")
+_LARGEST = 256 << 20  # bytes of a file: of a frame, or a clip's landmarks
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # of which a part can be unpacked
+# A file is not unpacked to more than this times its bytes in the zip, which are there, and some
+# more: nothing that a clip has is, and so a clip takes no more memory than its zip promises.
+_RATIO, _SMALL = 100, 1 << 20
 
 
 class MissingError(UserError):
@@ -127,7 +132,8 @@ def list_files(source: pathlib.Path) -> dict[str, tuple[str, ...]]:
   """
   found: dict[str, list[str]] = {}
   if source.is_dir():
-    for folder, _, names in os.walk(source, onerror=_raise, followlinks=True):
+    for folder, below, names in os.walk(source, onerror=_raise, followlinks=True):
+      below[:] = [name for name in below if not leads_up(folder, name)]
       relative = pathlib.Path(folder).relative_to(source).as_posix()
       found["" if relative == "." else relative] = names
   else:
@@ -141,6 +147,13 @@ def list_files(source: pathlib.Path) -> dict[str, tuple[str, ...]]:
     if "__MACOSX" not in folder
   }
   return {folder: names for folder, names in sorted(listed.items()) if names}
+
+
+def leads_up(folder: str, name: str) -> bool:
+  """Whether a folder's entry is a link to one that it lies in, to be walked without end."""
+  path = os.path.join(folder, name)
+  above = pathlib.Path(os.path.realpath(folder))
+  return os.path.islink(path) and above.is_relative_to(os.path.realpath(path))
 
 
 def _raise(error: OSError) -> None:
@@ -214,24 +227,50 @@ def check_complete(
 def _open_zip(path: pathlib.Path) -> zipfile.ZipFile:
   try:
     return zipfile.ZipFile(path)
-  except zipfile.BadZipFile as e:
+  except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as e:
     raise UserError(f"{path}: not a whole zip ({e}); download it again") from e
+  except OSError as e:
+    if e.filename:  # it cannot be opened, and tells which
+      raise
+    raise UserError(f"{path}: not a whole zip (its ends do not fit); download it again") from e
 
 
 def read_file(source: pathlib.Path, name: str) -> bytes:
   """One file's bytes.
 
   Raises:
-    BadClip: it is missing or damaged.
+    BadClip: it is missing or damaged, or in a zip not as frames are.
   """
   try:
     if source.is_dir():
-      return (source / name).read_bytes()
-    return _open_zip(source).read(name)
+      return read_bytes(source / name, _LARGEST)
+    return _read_zipped(_open_zip(source), name)
   except (FileNotFoundError, KeyError):
     raise BadClip(f"{source / name} is missing") from None
-  except (zipfile.BadZipFile, zlib.error, EOFError) as e:
+  except TooLarge as e:
+    raise BadClip(f"{source / name}: {e}") from e
+  except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, struct.error, RuntimeError) as e:
     raise BadClip(f"{source / name} is damaged ({e})") from e
+  except OSError as e:
+    if e.filename:  # it cannot be opened, and tells which
+      raise
+    raise BadClip(f"{source / name} is damaged (not where the zip says)") from e
+
+
+def _read_zipped(archive: zipfile.ZipFile, name: str) -> bytes:
+  """A file of a zip; of one that tells a wrong size no more than that is unpacked."""
+  info = archive.getinfo(name)
+  if info.flag_bits & 1:
+    raise TooLarge("encrypted; make the zip again without a password")
+  if info.compress_type not in _METHODS:
+    raise TooLarge("packed otherwise than by deflate; make the zip again")
+  if info.file_size > min(_LARGEST, _RATIO * info.compress_size + _SMALL):
+    raise TooLarge(f"{info.file_size} bytes, packed to {info.compress_size}, which no frame is")
+  with archive.open(info) as f:
+    data = f.read(info.file_size)
+  if len(data) != info.file_size:
+    raise EOFError("cut short")
+  return data
 
 
 def image_size(data: bytes, label: object) -> tuple[int, int]:
@@ -247,27 +286,18 @@ def image_size(data: bytes, label: object) -> tuple[int, int]:
   Raises:
     BadClip: it is damaged or neither PNG nor JPEG.
   """
-  if data.startswith(_PNG):
-    return _png_size(memoryview(data), label)
-  if data.startswith(_JPEG) and data.rstrip(b"\0").endswith(b"\xff\xd9"):
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    if image is not None:
-      return image.shape[:2]
-  raise BadClip(f"{label} is damaged or neither PNG nor JPEG")
-
-
-def _png_size(data: memoryview, label: object) -> tuple[int, int]:
-  position, kind = len(_PNG), b""
-  while kind != b"IEND":
-    length, kind = struct.unpack(">I4s", bytes(data[position : position + 8]).ljust(8, b"\0"))
-    end = position + 8 + length
-    if end + 4 > len(data):
-      raise BadClip(f"{label} is cut short")
-    if data[end : end + 4] != zlib.crc32(data[position + 4 : end]).to_bytes(4, "big"):
-      raise BadClip(f"{label} is damaged: a wrong checksum")
-    position = end + 4
-  width, height = struct.unpack(">II", data[16:24])
-  return height, width
+  header = image_headers.read_header(data)
+  if header is None or header.kind not in ("PNG", "JPEG"):
+    raise BadClip(f"{label} is damaged or neither PNG nor JPEG")
+  if fault := image_headers.damage(data):
+    raise BadClip(f"{label} {fault}")
+  try:
+    images.check_header(header, label)
+    if header.kind == "JPEG":
+      images.decode_image(data, label)
+  except UserError as e:
+    raise BadClip(str(e)) from e
+  return images.image_size(data, label)
 
 
 def read_clip(clip: ClipFiles) -> ClipData:
@@ -302,6 +332,8 @@ def read_clip(clip: ClipFiles) -> ClipData:
 
 
 def _check_names(clip: ClipFiles) -> None:
+  if not (is_name(clip.name) and is_name(f"{clip.name}.array_record") and clip.name.isprintable()):
+    raise BadClip(f"{clip.name[:80]!r} cannot be the name of files")
   first, *others = clip.streams.values()
   for other in others:
     if len(other.names) != len(first.names):
@@ -335,16 +367,17 @@ def _by(size: tuple[int, int]) -> str:
 
 
 def _reduce(data: bytes, factor: int) -> bytes:
-  image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-  small = resize_bicubic(image, Fraction(1, factor))
-  return cv2.imencode(".png", small)[1].tobytes()
+  image = images.decode_image(data, "a frame")
+  return images.encode_image(resize_bicubic(image, Fraction(1, factor)))
 
 
 def _read_landmarks(clip: ClipFiles, names: Sequence[str]) -> tuple[float, np.ndarray]:
   source, path = clip.landmarks
   try:
     meta = meta_info.parse_clip(read_file(source, path).decode(), source / path)
-  except (UserError, UnicodeDecodeError) as e:
+  except UnicodeDecodeError as e:
+    raise BadClip(f"{source / path} is not a text ({e})") from e
+  except UserError as e:
     raise BadClip(str(e)) from e
   if missing := [name for name in names if name not in meta.landmarks]:
     raise BadClip(f"{source / path} has no landmarks of frame {missing[0]}")

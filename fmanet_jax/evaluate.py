@@ -28,9 +28,8 @@ import tqdm
 from data_prep import clips, recorded, records, reds
 from data_prep.clips import Clip
 from fmanet_jax import inference
-from vsr_jax import errors, video
+from vsr_jax import errors, files, video
 from vsr_jax.errors import UserError
-from vsr_jax.files import write_whole
 from vsr_jax.frames_folder import natural_key
 from vsr_jax.metrics import ClipScore, Score, motion
 from vsr_jax.resize import resize_bicubic
@@ -92,7 +91,8 @@ def main() -> None:
     "dtype": model and args.dtype,
     "left_out_at_each_end": margin,
   }
-  clips.make_folder(args.out)
+  files.make_folder(args.out)
+  files.remove_left(args.out)
   report = Report(method, setting, skipped=skipped)
   evaluate(chosen, outputs_of, margin, report, functools.partial(write, args.out))
   print(to_markdown(to_json(report)))
@@ -158,7 +158,7 @@ def score_clip(
   for number, output in outputs:
     if number not in span:
       continue
-    truth = clips.read_frame(clip.sharp[number])
+    truth = clips.read_frame(clip.sharp[number], clip.sharp_size)
     if output.shape != truth.shape:
       h, w = output.shape[:2]
       raise UserError(
@@ -167,7 +167,7 @@ def score_clip(
       )
     if previous is not None:
       truth_motion = motion(previous, truth)  # once for both: it takes longest
-    enlarged = resize_bicubic(clips.read_frame(clip.blurry[number]), clip.scale)
+    enlarged = resize_bicubic(clips.read_frame(clip.blurry[number], clip.size), clip.scale)
     bicubic.add(truth, enlarged, truth_motion)
     restored.add(truth, output, truth_motion)
     previous = truth
@@ -183,7 +183,7 @@ def restored(restorer: inference.Restorer, folder: pathlib.Path | None, clip: Cl
       size = clip.height * clip.scale, clip.width * clip.scale
       path = _saved_clip(folder, clip)
       writer = stack.enter_context(video.open_writer(path, *size, SAVED_RATE))
-    frames = (clips.read_frame(path) for path in clip.blurry)
+    frames = (clips.read_frame(path, clip.size) for path in clip.blurry)
     tile = inference.fitting_tile(restorer, clip.height, clip.width)
     if tile:
       tqdm.tqdm.write(f"note: {clip.name} does not fit whole, restored by tiles of {tile} pixels")
@@ -303,7 +303,7 @@ def write(folder: pathlib.Path, report: Report) -> None:
   for name, text in texts.items():
     path = folder / name
     try:
-      write_whole(path, f"{text}\n")
+      files.write_whole(path, f"{text}\n")
     except OSError as e:
       if e.errno in (errno.ENOSPC, errno.EDQUOT):
         raise
@@ -358,7 +358,7 @@ def _check_scale(chosen: Sequence[Clip], scale: int) -> None:
 def _prepare_saving(args: argparse.Namespace, chosen: Sequence[Clip]) -> None:
   if args.save_frames.resolve().is_relative_to(args.data.resolve()):
     raise UserError(f"{args.save_frames}: lies within the data; save the frames elsewhere")
-  clips.make_folder(args.save_frames)
+  files.make_folder(args.save_frames)
   for clip in chosen:
     video.check_output(_saved_clip(args.save_frames, clip))
 

@@ -65,6 +65,14 @@ def load(
   enable_compilation_cache()
   return_freed_memory()
   checkpoint = DEMO_WEIGHTS if checkpoint is None else checkpoint
+  arch = load_architecture(checkpoint)
+  model = FMANet(arch, jnp.dtype(dtype))
+  return model, restore_params(checkpoint, param_shapes(model))
+
+
+def load_architecture(checkpoint: str | pathlib.Path | None = None) -> Architecture:
+  """What a checkpoint says of its model; arguments and errors as of `load`."""
+  checkpoint = DEMO_WEIGHTS if checkpoint is None else checkpoint
   if not pathlib.Path(checkpoint).is_dir():
     raise UserError(
       f"{checkpoint}: no such folder; give a run's folder, or make one of the released weights "
@@ -79,10 +87,7 @@ def load(
     "not a checkpoint of FMA-Net; give a run of fmanet_jax.train or the output of "
     "fmanet_jax.convert"
   )
-  arch = from_entries(Architecture, meta.get("model"), str(checkpoint), remedy)
-  model = FMANet(arch, jnp.dtype(dtype))
-  shapes = param_shapes(model)
-  return model, restore_params(checkpoint, shapes)
+  return from_entries(Architecture, meta.get("model"), str(checkpoint), remedy)
 
 
 class Restorer:

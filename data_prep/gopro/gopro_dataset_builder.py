@@ -9,10 +9,10 @@ from typing import ClassVar
 import tensorflow_datasets as tfds
 
 from data_prep.clip_builder import ClipBuilder, ClipConfig
+from data_prep.gopro import HOMEPAGE, INSTRUCTIONS
 from data_prep.sources import ClipFiles, Frames, find_clips, locate, pair_streams
 from vsr_jax.errors import UserError
 
-HOMEPAGE = "https://seungjunnah.github.io/Datasets/gopro.html"
 RECORDED_FPS = 240
 CLIPS = {"train": 22, "test": 11}
 SCALE = 4
@@ -37,7 +37,7 @@ _X1 = ("sharp", "blur")
 
 
 class Builder(ClipBuilder):
-  """GoPro; see `MANUAL_DOWNLOAD_INSTRUCTIONS`."""
+  """GoPro; see `INSTRUCTIONS`."""
 
   RELEASE_NOTES: ClassVar = {"1.0.0": "First version: one clip an example."}
   CLIPS_PER_SHARD = 3
@@ -62,13 +62,7 @@ class Builder(ClipBuilder):
       streams=_X1,
     ),
   ]
-  MANUAL_DOWNLOAD_INSTRUCTIONS = f"""\
-From {HOMEPAGE} (not GOPRO_Large_all) put GOPRO_Large.zip into the folder, or what it holds into a
-folder GOPRO_Large there. Within it lie train/GOPR0372_07_00/sharp/000047.png, the same of blur and
-blur_gamma, and those of test. The zip's own checksums are verified. Its SHA-256 that is public (the
-mirror snah/GOPRO_Large of Hugging Face; not checked here):
-  24532c036712515cf33803704421311c91f6a080e76049d7e5e7fd22389f128e
-"""
+  MANUAL_DOWNLOAD_INSTRUCTIONS = INSTRUCTIONS
 
   def _info(self) -> tfds.core.DatasetInfo:
     return self.describe(_DESCRIPTION, _CITATION, HOMEPAGE)

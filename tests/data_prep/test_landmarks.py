@@ -13,6 +13,7 @@ import pytest
 import skimage.data
 
 from data_prep import landmarks, meta_info
+from tests.data_prep.helpers import write_png
 from tests.vsr_jax.clips import encode, moving_waves
 from vsr_jax.faces.detector import make_detector
 from vsr_jax.faces.tracks import Track
@@ -123,3 +124,10 @@ def test_frames_beyond_the_tracks_take_the_nearest_ones():
 
   got = landmarks.spread([track(1, [1, 2]), track(6, [6])], 8)[:, 0, 0]
   np.testing.assert_array_equal(got, [1, 1, 2, 2, 2, 6, 6, 6])
+
+
+def test_a_folder_that_holds_itself_ends(tmp_path):
+  write_png(tmp_path / "clips" / "a" / "0000.png", np.zeros((8, 8, 3), np.uint8))
+  for name in ("one", "two"):
+    (tmp_path / "clips" / name).symlink_to(tmp_path / "clips")
+  assert [source.name for source in landmarks.find_clips([tmp_path / "clips"])] == ["a"]

@@ -79,3 +79,29 @@ def test_a_wrong_list_is_named(tmp_path, text, message):
   (tmp_path / meta_info.GLOBAL).write_text(text)
   with pytest.raises(UserError, match=message):
     meta_info.read_global(tmp_path / meta_info.GLOBAL)
+
+
+@pytest.mark.parametrize(
+  ("data", "message"),
+  [
+    (b"\xff\xfe", r"global\.txt: not a text"),
+    (b"../5\n", r"global\.txt:1: '\.\./5' is not CLIP/FRAMES"),
+    (b"a/5\n../../x\0/5", r"global\.txt:2: "),
+    (b"a/" + b"9" * 5000, r"global\.txt:1: 'a/9{78}' is not"),
+    (b"x" * 100_000 + b"/5", r"global\.txt:1: "),
+  ],
+  ids=len,
+)
+def test_a_list_that_is_none_is_named(tmp_path, data, message):
+  path = tmp_path / "global.txt"
+  path.write_bytes(data)
+  with pytest.raises(UserError, match=message) as error:
+    meta_info.read_global(path)
+  assert len(str(error.value)) < len(str(path)) + 200
+
+
+def test_no_more_text_is_read_than_a_clip_has(tmp_path, monkeypatch):
+  monkeypatch.setattr(meta_info, "LIMIT", 100)
+  (tmp_path / "a.txt").write_text("x" * 101)
+  with pytest.raises(UserError, match=r"a\.txt: not a text .has more than 100 bytes."):
+    meta_info.read_clip(tmp_path / "a.txt")

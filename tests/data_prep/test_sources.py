@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
+import tracemalloc
 import zipfile
 from fractions import Fraction
 
@@ -13,6 +15,7 @@ import pytest
 
 from data_prep import sources
 from data_prep.sources import BadClip, ClipFiles, MissingError
+from tests.data_prep.built import mutants
 from tests.data_prep.layouts import archive, damage, png
 from vsr_jax.errors import UserError
 from vsr_jax.resize import resize_bicubic
@@ -198,3 +201,135 @@ def test_jpegs_are_taken_and_checked():
   assert sources.image_size(data, "x") == (16, 24)
   with pytest.raises(BadClip, match="x is damaged"):
     sources.image_size(data[:-10], "x")
+
+
+def zip_of(path, edit=None, method=zipfile.ZIP_DEFLATED):
+  """A zip of clips a and b, of two frames each; `edit` changes its bytes."""
+  frames = {f"clips/{clip}/{i:04d}.png": png(i, 8, 12) for clip in "ab" for i in range(2)}
+  with zipfile.ZipFile(path, "w", method) as z:
+    for name, data in frames.items():
+      z.writestr(name, data)
+  if edit:
+    path.write_bytes(edit(path.read_bytes()))
+  return path
+
+
+def in_directory(name: str, offset: int, value: bytes):
+  """Changes some bytes of a file's entry in the directory at a zip's end."""
+
+  def edit(data):
+    start = data.rindex(name.encode()) - 46 + offset
+    return data[:start] + value + data[start + len(value) :]
+
+  return edit
+
+
+MEMBER = "clips/a/0001.png"
+
+
+@pytest.mark.parametrize(
+  ("edit", "message"),
+  [
+    (in_directory(MEMBER, 8, b"\x01\x00"), "encrypted"),
+    (in_directory(MEMBER, 8, b"\x40\x00"), "damaged"),
+    (in_directory(MEMBER, 10, b"\x63\x00"), "otherwise than by deflate"),
+    (in_directory(MEMBER, 10, b"\x0c\x00"), "otherwise than by deflate"),  # bzip2
+    (in_directory(MEMBER, 16, b"abcd"), "damaged .Bad CRC"),
+    (in_directory(MEMBER, 20, b"\x09\x00\x00\x00"), "damaged"),  # packed size
+    (in_directory(MEMBER, 24, b"\xff\xff\xff\x7f"), "which no frame is"),  # size
+    (in_directory(MEMBER, 24, b"\x05\x00\x00\x00"), "damaged"),
+    (in_directory(MEMBER, 42, b"\xff\xff\xff\x00"), "damaged"),  # its place
+    (in_directory(MEMBER, 42, b"\x00\x00\x00\x00"), "damaged"),
+  ],
+  ids=str,
+)
+def test_a_bad_file_of_a_zip_is_named_and_the_others_are_read(tmp_path, edit, message):
+  place = zip_of(tmp_path / "set.zip", edit)
+  found = sources.find_clips(place, r"clips/(?P<clip>\w)")
+  with pytest.raises(BadClip, match=rf"set\.zip/clips/a/0001\.png.*{message}"):
+    sources.read_clip(ClipFiles("a", 24.0, {"sharp": found["a"]}))
+  assert len(sources.read_clip(ClipFiles("b", 24.0, {"sharp": found["b"]})).frames["sharp"]) == 2
+
+
+@pytest.mark.parametrize("told", [50_000_000, 1000])
+def test_a_bomb_is_not_unpacked(tmp_path, told):
+  with zipfile.ZipFile(tmp_path / "set.zip", "w", zipfile.ZIP_DEFLATED) as z:
+    z.writestr(MEMBER, bytes(50_000_000))
+  edit = in_directory(MEMBER, 24, told.to_bytes(4, "little"))
+  (tmp_path / "set.zip").write_bytes(edit((tmp_path / "set.zip").read_bytes()))
+  tracemalloc.start()
+  with pytest.raises(BadClip, match=r"0001\.png"):
+    sources.read_file(tmp_path / "set.zip", MEMBER)
+  peak = tracemalloc.get_traced_memory()[1]
+  tracemalloc.stop()
+  assert peak < 10_000_000
+
+
+def test_names_that_lead_elsewhere_are_but_names(tmp_path):
+  (tmp_path / "in").mkdir()
+  with zipfile.ZipFile(tmp_path / "in" / "set.zip", "w") as z:
+    z.writestr("../../clips/a/0000.png", png(0, 8, 12))
+    z.writestr("/clips/../0000.png", png(0, 8, 12))
+  found = sources.find_clips(tmp_path / "in" / "set.zip", "(?P<clip>[^/]+)")
+  for name, frames in found.items():
+    clip = ClipFiles(name, 24.0, {"sharp": frames})
+    if name == "a":
+      assert sources.read_clip(clip).frames["sharp"] == [png(0, 8, 12)]
+    else:
+      with pytest.raises(BadClip, match=r"'\.\.' cannot be the name of files"):
+        sources.read_clip(clip)
+  assert [path.name for path in tmp_path.rglob("*")] == ["in", "set.zip"]
+
+
+@pytest.mark.parametrize("name", ["x" * 250, "a\nb", "\udce9"])
+def test_a_clip_that_cannot_be_named_is_bad(place, name):
+  with pytest.raises(BadClip, match="cannot be the name of files"):
+    sources.read_clip(dataclasses.replace(clip_of(place), name=name))
+
+
+@pytest.mark.parametrize("keep", [10, 60, -10])
+def test_what_is_no_zip_is_named(tmp_path, keep):
+  place = zip_of(tmp_path / "set.zip", lambda data: data[:keep])
+  with pytest.raises(UserError, match=r"set\.zip: not a whole zip"):
+    sources.list_files(place)
+
+
+def test_mutants_of_a_zip_are_told(tmp_path):
+  whole = zip_of(tmp_path / "whole.zip").read_bytes()
+  good = [png(i, 8, 12) for i in range(2)]
+  told = 0
+  for i, data in enumerate(mutants(whole, 100)):
+    place = tmp_path / f"{i}.zip"
+    place.write_bytes(data)
+    try:
+      for name, frames in sources.find_clips(place, r"clips/(?P<clip>\w)").items():
+        read = sources.read_clip(ClipFiles(name, 24.0, {"x": frames})).frames["x"]
+        assert set(read) <= set(good)  # one whose name was damaged is not found
+    except (BadClip, UserError):
+      told += 1
+  assert told > 50
+
+
+def test_a_folder_that_holds_itself_ends(tmp_path):
+  write = tmp_path / "set" / "clips" / "a"
+  write.mkdir(parents=True)
+  (write / "0000.png").write_bytes(png(0, 8, 12))
+  (write / "again").symlink_to(tmp_path / "set")
+  (write / "other").symlink_to(tmp_path / "set")
+  (tmp_path / "set" / "link").symlink_to(write)
+  assert sources.list_files(tmp_path / "set").keys() == {"clips/a", "link"}
+
+
+def test_a_pipe_among_frames_is_bad(tmp_path):
+  (tmp_path / "set").mkdir()
+  os.mkfifo(tmp_path / "set" / "0000.png")
+  with pytest.raises(BadClip, match=r"0000\.png: not a file"):
+    sources.read_file(tmp_path / "set", "0000.png")
+
+
+@pytest.mark.parametrize("data", [b"\xff\xfe" * 10, b"0000.png " + b"9" * 100_000], ids=len)
+def test_landmarks_that_are_no_text_are_bad(place, tmp_path, data):
+  (tmp_path / "a.txt").write_bytes(data)
+  with pytest.raises(BadClip, match=r"a\.txt") as error:
+    sources.read_clip(clip_of(place, landmarks=(tmp_path, "a.txt")))
+  assert len(str(error.value)) < 300

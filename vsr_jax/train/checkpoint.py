@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import gc
+import glob
 import json
 import logging
 import os
@@ -29,14 +29,26 @@ import numpy as np
 from flax import traverse_util
 from orbax.checkpoint import v1 as ocp
 
-from vsr_jax import files
+from vsr_jax import files, json_files
 from vsr_jax.errors import UserError
-from vsr_jax.train.damage import REMEDY, check_size, check_sums, checksums, shape_and_dtype
+from vsr_jax.train.damage import REMEDY, check_size, check_sums, checksums
 from vsr_jax.train.state import TrainState
-from vsr_jax.train.trees import differences, table
+from vsr_jax.train.trees import by_network, check_table, differences, table, template
 from vsr_jax.weights import check_finite
 
 _ARRAYS = ("params", "ema", "opt_state")
+_META = json_files.fields(
+  {"arrays": json_files.fields({"params": check_table}, dict.fromkeys(_ARRAYS, check_table))},
+  {
+    "step": json_files.integer(0, 2**31 - 1),
+    "processes": json_files.integer(1, 10**6),
+    "stage": json_files.optional(json_files.text),
+    "sums": json_files.mapping(
+      json_files.text, json_files.mapping(json_files.text, json_files.integer(0, 2**32 - 1))
+    ),
+  },
+  more=True,
+)
 
 
 class _Json:
@@ -46,7 +58,8 @@ class _Json:
     self.file, self.value, self.write = file, value, write
 
   async def save(self, directory):
-    text = json.dumps(self.value, indent=1)  # Now: the value may change while Orbax writes.
+    # Now: the value may change while Orbax writes.
+    text = json.dumps(self.value, indent=1, allow_nan=False)
 
     async def write():
       folder = await directory.await_creation()
@@ -57,7 +70,7 @@ class _Json:
 
   async def load(self, directory):
     async def read():
-      self.value = json.loads((directory / self.file).read_text())
+      self.value = json_files.read(directory / self.file, json_files.anything)
 
     return read()
 
@@ -68,6 +81,22 @@ def _meta(value: Any = None) -> _Json:
 
 def _data(value: Any = None) -> _Json:
   return _Json(f"process_{jax.process_index()}.json", value)
+
+
+def make_folder(workdir: str | pathlib.Path) -> pathlib.Path:
+  """Makes a run's folder, if it is missing, and gives that of its checkpoints.
+
+  Raises:
+    UserError: it cannot be made or written.
+  """
+  folder = pathlib.Path(workdir).absolute() / "checkpoints"
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as e:
+    raise UserError(f"{workdir}: cannot be made or used as a run's folder: {e.strerror}") from e
+  if not os.access(folder, os.W_OK):
+    raise UserError(f"{folder}: cannot be written; choose another workdir")
+  return folder
 
 
 class Checkpoints:
@@ -84,14 +113,8 @@ class Checkpoints:
     Raises:
       UserError: the folder cannot be made or written.
     """
-    self.folder = pathlib.Path(workdir).absolute() / "checkpoints"
+    self.folder = make_folder(workdir)
     self._saving = None
-    try:
-      self.folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-      raise UserError(f"{workdir}: cannot be made or used as a run's folder: {e.strerror}") from e
-    if not os.access(self.folder, os.W_OK):
-      raise UserError(f"{self.folder}: cannot be written; choose another workdir")
     policies = ocp.training.preservation_policies
     rules = [policies.LatestN(keep)]
     if best is not None:
@@ -183,9 +206,9 @@ class Checkpoints:
         raise UserError(
           f"{folder}: its {item} do not fit this stage and model: {wrong}; use another workdir"
         )
-    if meta["processes"] != jax.process_count():
+    if meta.get("processes") != jax.process_count():
       raise UserError(
-        f"{folder}: written by {meta['processes']} processes; go on with as many,"
+        f"{folder}: written by {meta.get('processes')} processes; go on with as many,"
         " or start another run from its params"
       )
     items = _load(folder, wanted | {"data": _data()})
@@ -223,11 +246,9 @@ def read_meta(path: str | pathlib.Path) -> dict[str, Any]:
   """
   folder = find_checkpoint(path)
   try:
-    meta = json.loads((folder / "meta" / "meta.json").read_text())
-    meta["arrays"]["params"]
-  except (OSError, ValueError, TypeError, KeyError) as e:
+    return json_files.read(folder / "meta" / "meta.json", _META)
+  except (OSError, json_files.BadJson) as e:
     raise UserError(f"{folder}: damaged, its meta cannot be read; {REMEDY}") from e
-  return meta
 
 
 def restore_params(
@@ -250,13 +271,16 @@ def restore_params(
   folder = find_checkpoint(path)
   meta = read_meta(folder)
   tables = meta["arrays"]
+  items = ("params", "ema") if ema and "ema" in tables else ("params",)
   if like is not None:
-    there = {name: x for name, x in tables["params"].items() if name.partition("/")[0] in like}
+    held: dict[str, dict[str, str]] = {}  # by sub-network, those of the average instead of others
+    for item in items:
+      held |= by_network(tables[item])
+    there = {name: x for network in like for name, x in held.get(network, {}).items()}
     if wrong := differences(table(like), there):
       raise UserError(f"{folder}: not the weights of this model: {wrong}")
-  items = ("params", "ema") if ema and "ema" in tables else ("params",)
   check_size(folder, [tables[item] for item in items])
-  templates = {item: _template(tables[item]) for item in items}
+  templates = {item: template(tables[item]) for item in items}
   trees = _load(folder, templates)  # whole: Orbax reads no parts
   check_sums(folder, trees, meta)
   params = trees["params"] | trees.get("ema", {})
@@ -286,39 +310,26 @@ def export_params(path: str | pathlib.Path, params: Mapping[str, Any], meta: Map
   if shutil.disk_usage(there).free < sum(x.nbytes for x in jax.tree.leaves(params)):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
   meta = {**meta, "arrays": {"params": table(params)}, "sums": {"params": checksums(params)}}
-  part = path.with_name(path.name + ".part")
+  part = pathlib.Path(files.part_name(path))
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(part, ignore_errors=True)
+    files.remove_left(path.parent, path.name)
     with _context(), _quiet():
       ocp.save_checkpointables(part, {"params": params, "meta": _meta(meta)})
     # Orbax names the folder it wrote in there, which is nobody's business in shipped weights.
     (part / "commit_success.txt").unlink(missing_ok=True)
-    remove = functools.partial(shutil.rmtree, ignore_errors=True)
-    files.replace_folder(str(part), str(path), remove)
+    files.replace_folder(str(part), str(path))
   except Exception as e:  # Of many types, as in `Checkpoints.save`.
     raise _cannot_write(path, e) from e
   finally:
-    for left in path.parent.glob(f"{part.name}*"):  # Orbax writes beside the folder it is given
-      shutil.rmtree(left, ignore_errors=True)
+    for left in path.parent.glob(f"{glob.escape(part.name)}*"):  # Orbax writes beside it, too
+      files.remove(str(left))
 
 
 def _array_items(state: TrainState) -> dict[str, Any]:
   """The state's items that hold arrays; Orbax stores no empty tree."""
   items = {item: getattr(state, item) for item in _ARRAYS}
   return {item: tree for item, tree in items.items() if jax.tree.leaves(tree)}
-
-
-def _template(names: Mapping[str, str]) -> dict[str, Any]:
-  """Nested dicts of unfilled arrays from a params table."""
-  tree: dict[str, Any] = {}
-  for name, spec in names.items():
-    *path, leaf = name.split("/")
-    branch = tree
-    for key in path:
-      branch = branch.setdefault(key, {})
-    branch[leaf] = np.empty(*shape_and_dtype(spec))
-  return tree
 
 
 def _load(folder: pathlib.Path, items: dict[str, Any]) -> dict[str, Any]:

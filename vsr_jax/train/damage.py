@@ -9,19 +9,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from vsr_jax.errors import UserError
+from vsr_jax.train.trees import shape_and_dtype
 
 _COMPRESSION, _SMALL = 20, 2**28  # of weights that mean something; bytes that do no harm
 REMEDY = "delete it to fall back to the checkpoint before it, or copy or make it again"
-
-
-def shape_and_dtype(spec: str) -> tuple[list[int], np.dtype]:
-  """Of a table's entry, such as "float32[3,3,8,16]"."""
-  dtype, shape = spec.rstrip("]").split("[")
-  return [int(n) for n in shape.split(",") if n], jnp.dtype(dtype)
 
 
 def check_size(folder: pathlib.Path, tables: Sequence[Mapping[str, str]]) -> None:
@@ -66,10 +60,8 @@ def check_sums(folder: pathlib.Path, trees: Mapping[str, Any], meta: Mapping[str
     UserError: a leaf is another one.
   """
   for item, tree in trees.items():
-    kept = meta.get("sums")
-    kept = kept.get(item) if isinstance(kept, Mapping) else None
-    sums = checksums(tree) if isinstance(kept, Mapping) else {}
-    wrong = [name for name, crc in sums.items() if kept.get(name, crc) != crc]
+    kept = meta.get("sums", {}).get(item, {})
+    wrong = [name for name, crc in checksums(tree).items() if kept.get(name, crc) != crc]
     if wrong:
       more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
       raise UserError(

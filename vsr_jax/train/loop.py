@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import pathlib
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -16,13 +17,15 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from vsr_jax.errors import Terminated, UserError
-from vsr_jax.train.checkpoint import Checkpoints, read_meta
+from vsr_jax.json_files import BadJson
+from vsr_jax.locks import locked
+from vsr_jax.train.checkpoint import Checkpoints, make_folder, read_meta
 from vsr_jax.train.mesh import make_mesh, place_batch, replicated
 from vsr_jax.train.report import Evaluate, Report
 from vsr_jax.train.stage import Params, Stage
 from vsr_jax.train.state import TrainState, abstract_state, init_state
 from vsr_jax.train.step import TrainStep, jit_train_step, make_train_step
-from vsr_jax.train.summaries import Recorder
+from vsr_jax.train.summaries import MEMORY, Recorder
 
 
 class Batches(Protocol):
@@ -69,6 +72,10 @@ def fit(
     UserError: a batch, checkpoint or workdir that cannot be used, or a step that is not finite.
     Terminated, KeyboardInterrupt: SIGTERM or Ctrl-C came; the step it met is done and saved.
   """
+  try:
+    json.dumps(meta, allow_nan=False)  # as every checkpoint will keep it
+  except ValueError as e:
+    raise UserError("a value of the config is not finite, which no checkpoint can keep") from e
   mesh = make_mesh() if mesh is None else mesh
   shapes = abstract_state(
     stage, init_params, mesh, ema=ema_decay is not None, fsdp_min_size=fsdp_min_size
@@ -77,12 +84,31 @@ def fit(
   train_step = jit_train_step(make_train_step(stage, **step_options), mesh, shapes)
   init = functools.partial(init_state, stage, init_params, _key(mesh, seed, 0), shapes, init_from)
   every = {"panel": image_every, "evaluation": evaluate_every, "checkpoint": checkpoint_every}
-  with jax.set_mesh(mesh), Checkpoints(workdir, keep=keep, best=best) as checkpoints:
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(_alone(workdir))
+    stack.enter_context(jax.set_mesh(mesh))
+    checkpoints = stack.enter_context(Checkpoints(workdir, keep=keep, best=best))
     state, memory = _start(checkpoints, stage, shapes, batches, init)
     recorder = Recorder(workdir, int(state.step), log_every=log_every, memory=memory)
     with Report(stage, mesh, steps, checkpoints, recorder, evaluate, meta or {}) as report:
       feed = _Feed(mesh, batches)
       return _run(train_step, state, _key(mesh, seed, 1), feed, report, steps, every)
+
+
+@contextlib.contextmanager
+def _alone(workdir: str | pathlib.Path) -> Iterator[None]:
+  """Locks a run's folder; of several processes the first does it, and all hear how that ended."""
+  refusal = None
+  with contextlib.ExitStack() as stack:
+    if jax.process_index() == 0:
+      try:
+        make_folder(workdir)
+        stack.enter_context(locked(workdir))
+      except UserError as e:
+        refusal = e
+    if multihost_utils.broadcast_one_to_all(np.bool_(refusal is not None)):
+      raise refusal or UserError(f"{workdir}: the first process cannot use it and says why")
+    yield
 
 
 def _key(mesh: Mesh, seed: int, use: int) -> jax.Array:
@@ -119,6 +145,10 @@ def _start(
       f"{folder}: of other training data or another batch size; use those again, or a new workdir "
       "with init_from"
     ) from e
+  try:
+    MEMORY(meta.get("log"), "log")
+  except BadJson as e:
+    raise UserError(f"{folder}: damaged, {e}; delete it to fall back to the one before it") from e
   return state, meta["log"]
 
 

@@ -5,13 +5,14 @@ python -m vsr_jax.train.plot RUN [RUN ...] --out curves.png      (needs the extr
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Sequence
 
 from vsr_jax import errors
 from vsr_jax.errors import UserError
+from vsr_jax.json_files import fields, integer, load_lines
 
+_ROW = fields({"step": integer()}, more=True)
 _NOT_LOSSES = ("step", "seconds")
 
 
@@ -32,13 +33,14 @@ def read_log(run: pathlib.Path) -> dict[str, tuple[list[int], list[float]]]:
     UserError: the run has no readable log.
   """
   series: dict[str, tuple[list[int], list[float]]] = {}
+  path = run / "log.jsonl"
   try:
-    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-  except (OSError, ValueError) as e:
-    raise UserError(f"{run / 'log.jsonl'}: cannot be read ({e}); give the folder of a run") from e
-  for row in rows:
+    rows = load_lines(path, _ROW, remedy="remove that line, or give the folder of a run")
+  except OSError as e:
+    raise UserError(f"{path}: cannot be read ({e.strerror}); give the folder of a run") from e
+  for _, row in rows:
     for name, value in row.items():
-      if name not in _NOT_LOSSES and value is not None:
+      if name not in _NOT_LOSSES and isinstance(value, int | float):
         steps, values = series.setdefault(name, ([], []))
         steps.append(row["step"])
         values.append(value)

@@ -10,14 +10,19 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import cv2
 import jax
 import numpy as np
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from vsr_jax import json_files
 from vsr_jax.files import write_whole
+from vsr_jax.images import encode_image
+from vsr_jax.json_files import fields, integer, mapping, number, text
+
+ROW = fields({"step": integer()}, more=True)  # of log.jsonl
+MEMORY = fields({"sums": mapping(text, number()), "count": integer(), "seconds": number(0)})
 
 
 class EventFile:
@@ -39,10 +44,9 @@ class EventFile:
 
   def image(self, step: int, tag: str, rgb: np.ndarray) -> None:
     """Adds one picture, uint8 [h w 3]."""
-    _, png = cv2.imencode(".png", rgb[..., ::-1])
     height, width, _ = rgb.shape
     picture = Summary.Image(
-      height=height, width=width, colorspace=3, encoded_image_string=png.tobytes()
+      height=height, width=width, colorspace=3, encoded_image_string=encode_image(rgb)
     )
     entry = Summary.Value(tag=tag, image=picture)
     self._write(Event(step=step, summary=Summary(value=[entry])))
@@ -98,7 +102,7 @@ class Recorder:
 
   @property
   def memory(self) -> dict[str, Any]:
-    """JSON to be kept in the checkpoint."""
+    """JSON to be kept in the checkpoint, as `MEMORY` has it."""
     return {"sums": self._sums, "count": self._count, "seconds": self.seconds}
 
   def add(
@@ -160,7 +164,7 @@ def panel(columns: list[np.ndarray], rows: int = 4, gap: int = 2) -> np.ndarray:
 def _drop_rows_after(path: pathlib.Path, step: int) -> None:
   if not path.exists():
     return
-  rows = path.read_text().splitlines(keepends=True)
-  kept = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= step]
-  if kept != rows:
-    write_whole(path, "".join(kept))
+  rows = json_files.load_lines(path, ROW, remedy="remove that line or the file")
+  kept = b"".join(line for line, row in rows if row["step"] <= step)
+  if len(kept) != path.stat().st_size:
+    write_whole(path, kept)

@@ -103,7 +103,7 @@ def test_an_export_that_ends_early_leaves_the_older_one(tmp_path, monkeypatch, e
   rename = os.rename
 
   def rename_or_fail(source, target):
-    if str(source).endswith("weights.part"):
+    if str(target) == str(path) and ".old." not in str(source):
       raise error
     return rename(source, target)
 
@@ -199,6 +199,40 @@ def test_another_number_of_processes_is_refused(run_dir):
   path.write_text(json.dumps(json.loads(path.read_text()) | {"processes": 4}))
   with pytest.raises(UserError, match="written by 4 processes"):
     resume(run_dir)
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    {"step": "2"},
+    {"step": 2**40},
+    {"processes": -1},
+    {"stage": ["toy"]},
+    {"log": None},
+    {"log": {"sums": {"loss": "x"}, "count": 1, "seconds": 0}},
+    {"arrays": {}},
+    {"arrays": {"params": []}},
+    {"arrays": {"params": {"a": "float32[-1]"}}},
+    {"arrays": {"params": {"a": "float32[9999999,999999]"}}},
+    {"arrays": {"params": {"a": "object[2]"}}},
+    {"arrays": {"params": {"a": "float32[2]", "a/b": "float32[2]"}}},
+    {"extra": float("nan")},
+    {"extra": "\ud800"},
+  ],
+  ids=str,
+)
+def test_a_meta_of_wrong_values_is_damaged(run_dir, change):
+  folder = run_dir / "checkpoints" / "2"
+  path = folder / "meta" / "meta.json"
+  path.write_text(json.dumps(json.loads(path.read_text()) | change))
+  with pytest.raises(UserError, match=f"^{folder}: damaged, .*; delete it to fall back"):
+    resume(run_dir)
+
+
+def test_a_config_that_no_checkpoint_could_keep_is_refused_at_the_start(tmp_path):
+  with pytest.raises(UserError, match="a value of the config is not finite"):
+    fit(STAGE, init_params, Listed([]), workdir=tmp_path, steps=3, meta={"a": float("inf")})
+  assert not list(tmp_path.iterdir())
 
 
 def test_a_workdir_that_cannot_be_made_is_named(tmp_path):

@@ -30,6 +30,19 @@ def test_arrays_beyond_what_the_files_hold_are_refused(tmp_path, monkeypatch):
     restore_params(tmp_path / "x")
 
 
+def test_an_average_of_another_shape_is_not_the_models(tmp_path):
+  """The meta tells what Orbax is asked for."""
+  like = {"net": {"a": np.ones(4, np.float32)}}
+  export_params(tmp_path / "x", like, {})
+  path = tmp_path / "x" / "meta" / "meta.json"
+  meta = json.loads(path.read_text())
+  meta["arrays"]["ema"] = {"net/b": "float32[4]"}
+  path.write_text(json.dumps(meta))
+  with pytest.raises(UserError, match="x: not the weights of this model: net/a is missing; net/b"):
+    restore_params(tmp_path / "x", like)
+  assert restore_params(tmp_path / "x", like, ema=False)["net"]["a"].shape == (4,)
+
+
 def test_a_flipped_bit_is_noticed(tmp_path):
   """Orbax and its compression pass most of them."""
   rng = np.random.default_rng(0)

@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.vsr_jax.train.toy import STAGE, Listed, batches, images, init_params, loss, make_stage
 from vsr_jax import errors
 from vsr_jax.errors import UserError
+from vsr_jax.locks import locked
 from vsr_jax.train.checkpoint import read_meta, restore_params
 from vsr_jax.train.loop import fit
 
@@ -232,3 +233,9 @@ def test_a_loss_may_be_traced_only_once(tmp_path):
 
   fit(make_stage(loss=counted), init_params, batches(), workdir=tmp_path, steps=4, log_every=1)
   assert len(traced) == 1  # A second trace would be a second compilation: minutes for a real model.
+
+
+def test_two_runs_do_not_share_a_workdir(tmp_path):
+  with locked(tmp_path), pytest.raises(UserError, match="another run is writing there"):
+    fit(STAGE, init_params, batches(), workdir=tmp_path, steps=1)
+  assert not any((tmp_path / "checkpoints").iterdir())

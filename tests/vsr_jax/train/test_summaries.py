@@ -10,6 +10,7 @@ import PIL.Image
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from vsr_jax.errors import UserError
 from vsr_jax.train.summaries import Recorder, panel
 
 
@@ -49,6 +50,16 @@ def test_a_resumed_recorder_goes_on_in_the_middle_of_a_row(tmp_path, monkeypatch
   assert rows(tmp_path)[1]["seconds"] > memory["seconds"] > 0
   assert {path.suffix for path in tmp_path.iterdir()} >= {".jsonl"}
   assert not list(tmp_path.glob("*.part"))
+
+
+def test_rows_that_are_not_finite_stay_and_damaged_ones_are_named(tmp_path):
+  log = tmp_path / "log.jsonl"
+  log.write_text('{"step": 1, "psnr": Infinity}\n{"step": 2, "psnr": NaN}\n{"step": 3}\n')
+  Recorder(tmp_path, 2, log_every=1, memory=None).close()
+  assert log.read_text() == '{"step": 1, "psnr": Infinity}\n{"step": 2, "psnr": NaN}\n'
+  log.write_bytes(b'{"step": 1}\n' + bytes(30) + b"\n")
+  with pytest.raises(UserError, match=r"log\.jsonl:2: not JSON .*; remove that line"):
+    Recorder(tmp_path, 2, log_every=1, memory=None)
 
 
 def test_tensorboard_reads_scalars_and_panels(tmp_path):

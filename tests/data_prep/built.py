@@ -1,0 +1,113 @@
+"""A built data set made by bytes: what `data_prep.build` writes, without TensorFlow."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+
+import cv2
+import numpy as np
+
+from data_prep import record_files, records
+
+STREAMS = ("sharp", "sharp_bicubic", "blur_bicubic")
+LENGTHS = {"alley": 4, "beach": 3}  # frames by clip
+H, W = 24, 32
+
+
+def varint(number: int) -> bytes:
+  number %= 1 << 64
+  parts = []
+  while number > 127:
+    parts.append(number & 127 | 128)
+    number >>= 7
+  return bytes([*parts, number])
+
+
+def message(field: int, content: bytes) -> bytes:
+  """A field of a protocol buffer that has a length."""
+  return bytes([field << 3 | 2]) + varint(len(content)) + content
+
+
+def example(features: Mapping[str, Sequence[bytes] | np.ndarray]) -> bytes:
+  """A serialized tf.train.Example of byte strings, floats and integers."""
+  entries = b""
+  for name, values in features.items():
+    if isinstance(values, np.ndarray) and values.dtype.kind == "f":
+      feature = message(2, message(1, values.astype("<f4").tobytes()))
+    elif isinstance(values, np.ndarray):
+      feature = message(3, message(1, b"".join(map(varint, values.tolist()))))
+    else:
+      feature = message(1, b"".join(message(1, value) for value in values))
+    entries += message(1, message(1, name.encode()) + message(2, feature))
+  return message(1, entries)
+
+
+def frame(seed: int, scale: int) -> bytes:
+  y, x = np.mgrid[: scale * H, : scale * W]
+  image = np.stack([x + seed, y, x + y], -1).astype(np.uint8)
+  return cv2.imencode(".png", image)[1].tobytes()
+
+
+def features_of(name: str, length: int) -> dict[str, Sequence[bytes] | np.ndarray]:
+  scales = {"sharp": 4, "sharp_bicubic": 1, "blur_bicubic": 1}
+  return {
+    "name": [name.encode()],
+    "fps": np.float32([24]),
+    "num_frames": np.int64([length]),
+    "landmarks": np.arange(length * 10, dtype=np.float32),
+    **{stream: [frame(i, scales[stream]) for i in range(length)] for stream in STREAMS},
+  }
+
+
+def write_built(folder: pathlib.Path, examples: Sequence[bytes] | None = None) -> None:
+  """Writes a data set of one shard.
+
+  Args:
+    folder: such as data/reds/x4/1.0.0; it is made.
+    examples: the records; those of `LENGTHS` unless given.
+  """
+  folder.mkdir(parents=True)
+  if examples is None:
+    examples = [example(features_of(name, length)) for name, length in LENGTHS.items()]
+  with record_files.writing(str(folder / records.shard_name("reds", "train", 0, 1))) as write:
+    for data in examples:
+      write(data)
+  sizes = {"sharp": [4 * H, 4 * W], "sharp_bicubic": [H, W], "blur_bicubic": [H, W]}
+  clips = [
+    {
+      "name": name,
+      "frames": length,
+      "fps": 24.0,
+      "sizes": sizes,
+      "bytes": 1000,
+      "landmarks_crc32": zlib.crc32(np.arange(length * 10, dtype=np.float32)),
+    }
+    for name, length in LENGTHS.items()
+  ]
+  index = {"train": {"clips": clips, "skipped": [], "streams": STREAMS}}
+  (folder / records.INDEX).write_text(json.dumps(index))
+  splits = [{"name": "train", "shardLengths": [str(len(LENGTHS))], "numBytes": "1000"}]
+  (folder / records.INFO).write_text(json.dumps({"name": "reds", "splits": splits}))
+
+
+def mutants(data: bytes, count: int, seed: int = 0) -> Iterator[bytes]:
+  """A file's content damaged in so many ways: flipped bits, other bytes, cut, zeroed, doubled."""
+  for i in range(count):
+    rng = np.random.default_rng((seed, i))
+    damaged, start = bytearray(data), int(rng.integers(len(data)))
+    size = int(rng.integers(1, 64))
+    match i % 5:
+      case 0:
+        damaged[start] ^= 1 << int(rng.integers(8))
+      case 1:
+        damaged[start : start + size] = rng.bytes(len(damaged[start : start + size]))
+      case 2:
+        del damaged[start:]
+      case 3:
+        damaged[start : start + 50 * size] = bytes(len(damaged[start : start + 50 * size]))
+      case 4:
+        damaged[start:start] = damaged[start : start + size]
+    yield bytes(damaged)
