@@ -13,8 +13,10 @@ import numpy as np
 
 from vsr_jax.json_files import BadJson, mapping, text
 
-_SPEC = re.compile(r"(?:bool|bfloat16|u?int\d{1,2}|float\d{1,2})\[((?:\d{1,12}(?:,\d{1,12})*)?)\]")
+_DTYPES = "bool|bfloat16|u?int(?:8|16|32|64)|float(?:16|32|64)"
+_SPEC = re.compile(rf"(?:{_DTYPES})\[((?:\d{{1,12}}(?:,\d{{1,12}})*)?)\]")
 _LARGEST = 2**33  # numbers in an array
+_LONGEST, _DEEPEST = 300, 20  # characters of a path, and names in it
 
 
 def table(tree: Any) -> dict[str, str]:
@@ -32,6 +34,8 @@ def check_table(value: Any, where: str) -> None:
   """The schema (see `json_files`) of a table: paths that make a tree, dtypes and shapes."""
   mapping(text, text)(value, where)
   for name, spec in value.items():
+    if len(name) > _LONGEST or not name.isprintable() or name.count("/") >= _DEEPEST:
+      raise BadJson(f"{where}: {name[:80]!a} is no path of an array")
     found = _SPEC.fullmatch(spec)
     if not found or math.prod(int(n) for n in found[1].split(",") if n) > _LARGEST:
       raise BadJson(f"{where}: {name[:80]!r} has no dtype and shape, or one too large")

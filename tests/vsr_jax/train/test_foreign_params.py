@@ -30,6 +30,24 @@ def test_arrays_beyond_what_the_files_hold_are_refused(tmp_path, monkeypatch):
     restore_params(tmp_path / "x")
 
 
+@pytest.mark.parametrize(
+  "table",
+  [
+    {"a": "float99[2]"},
+    {"a/" * 1000: "float32[2]"},
+    {"\x1b[2J": "float32[2]"},
+    {"a" * 999: "bool[]"},
+  ],
+  ids=["dtype", "depth", "control characters", "length"],
+)
+def test_paths_and_dtypes_that_cannot_be_are_damage(table, tmp_path):
+  export_params(tmp_path / "x", {"net": {"a": np.ones(4, np.float32)}}, {})
+  path = tmp_path / "x" / "meta" / "meta.json"
+  path.write_text(json.dumps({"arrays": {"params": table}}))
+  with pytest.raises(UserError, match="x: damaged, its meta cannot be read"):
+    restore_params(tmp_path / "x")
+
+
 def test_an_average_of_another_shape_is_not_the_models(tmp_path):
   """The meta tells what Orbax is asked for."""
   like = {"net": {"a": np.ones(4, np.float32)}}
