@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import gc
 import glob
 import json
@@ -344,6 +345,7 @@ def _load(folder: pathlib.Path, items: dict[str, Any]) -> dict[str, Any]:
     else:
       return loaded
     gc.collect()  # While it is quiet: the abandoned reads report themselves when they are freed.
+  _drop_late_reports()
   raise UserError(f"{folder}: damaged, its {item} cannot be read; {REMEDY}")
 
 
@@ -361,6 +363,18 @@ def _quiet() -> Iterator[None]:
     log.disabled, sys.unraisablehook = disabled, hook
     if not quiet:
       absl.removeFilter(_not_by_orbax)
+
+
+def _drop_late_reports() -> None:
+  """From now on, as TensorStore's threads go on with reads whose event loop has ended."""
+  hook = sys.unraisablehook
+  if not (isinstance(hook, functools.partial) and hook.func is _unless_late):
+    sys.unraisablehook = functools.partial(_unless_late, hook)
+
+
+def _unless_late(hook, report) -> None:
+  if not (report.exc_type is RuntimeError and str(report.exc_value) == "Event loop is closed"):
+    hook(report)
 
 
 def _context() -> ocp.Context:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -59,6 +61,22 @@ def test_an_average_of_another_shape_is_not_the_models(tmp_path):
   with pytest.raises(UserError, match="x: not the weights of this model: net/a is missing; net/b"):
     restore_params(tmp_path / "x", like)
   assert restore_params(tmp_path / "x", like, ema=False)["net"]["a"].shape == (4,)
+
+
+def test_reads_that_end_late_are_not_told(tmp_path, monkeypatch):
+  """Their threads find that nobody waits for them, at any time after the error."""
+  told = []
+  monkeypatch.setattr(sys, "unraisablehook", told.append)
+  export_params(tmp_path / "x", {"net": {"a": np.ones(4, np.float32)}}, {})
+  shutil.rmtree(tmp_path / "x" / "params" / "ocdbt.process_0")
+  for _ in range(2):
+    with pytest.raises(UserError, match="x: damaged, its params cannot be read"):
+      restore_params(tmp_path / "x")
+  told.clear()
+  late, other = RuntimeError("Event loop is closed"), RuntimeError("Event loop")
+  for error in (late, other):
+    sys.unraisablehook(types.SimpleNamespace(exc_type=type(error), exc_value=error))
+  assert [report.exc_value for report in told] == [other]
 
 
 def test_a_flipped_bit_is_noticed(tmp_path):
