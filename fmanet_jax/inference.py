@@ -22,9 +22,10 @@ from fmanet_jax.model import (
   FMANet,
   Params,
   encode_frames,
-  init_params,
+  param_shapes,
   restore_window,
 )
+from vsr_jax.architecture import from_entries
 from vsr_jax.errors import UserError
 from vsr_jax.inference import (
   compiler_options,
@@ -66,25 +67,27 @@ def load(
   checkpoint = DEMO_WEIGHTS if checkpoint is None else checkpoint
   arch = load_architecture(checkpoint)
   model = FMANet(arch, jnp.dtype(dtype))
-  shapes = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
-  return model, restore_params(checkpoint, shapes)
+  return model, restore_params(checkpoint, param_shapes(model))
 
 
 def load_architecture(checkpoint: str | pathlib.Path | None = None) -> Architecture:
   """What a checkpoint says of its model; arguments and errors as of `load`."""
   checkpoint = DEMO_WEIGHTS if checkpoint is None else checkpoint
+  if not pathlib.Path(checkpoint).is_dir():
+    raise UserError(
+      f"{checkpoint}: no such folder; give a run's folder, or make one of the released weights "
+      "with `python -m fmanet_jax.convert model_D.pt model_R.pt DIR`"
+    )
   meta = read_meta(checkpoint)
   if meta.get("stage") == "degradation":
     raise UserError(
       f"{checkpoint}: of stage 1, which trains no restoration; give a run of the joint stage"
     )
-  try:
-    return Architecture(**meta["model"])
-  except (KeyError, TypeError):
-    raise UserError(
-      f"{checkpoint}: not a checkpoint of FMA-Net; give a run of fmanet_jax.train or the output "
-      "of fmanet_jax.convert"
-    ) from None
+  remedy = (
+    "not a checkpoint of FMA-Net; give a run of fmanet_jax.train or the output of "
+    "fmanet_jax.convert"
+  )
+  return from_entries(Architecture, meta.get("model"), str(checkpoint), remedy)
 
 
 class Restorer:

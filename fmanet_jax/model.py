@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any, Literal
 
 import flax.struct
@@ -25,9 +26,11 @@ from fmanet_jax.frma import (
 )
 from fmanet_jax.networks import NetD, NetR, kernel_passage
 from fmanet_jax.strips import by_strips
+from vsr_jax.architecture import check_fields, wrong
 from vsr_jax.devices import parts_of
 from vsr_jax.errors import UserError
 from vsr_jax.resize import resize_bilinear
+from vsr_jax.train.trees import repeat_blocks
 from vsr_jax.warp import backward_warp, resize_flow
 
 _STRIP_BYTES = 2**27  # of features at full resolution that a device holds at a time
@@ -39,6 +42,24 @@ QUERIES = {"centre": centre_query, "self": self_query}
 MODULATIONS = {
   "degradation_attention": DegradationAttention,
   "sft": SpatialFeatureTransform,
+}
+
+
+# Far beyond what is of use; a model of such numbers is still put together within seconds.
+_LIMITS = {
+  "dim": (1, 4096),
+  "frames": (1, 31),
+  "scale": (-math.inf, math.inf),
+  "kernel_down": (1, 128),
+  "kernel_up": (1, 63),
+  "flows": (1, 1024),
+  "frma_blocks": (1, 64),
+  "rdb_blocks": (1, 32),
+  "growth": (1, 1024),
+  "dense_layers": (1, 8),
+  "attention_blocks": (1, 32),
+  "heads": (1, 1024),
+  "ffn_expansion": (-math.inf, 64),
 }
 
 
@@ -70,16 +91,13 @@ class Architecture:
   modulation: Literal["degradation_attention", "sft"] = "degradation_attention"
 
   def __post_init__(self):
-    counts = ("dim", "frma_blocks", "rdb_blocks", "growth", "dense_layers", "attention_blocks")
-    for name in counts + ("flows", "heads", "kernel_down", "kernel_up", "frames"):
-      if getattr(self, name) < 1:
-        raise UserError(f"model.{name} = {getattr(self, name)}: must be at least 1")
+    check_fields(self, _LIMITS)
     if int(self.dim * self.ffn_expansion) < 1:
       raise UserError(
         f"model.ffn_expansion = {self.ffn_expansion}: leaves no channel of model.dim = {self.dim}"
       )
     if self.scale not in (1, 2, 3, 4):
-      raise UserError(f"model.scale = {self.scale}: must be 1, 2, 3 or 4")
+      raise wrong("scale", self.scale, "1, 2, 3 or 4")
     for name in ("frames", "kernel_up"):
       if getattr(self, name) % 2 == 0:
         raise UserError(f"model.{name} = {getattr(self, name)}: must be odd")
@@ -93,14 +111,6 @@ class Architecture:
         raise UserError(
           f"model.{name} = {getattr(self, name)}: must divide the width model.dim = {self.dim}"
         )
-    choices = {
-      "filtering": ("flow_guided", "conventional"),
-      "attention": tuple(QUERIES),
-      "modulation": tuple(MODULATIONS),
-    }
-    for name, allowed in choices.items():
-      if getattr(self, name) not in allowed:
-        raise UserError(f"model.{name} = {getattr(self, name)!r}: must be one of {allowed}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,6 +208,15 @@ def init_params(model: FMANet, key: jax.Array) -> Params:
   from_d, net_d = model.net_d.init_with_output(key_d, frames, method=all_of_d)
   net_r = model.net_r.init(key_r, frames, *from_d, method=all_of_r)
   return {"net_d": net_d["params"], "net_r": net_r["params"]}
+
+
+def param_shapes(model: FMANet) -> Params:
+  """The shapes of `init_params`; of many like blocks few are traced, as all would take minutes."""
+  a = model.arch
+  blocks = {"frma_1": a.frma_blocks, "attention_0": a.attention_blocks}  # frma_0 has fewer inputs
+  arch = dataclasses.replace(a, frma_blocks=min(a.frma_blocks, 2), attention_blocks=1)
+  few = functools.partial(init_params, dataclasses.replace(model, arch=arch))
+  return repeat_blocks(jax.eval_shape(few, jax.random.key(0)), blocks)
 
 
 def learn_degradation(model: FMANet, params: Params, blurry: jax.Array) -> Degradation:

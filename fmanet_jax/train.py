@@ -28,6 +28,7 @@ from fmanet_jax.model import (
   degrade,
   init_params,
   learn_degradation,
+  param_shapes,
   restore,
 )
 from vsr_jax import errors
@@ -236,7 +237,7 @@ def _starting_params(config: ConfigDict, model: FMANet, workdir: str) -> Params 
   steps = pathlib.Path(workdir, "checkpoints").glob("*")
   if not config.init_from or any(path.name.isdecimal() for path in steps):
     return None
-  shapes = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
+  shapes = param_shapes(model)
   trained = TRAINED.get(read_meta(config.init_from).get("stage"), tuple(shapes))
   return restore_params(config.init_from, {net: shapes[net] for net in trained})
 

@@ -10,10 +10,9 @@ import math
 import re
 from collections.abc import Mapping
 
-import jax
 import numpy as np
 
-from fmanet_jax.model import Architecture, FMANet, Params, init_params
+from fmanet_jax.model import Architecture, FMANet, Params, param_shapes
 from vsr_jax.weights import (
   Rule,
   Transform,
@@ -258,7 +257,7 @@ def convert_released(
     UserError: a tensor is missing, unexpected or misshapen.
   """
   arch = infer_architecture(state_d, state_r, source)
-  shapes = jax.eval_shape(lambda key: init_params(FMANet(arch), key), jax.random.key(0))
+  shapes = param_shapes(FMANet(arch))
   table = rules(arch)
   params = {
     net: convert(state, table[net], shapes[net], f"{source} ({net})")

@@ -21,12 +21,32 @@ those that it does not give are left out.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, Literal
 
+from vsr_jax.architecture import check_fields, wrong
 from vsr_jax.errors import UserError
 from vsr_jax.flow.estimators import ESTIMATORS
 
-GAINS = ("network", "constant", "fixed", "none")
+# Far beyond what is of use; a model of such numbers is still put together within seconds.
+_LIMITS = {
+  "image_size": (1, 8192),
+  "width": (1, 1024),
+  "multiples": (1, 64),
+  "res_blocks": (1, 8),
+  "emb_dim": (1, 8192),
+  "codes": (1, 2**20),
+  "dim": (1, 8192),
+  "heads": (1, 256),
+  "layers": (1, 128),
+  "gain_head_dim": (1, 4096),
+  "gain_layers": (1, 64),
+  "cft": (1, 8192),
+  "cfa": (1, 8192),
+  "cfa_heads": (1, 256),
+  "cfa_head_dim": (1, 4096),
+  "fixed_gain": (-math.inf, math.inf),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +80,11 @@ class Architecture:
 
   def __post_init__(self):
     for name in ("multiples", "cft", "cfa"):  # JSON gives lists
-      object.__setattr__(self, name, tuple(getattr(self, name)))
+      value = getattr(self, name)
+      object.__setattr__(self, name, tuple(value) if isinstance(value, list) else value)
+    check_fields(self, _LIMITS)
+    if not self.multiples:
+      raise UserError("model.multiples = (): must have a number for each level")
     factor = 2 ** (len(self.multiples) - 1)
     if self.image_size % factor:
       raise UserError(
@@ -80,18 +104,8 @@ class Architecture:
         )
     if self.dim % self.heads:
       raise UserError(f"model.heads = {self.heads}: must divide model.dim = {self.dim}")
-    self._check_variant()
-
-  def _check_variant(self):
-    for name, allowed in {
-      "gain": GAINS,
-      "flow": tuple(ESTIMATORS),
-      "anchor": (True, False),
-    }.items():
-      if getattr(self, name) not in allowed:
-        raise UserError(f"model.{name} = {getattr(self, name)!r}: must be one of {allowed}")
     if not 0 <= self.fixed_gain <= 1:
-      raise UserError(f"model.fixed_gain = {self.fixed_gain}: must be between 0 and 1")
+      raise wrong("fixed_gain", self.fixed_gain, "between 0 and 1")
     multiple = ESTIMATORS[self.flow].multiple
     if self.image_size % multiple:
       raise UserError(

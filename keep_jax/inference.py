@@ -24,12 +24,13 @@ from keep_jax.model import (
   calculate_gains,
   flow_between,
   flow_features,
-  init_params,
   initial_state,
   observe,
+  param_shapes,
   step,
   to_uint8,
 )
+from vsr_jax.architecture import from_entries
 from vsr_jax.errors import UserError
 from vsr_jax.flow.estimators import Features
 from vsr_jax.inference import compiler_options, enable_compilation_cache
@@ -63,15 +64,18 @@ def load(checkpoint: str | pathlib.Path, dtype: str = "float32") -> tuple[KEEP, 
   """
   enable_compilation_cache()
   keep_freed_memory()
-  meta = read_meta(checkpoint)
-  try:
-    arch = Architecture(**(meta["model"] or {}))
-  except (KeyError, TypeError):
+  if not pathlib.Path(checkpoint).is_dir():
     raise UserError(
-      f"{checkpoint}: not a checkpoint of KEEP; give the output of keep_jax.convert"
-    ) from None
+      f"{checkpoint}: no such folder; make it of the released weights with "
+      "`python -m keep_jax.convert KEEP-b76feb75.pth DIR`"
+    )
+  meta = read_meta(checkpoint)
+  remedy = "not a checkpoint of KEEP; give the output of keep_jax.convert"
+  # A file of the flow alone has no model: what is missing is told below.
+  entries = {} if meta.get("model", "") is None else meta.get("model")
+  arch = from_entries(Architecture, entries, str(checkpoint), remedy)
   model = KEEP(arch, jnp.dtype(dtype))
-  shapes = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
+  shapes = param_shapes(model)
   full = {name: tree for name, tree in shapes.items() if jax.tree.leaves(tree)}
   if missing := full.keys() - {leaf.partition("/")[0] for leaf in meta["arrays"]["params"]}:
     raise UserError(

@@ -25,6 +25,7 @@ from keep_jax.code_predictor import CodePredictor
 from keep_jax.fusion import ControllableFeatureTransform, CrossFrameAttention
 from keep_jax.vqgan import Encoder, Generator, Taps
 from vsr_jax.flow.estimators import ESTIMATORS, Estimator, Features
+from vsr_jax.train.trees import repeat_blocks
 
 Params = dict[str, Any]
 
@@ -139,6 +140,15 @@ def init_params(model: KEEP, key: jax.Array) -> Params:
     "cfa": by_side(model.cfa, a.cfa),
     "flow": model.flow.init(next(keys)),
   }
+
+
+def param_shapes(model: KEEP) -> Params:
+  """The shapes of `init_params`; of many like layers one is traced."""
+  a = model.arch
+  arch = dataclasses.replace(a, layers=1, gain_layers=1)
+  one = functools.partial(init_params, dataclasses.replace(model, arch=arch))
+  layers = {"layer_0": a.layers, "uncertainty_0": a.gain_layers}
+  return repeat_blocks(jax.eval_shape(one, jax.random.key(0)), layers)
 
 
 def observe(model: KEEP, params: Params, frames: jax.Array) -> Observation:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from keep_jax.model import KEEP, Architecture, Params, init_params
+from keep_jax.model import KEEP, Architecture, Params, param_shapes
 from vsr_jax.flow import gmflow_weights
 from vsr_jax.weights import Rule, convert, dense, norm, reading_shapes, with_bias
 
@@ -263,7 +263,7 @@ def convert_released(
   """
   state = current_names(state)
   arch = infer_architecture(state, source)
-  shapes = jax.eval_shape(lambda key: init_params(KEEP(arch), key), jax.random.key(0))
+  shapes = param_shapes(KEEP(arch))
   shapes = {name: shapes[name] for name in networks or shapes}
   return arch, {**_empty(shapes), **convert(state, rules(arch), shapes, source)}
 

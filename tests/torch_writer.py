@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from vsr_jax.torch_files import DTYPES
+from vsr_jax.torch_pickle import DTYPES
 
 _TENSOR = b"ctorch._utils\n_rebuild_tensor_v2\n"
 _ORDERED_DICT = b"ccollections\nOrderedDict\n"

@@ -2,55 +2,32 @@
 
 PyTorch as the package index serves it brings several gigabytes of CUDA
 libraries along, a lot for reading a file of 4 MB. A weight file is a pickle, and
-a pickle can run anything: only tensors and plain containers are admitted here.
+a pickle can run anything: only tensors and plain containers are admitted here
+(see `torch_pickle`), and no more is read or allocated than the file itself holds.
 """
 
 from __future__ import annotations
 
-import pickle
+import io
+import os
+import stat
+import sys
 import zipfile
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
-import jax.numpy as jnp
 import numpy as np
 
+from vsr_jax import torch_pickle
 from vsr_jax.errors import UserError
+from vsr_jax.torch_pickle import Storage, Tensor
 
 # The first pickle of a file written before PyTorch 1.6, or on request since.
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
-DTYPES = {
-  "DoubleStorage": np.dtype("<f8"),
-  "FloatStorage": np.dtype("<f4"),
-  "HalfStorage": np.dtype("<f2"),
-  "BFloat16Storage": np.dtype(jnp.bfloat16),
-  "LongStorage": np.dtype("<i8"),
-  "IntStorage": np.dtype("<i4"),
-  "ShortStorage": np.dtype("<i2"),
-  "CharStorage": np.dtype("i1"),
-  "ByteStorage": np.dtype("u1"),
-  "BoolStorage": np.dtype("?"),
-}
-
-
-class _Storage(NamedTuple):
-  """A flat array of the file, not read yet."""
-
-  dtype: np.dtype
-  key: str
-  length: int  # in elements
-
-
-class _Tensor(NamedTuple):
-  """A view of a storage; offset and strides count elements."""
-
-  storage: _Storage
-  offset: int
-  shape: tuple[int, ...]
-  strides: tuple[int, ...]
+_MAX_DEPTH = 50  # of containers in containers
+_MAX_DIRECTORY = 2**22  # bytes of a zip's list of contents: some 40,000 names
 
 
 def load(path: str | Path) -> dict[str, Any]:
@@ -61,14 +38,15 @@ def load(path: str | Path) -> dict[str, Any]:
 
   Returns:
     The dict, with dicts, lists, numbers and strings as they are and every tensor
-    as a read-only array of its dtype (bfloat16 as ml_dtypes has it).
+    as a read-only array of its dtype (bfloat16 as ml_dtypes has it). Names are printable
+    strings, or numbers.
 
   Raises:
     UserError: the file is missing, truncated, no PyTorch file, or holds anything
       but tensors and plain values. Nothing of it has been run then.
   """
   try:
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
       zipped = file.read(4) == b"PK\x03\x04"
       file.seek(0)
       contents = _read_zip(path, file) if zipped else _read_legacy(path, file)
@@ -76,12 +54,44 @@ def load(path: str | Path) -> dict[str, Any]:
     raise UserError(f"{path} cannot be read: {e.strerror or e}; give a .pt or .pth file") from e
   except UserError:
     raise
+  except torch_pickle.CodeError as e:
+    raise UserError(
+      f"{path} holds code that is not a plain tensor file's ({e}), refused; "
+      "save only the state dict"
+    ) from None
   # Bytes that are no pickle can raise anything at all while they are read as one.
   except Exception as e:
-    raise UserError(f"{path} is damaged or no PyTorch file ({e}); fetch it again") from e
+    reason = torch_pickle.shorten(str(e.args[0] if e.args else type(e).__name__), 200)
+    raise UserError(f"{path} is damaged or no PyTorch file ({reason}); fetch it again") from e
   if not isinstance(contents, dict):
     raise UserError(f"{path} holds a {type(contents).__name__}; give a file with a state dict")
   return contents
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+  """Opens a file for reading, without waiting for a writer where it is a pipe.
+
+  Raises:
+    OSError: there is no such file, or it cannot be read.
+    UserError: it is a pipe or a device, in which nothing can be looked up.
+  """
+  mode = os.stat(path).st_mode
+  if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+    raise UserError(f"{path} is a pipe or a device; give a file")
+  return open(path, "rb")
+
+
+def open_zip(file: BinaryIO) -> zipfile.ZipFile:
+  """Opens a zip file for reading, with a list of contents that is no longer than weights need.
+
+  Raises:
+    ValueError: the list is longer.
+    zipfile.BadZipFile: it is no zip file.
+  """
+  bounded = _Bounded(file)
+  archive = zipfile.ZipFile(bounded)
+  bounded.limit = sys.maxsize
+  return archive
 
 
 def unwrap(
@@ -102,7 +112,9 @@ def unwrap(
   """
   name = next((n for n in wrappers if isinstance(contents.get(n), Mapping)), None)
   state = contents if name is None else contents[name]
-  strangers = [str(k) for k, v in state.items() if not isinstance(v, np.ndarray)]
+  strangers = [
+    str(k) for k, v in state.items() if not (isinstance(k, str) and isinstance(v, np.ndarray))
+  ]
   if strangers or not state:
     raise UserError(
       f"{source} is no state dict: holds {', '.join(strangers[:5]) or 'nothing'}; "
@@ -113,38 +125,75 @@ def unwrap(
 
 
 def _read_zip(path: str | Path, file: BinaryIO) -> Any:
-  with zipfile.ZipFile(file) as archive:
-    pickles = [n for n in archive.namelist() if n.endswith("/data.pkl")]
+  with open_zip(file) as archive:
+    names = archive.namelist()
+    pickles = [n for n in names if n.endswith("/data.pkl")]
     if len(pickles) != 1:
       raise UserError(f"{path} is a zip file, but not PyTorch's; give a .pt or .pth file")
+    if len(set(names)) < len(names):
+      raise ValueError("several entries of one name")
+    # Entries could be made to share their bytes.
+    if sum(entry.file_size for entry in archive.infolist()) > os.fstat(file.fileno()).st_size:
+      raise ValueError("its entries are larger than the file")
     folder = pickles[0].removesuffix("data.pkl")
-    if f"{folder}byteorder" in archive.namelist():
-      _check_order(path, archive.read(f"{folder}byteorder") == b"little")
-    with archive.open(pickles[0]) as f:
-      tree = _Unpickler(f, path).load()
-    storages: dict[str, bytes] = {}
+    if f"{folder}byteorder" in names:
+      _check_order(path, _entry(archive, f"{folder}byteorder", 16) == b"little")
+    tree, storages = torch_pickle.read(
+      io.BytesIO(_entry(archive, pickles[0], torch_pickle.MAX_BYTES))
+    )
+    data: dict[str, bytes] = {}
+    for storage in storages.values():
+      name = f"{folder}data/{storage.key}"
+      _check_length(storage, archive.getinfo(name).file_size)
+      data[storage.key] = _entry(archive, name, storage.nbytes)
+  return _Arrays(data).fill(tree)
 
-    def read(storage: _Storage) -> bytes:
-      if storage.key not in storages:
-        storages[storage.key] = archive.read(f"{folder}data/{storage.key}")
-      return storages[storage.key]
 
-    return _resolve(tree, read)
+class _Bounded:
+  """What `zipfile` asks of a file, which it reads the list of contents from in one piece."""
+
+  def __init__(self, file: BinaryIO):
+    self._file = file
+    self.tell, self.seek, self.seekable = file.tell, file.seek, file.seekable
+    self.limit = _MAX_DIRECTORY
+
+  def read(self, size: int = -1) -> bytes:
+    if size > self.limit:
+      raise ValueError("too long a list of contents")
+    return self._file.read(size)
+
+
+def _entry(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
+  """A zip's entry of at most `limit` bytes."""
+  entry = archive.getinfo(name)
+  if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
+    raise ValueError("its contents are compressed, which PyTorch does not do")
+  if entry.file_size > limit:
+    raise ValueError(f"{torch_pickle.shorten(name)} has more than {limit} bytes")
+  return archive.read(entry)
 
 
 def _read_legacy(path: str | Path, file: BinaryIO) -> Any:
   """Pickles in a row: a magic number, the version, the machine, the object, the storages' keys."""
-  if _Unpickler(file, path).load() != LEGACY_MAGIC:
+  stream = io.BytesIO(file.read(torch_pickle.MAX_BYTES))
+  if torch_pickle.read(stream)[0] != LEGACY_MAGIC:
     raise UserError(f"{path} is no PyTorch file; give a .pt or .pth file")
-  _Unpickler(file, path).load()  # the version, 1001 since there are releases
-  _check_order(path, _Unpickler(file, path).load()["little_endian"])
-  unpickler = _Unpickler(file, path)
-  tree = unpickler.load()
-  storages = {}
-  for key in _Unpickler(file, path).load():
-    length = int.from_bytes(file.read(8), "little")
-    storages[key] = file.read(length * unpickler.storages[key].dtype.itemsize)
-  return _resolve(tree, lambda storage: storages[storage.key])
+  torch_pickle.read(stream)  # the version, 1001 since there are releases
+  machine, _ = torch_pickle.read(stream)
+  _check_order(path, machine["little_endian"])
+  tree, storages = torch_pickle.read(stream)
+  keys, _ = torch_pickle.read(stream)
+  position, size = stream.tell(), os.fstat(file.fileno()).st_size
+  data: dict[str, bytes] = {}
+  for key in keys:
+    file.seek(position)
+    storage = storages.pop(key)  # once each
+    _check_length(storage, int.from_bytes(file.read(8), "little") * storage.dtype.itemsize)
+    position += 8 + storage.nbytes
+    if position > size:
+      raise ValueError("it ends too soon")
+    data[key] = file.read(storage.nbytes)
+  return _Arrays(data).fill(tree)
 
 
 def _check_order(path: str | Path, little: bool) -> None:
@@ -152,54 +201,37 @@ def _check_order(path: str | Path, little: bool) -> None:
     raise UserError(f"{path} is big-endian; save it again on a little-endian machine")
 
 
-class _Unpickler(pickle.Unpickler):
-  """Builds tensors and plain containers, and refuses every other name.
-
-  A name is answered with a string or with something that can only build data,
-  so there is nothing in reach that a pickle could call to any effect.
-  """
-
-  def __init__(self, file: BinaryIO, path: str | Path):
-    super().__init__(file, encoding="utf-8")
-    self._path = path
-    self.storages: dict[str, _Storage] = {}
-
-  def find_class(self, module: str, name: str) -> Any:
-    if module == "torch" and name in DTYPES:
-      return name
-    admitted: dict[tuple[str, str], Callable[..., Any]] = {
-      ("collections", "OrderedDict"): OrderedDict,
-      ("torch", "Size"): tuple,
-      ("torch", "device"): lambda *args: ":".join(map(str, args)),
-      ("torch._utils", "_rebuild_tensor_v2"): lambda *args: _Tensor(*args[:4]),
-      ("torch._utils", "_rebuild_parameter"): lambda *args: args[0],
-    }
-    if (module, name) not in admitted:
-      raise UserError(
-        f"{self._path} holds code that is not a plain tensor file's ({module}.{name}), "
-        "refused; save only the state dict"
-      )
-    return admitted[module, name]
-
-  def persistent_load(self, pid: Any) -> _Storage:
-    kind, dtype, key, _, length, *view = pid
-    if kind != "storage" or any(view):  # views: files older than PyTorch 0.4
-      raise pickle.UnpicklingError(f"unknown reference {kind}")
-    return self.storages.setdefault(key, _Storage(DTYPES[dtype], key, length))
+def _check_length(storage: Storage, there: int) -> None:
+  if there != storage.nbytes:
+    key = torch_pickle.shorten(storage.key)
+    raise ValueError(f"storage {key} has {there} bytes of {storage.nbytes}")
 
 
-def _resolve(tree: Any, read: Callable[[_Storage], bytes]) -> Any:
-  """The tree with arrays for tensors; `read` gives the bytes of a storage."""
-  if isinstance(tree, _Tensor):
-    dtype, key, length = tree.storage
-    data = read(tree.storage)
-    if len(data) != length * dtype.itemsize:
-      raise ValueError(f"storage {key} has {len(data)} bytes of {length * dtype.itemsize}")
-    # numpy checks that the view lies inside the buffer.
-    strides = [s * dtype.itemsize for s in tree.strides]
-    return np.ndarray(tree.shape, dtype, data, tree.offset * dtype.itemsize, strides)
-  if isinstance(tree, dict):
-    return {key: _resolve(value, read) for key, value in tree.items()}
-  if isinstance(tree, list | tuple):
-    return type(tree)(_resolve(value, read) for value in tree)
-  return tree
+class _Arrays:
+  """Puts arrays in the places of tensors; what is shared is looked at once and stays shared."""
+
+  def __init__(self, data: Mapping[str, bytes]):
+    self._data = data
+    self._done: dict[int, Any] = {}
+
+  def fill(self, tree: Any, depth: int = 0) -> Any:
+    if depth > _MAX_DEPTH:
+      raise ValueError(f"nested more than {_MAX_DEPTH} deep")
+    if id(tree) in self._done:
+      return self._done[id(tree)]
+    if isinstance(tree, Tensor):
+      storage = tree.storage
+      size = storage.dtype.itemsize
+      strides = [step * size for step in tree.strides]
+      data = self._data[storage.key]
+      made = np.ndarray(tree.shape, storage.dtype, data, tree.offset * size, strides)
+    elif isinstance(tree, dict):
+      made = {key: self.fill(value, depth + 1) for key, value in tree.items()}
+    elif isinstance(tree, list | tuple):
+      made = type(tree)([self.fill(value, depth + 1) for value in tree])
+    elif tree is None or isinstance(tree, str | bytes | int | float):
+      return tree
+    else:
+      raise ValueError(f"a {type(tree).__name__} among its values")
+    self._done[id(tree)] = made
+    return made

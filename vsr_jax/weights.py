@@ -124,7 +124,8 @@ def convert(
     Nested dicts like the template, filled with numpy arrays of its dtypes.
 
   Raises:
-    UserError: the two do not fit; the one error lists every problem.
+    UserError: the two do not fit, and the one error lists every problem; or what fits holds NaN or
+      infinite numbers.
   """
   wanted = traverse_util.flatten_dict(template, sep="/")
   filled: dict[str, np.ndarray] = {}
@@ -140,11 +141,26 @@ def convert(
       problems.append(f"{key} and {origin[path]} both fill {path}")
     else:
       origin[path] = key
-      _fill(filled, path, key, value, rule.transform, wanted[path], problems)
+      _fit(filled, path, key, value, rule.transform, wanted[path], problems)
   problems += [f"missing {path}" for path in wanted if path not in origin]
   if problems:
     raise UserError(_report(source, problems))
+  with np.errstate(over="ignore"):  # of numbers too large for the leaf: they are infinite then
+    for path, array in filled.items():  # only now: what does not fit is not copied
+      filled[path] = np.array(array, wanted[path].dtype, order="C")
+  check_finite({origin[path]: array for path, array in filled.items()}, source)
   return traverse_util.unflatten_dict(filled, sep="/")
+
+
+def check_finite(arrays: Mapping[str, np.ndarray], source: str) -> None:
+  """Raises `UserError`, which names the first ones, if arrays hold NaN or infinite numbers."""
+  names = [name for name, x in arrays.items() if not np.isfinite(x).all()]
+  if names:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    raise UserError(
+      f"{source} holds NaN or infinite numbers in {', '.join(names[:_LISTED])}{more}; "
+      "fetch it again, or take weights from before its training failed"
+    )
 
 
 def to_state_dict(
@@ -197,7 +213,7 @@ def _match(key: str, rules: Sequence[Rule], problems: list[str]) -> tuple[Rule |
   return rule, None if rule.path is None else match.expand(rule.path)
 
 
-def _fill(filled, path, key, value, transform, leaf, problems) -> None:
+def _fit(filled, path, key, value, transform, leaf, problems) -> None:
   """Puts one transformed tensor at its path, or notes why it does not belong there."""
   if not jnp.issubdtype(value.dtype, jnp.floating):
     problems.append(f"{key} holds {value.dtype}, not floating-point numbers")
@@ -209,7 +225,7 @@ def _fill(filled, path, key, value, transform, leaf, problems) -> None:
   if array is None or array.shape != tuple(leaf.shape):
     problems.append(f"{key} of shape {value.shape} does not fit {path} {tuple(leaf.shape)}")
     return
-  filled[path] = np.array(array, leaf.dtype, order="C")
+  filled[path] = array
 
 
 def _report(source: str, problems: list[str]) -> str:

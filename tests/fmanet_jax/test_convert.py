@@ -159,6 +159,10 @@ SPOILT = {
     lambda path: spoil(path, lambda s: s.update({"extra.weight": np.ones(3, "f4")})),
     "unexpected extra.weight",
   ),
+  "not finite": (
+    lambda path: spoil(path, lambda s: s.update({"r_conv.0.weight": s["r_conv.0.weight"] / 0})),
+    "model_R.pt (net_r) holds NaN or infinite numbers in r_conv.0.weight; fetch it again",
+  ),
   "half of a whole model": (
     lambda path: save_state_dict(
       path, {PREFIXES["net_r"] + k: v for k, v in networks()[1].items()} | {"x": np.ones(1, "f4")}
@@ -168,6 +172,7 @@ SPOILT = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:divide by zero")
 @pytest.mark.parametrize("case", SPOILT)
 def test_bad_input_is_one_line_and_leaves_nothing(case, pair, tmp_path, run_main):
   change, message = SPOILT[case]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fmanet_jax import model as fmanet
-from fmanet_jax.model import Architecture, FMANet
+from fmanet_jax.model import Architecture, FMANet, init_params, param_shapes
 from fmanet_jax.strips import by_strips
 from tests.fmanet_jax import golden
 from vsr_jax.errors import UserError
@@ -213,3 +213,12 @@ def test_warped_images_know_where_they_are_valid():
   np.testing.assert_array_equal(validity[:, 0], 1)
   np.testing.assert_array_equal(validity[0, 1, :, :, 0].min(axis=0), [1] * 8 + [0] * 4)
   np.testing.assert_array_equal(warped, np.repeat(validity, 3, axis=-1))
+
+
+@pytest.mark.parametrize(
+  "changes", [{}, {"frma_blocks": 3, "attention_blocks": 2, "rdb_blocks": 2}]
+)
+def test_shapes_are_those_of_the_parameters(changes):
+  model = FMANet(dataclasses.replace(TINY, **changes))
+  want = jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
+  assert param_shapes(model) == want

@@ -214,7 +214,9 @@ def test_bad_checkpoints_are_refused(run, weights, clip, tmp_path):
   copy = tmp_path / "copy"
   shutil.copytree(weights, copy)
   out = tmp_path / "out.mp4"
-  assert_refused(run(clip, out, checkpoint=tmp_path / "no", code=2), "no: no such folder")
+  missing = run(clip, out, checkpoint=tmp_path / "no", code=2)
+  assert_refused(missing, "no: no such folder; give a run's folder, or make one of the released")
+  assert "`python -m fmanet_jax.convert model_D.pt model_R.pt DIR`" in missing.err
   assert_refused(run(clip, out, checkpoint=tmp_path, code=2), "holds no checkpoint")
   for path in (copy / "params").rglob("*"):
     if path.is_file():

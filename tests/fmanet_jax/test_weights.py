@@ -114,6 +114,21 @@ def test_colour_order_is_folded_into_the_kernels():
     np.testing.assert_array_equal(ours["bias"], state[net][f"{name}.bias"][::-1])
 
 
+def test_invented_blocks_are_refused_before_a_model_of_them_is_made(monkeypatch):
+  monkeypatch.delattr(weights, "param_shapes")
+  for block, field in {
+    "FRMA_blocks.{}.x": "frma_blocks",
+    "feature_extractor.2.RDBs.{}.x": "rdb_blocks",
+    "feature_extractor.2.RDBs.0.layer.{}.x": "dense_layers",
+    "FRMA_blocks.0.multi_attn_block.{}.x": "attention_blocks",
+  }.items():
+    states = networks()
+    states[0] |= {block.format(i): np.ones(1, np.float32) for i in range(3000)}
+    message = rf"x.pt does not hold an FMA-Net's weights: model.{field} = 3000: must be at most"
+    with pytest.raises(UserError, match=message):
+      weights.convert_released(*states, "x.pt")
+
+
 def test_input_triplets_may_be_counted_from_the_end():
   x = np.arange(8)[None]
   flipped = weights.flip_inputs(lambda x: x, 0, -3)(x)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from keep_jax import convert, inference
+from keep_jax import weights as keep_weights
 from keep_jax.model import KEEP, Architecture, init_params
 from keep_jax.weights import CODEFORMER, RENAMED, convert_released
 from tests.keep_jax import golden
@@ -105,6 +106,25 @@ def test_a_file_becomes_a_checkpoint(layout, tmp_path, monkeypatch, capsys):
   arch, want = convert_released(state)
   assert model.arch == arch
   jax.tree.map(np.testing.assert_array_equal, params, want)
+
+
+@pytest.mark.parametrize(
+  ("block", "message"),
+  [
+    ("ft_layers.{}.x", "model.layers = 3000: must be at most"),
+    ("kalman_filter.uncertainty_estimator.{}.x", "model.gain_layers = 3000: must be at most"),
+    ("cft.{}.x", "model.cft = .*: must be a list of at most 10"),
+    ("encoder.blocks.{}.conv.weight", "model.image_size = .*: must be at most"),
+  ],
+)
+def test_invented_blocks_are_refused_before_a_model_of_them_is_made(block, message, monkeypatch):
+  monkeypatch.delattr(keep_weights, "param_shapes")
+  invented = {block.format(i): [64, 64, 3, 3] for i in range(3000)}
+  zero, shapes = np.zeros((), np.float32), golden.manifest("keep_full") | invented
+  state = {key: np.broadcast_to(zero, shape) for key, shape in shapes.items()}
+  with pytest.raises(UserError, match=f"x.pth does not hold a KEEP's weights: {message}") as error:
+    convert_released(state, "x.pth")
+  assert len(str(error.value)) < 300
 
 
 def test_codeformer_gives_what_keep_shares_with_it():

@@ -21,6 +21,7 @@ from keep_jax.model import (
   init_params,
   initial_state,
   observe,
+  param_shapes,
   restore_clip,
 )
 from tests.keep_jax import golden, tiny
@@ -230,3 +231,10 @@ def test_a_misspelt_variant_is_named():
 
 def test_the_default_is_the_released_model():
   assert variant("keep") == RELEASED == Architecture()
+
+
+@pytest.mark.parametrize("gain", ["network", "none"])
+def test_shapes_are_those_of_the_parameters(gain):
+  model = KEEP(tiny.change(layers=3, gain_layers=2, gain=gain))
+  want = jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
+  assert param_shapes(model) == want

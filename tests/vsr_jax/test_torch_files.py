@@ -6,7 +6,9 @@ storage, a Parameter in channels-last memory and every dtype (see `expected`).
 
 from __future__ import annotations
 
+import os
 import pickle
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import hostile_weights
 from tests.torch_writer import save_state_dict
 from vsr_jax.errors import UserError
 from vsr_jax.torch_files import load, unwrap
@@ -129,7 +132,6 @@ class Call:
 
 
 def hostile(mark: Path) -> list[bytes]:
-  import os
   import subprocess
 
   return [
@@ -165,6 +167,69 @@ def test_a_pickle_cannot_alter_what_it_is_given(tmp_path):
   with pytest.raises(UserError):
     load(tmp_path / "evil.pt")
   assert load(tmp_path / "good.pt")["a"].tolist() == [1, 1]
+
+
+LONG = ("nested", "empty dicts", "pairs again")  # too long to have each allocation recorded
+
+
+def refusal(name: str, folder: Path) -> tuple[str, int]:
+  """The text and the most memory that it took, in bytes."""
+  path = folder / "evil.pth"
+  path.write_bytes(hostile_weights.attacks()[name]())
+  if name not in LONG:
+    tracemalloc.start()
+  try:
+    with pytest.raises(UserError, match="evil.pth") as error:
+      unwrap(load(path), source=str(path))
+    return str(error.value).replace(str(path), ""), tracemalloc.get_traced_memory()[1]
+  finally:
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", hostile_weights.attacks())
+def test_attack_is_refused_in_little_memory(name, tmp_path):
+  text, peak = refusal(name, tmp_path)
+  assert peak < 100e6
+  assert text.isprintable()
+  assert len(text) < 300
+  assert ("more than 500000 operations" in text) == (name in LONG)
+
+
+@pytest.mark.parametrize("name", ["torch_zip.pt", "torch_legacy.pt", "written.pt"])
+def test_damaged_file_is_refused_or_harmless(name, tmp_path):
+  save_state_dict(tmp_path / "written.pt", {"state_dict": expected(), "epoch": 3})
+  good = (tmp_path if name == "written.pt" else PARITY) / name
+  texts = []
+  for data in hostile_weights.mutants(good.read_bytes(), seed=0, count=100):
+    path = tmp_path / "damaged.pth"
+    path.write_bytes(data)
+    try:
+      arrays = unwrap(load(path), source=str(path)).values()
+    except UserError as e:
+      texts.append(str(e))
+    else:
+      assert sum(array.nbytes for array in arrays) < 2**21
+  assert len(texts) > 20
+  assert all("damaged.pth" in text and text.isprintable() for text in texts)
+
+
+def test_what_is_shared_in_a_file_stays_shared(tmp_path):
+  """As a tree it would be of 2^60 lists."""
+  path = tmp_path / "x.pt"
+  path.write_bytes(hostile_weights.attacks()["shared lists"]())
+  value = load(path)["a"][-1]
+  assert value[0] is value[1]
+
+
+def test_pipe_is_refused_without_waiting(tmp_path):
+  os.mkfifo(tmp_path / "pipe.pt")
+  with pytest.raises(UserError, match="pipe.pt is a pipe"):
+    load(tmp_path / "pipe.pt")
+
+
+def test_names_that_are_no_strings_are_no_state_dict():
+  with pytest.raises(UserError, match=r"x.pth is no state dict: holds 0"):
+    unwrap({0: np.ones(1)}, source="x.pth")
 
 
 def rewrite(path: Path, name: str, data: bytes) -> None:

@@ -99,6 +99,22 @@ def test_deviation_is_an_error(change, message):
   assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
+def test_what_is_not_finite_is_named(value):
+  state = source()
+  state["scale"] = np.array(value, np.float64)
+  state["layer1.conv.bias"] = np.array([0, value])
+  with pytest.raises(UserError) as error:
+    convert(state, RULES, template(), "some.pth")
+  named = "some.pth holds NaN or infinite numbers in layer1.conv.bias, scale; fetch it again"
+  assert str(error.value).startswith(named)
+
+
+def test_what_is_dropped_may_be_anything():
+  state = source() | {"layer0.num_batches_tracked": np.array(np.nan)}
+  assert convert(state, RULES, template())["scale"] == 2.5
+
+
 def test_ambiguous_table_is_an_error():
   with pytest.raises(UserError, match=r"scale matches several rules.*missing scale"):
     convert(source(), [*RULES, Rule(r"sc.*", "scale")], template())

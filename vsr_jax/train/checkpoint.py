@@ -1,7 +1,8 @@
 """Checkpoints; the only file that knows Orbax.
 
 A checkpoint is a folder with one item each: `params`, `ema` and `opt_state` (arrays), `meta`
-(`meta.json`: step, stage, the caller's own entries, and every array's name, dtype and shape) and
+(`meta.json`: step, stage, the caller's own entries, and every array's name, dtype, shape and
+checksum) and
 `data` (the position of each process's data iterator). A run keeps them in
 WORKDIR/checkpoints/STEP; an exported folder holds `params` and `meta` only. Orbax writes a folder
 under another name and renames it when it is complete.
@@ -10,6 +11,8 @@ under another name and renames it when it is complete.
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
 import gc
 import glob
 import json
@@ -24,21 +27,26 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 from orbax.checkpoint import v1 as ocp
 
 from vsr_jax import files, json_files
 from vsr_jax.errors import UserError
+from vsr_jax.train.damage import REMEDY, check_size, check_sums, checksums
 from vsr_jax.train.state import TrainState
-from vsr_jax.train.trees import check_table, differences, table
+from vsr_jax.train.trees import by_network, check_table, differences, table, template
+from vsr_jax.weights import check_finite
 
 _ARRAYS = ("params", "ema", "opt_state")
-_REMEDY = "delete it to fall back to the checkpoint before it, or copy or make it again"
 _META = json_files.fields(
   {"arrays": json_files.fields({"params": check_table}, dict.fromkeys(_ARRAYS, check_table))},
   {
     "step": json_files.integer(0, 2**31 - 1),
     "processes": json_files.integer(1, 10**6),
     "stage": json_files.optional(json_files.text),
+    "sums": json_files.mapping(
+      json_files.text, json_files.mapping(json_files.text, json_files.integer(0, 2**32 - 1))
+    ),
   },
   more=True,
 )
@@ -155,7 +163,8 @@ class Checkpoints:
     """
     arrays = _array_items(state)
     tables = {item: table(tree) for item, tree in arrays.items()}
-    meta = {**meta, "step": step, "processes": jax.process_count(), "arrays": tables}
+    sums = {item: checksums(tree) for item, tree in arrays.items()}
+    meta = {**meta, "step": step, "processes": jax.process_count(), "arrays": tables, "sums": sums}
     items = arrays | {"meta": _meta(meta), "data": _data(data)}
     self.wait()
     folder = self.folder / str(step)
@@ -204,6 +213,7 @@ class Checkpoints:
         " or start another run from its params"
       )
     items = _load(folder, wanted | {"data": _data()})
+    check_sums(folder, {item: items[item] for item in wanted}, meta)
     step = jax.device_put(np.int32(meta["step"]), shapes.step.sharding)
     # An item without arrays is not stored; its shapes are the item.
     trees = {item: items.get(item, getattr(shapes, item)) for item in _ARRAYS}
@@ -218,7 +228,9 @@ def find_checkpoint(path: str | pathlib.Path) -> pathlib.Path:
   """
   path = pathlib.Path(path).absolute()
   if not path.is_dir():
-    raise UserError(f"{path}: no such folder; give a run's folder or an exported checkpoint")
+    raise UserError(
+      f"{path}: no such folder; give a run's folder, or what a convert command has written"
+    )
   if (path / "meta").is_dir() or (path / "params").is_dir():
     return path
   steps = [p for p in (path / "checkpoints").glob("*") if p.name.isdecimal() and p.is_dir()]
@@ -237,7 +249,7 @@ def read_meta(path: str | pathlib.Path) -> dict[str, Any]:
   try:
     return json_files.read(folder / "meta" / "meta.json", _META)
   except (OSError, json_files.BadJson) as e:
-    raise UserError(f"{folder}: damaged, its meta cannot be read; {_REMEDY}") from e
+    raise UserError(f"{folder}: damaged, its meta cannot be read; {REMEDY}") from e
 
 
 def restore_params(
@@ -255,19 +267,26 @@ def restore_params(
     Params by sub-network, on the default device, uncommitted.
 
   Raises:
-    UserError: missing, damaged, or not the params of that model.
+    UserError: missing, damaged, not the params of that model, or not finite.
   """
   folder = find_checkpoint(path)
-  tables = read_meta(folder)["arrays"]
+  meta = read_meta(folder)
+  tables = meta["arrays"]
+  items = ("params", "ema") if ema and "ema" in tables else ("params",)
   if like is not None:
-    there = {name: x for name, x in tables["params"].items() if name.partition("/")[0] in like}
+    held: dict[str, dict[str, str]] = {}  # by sub-network, those of the average instead of others
+    for item in items:
+      held |= by_network(tables[item])
+    there = {name: x for network in like for name, x in held.get(network, {}).items()}
     if wrong := differences(table(like), there):
       raise UserError(f"{folder}: not the weights of this model: {wrong}")
-  items = ("params", "ema") if ema and "ema" in tables else ("params",)
-  templates = {item: _template(tables[item]) for item in items}
+  check_size(folder, [tables[item] for item in items])
+  templates = {item: template(tables[item]) for item in items}
   trees = _load(folder, templates)  # whole: Orbax reads no parts
+  check_sums(folder, trees, meta)
   params = trees["params"] | trees.get("ema", {})
   wanted = params if like is None else like
+  check_finite(traverse_util.flatten_dict(params, sep="/"), str(folder))
   return jax.tree.map(jnp.asarray, {name: params[name] for name in params if name in wanted})
 
 
@@ -281,12 +300,17 @@ def export_params(path: str | pathlib.Path, params: Mapping[str, Any], meta: Map
 
   Raises:
     UserError: the path is something else than an exported folder, or cannot be written.
+    OSError: they do not fit on the disk (ENOSPC); nothing was written.
   """
   path = pathlib.Path(path).absolute()
   if path.exists() and not (path / "params").is_dir():
     raise UserError(f"{path}: exists and is no exported checkpoint; choose another folder")
   params = jax.tree.map(np.asarray, dict(params))
-  meta = {**meta, "arrays": {"params": table(params)}}
+  # Now: Orbax's writers, which are threads, go on after one has failed, and print tracebacks.
+  there = next(folder for folder in path.parents if folder.exists())
+  if shutil.disk_usage(there).free < sum(x.nbytes for x in jax.tree.leaves(params)):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+  meta = {**meta, "arrays": {"params": table(params)}, "sums": {"params": checksums(params)}}
   part = pathlib.Path(files.part_name(path))
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -309,19 +333,6 @@ def _array_items(state: TrainState) -> dict[str, Any]:
   return {item: tree for item, tree in items.items() if jax.tree.leaves(tree)}
 
 
-def _template(names: Mapping[str, str]) -> dict[str, Any]:
-  """Nested dicts of unfilled arrays from a params table."""
-  tree: dict[str, Any] = {}
-  for name, spec in names.items():
-    *path, leaf = name.split("/")
-    branch = tree
-    for key in path:
-      branch = branch.setdefault(key, {})
-    dtype, shape = spec.rstrip("]").split("[")
-    branch[leaf] = np.empty([int(n) for n in shape.split(",") if n], jnp.dtype(dtype))
-  return tree
-
-
 def _load(folder: pathlib.Path, items: dict[str, Any]) -> dict[str, Any]:
   """Reads items into their templates."""
   loaded = {}
@@ -334,19 +345,36 @@ def _load(folder: pathlib.Path, items: dict[str, Any]) -> dict[str, Any]:
     else:
       return loaded
     gc.collect()  # While it is quiet: the abandoned reads report themselves when they are freed.
-  raise UserError(f"{folder}: damaged, its {item} cannot be read; {_REMEDY}")
+  _drop_late_reports()
+  raise UserError(f"{folder}: damaged, its {item} cannot be read; {REMEDY}")
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
   """Keeps to itself what Orbax's abandoned reads would print: pages for each array."""
   log, hook = logging.getLogger("asyncio"), sys.unraisablehook
-  disabled = log.disabled
+  disabled, absl = log.disabled, logging.getLogger("absl")
+  quiet = _not_by_orbax in absl.filters
   log.disabled, sys.unraisablehook = True, lambda _: None
+  absl.addFilter(_not_by_orbax)
   try:
     yield
   finally:
     log.disabled, sys.unraisablehook = disabled, hook
+    if not quiet:
+      absl.removeFilter(_not_by_orbax)
+
+
+def _drop_late_reports() -> None:
+  """From now on, as TensorStore's threads go on with reads whose event loop has ended."""
+  hook = sys.unraisablehook
+  if not (isinstance(hook, functools.partial) and hook.func is _unless_late):
+    sys.unraisablehook = functools.partial(_unless_late, hook)
+
+
+def _unless_late(hook, report) -> None:
+  if not (report.exc_type is RuntimeError and str(report.exc_value) == "Event loop is closed"):
+    hook(report)
 
 
 def _context() -> ocp.Context:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from vsr_jax.json_files import BadJson, mapping, text
 
-_SPEC = re.compile(r"(?:bool|bfloat16|u?int\d{1,2}|float\d{1,2})\[((?:\d{1,12}(?:,\d{1,12})*)?)\]")
+_DTYPES = "bool|bfloat16|u?int(?:8|16|32|64)|float(?:16|32|64)"
+_SPEC = re.compile(rf"(?:{_DTYPES})\[((?:\d{{1,12}}(?:,\d{{1,12}})*)?)\]")
 _LARGEST = 2**33  # numbers in an array
+_LONGEST, _DEEPEST = 300, 20  # characters of a path, and names in it
 
 
 def table(tree: Any) -> dict[str, str]:
@@ -29,11 +34,39 @@ def check_table(value: Any, where: str) -> None:
   """The schema (see `json_files`) of a table: paths that make a tree, dtypes and shapes."""
   mapping(text, text)(value, where)
   for name, spec in value.items():
+    if len(name) > _LONGEST or not name.isprintable() or name.count("/") >= _DEEPEST:
+      raise BadJson(f"{where}: {name[:80]!a} is no path of an array")
     found = _SPEC.fullmatch(spec)
     if not found or math.prod(int(n) for n in found[1].split(",") if n) > _LARGEST:
       raise BadJson(f"{where}: {name[:80]!r} has no dtype and shape, or one too large")
     if any(name[:i] in value for i, character in enumerate(name) if character == "/"):
       raise BadJson(f"{where}: {name[:80]!r} lies within another array")
+
+
+def shape_and_dtype(spec: str) -> tuple[list[int], np.dtype]:
+  """Of a table's entry, such as "float32[3,3,8,16]"."""
+  dtype, shape = spec.rstrip("]").split("[")
+  return [int(n) for n in shape.split(",") if n], jnp.dtype(dtype)
+
+
+def by_network(names: Mapping[str, str]) -> dict[str, dict[str, str]]:
+  """A params table, split at the first name of each path."""
+  tables: dict[str, dict[str, str]] = {}
+  for name, spec in names.items():
+    tables.setdefault(name.partition("/")[0], {})[name] = spec
+  return tables
+
+
+def template(names: Mapping[str, str]) -> dict[str, Any]:
+  """Nested dicts of unfilled arrays from a params table."""
+  tree: dict[str, Any] = {}
+  for name, spec in names.items():
+    *path, leaf = name.split("/")
+    branch = tree
+    for key in path:
+      branch = branch.setdefault(key, {})
+    branch[leaf] = np.empty(*shape_and_dtype(spec))
+  return tree
 
 
 def differences(want: dict[str, str], got: dict[str, str], first: int = 3) -> str:
@@ -47,3 +80,24 @@ def differences(want: dict[str, str], got: dict[str, str], first: int = 3) -> st
   ]
   more = f" and {len(lines) - first} more" if len(lines) > first else ""
   return "; ".join(lines[:first]) + more
+
+
+def repeat_blocks(template: Mapping[str, Any], counts: Mapping[str, int]) -> dict[str, Any]:
+  """A template of many like blocks from that of a few: to trace each of them takes seconds.
+
+  Args:
+    template: nested dicts of abstract leaves.
+    counts: the last block that there is, and how many there are to be: with {"block_1": 4}
+      "block_1" stands for "block_2" and "block_3" too, wherever it is.
+
+  Returns:
+    The template with all blocks.
+  """
+  whole = {}
+  for name, tree in template.items():
+    tree = repeat_blocks(tree, counts) if isinstance(tree, Mapping) else tree
+    whole[name] = tree
+    stem, _, first = name.rpartition("_")
+    if name in counts:
+      whole |= {f"{stem}_{i}": tree for i in range(int(first), counts[name])}
+  return whole

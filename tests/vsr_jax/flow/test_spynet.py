@@ -6,6 +6,9 @@ The frames are two of Big Buck Bunny (Blender Foundation, CC BY 3.0), from parit
 from __future__ import annotations
 
 import functools
+import io
+import tracemalloc
+import zipfile
 from pathlib import Path
 
 import jax
@@ -160,6 +163,40 @@ def test_an_npz_file_is_read(tmp_path):
   np.savez(tmp_path / "spynet.npz", **state)
   want = spynet_weights.from_state_dict(released())
   jax.tree.map(np.testing.assert_array_equal, spynet_weights.load(tmp_path / "spynet.npz"), want)
+
+
+def npz_bytes(shape: str, data: bytes = bytes(8), method: int = zipfile.ZIP_STORED) -> bytes:
+  """An .npz with one float32 array of that shape, whatever its data are."""
+  header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}".ljust(117) + "\n"
+  npy = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + data
+  file = io.BytesIO()
+  with zipfile.ZipFile(file, "w", method) as archive:
+    archive.writestr("L1/conv0/bias.npy", npy)
+  return file.getvalue()
+
+
+@pytest.mark.parametrize(
+  "data",
+  [
+    npz_bytes("(10000000000,)"),
+    npz_bytes("(-2,)"),
+    npz_bytes("(" * 3000 + "2" + ",)" * 3000),
+    npz_bytes("(2,)", bytes(2**27), zipfile.ZIP_DEFLATED),
+    npz_bytes("(2,)")[:100],
+    b"PK",
+  ],
+  ids=["large", "negative", "nested", "bomb", "cut", "no zip"],
+)
+def test_a_hostile_npz_file_is_refused_before_it_takes_memory(data, tmp_path):
+  (tmp_path / "x.npz").write_bytes(data)
+  tracemalloc.start()
+  try:
+    with pytest.raises(UserError, match=r"x.npz is damaged or no .npz file") as error:
+      spynet_weights.load(tmp_path / "x.npz")
+    assert tracemalloc.get_traced_memory()[1] < 5e6
+  finally:
+    tracemalloc.stop()
+  assert str(error.value).isprintable()
 
 
 @pytest.mark.parametrize(
