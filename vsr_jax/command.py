@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import re
+import shlex
 import sys
 import warnings
 from collections.abc import Iterator
@@ -77,6 +78,11 @@ def shown_warnings() -> Iterator[None]:
 
 def _show_warning(message: Warning, *_args, **_kwargs) -> None:
   tqdm.tqdm.write(f"warning: {message}", file=sys.stderr)
+
+
+def tell_next(module: str, *arguments: object) -> None:
+  """Prints the command that comes after this one, to be copied; what is to be filled in is CAPS."""
+  print(f"next: {shlex.join(['python', '-m', module, *map(str, arguments)])}")
 
 
 @contextlib.contextmanager

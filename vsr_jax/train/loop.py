@@ -66,9 +66,11 @@ def fit(
     The state after the last step.
 
   Raises:
+    ValueError: an option is out of its range.
     UserError: a batch, checkpoint or workdir that cannot be used, or a step that is not finite.
     Terminated, KeyboardInterrupt: SIGTERM or Ctrl-C came; the step it met is done and saved.
   """
+  _check_options(steps, log_every, keep, accumulate, ema_decay)
   mesh = make_mesh() if mesh is None else mesh
   shapes = abstract_state(
     stage, init_params, mesh, ema=ema_decay is not None, fsdp_min_size=fsdp_min_size
@@ -83,6 +85,17 @@ def fit(
     with Report(stage, mesh, steps, checkpoints, recorder, evaluate, meta or {}) as report:
       feed = _Feed(mesh, batches)
       return _run(train_step, state, _key(mesh, seed, 1), feed, report, steps, every)
+
+
+def _check_options(
+  steps: int, log_every: int, keep: int, accumulate: int, ema_decay: float | None
+) -> None:
+  counts = {"steps": steps, "log_every": log_every, "keep": keep, "accumulate": accumulate}
+  for name, value in counts.items():
+    if value < 1:  # with keep = 0 a run would end without a checkpoint
+      raise ValueError(f"{name} {value}: must be at least 1")
+  if ema_decay is not None and not 0 <= ema_decay < 1:
+    raise ValueError(f"ema_decay {ema_decay}: must be at least 0 and below 1")
 
 
 def _key(mesh: Mesh, seed: int, use: int) -> jax.Array:
