@@ -19,6 +19,7 @@ from vsr_jax.errors import UserError
 from vsr_jax.faces import align, paste, tracks
 from vsr_jax.faces.detections import Detector
 from vsr_jax.faces.tracks import Track
+from vsr_jax.frames import as_frames
 from vsr_jax.video import Frame
 
 # Restores the faces of each frame, by track; see `inference.Restorer.stream_tracks`.
@@ -74,7 +75,7 @@ def find_faces(
   """Finds the faces of a clip and follows them; the first pass.
 
   Args:
-    frames: uint8 RGB [h w 3].
+    frames: RGB [h w 3], uint8 or float in [0, 1]; see `as_frames`.
     detect: the detector.
     choice: "largest" for at most one face a frame, or "all"; see `tracks.choose`.
     size: of the aligned crops, in pixels.
@@ -88,7 +89,7 @@ def find_faces(
 
   def thumbnails():
     nonlocal height, width
-    for frame in frames:
+    for frame in as_frames(frames):
       height, width = frame.shape[:2]
       found.append(detect(frame))
       yield tracks.thumbnail(frame)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import re
 import shlex
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 
 import tqdm
 
-from vsr_jax import video
+from vsr_jax import compiling, video
 from vsr_jax.errors import Parser, UserError
 
 LARGEST_SIDE = 16_384  # of H.264 pictures as x264 takes them
@@ -40,10 +42,16 @@ def frame_range(text: str) -> tuple[int, int | None]:
   found = re.fullmatch(r"(\d*):(\d*)", text, re.ASCII)
   if not found:
     raise argparse.ArgumentTypeError(f"{text!r} is not of the form A:B")
-  start, stop = int(found[1] or 0), int(found[2]) if found[2] else None
+  start, stop = _frame_number(found[1]), _frame_number(found[2]) if found[2] else None
   if stop is not None and stop <= start:
     raise argparse.ArgumentTypeError(f"{text!r} holds no frame; the first is 0, B is left out")
   return start, stop
+
+
+def _frame_number(digits: str) -> int:
+  """A number of 19 digits and more is that of no clip's frame; Python takes 4,300 at most."""
+  digits = digits.lstrip("0") or "0"
+  return int(digits) if len(digits) < 19 else sys.maxsize
 
 
 def _quality(text: str) -> int:
@@ -66,6 +74,55 @@ def check_size(path: str, height: int, width: int) -> None:
     raise UserError(
       f"{path}: H.264 takes no frames of {width}x{height}; name a folder (for PNG) as output"
     )
+
+
+class Clock:
+  """How long a command works; a context manager.
+
+  Compiling that takes long is told above the progress bar; it is left out of the speed.
+
+  Attributes:
+    began: as `time.monotonic` has it.
+    compiled: seconds that compiling took.
+  """
+
+  def __enter__(self) -> Clock:
+    self.began, self.compiled = time.monotonic(), 0.0
+    self._listening = compiling.listening(self._take)
+    self._listening.__enter__()
+    return self
+
+  def __exit__(self, *exception) -> None:
+    self._listening.__exit__(*exception)
+
+  def _take(self, record: logging.LogRecord) -> None:
+    self.compiled += getattr(record, "seconds", 0)
+    if record.levelno >= logging.INFO:
+      tqdm.tqdm.write(record.getMessage(), file=sys.stderr)
+
+  def speed(self, count: int) -> str:
+    """The end of a line on so many frames: the time and the speed."""
+    seconds = time.monotonic() - self.began
+    each = max(seconds - self.compiled, 1e-6) / count
+    rate = f"{1 / each:.2f} frames/s" if each <= 1 else f"{each:.2f} s/frame"
+    told = self.compiled >= compiling.MOMENT
+    after = f" after {self.compiled:.0f} s of compiling" if told else ""
+    return f" in {seconds:.1f} s, {rate}{after}"
+
+
+@contextlib.contextmanager
+def progress(
+  what: str, total: int | None, unit: str = "frame", **options: object
+) -> Iterator[tqdm.tqdm]:
+  """A progress bar whose estimate of the time left does not count compiling as work."""
+  with tqdm.tqdm(desc=what, total=total, unit=unit, **options) as bar:
+
+    def take(record: logging.LogRecord) -> None:
+      if hasattr(record, "seconds"):
+        bar.unpause()
+
+    with compiling.listening(take):
+      yield bar
 
 
 @contextlib.contextmanager

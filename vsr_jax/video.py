@@ -12,6 +12,7 @@ import dataclasses
 import itertools
 import os
 import queue
+import sys
 import threading
 import warnings
 from collections.abc import Iterable, Iterator
@@ -90,7 +91,8 @@ class Reader(Iterator[Frame]):
 
   def _read(self, start: int, stop: int | None) -> Iterator[Frame]:
     frames = enumerate(self._source.frames())
-    for index, (time, load) in itertools.islice(frames, start, stop):
+    span = (None if n is None else min(n, sys.maxsize) for n in (start, stop))  # islice's limit
+    for index, (time, load) in itertools.islice(frames, *span):
       yield Frame(load(), time, index)
     if self._source.warning:
       self.warning = self._source.warning
