@@ -1,7 +1,8 @@
 """The faces of a clip: found and followed, cut out upright, restored, put back.
 
 Two passes over the clip: `find_faces` keeps boxes and landmarks alone, and `restore_faces` holds
-as many frames as the recursion looks ahead.
+as many frames as the recursion looks ahead. A face's number is its place among all that were found,
+whichever of them are restored.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from typing import Literal
 
 import numpy as np
 
+from keep_jax import choice as choices
+from keep_jax.choice import Choice, Face
 from vsr_jax.errors import UserError
-from vsr_jax.faces import align, paste, tracks
+from vsr_jax.faces import align, paste, sharpness, tracks
 from vsr_jax.faces.detections import Detector
-from vsr_jax.faces.tracks import Track
 from vsr_jax.frames import as_frames
 from vsr_jax.video import Frame
 
@@ -27,24 +29,6 @@ StreamTracks = Callable[
   [Iterable[Mapping[Hashable, np.ndarray]]], Iterator[Mapping[Hashable, np.ndarray]]
 ]
 Masks = Callable[[np.ndarray], np.ndarray]  # uint8 [b s s 3] -> float32 [b s s]; face_masks
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Face:
-  """One person's face through one shot.
-
-  Attributes:
-    track: where it is.
-    matrices: [n 2 3] from the frame to the aligned crop, one a frame of the track.
-  """
-
-  track: Track
-  matrices: np.ndarray
-
-  def at(self, frame: int) -> np.ndarray | None:
-    """Its matrix in a frame, or None if it is not there."""
-    inside = self.track.start <= frame < self.track.stop
-    return self.matrices[frame - self.track.start] if inside else None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -67,24 +51,30 @@ class Restored:
 def find_faces(
   frames: Iterable[np.ndarray],
   detect: Detector,
-  choice: Literal["largest", "all"] = "largest",
+  choice: Literal["largest", "all"] | Choice = "largest",
   *,
   size: int = align.SIZE,
   robust: bool = True,
+  measure: bool = False,
 ) -> tuple[list[Face], int]:
-  """Finds the faces of a clip and follows them; the first pass.
+  """Finds the faces of a clip, follows them and chooses whom to restore; the first pass.
 
   Args:
     frames: RGB [h w 3], uint8 or float in [0, 1]; see `as_frames`.
     detect: the detector.
-    choice: "largest" for at most one face a frame, or "all"; see `tracks.choose`.
+    choice: whom to restore.
     size: of the aligned crops, in pixels.
     robust: see `align.fit`.
+    measure: tell the faces' sharpness, which is else only done where the choice asks for it.
 
   Returns:
-    The faces in order of their first frame, and the number of frames.
+    All faces in order of their first frame, restored or not, and the number of frames.
+
+  Raises:
+    ValueError: see `as_frames` and `choice.choose`.
   """
-  found = []
+  choice = Choice(choice) if isinstance(choice, str) else choice
+  found, sharp = [], []
   height = width = 0
 
   def thumbnails():
@@ -92,15 +82,27 @@ def find_faces(
     for frame in as_frames(frames):
       height, width = frame.shape[:2]
       found.append(detect(frame))
+      if measure or choice.skip_sharp:
+        sharp.append(np.array([_sharpness(frame, points) for points in found[-1].landmarks]))
       yield tracks.thumbnail(frame)
 
   cuts = tracks.cuts(thumbnails())
-  followed = tracks.follow(found, cuts)
+  scores = [detections.scores for detections in found]
   faces = []
-  for track in tracks.choose(followed, choice, height, width):
+  for track in tracks.follow(found, cuts):
     with contextlib.suppress(ValueError):  # no frame in which the landmarks lie apart: no face
-      faces.append(Face(track, align.fit(track.landmarks, size, robust=robust)[0]))
-  return faces, len(found)
+      matrices = align.fit(track.landmarks, size, robust=robust)[0]
+      sharp_here = float(np.median(track.pick(sharp))) if sharp else None
+      faces.append(Face(track, matrices, float(track.pick(scores).mean()), sharp_here))
+  return choices.choose(faces, choice, height, width, size), len(found)
+
+
+def _sharpness(frame: np.ndarray, landmarks: np.ndarray) -> float:
+  try:
+    matrices, _ = align.fit(landmarks[None])
+  except ValueError:  # the landmarks are one point; such a face is never restored
+    return 0.0
+  return sharpness.measure(align.align(frame, matrices[0]))
 
 
 def restore_faces(
@@ -129,7 +131,8 @@ def restore_faces(
 
   Yields:
     The frames in order. Pixels outside the faces are those of the enlarged frame; grey faces stay
-    grey.
+    grey. Faces are pasted back to front, and none is painted over another's head, be that restored
+    or not.
 
   Raises:
     UserError: the background ends before the clip, or see `paste.enlarged_size`.
@@ -142,8 +145,11 @@ def restore_faces(
   def aligned():
     for t, frame in enumerate(frames):
       with _timed(seconds, "align"):
-        matrices = {i: m for i, face in enumerate(faces) if (m := face.at(t)) is not None}
-        crops = {i: align.align(frame.image, m, size) for i, m in matrices.items()}
+        there = [i for i, face in enumerate(faces) if face.is_face and face.is_there(t)]
+        there.sort(key=lambda i: faces[i].sizes[t - faces[i].track.start])
+        matrices = {i: faces[i].seen_at(t) for i in there}
+        chosen = {i: m for i in sorted(there) if (m := faces[i].at(t)) is not None}
+        crops = {i: align.align(frame.image, m, size) for i, m in chosen.items()}
       waiting.append((frame, matrices, crops))
       yield crops
 
@@ -151,14 +157,16 @@ def restore_faces(
     frame, matrices, crops = waiting.popleft()
     with _timed(seconds, "paste"):
       restored = {i: _as_grey_as(crops[i], face) for i, face in restored.items()}
-      images = list(restored.values())
+      parts = masks(np.stack(list(restored.values()))) if masks and restored else ()
+      parts = dict(zip(restored, parts, strict=False))
       image = paste.paste(
         frame.image,
-        images,
-        [matrices[i] for i in restored],
+        [restored.get(i) for i in matrices],
+        list(matrices.values()),
         upscale,
         upscaler=None if background is None else _always(_next(background, frame)),
-        masks=masks(np.stack(images)) if masks and images else None,
+        masks=[parts.get(i) for i in matrices],
+        apart=True,
       )
     yield Restored(frame, image, crops, restored)
 

@@ -1,8 +1,10 @@
 """Command: restores the faces of a video with KEEP.
 
   python -m keep_jax.restore INPUT OUTPUT --checkpoint DIR [--faces largest|all] [--upscale S]
+    [--tracks 0,2] [--min-face PIXELS] [--min-score S] [--skip-sharp]
     [--mode stream|as_released|bidirectional] [--aligned] [--draw-boxes] [--save-crops DIR]
     [--strip FILE.png] [--side-by-side]
+  python -m keep_jax.restore INPUT --list-faces [--strip FILE.png]
 
 INPUT is a video, a folder of frames or a picture; OUTPUT's name decides its form, see
 `vsr_jax.video`. A first pass finds the faces and follows them, a second one restores each person
@@ -20,20 +22,17 @@ import re
 import time
 import warnings
 from collections.abc import Iterator
-from fractions import Fraction
 
 import cv2
 import numpy as np
 import tqdm
 
-from keep_jax import inference
-from keep_jax.faces import Face, Restored, StreamTracks, find_faces, restore_faces, unchanged
+from keep_jax import inference, show
+from keep_jax.choice import Choice, Face
+from keep_jax.faces import Restored, StreamTracks, find_faces, restore_faces, unchanged
 from vsr_jax import command, errors, video
 from vsr_jax.errors import UserError
-from vsr_jax.faces import align, detections, detector, parsenet, paste
-
-STRIP_FRAMES = 5  # rows of the picture strip
-STRIP_HEIGHT = 256  # of a row, in pixels
+from vsr_jax.faces import align, detector, parsenet, paste, sharpness, turned
 
 
 def main() -> None:
@@ -41,7 +40,8 @@ def main() -> None:
   args = _parse()
   _check_paths(args)
   with command.shown_warnings(), command.memory_errors(args.input, "try --dtype bfloat16"):
-    (restore_aligned if args.aligned else restore_frames)(args)
+    way = list_faces if args.list_faces else restore_aligned if args.aligned else restore_frames
+    way(args)
 
 
 def _check_paths(args: argparse.Namespace) -> None:
@@ -93,6 +93,19 @@ def restore_aligned(args: argparse.Namespace) -> None:
   print(f"{args.output}: {count} frames of {width}x{size}{_speed(count, began)}")
 
 
+def list_faces(args: argparse.Namespace) -> None:
+  """Prints what faces there are and which would be restored; with --strip, a picture of them."""
+  faces, total, told = _find(args, align.SIZE)
+  print(show.table(faces, args.frames[0]))
+  if args.strip and faces:
+    with (
+      _unwarned(args, told) as reader,
+      contextlib.closing(video.prefetch(reader)) as frames,
+      contextlib.closing(_counted(frames, "drawing faces", total)) as counted,
+    ):
+      show.save_sheet(args.strip, counted, faces)
+
+
 def restore_frames(args: argparse.Namespace) -> None:
   """Restores the faces of whole frames."""
   restore, size = _network(args)
@@ -102,14 +115,14 @@ def restore_frames(args: argparse.Namespace) -> None:
   seconds, began = collections.Counter(), time.monotonic()
   faces, total, told = _find(args, size)
   seconds["detect"] = time.monotonic() - began
-  strip = _Strip(faces)
+  strip = show.Strip(faces)
   without = shown = 0
   with contextlib.ExitStack() as stack:
     reader = stack.enter_context(_unwarned(args, told))
     height, width = paste.enlarged_size(reader.info.height, reader.info.width, args.upscale)
     width *= 2 if args.side_by_side else 1
     writer = stack.enter_context(_writer(args, height, width, reader.info))
-    crops = _Crops(args.save_crops, faces, size, reader.info.frame_rate, stack)
+    crops = show.Crops(args.save_crops, faces, size, reader.info.frame_rate, stack)
     background = None
     if args.background:
       behind = stack.enter_context(video.open_reader(args.background, *args.frames))
@@ -127,9 +140,10 @@ def restore_frames(args: argparse.Namespace) -> None:
   if args.strip and strip.rows:
     strip.save(args.strip)
   seconds["restore"] = time.monotonic() - began - seconds.total()
+  tracks = sum(len(face.frames) > 0 for face in faces)
   print(
-    f"{args.output}: {shown} frames of {width}x{height}, {len(faces)} face "
-    f"track{'s' * (len(faces) != 1)}, {without} frames without a face{_speed(shown, began)} "
+    f"{args.output}: {shown} frames of {width}x{height}, {tracks} face "
+    f"track{'s' * (tracks != 1)}, {without} frames without a face{_speed(shown, began)} "
     f"(finding faces {seconds['detect']:.1f} s, aligning {seconds['align']:.1f} s, "
     f"restoring and writing {seconds['restore']:.1f} s, pasting {seconds['paste']:.1f} s)"
   )
@@ -140,10 +154,11 @@ def _find(args: argparse.Namespace, size: int) -> tuple[list[Face], int, str | N
 
   What stands in the way of the second pass is told before it.
   """
-  detect = detector.make_detector(args.detector, args.detector_weights)
+  detect = turned.turning(detector.make_detector(args.detector, args.detector_weights))
   with video.open_reader(args.input, *args.frames) as reader:
     height, width = paste.enlarged_size(reader.info.height, reader.info.width, args.upscale)
-    command.check_size(args.output, height, 2 * width if args.side_by_side else width)
+    if not args.list_faces:
+      command.check_size(args.output, height, 2 * width if args.side_by_side else width)
     if args.background:
       video.probe(args.background)
     total = command.frame_total(reader, *args.frames)
@@ -152,10 +167,17 @@ def _find(args: argparse.Namespace, size: int) -> tuple[list[Face], int, str | N
       contextlib.closing(_counted(frames, "finding faces", total)) as counted,
     ):
       images = (frame.image for frame in counted)
-      robust = args.alignment == "lmeds"
-      faces, total = find_faces(images, detect, args.faces, size=size, robust=robust)
-  if not faces:
-    warnings.warn(f"{args.input}: no face found; the frames pass as they are", stacklevel=1)
+      choice = Choice(
+        args.faces, args.min_face, args.min_score, args.tracks, skip_sharp=args.skip_sharp
+      )
+      options = {"robust": args.alignment == "lmeds", "measure": args.list_faces}
+      try:
+        faces, total = find_faces(images, detect, choice, size=size, **options)
+      except ValueError as e:
+        raise UserError(f"{args.input}: {e}; --list-faces shows them") from e
+  if not any(len(face.frames) for face in faces):
+    reason = "no face is to be restored; --list-faces tells why" if faces else "no face found"
+    warnings.warn(f"{args.input}: {reason}; the frames pass as they are", stacklevel=1)
     if args.strip:
       warnings.warn(f"{args.strip}: is not written, there is nothing to show", stacklevel=1)
   return faces, total, reader.warning
@@ -165,91 +187,10 @@ def _shown(args: argparse.Namespace, faces: list[Face], t: int, result: Restored
   """The frame as it is written."""
   image = result.image
   if args.draw_boxes:
-    image = draw_faces(image, faces, t, args.upscale)
+    image = show.draw_faces(image, faces, t, args.upscale)
   if args.side_by_side:
     image = np.hstack([paste.enlarge(result.frame.image, args.upscale), image])
   return image
-
-
-def draw_faces(image: np.ndarray, faces: list[Face], frame: int, upscale: float = 1) -> np.ndarray:
-  """Draws the boxes and landmarks of a frame's faces, with their numbers, over a copy of it."""
-  here = [(i, face.track) for i, face in enumerate(faces) if face.at(frame) is not None]
-  if not here:
-    return image
-  boxes, points = (
-    upscale * np.stack([getattr(track, name)[frame - track.start] for _, track in here])
-    for name in ("boxes", "landmarks")
-  )
-  found = detections.Detections(boxes, np.ones(len(here), np.float32), points)
-  return detections.draw(image, found, [str(i) for i, _ in here])
-
-
-class _Strip:
-  """The picture strip: of a few frames with faces the input, the aligned and the restored face."""
-
-  def __init__(self, faces: list[Face]):
-    self.rows: list[np.ndarray] = []
-    self._faces = faces
-    frames = sorted({t for face in faces for t in range(face.track.start, face.track.stop)})
-    picks = np.linspace(0, len(frames) - 1, min(STRIP_FRAMES, len(frames))).astype(int)
-    self._frames = {frames[i] for i in picks}
-
-  def add(self, t: int, result: Restored) -> None:
-    if t not in self._frames or not result.faces:
-      return
-    i = max(result.faces, key=lambda i: -align.scale(self._faces[i].at(t)))  # the largest
-    whole = draw_faces(result.frame.image, self._faces, t)
-    self.rows.append(np.hstack([_at_height(x) for x in (whole, result.crops[i], result.faces[i])]))
-
-  def save(self, path: str) -> None:
-    picture = np.vstack(self.rows)
-    with video.open_writer(path, *picture.shape[:2], Fraction(1)) as target:
-      target.write(picture)
-
-
-def _at_height(image: np.ndarray) -> np.ndarray:
-  width = max(1, round(image.shape[1] * STRIP_HEIGHT / image.shape[0]))
-  return cv2.resize(image, (width, STRIP_HEIGHT), interpolation=cv2.INTER_AREA)
-
-
-class _Crops:
-  """Writes the aligned and the restored faces: DIR/face_000_{aligned,restored}/00000000.png."""
-
-  def __init__(
-    self,
-    folder: str | None,
-    faces: list[Face],
-    size: int,
-    rate: Fraction,
-    stack: contextlib.ExitStack,
-  ):
-    self._folder, self._faces, self._size, self._rate = folder, faces, size, rate
-    self._stack = stack
-    # By face: what closes its writers, and the writers of its crops and of what was restored.
-    self._open: dict[int, tuple[contextlib.ExitStack, list[video.Writer]]] = {}
-    if folder:
-      os.makedirs(folder, exist_ok=True)
-
-  def write(self, t: int, result: Restored) -> None:
-    if not self._folder:
-      return
-    for i in result.faces:
-      if i not in self._open:
-        self._open[i] = self._start(i)
-      closing, writers = self._open[i]
-      for writer, images in zip(writers, (result.crops, result.faces), strict=True):
-        writer.write(images[i])
-      if t + 1 == self._faces[i].track.stop:
-        closing.close()
-        del self._open[i]
-
-  def _start(self, face: int) -> tuple[contextlib.ExitStack, list[video.Writer]]:
-    closing = self._stack.enter_context(contextlib.ExitStack())
-    names = (f"face_{face:03d}_{kind}" for kind in ("aligned", "restored"))
-    paths = (os.path.join(self._folder, name) for name in names)
-    size = (self._size, self._size)
-    opened = (video.open_writer(path, *size, self._rate) for path in paths)
-    return closing, [closing.enter_context(writer) for writer in opened]
 
 
 def _network(args: argparse.Namespace) -> tuple[StreamTracks, int]:
@@ -302,7 +243,7 @@ def _speed(count: int, began: float) -> str:
 
 def _parse() -> argparse.Namespace:
   parser = errors.Parser(prog="keep_jax.restore", description=__doc__.partition("\n")[0])
-  command.add_video_arguments(parser)
+  command.add_video_arguments(parser, output_needed=False)
   add = parser.add_argument
   add("--checkpoint", metavar="DIR", help="what keep_jax.convert wrote")
   add("--identity", action="store_true", help="no network: try detection, alignment and pasting")
@@ -337,6 +278,33 @@ def _parse() -> argparse.Namespace:
     help="from 0, the codebook's face, to 1, the input's; default: 1",
   )
   add("--faces", choices=("largest", "all"), default="largest", help="which faces of a frame")
+  add("--tracks", type=_numbers, metavar="N,N", help="the faces of these numbers, see --list-faces")
+  add(
+    "--list-faces",
+    action="store_true",
+    help="print numbers, frames, sizes, scores, sharpness and places of the faces and end; --strip "
+    "draws them",
+  )
+  add(
+    "--min-face",
+    type=float,
+    default=0,
+    metavar="PIXELS",
+    help="leave alone faces whose box's longer side is below this; it is the median of the track",
+  )
+  add(
+    "--min-score",
+    type=float,
+    default=0,
+    metavar="S",
+    help="take for no faces what the detector gives less than this, from 0 to 1, in the mean",
+  )
+  add(
+    "--skip-sharp",
+    action="store_true",
+    help="leave alone faces whose fine detail has at least "
+    f"{sharpness.THRESHOLD:g} of the contrast of coarse structure, see docs/faces.md",
+  )
   add("--upscale", type=float, default=1.0, metavar="S", help="of the frames; default: 1")
   add("--background", metavar="VIDEO", help="what to paste into: the whole clip, enlarged")
   add("--detector", choices=detector.NAMES, default="mtcnn", help="default: mtcnn, which ships")
@@ -357,10 +325,20 @@ def _parse() -> argparse.Namespace:
   return args
 
 
+def _numbers(text: str) -> list[int]:
+  """The argument N,N of --tracks."""
+  if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", text, re.ASCII):
+    raise argparse.ArgumentTypeError(f"{text!r} is not of the form 0,2")
+  return [int(number) for number in text.split(",")]
+
+
 def _check_arguments(parser: errors.Parser, args: argparse.Namespace) -> None:
   """Raises `UserError` for what does not go together."""
+  if args.output is None and not args.list_faces:
+    parser.error("name an OUTPUT; without one there is only --list-faces")
   if args.aligned:
-    for name in ("draw_boxes", "save_crops", "strip", "background", "parsenet"):
+    whole = ("draw_boxes", "save_crops", "strip", "background", "parsenet", "list_faces", "tracks")
+    for name in (*whole, "min_face", "min_score", "skip_sharp"):
       if getattr(args, name):
         parser.error(f"--{name.replace('_', '-')} is for whole frames, not for --aligned")
     if args.upscale != 1:
@@ -369,6 +347,10 @@ def _check_arguments(parser: errors.Parser, args: argparse.Namespace) -> None:
     parser.error(f"--window {args.window}: must be at least 2")
   if args.mode == "stream" and not 0 <= args.look_ahead < args.window - 1:
     parser.error(f"--look-ahead {args.look_ahead}: must be 0 to --window {args.window} - 2")
+  if not args.min_face >= 0:
+    parser.error(f"--min-face {args.min_face:g}: must be 0 or more")
+  if not 0 <= args.min_score <= 1:
+    parser.error(f"--min-score {args.min_score:g}: must be 0 to 1")
   if not 0 <= args.fidelity <= 1:
     parser.error(f"--fidelity {args.fidelity:g}: must be 0 to 1")
 

@@ -20,10 +20,15 @@ from vsr_jax.errors import Parser, UserError
 LARGEST_SIDE = 16_384  # of H.264 pictures as x264 takes them
 
 
-def add_video_arguments(parser: Parser) -> None:
+def add_video_arguments(parser: Parser, *, output_needed: bool = True) -> None:
   """Adds INPUT, OUTPUT, --dtype, --frames and --quality, which every one of them has."""
   parser.add_argument("input", metavar="INPUT", help="a video, or a folder of frames")
-  parser.add_argument("output", metavar="OUTPUT", help=".mp4, .mkv, .mov, or a folder for PNGs")
+  parser.add_argument(
+    "output",
+    metavar="OUTPUT",
+    nargs=None if output_needed else "?",
+    help=".mp4, .mkv, .mov, or a folder for PNGs",
+  )
   parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
   parser.add_argument(
     "--frames", type=frame_range, metavar="A:B", default=(0, None), help="only frames A..B-1"

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import skimage.data
 
-from keep_jax import convert, inference, restore
+from keep_jax import convert, inference, restore, show
 from keep_jax.faces import Face, Restored, find_faces, restore_faces, unchanged
 from tests.keep_jax import golden, tiny
 from tests.torch_writer import save_state_dict
@@ -112,7 +112,7 @@ def test_the_network_restores_the_face_and_nothing_else(run, clip, weights, tmp_
   want = np.stack(list(restorer.stream(aligned)))
   assert (faces != want).mean() < 0.01  # a code of small margin may flip
   rows = read(strip)[1][0]
-  assert rows.shape[0] == restore.STRIP_FRAMES * restore.STRIP_HEIGHT
+  assert rows.shape[0] == show.STRIP_FRAMES * show.STRIP_HEIGHT
 
 
 @pytest.mark.slow
@@ -324,7 +324,7 @@ def test_crops_are_closed_with_their_track(tmp_path):
   faces = [_face(start, stop) for start, stop in spans]
   image = np.zeros((8, 8, 3), np.uint8)
   with contextlib.ExitStack() as stack:
-    crops = restore._Crops(str(tmp_path / "crops"), faces, 8, Fraction(25), stack)
+    crops = show.Crops(str(tmp_path / "crops"), faces, 8, Fraction(25), stack)
     for t in range(4):
       here = {i: image for i, span in enumerate(spans) if span[0] <= t < span[1]}
       crops.write(t, Restored(video.Frame(image, Fraction(t, 25), t), image, here, here))

@@ -13,6 +13,8 @@ from vsr_jax.errors import UserError
 # In RGB, one a landmark: the eyes, the nose, the corners of the mouth.
 _COLOURS = ((255, 64, 64), (64, 255, 64), (64, 128, 255), (255, 255, 0), (255, 0, 255))
 
+GREEN = (0, 255, 0)
+
 
 @dataclasses.dataclass(frozen=True)
 class Detections:
@@ -94,7 +96,10 @@ def suppress(
 
 
 def draw(
-  frame: np.ndarray, detections: Detections, labels: Sequence[str] | None = None
+  frame: np.ndarray,
+  detections: Detections,
+  labels: Sequence[str] | None = None,
+  colour: tuple[int, int, int] = GREEN,
 ) -> np.ndarray:
   """Draws boxes, labels and landmarks over a frame.
 
@@ -102,6 +107,7 @@ def draw(
     frame: uint8 RGB [h w 3]; it stays as it is.
     detections: its faces.
     labels: one a face; None: their scores.
+    colour: of boxes and labels, RGB.
 
   Returns:
     uint8 RGB [h w 3].
@@ -112,9 +118,9 @@ def draw(
     labels = [f"{score:.3f}" for score in detections.scores]
   for box, label, landmarks in zip(detections.boxes, labels, detections.landmarks, strict=True):
     left, top, right, bottom = (int(v) for v in np.rint(box))
-    cv2.rectangle(picture, (left, top), (right, bottom), (0, 255, 0), line)
+    cv2.rectangle(picture, (left, top), (right, bottom), colour, line)
     where = (left, max(top - 2 * line, 10 * line))
-    cv2.putText(picture, label, where, cv2.FONT_HERSHEY_SIMPLEX, 0.4 * line, (0, 255, 0))
-    for (x, y), colour in zip(np.rint(landmarks).astype(int), _COLOURS, strict=True):
-      cv2.circle(picture, (int(x), int(y)), 2 * line, colour, -1)
+    cv2.putText(picture, label, where, cv2.FONT_HERSHEY_SIMPLEX, 0.4 * line, colour)
+    for (x, y), point in zip(np.rint(landmarks).astype(int), _COLOURS, strict=True):
+      cv2.circle(picture, (int(x), int(y)), 2 * line, point, -1)
   return picture

@@ -14,7 +14,7 @@ import numpy as np
 from scipy import special
 
 from vsr_jax.errors import UserError
-from vsr_jax.faces import align
+from vsr_jax.faces import align, occlusion
 
 # Enlarges a frame, uint8 RGB [h w 3]; to what size is its own affair, `enlarge` sees to the rest.
 Upscaler = Callable[[np.ndarray], np.ndarray]
@@ -173,8 +173,10 @@ def _blend(
   upscale: float,
   offset: float | None,
   mask: np.ndarray | None,
+  heads: Sequence[np.ndarray],
+  own: int,
 ) -> None:
-  """Pastes one face into the enlarged frame, in place."""
+  """Pastes one face into the enlarged frame, in place; its own head is `heads[own]`."""
   size = face.shape[0]
   height, width = image.shape[:2]
   inverse = to_frame(matrix, upscale, offset)
@@ -195,6 +197,9 @@ def _blend(
     face, inverse, window, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
   )
   alpha = cv2.warpAffine(alpha, inverse, window, flags=cv2.INTER_LINEAR)
+  taken = occlusion.others(heads, own, size, (left, top), alpha.shape) if heads else None
+  if taken is not None:
+    alpha *= 1 - taken
   below = image[top:bottom, left:right]
   # It divides by the weights' sum plus 1e-5, which rounds away: weight 0 leaves a pixel as it is.
   below[...] = cv2.blendLinear(face, below, alpha, 1 - alpha)
@@ -202,25 +207,29 @@ def _blend(
 
 def paste(
   frame: np.ndarray,
-  faces: Sequence[np.ndarray],
+  faces: Sequence[np.ndarray | None],
   matrices: Sequence[np.ndarray],
   upscale: float = 1,
   *,
   upscaler: Upscaler | None = None,
-  masks: Sequence[np.ndarray] | None = None,
+  masks: Sequence[np.ndarray | None] | None = None,
   offset: float | None = None,
+  apart: bool = False,
 ) -> np.ndarray:
   """Puts restored faces back into their frame.
 
   Args:
     frame: uint8 RGB [h w 3]; it stays as it is.
-    faces: uint8 RGB [size size 3] each, as `align.align` cut them out; later ones lie on top.
+    faces: uint8 RGB [size size 3] each, as `align.align` cut them out; later ones lie on top. None:
+      a face that stays as it is, which only matters if `apart`.
     matrices: [2 3] each, as `align.fit` found them for that size.
     upscale: S >= 1, of the frame.
     upscaler: see `enlarge`.
     masks: float32 [size size] in [0, 1] each, such as `parsenet.face_masks`: the smaller of this
       and the feathered square counts. None: the square alone.
     offset: see `to_frame`.
+    apart: faces, all of one size and the farthest first, leave each other's heads alone: what
+      `occlusion.others` says belongs to another is not painted.
 
   Returns:
     uint8 RGB [int(S h) int(S w) 3]; outside the faces exactly what `enlarge` returns.
@@ -231,11 +240,14 @@ def paste(
   """
   image = enlarge(frame, upscale, upscaler)
   masks = [None] * len(faces) if masks is None else masks
-  for face, matrix, mask in zip(faces, matrices, masks, strict=True):
+  heads = [align.invert(to_frame(m, upscale, offset)) for m in matrices] if apart else []
+  for i, (face, matrix, mask) in enumerate(zip(faces, matrices, masks, strict=True)):
+    if face is None:
+      continue
     size = face.shape[0]
     if face.dtype != np.uint8 or face.shape != (size, size, 3):
       raise ValueError(f"a face of {face.dtype} {face.shape}, not uint8 [size size 3]")
     if mask is not None and mask.shape != (size, size):
       raise ValueError(f"a mask of shape {mask.shape} for a face of {size}")
-    _blend(image, face, matrix, upscale, offset, mask)
+    _blend(image, face, matrix, upscale, offset, mask, heads, i)
   return image

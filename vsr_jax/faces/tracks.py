@@ -45,12 +45,14 @@ class Track:
       interpolated linearly.
     boxes: [n 4] float32, left, top, right, bottom in pixels, interpolated likewise.
     found: [n] bool, whether the detector saw it.
+    picks: [n] which of its frame's detections it is, or -1 where it was not found; None: unknown.
   """
 
   start: int
   landmarks: np.ndarray
   boxes: np.ndarray
   found: np.ndarray
+  picks: np.ndarray | None = None
 
   @property
   def stop(self) -> int:
@@ -60,7 +62,19 @@ class Track:
   def part(self, start: int, stop: int) -> Track:
     """The track in the clip's frames [start, stop), which must be among its own."""
     own = slice(start - self.start, stop - self.start)
-    return Track(start, self.landmarks[own], self.boxes[own], self.found[own])
+    picks = None if self.picks is None else self.picks[own]
+    return Track(start, self.landmarks[own], self.boxes[own], self.found[own], picks)
+
+  def pick(self, values: Sequence[np.ndarray]) -> np.ndarray:
+    """What belongs to its detections: of all frames one value a detection -> [k], of those found.
+
+    Raises:
+      ValueError: its detections are unknown.
+    """
+    if self.picks is None:
+      raise ValueError("a track that was not made by `follow`")
+    where = np.flatnonzero(self.found)
+    return np.array([values[self.start + t][self.picks[t]] for t in where])
 
 
 def thumbnail(frame: np.ndarray) -> np.ndarray:
@@ -161,13 +175,14 @@ def follow(
     # Of a track that ends within a shot there was time enough to be seen.
     ended += _sure(over, min_found, min_found)
     active = [track for track in active if track not in over]
-    faces = _wide_enough(faces, min_eye_distance)
-    taken = _match(active, faces, frame)
-    for i, (box, points) in enumerate(zip(faces.boxes, faces.landmarks, strict=True)):
+    wide = _wide_enough(faces, min_eye_distance)
+    taken = _match(active, faces[wide], frame)
+    for i, pick in enumerate(wide):
+      seen = faces.boxes[pick], faces.landmarks[pick], pick
       if i in taken:
-        taken[i].add(frame, box, points)
+        taken[i].add(frame, *seen)
       else:
-        active.append(_Linked([frame], [box], [points]))
+        active.append(_Linked([frame], *([x] for x in seen)))
   ended += _sure(active, frame + 1 - begin, min_found)
   ended.sort(key=lambda track: track.frames[0])
   return [_fill(track, sigma) for track in ended]
@@ -180,11 +195,13 @@ class _Linked:
   frames: list[int]
   boxes: list[np.ndarray]
   landmarks: list[np.ndarray]
+  picks: list[int]
 
-  def add(self, frame: int, box: np.ndarray, landmarks: np.ndarray) -> None:
+  def add(self, frame: int, box: np.ndarray, landmarks: np.ndarray, pick: int) -> None:
     self.frames.append(frame)
     self.boxes.append(box)
     self.landmarks.append(landmarks)
+    self.picks.append(pick)
 
   def motion(self, frame: int) -> np.ndarray:
     """How far [2] the face should be from its last place, moving on as over its last frames."""
@@ -206,10 +223,10 @@ def _sure(tracks: list[_Linked], length: int, min_found: int) -> list[_Linked]:
   ]
 
 
-def _wide_enough(faces: Detections, distance: float) -> Detections:
+def _wide_enough(faces: Detections, distance: float) -> np.ndarray:
+  """Indices of the faces whose eyes are that far apart."""
   eyes = faces.landmarks[:, 1] - faces.landmarks[:, 0]
-  wide = np.hypot(eyes[:, 0], eyes[:, 1]) >= distance
-  return Detections(faces.boxes[wide], faces.scores[wide], faces.landmarks[wide])
+  return np.flatnonzero(np.hypot(eyes[:, 0], eyes[:, 1]) >= distance)
 
 
 def _match(tracks: list[_Linked], faces: Detections, frame: int) -> dict[int, _Linked]:
@@ -253,14 +270,33 @@ def _fill(track: _Linked, sigma: float) -> Track:
   landmarks = values[:, 4:]
   if sigma > 0:
     landmarks = ndimage.gaussian_filter1d(landmarks, sigma, axis=0)
-  found = np.isin(frames, track.frames)
-  return Track(start, np.float32(landmarks.reshape(-1, 5, 2)), np.float32(values[:, :4]), found)
+  picks = np.full(len(frames), -1)
+  picks[np.array(track.frames) - start] = track.picks
+  landmarks, boxes = np.float32(landmarks.reshape(-1, 5, 2)), np.float32(values[:, :4])
+  return Track(start, landmarks, boxes, picks >= 0, picks)
 
 
 def choose(
   tracks: Sequence[Track], faces: Literal["largest", "all"], height: int, width: int
 ) -> list[Track]:
-  """Picks the tracks to restore.
+  """What `choose_frames` picks, as whole tracks or parts, in order of their first frame."""
+  if faces == "all":
+    return list(tracks)
+  chosen = []
+  for track, mask in zip(tracks, choose_frames(tracks, faces, height, width), strict=True):
+    edges = np.flatnonzero(np.diff(np.r_[False, mask, False]))
+    chosen += [track.part(*span) for span in (edges.reshape(-1, 2) + track.start).tolist()]
+  return sorted(chosen, key=lambda track: track.start)
+
+
+def choose_frames(
+  tracks: Sequence[Track],
+  faces: Literal["largest", "all"],
+  height: int,
+  width: int,
+  usable: Sequence[np.ndarray] | None = None,
+) -> list[np.ndarray]:
+  """Picks the tracks to restore, and in which of their frames.
 
   Args:
     tracks: from `follow`.
@@ -269,22 +305,24 @@ def choose(
       (The released code takes each frame's largest face, whoever that is.)
     height: of the frame, in pixels; what is outside does not count.
     width: likewise.
+    usable: [n] bool of each track, the frames that may be picked; None: all.
 
   Returns:
-    Tracks, whole or in parts, in order of their first frame.
+    [n] bool of each track.
   """
+  if usable is None:
+    usable = [np.ones(len(track.found), bool) for track in tracks]
   if faces == "all":
-    return list(tracks)
+    return list(usable)
   if faces != "largest":
     raise ValueError(f"faces {faces!r} is neither 'largest' nor 'all'")
   limit = np.float32([width, height, width, height])
-  area = [np.square(_size(np.clip(track.boxes, 0, limit))).sum() for track in tracks]
+  sizes = [_size(np.clip(track.boxes, 0, limit)) for track in tracks]
+  area = [np.square(size[mask]).sum() for size, mask in zip(sizes, usable, strict=True)]
   free = np.ones(max((track.stop for track in tracks), default=0), bool)
-  chosen = []
+  chosen = list(usable)
   for i in np.argsort(area, kind="stable")[::-1]:
-    track = tracks[i]
-    edges = np.flatnonzero(np.diff(np.r_[False, free[track.start : track.stop], False]))
-    for start, stop in (edges.reshape(-1, 2) + track.start).tolist():
-      chosen.append(track.part(start, stop))
-    free[track.start : track.stop] = False
-  return sorted(chosen, key=lambda track: track.start)
+    own = slice(tracks[i].start, tracks[i].stop)
+    chosen[i] = usable[i] & free[own]
+    free[own] &= ~chosen[i]
+  return chosen

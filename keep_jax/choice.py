@@ -1,0 +1,150 @@
+"""Which of the faces found are restored, and why the others are not."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Collection, Sequence
+from typing import Literal
+
+import numpy as np
+
+from vsr_jax.faces import occlusion, sharpness, tracks
+from vsr_jax.faces.tracks import Track
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Face:
+  """One person's face through one shot.
+
+  Attributes:
+    track: where it is.
+    matrices: [n 2 3] from the frame to the aligned crop, one a frame of the track.
+    score: mean of what the detector gave it.
+    sharpness: median of `sharpness.measure`; None: not measured.
+    chosen: [n] bool, in which frames it is restored; None: in all.
+    left: why it is not restored in the others.
+    is_face: False for what the choice takes for a false detection, which covers nobody.
+  """
+
+  track: Track
+  matrices: np.ndarray
+  score: float = 1.0
+  sharpness: float | None = None
+  chosen: np.ndarray | None = None
+  left: str = ""
+  is_face: bool = True
+
+  def at(self, frame: int) -> np.ndarray | None:
+    """Its matrix in a frame, or None if it is not restored there."""
+    here = self.chosen is None or (self.is_there(frame) and self.chosen[frame - self.track.start])
+    return self.seen_at(frame) if here else None
+
+  def seen_at(self, frame: int) -> np.ndarray | None:
+    """Its matrix in a frame, restored or not; None if it is not there."""
+    return self.matrices[frame - self.track.start] if self.is_there(frame) else None
+
+  def is_there(self, frame: int) -> bool:
+    return self.track.start <= frame < self.track.stop
+
+  @functools.cached_property
+  def frames(self) -> np.ndarray:
+    """Numbers of the frames in which it is restored."""
+    own = np.arange(self.track.start, self.track.stop)
+    return own if self.chosen is None else own[self.chosen]
+
+  @functools.cached_property
+  def sizes(self) -> np.ndarray:
+    """[n], the larger the nearer; see `occlusion.sizes`."""
+    return occlusion.sizes(self.matrices)
+
+  @functools.cached_property
+  def side(self) -> float:
+    """The longer side of its box, in pixels of the frame: the median over time."""
+    boxes = self.track.boxes
+    return float(np.median((boxes[:, 2:] - boxes[:, :2]).max(1)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+  """Whom to restore. All but `largest` holds for a whole track, so that no face comes and goes.
+
+  Attributes:
+    faces: "largest" for at most one face a frame, or "all"; see `tracks.choose_frames`.
+    min_face: smaller ones are left alone, by `Face.side`.
+    min_score: what scores less is taken for no face at all.
+    numbers: these alone, all of them, whatever `faces` says; None: any.
+    skip_sharp: leave faces alone whose sharpness is `sharpness.THRESHOLD` or more.
+  """
+
+  faces: Literal["largest", "all"] = "largest"
+  min_face: float = 0
+  min_score: float = 0
+  numbers: Collection[int] | None = None
+  skip_sharp: bool = False
+
+
+def choose(faces: Sequence[Face], choice: Choice, height: int, width: int, size: int) -> list[Face]:
+  """Decides in which frames faces are restored.
+
+  While too much of a face is behind a nearer one to align it, it is left alone; see
+  `occlusion.hidden`.
+
+  Args:
+    faces: of a clip; a face's number is its place here.
+    choice: whom to restore.
+    height: of the frames, in pixels.
+    width: likewise.
+    size: of the aligned crops, in pixels.
+
+  Returns:
+    The same faces in the same order, `chosen`, `left` and `is_face` set.
+
+  Raises:
+    ValueError: there is no face of a number.
+  """
+  unknown = sorted(set(choice.numbers or ()) - set(range(len(faces))))
+  if unknown:
+    known = f"its tracks are 0 to {len(faces) - 1}" if faces else "it has none"
+    raise ValueError(f"no face track {unknown[0]}, {known}")
+  faces = [dataclasses.replace(face, is_face=face.score >= choice.min_score) for face in faces]
+  hidden = _hidden(faces, size)
+  left = [_unwanted(i, face, choice) for i, face in enumerate(faces)]
+  usable = [~behind & (not reason) for behind, reason in zip(hidden, left, strict=True)]
+  which = "all" if choice.numbers is not None else choice.faces
+  chosen = tracks.choose_frames([face.track for face in faces], which, height, width, usable)
+  result = []
+  for face, behind, mask, reason in zip(faces, hidden, chosen, left, strict=True):
+    if not reason and not mask.all():
+      reason = "hidden behind another" if (behind & ~mask).any() else "another is larger"
+    if choice.skip_sharp and (face.sharpness or 0) >= sharpness.THRESHOLD and mask.any():
+      mask, reason = np.zeros_like(mask), "sharp"
+    result.append(dataclasses.replace(face, chosen=mask, left=reason))
+  return result
+
+
+def _unwanted(number: int, face: Face, choice: Choice) -> str:
+  """Why a face is left alone throughout, or ""."""
+  if not face.is_face:
+    return f"scores below {choice.min_score:g}"
+  if choice.numbers is not None:
+    return "" if number in choice.numbers else "not named"
+  return f"smaller than {choice.min_face:g}" if face.side < choice.min_face else ""
+
+
+def _hidden(faces: Sequence[Face], size: int) -> list[np.ndarray]:
+  """In which of its frames [n] each face is hidden behind a nearer one."""
+  hidden = []
+  for i, face in enumerate(faces):
+    behind = np.zeros(len(face.matrices), bool)
+    for j, other in enumerate(faces):
+      start = max(face.track.start, other.track.start)
+      stop = min(face.track.stop, other.track.stop)
+      if i == j or start >= stop or not other.is_face:
+        continue
+      own, its = (slice(start - f.track.start, stop - f.track.start) for f in (face, other))
+      nearer = face.sizes[own] < other.sizes[its]
+      points = face.track.landmarks[own]
+      behind[own] |= nearer & occlusion.hidden(points, other.matrices[its], size)
+    hidden.append(occlusion.steady(behind))
+  return hidden

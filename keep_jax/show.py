@@ -1,0 +1,148 @@
+"""Pictures of the faces found: boxes drawn over frames, the picture strip, the crops."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable
+from fractions import Fraction
+
+import cv2
+import numpy as np
+
+from keep_jax.choice import Face
+from keep_jax.faces import Restored
+from vsr_jax import video
+from vsr_jax.faces import align, detections
+
+STRIP_FRAMES = 5  # rows of the picture strip
+STRIP_HEIGHT = 256  # of a row, in pixels
+
+_GREY = (160, 160, 160)
+
+
+def draw_faces(image: np.ndarray, faces: list[Face], frame: int, upscale: float = 1) -> np.ndarray:
+  """Draws the boxes and landmarks of a frame's faces, with their numbers, over a copy of it.
+
+  Those that are not restored there have a grey box.
+  """
+  for grey in (True, False):
+    here = [i for i, f in enumerate(faces) if f.is_there(frame) and (f.at(frame) is None) == grey]
+    if not here:
+      continue
+    tracks = [faces[i].track for i in here]
+    boxes, points = (
+      upscale * np.stack([getattr(track, name)[frame - track.start] for track in tracks])
+      for name in ("boxes", "landmarks")
+    )
+    found = detections.Detections(boxes, np.ones(len(here), np.float32), points)
+    image = detections.draw(
+      image, found, [str(i) for i in here], _GREY if grey else detections.GREEN
+    )
+  return image
+
+
+def table(faces: list[Face], first: int = 0) -> str:
+  """What there is to know of each face, one a line under a heading; `first` is the first frame."""
+  lines = ["face  frames           size  score  sharpness  centre x, y  restored"]
+  for i, face in enumerate(faces):
+    track = face.track
+    frames = f"{first + track.start}:{first + track.stop}"
+    x, y = np.median((track.boxes[:, :2] + track.boxes[:, 2:]) / 2, axis=0)
+    count = len(face.frames)
+    told = "yes" if count == len(face.matrices) else f"{count} frames" if count else "no"
+    sharp = "" if face.sharpness is None else f"{face.sharpness:.2f}"
+    lines.append(
+      f"{i:4}  {frames:15}  {face.side:4.0f}  {face.score:5.3f}  {sharp:>9}  {x:5.0f}, {y:4.0f}  "
+      + told
+      + f" ({face.left})" * bool(face.left)
+    )
+  return "\n".join(lines if faces else ["no face found"])
+
+
+def save_sheet(path: str, frames: Iterable[video.Frame], faces: list[Face]) -> None:
+  """Writes a picture with a row a face: a frame where it was found at its largest, and itself."""
+  wanted: dict[int, list[int]] = {}
+  for i, face in enumerate(faces):
+    sides = np.where(face.track.found, face.sizes, 0)
+    wanted.setdefault(face.track.start + int(sides.argmax()), []).append(i)
+  rows = {}
+  for t, frame in enumerate(frames):
+    for i in wanted.get(t, ()):
+      whole = draw_faces(frame.image, faces, t)
+      rows[i] = np.hstack(
+        [_at_height(x) for x in (whole, align.align(frame.image, faces[i].seen_at(t)))]
+      )
+  _save(path, [rows[i] for i in sorted(rows)])
+
+
+class Strip:
+  """The picture strip: of a few frames with faces the input, the aligned and the restored face."""
+
+  def __init__(self, faces: list[Face]):
+    self.rows: list[np.ndarray] = []
+    self._faces = faces
+    frames = sorted({t for face in faces for t in face.frames.tolist()})
+    picks = np.linspace(0, len(frames) - 1, min(STRIP_FRAMES, len(frames))).astype(int)
+    self._frames = {frames[i] for i in picks}
+
+  def add(self, t: int, result: Restored) -> None:
+    if t not in self._frames or not result.faces:
+      return
+    i = max(result.faces, key=lambda i: -align.scale(self._faces[i].at(t)))  # the largest
+    whole = draw_faces(result.frame.image, self._faces, t)
+    self.rows.append(np.hstack([_at_height(x) for x in (whole, result.crops[i], result.faces[i])]))
+
+  def save(self, path: str) -> None:
+    _save(path, self.rows)
+
+
+def _save(path: str, rows: list[np.ndarray]) -> None:
+  picture = np.vstack(rows)
+  with video.open_writer(path, *picture.shape[:2], Fraction(1)) as target:
+    target.write(picture)
+
+
+def _at_height(image: np.ndarray) -> np.ndarray:
+  width = max(1, round(image.shape[1] * STRIP_HEIGHT / image.shape[0]))
+  return cv2.resize(image, (width, STRIP_HEIGHT), interpolation=cv2.INTER_AREA)
+
+
+class Crops:
+  """Writes the aligned and the restored faces: DIR/face_000_{aligned,restored}/00000000.png."""
+
+  def __init__(
+    self,
+    folder: str | None,
+    faces: list[Face],
+    size: int,
+    rate: Fraction,
+    stack: contextlib.ExitStack,
+  ):
+    self._folder, self._faces, self._size, self._rate = folder, faces, size, rate
+    self._stack = stack
+    # By face: what closes its writers, and the writers of its crops and of what was restored.
+    self._open: dict[int, tuple[contextlib.ExitStack, list[video.Writer]]] = {}
+    if folder:
+      os.makedirs(folder, exist_ok=True)
+
+  def write(self, t: int, result: Restored) -> None:
+    if not self._folder:
+      return
+    for i in result.faces:
+      if i not in self._open:
+        self._open[i] = self._start(i)
+      closing, writers = self._open[i]
+      for writer, images in zip(writers, (result.crops, result.faces), strict=True):
+        writer.write(images[i])
+      if t == self._faces[i].frames[-1]:
+        closing.close()
+        del self._open[i]
+
+  def _start(self, face: int) -> tuple[contextlib.ExitStack, list[video.Writer]]:
+    closing = self._stack.enter_context(contextlib.ExitStack())
+    names = (f"face_{face:03d}_{kind}" for kind in ("aligned", "restored"))
+    paths = (os.path.join(self._folder, name) for name in names)
+    size = (self._size, self._size)
+    opened = (video.open_writer(path, *size, self._rate) for path in paths)
+    return closing, [closing.enter_context(writer) for writer in opened]
