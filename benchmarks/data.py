@@ -8,7 +8,7 @@ This module imports no framework, for it lives as long as the workers that it st
 
 from __future__ import annotations
 
-import os
+import io
 import pathlib
 import statistics
 import sys
@@ -17,6 +17,7 @@ from typing import Any
 
 from benchmarks import compare
 from vsr_jax import errors
+from vsr_jax.files import write_whole
 
 # Frames of a sample, samples of a measured batch, and those of the paper's batch in a step.
 PIPELINES = {
@@ -110,9 +111,9 @@ def draw(result: dict[str, Any], path: pathlib.Path) -> bool:
     axis.margins(x=0.1)
     axis.set_title(f"{TITLES[name]}: {sum(stages.values()):.0f} ms", loc="left", fontsize="medium")
   charts[-1].set_xlabel("milliseconds of a CPU, a sample")
-  part = path.with_name(f"{path.name}.part")
-  page.savefig(part, dpi=110, format="png")
-  os.replace(part, path)
+  picture = io.BytesIO()
+  page.savefig(picture, dpi=110, format="png")
+  write_whole(path, picture.getvalue())
   return True
 
 

@@ -31,11 +31,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
 
-from data_prep import clips as clips_lib
 from data_prep import record_files, records
 from data_prep.sources import BadClip, ClipFiles, image_size, read_clip
 from vsr_jax.errors import UserError
 from vsr_jax.files import write_whole
+from vsr_jax.locks import locked
 
 
 @dataclasses.dataclass
@@ -157,7 +157,7 @@ class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     }
     if not found:
       raise UserError(f"{dl_manager.manual_dir}: no clip of {self.info.full_name}")
-    with clips_lib.locked(folder):
+    with locked(folder):
       for left in folder.parent.glob(f"incomplete.*_{self.version}"):  # by a killed run
         if left != pathlib.Path(self.data_dir):
           shutil.rmtree(left, ignore_errors=True)

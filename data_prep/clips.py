@@ -14,30 +14,26 @@ as released, each archive extracted into a folder of its own (`reds.py` has the 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import errno
-import fcntl
 import json
 import logging
 import os
 import pathlib
-import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
-import cv2
 import numpy as np
 
 from data_prep import flow_store, reds
 from data_prep.flow_store import Labels, ReleasedFlow
+from vsr_jax import image_headers, images
 from vsr_jax.errors import UserError
 from vsr_jax.files import write_whole
 
 INDEX = "clips.json"
 SHARP, SHARP_BICUBIC, BLUR_BICUBIC = STREAMS = ("sharp", "sharp_bicubic", "blur_bicubic")
 _FIELDS = {BLUR_BICUBIC: "blurry", SHARP: "sharp", SHARP_BICUBIC: "sharp_lr"}
-_PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
+_PNG_END = b"IEND\xaeB`\x82"
 
 
 class Frame(Protocol):
@@ -215,13 +211,13 @@ def _common_size(paths: Sequence[pathlib.Path]) -> tuple[int, int]:
 
 def _png_size(path: pathlib.Path) -> tuple[int, int]:
   with path.open("rb") as f:
-    head = f.read(24)
+    head = f.read(24)  # of a PNG's header what tells its size
     f.seek(max(0, os.fstat(f.fileno()).st_size - len(_PNG_END)))
     end = f.read()
-  if len(head) < 24 or not head.startswith(_PNG_START) or end != _PNG_END:
+  header = image_headers.read_header(head)
+  if header is None or header.kind != "PNG" or end != _PNG_END:
     raise _CorruptFrame(f"{path} is cut short or no PNG")
-  width, height = struct.unpack(">II", head[16:])
-  return height, width
+  return header.height, header.width
 
 
 def check_frames(clip: Clip) -> None:
@@ -237,13 +233,11 @@ def read_frame(frame: Frame) -> np.ndarray:
     UserError: it is missing or damaged.
   """
   try:
-    data = np.frombuffer(frame.read_bytes(), np.uint8)
+    data = frame.read_bytes()
   except OSError:
-    data = np.empty(0, np.uint8)
-  image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if len(data) else None
-  if image is None:
-    raise UserError(f"{frame}: cannot be decoded; extract or prepare the clip again")
-  return image
+    data = b""
+  damaged = "cannot be decoded; extract or prepare the clip again"
+  return images.decode_image(data, frame, damaged=damaged)
 
 
 def read_index(root: pathlib.Path) -> list[dict[str, Any]]:
@@ -263,36 +257,6 @@ def read_index(root: pathlib.Path) -> list[dict[str, Any]]:
   except (ValueError, KeyError, TypeError) as e:
     raise UserError(f"{path}: not the index of a clip set ({e}); prepare the set again") from e
   return sorted(entries, key=lambda entry: entry["name"])
-
-
-@contextlib.contextmanager
-def locked(folder: pathlib.Path) -> Iterator[None]:
-  """Keeps a second run from writing to the same folder meanwhile.
-
-  Raises:
-    UserError: another run is writing there, or the folder cannot be made.
-  """
-  make_folder(folder)
-  with (folder / ".lock").open("w") as f:
-    try:
-      fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise UserError(f"{folder}: another run is writing there; wait for it to end") from None
-    yield
-
-
-def make_folder(path: pathlib.Path) -> None:
-  """Makes a folder with its parents.
-
-  Raises:
-    UserError: it cannot be made or something else has its name.
-  """
-  try:
-    path.mkdir(parents=True, exist_ok=True)
-  except OSError as e:
-    if e.errno == errno.ENOSPC:
-      raise
-    raise UserError(f"{path}: cannot make this folder ({e.strerror}); name another one") from e
 
 
 def write_index(root: pathlib.Path, entries: list[dict[str, Any]]) -> None:

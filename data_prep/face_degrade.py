@@ -25,6 +25,8 @@ import numpy as np
 
 from vsr_jax import errors, video
 from vsr_jax.errors import UserError
+from vsr_jax.files import write_whole
+from vsr_jax.images import encode_image
 
 REDUCTIONS = (cv2.INTER_AREA, cv2.INTER_LINEAR, cv2.INTER_CUBIC)
 _STEPS = 16  # a level is divided into, before values are summed with weights
@@ -302,8 +304,7 @@ def main() -> None:
   if args.out.suffix.lower() != ".png":
     parser.error(f"{args.out}: the picture is a .png")
   frames = np.stack(list(_squares(args.clip, args.start, args.frames, args.size)))
-  picture = cv2.cvtColor(draw_strip(frames, args.seed), cv2.COLOR_RGB2BGR)
-  args.out.write_bytes(cv2.imencode(".png", picture)[1].tobytes())
+  write_whole(args.out, encode_image(draw_strip(frames, args.seed)))
   print(f"{args.out}: the clip, then {', '.join(PRESETS)}")
 
 

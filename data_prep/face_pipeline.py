@@ -22,6 +22,7 @@ import numpy as np
 from data_prep.face_degrade import PRESETS, Degradation, degrade
 from data_prep.pipeline import Padded, Windows, batch
 from vsr_jax.errors import UserError
+from vsr_jax.images import decode_image
 
 SIZE = 512  # side of an aligned face
 STREAM = "sharp"  # VFHQ's good frames
@@ -226,11 +227,8 @@ def decode(clip: FaceClip, stream: str, index: int) -> np.ndarray:
   frames = stream_of(clip, stream)
   if index >= len(frames):
     raise UserError(f"clip {clip.name} ends before frame {index} of {stream}; build it again")
-  data = np.frombuffer(frames[index], np.uint8)
-  image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if len(data) else None
-  if image is None:
-    raise UserError(f"clip {clip.name}: frame {index} of {stream} is damaged; build it again")
-  return image
+  damaged = f"frame {index} of {stream} is damaged; build it again"
+  return decode_image(frames[index], f"clip {clip.name}", damaged=damaged)
 
 
 def align(

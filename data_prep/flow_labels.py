@@ -35,6 +35,7 @@ from data_prep import clips, flow_store, records
 from vsr_jax import errors
 from vsr_jax.errors import UserError
 from vsr_jax.flow import raft, raft_weights
+from vsr_jax.locks import locked
 
 ITERATIONS = 12  # as the released labels
 
@@ -82,7 +83,7 @@ def main() -> None:
     parser.error("--batch must be at least 1")
   folder, todo, done = find_frames(args.root, args.split, args.frames)
   print(f"{args.root}: {done} of {done + len(todo)} clips have labels")
-  with clips.locked(folder):
+  with locked(folder):
     if args.released:
       damaged = convert_released(args.released, folder, todo, args.frames)
     else:

@@ -18,16 +18,17 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import tqdm
 
-from data_prep import clips, meta_info, sources
-from vsr_jax import command, errors, frames_folder, video
+from data_prep import meta_info, sources
+from vsr_jax import command, errors, files, frames_folder, video
 from vsr_jax.errors import UserError
 from vsr_jax.faces import detector, tracks
 from vsr_jax.faces.detections import Detections
 from vsr_jax.files import write_whole
+from vsr_jax.images import decode_image
+from vsr_jax.locks import locked
 
 
 class Source(NamedTuple):
@@ -44,19 +45,26 @@ def main() -> None:
   args = _parse()
   found = find_clips(args.inputs)
   detect = detector.make_detector(args.detector, args.detector_weights)
-  folder = args.out / meta_info.FOLDER
-  clips.make_folder(folder)
+  with command.shown_warnings(), locked(args.out):
+    files.make_folder(args.out / meta_info.FOLDER)
+    files.remove_left(args.out / meta_info.FOLDER)
+    _write_all(args, found, detect)
+
+
+def _write_all(
+  args: argparse.Namespace, found: Sequence[Source], detect: detector.Detector
+) -> None:
+  """Writes the landmarks of clips and lists them."""
   lengths: dict[str, int] = {}
   skipped: dict[str, str] = {}
-  with command.shown_warnings():
-    for source in tqdm.tqdm(found, unit="clip", desc="landmarks"):
-      file = folder / f"{source.name}.txt"
-      try:
-        if not file.is_file():
-          write_whole(file, make_text(source, detect, args.sigma))
-        lengths[source.name] = len(meta_info.parse_clip(file.read_text(), file).landmarks)
-      except UserError as e:
-        skipped[source.name] = str(e)
+  for source in tqdm.tqdm(found, unit="clip", desc="landmarks"):
+    file = args.out / meta_info.FOLDER / f"{source.name}.txt"
+    try:
+      if not file.is_file():
+        write_whole(file, make_text(source, detect, args.sigma))
+      lengths[source.name] = len(meta_info.parse_clip(file.read_text(), file).landmarks)
+    except UserError as e:
+      skipped[source.name] = str(e)
   for name, reason in skipped.items():
     print(f"skipped {name}: {reason}")
   if not lengths:
@@ -166,10 +174,8 @@ def _read_zipped(frames: sources.Frames) -> Iterator[np.ndarray]:
       data = sources.read_file(frames.source, f"{frames.folder}/{name}")
     except sources.BadClip as e:
       raise UserError(str(e)) from e
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
-    if image is None:
-      raise UserError(f"{frames}/{name}: cannot be decoded; download the zip again")
-    yield image
+    damaged = "cannot be decoded; download the zip again"
+    yield decode_image(data, f"{frames}/{name}", damaged=damaged)
 
 
 def spread(parts: Sequence[tracks.Track], count: int) -> np.ndarray:

@@ -9,6 +9,7 @@ Each input is a video file or a folder of frames; the exposure model is that of
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import multiprocessing
 import multiprocessing.synchronize
@@ -26,8 +27,10 @@ import numpy as np
 import tqdm
 
 from data_prep import clips, degrade, flow_store
-from vsr_jax import command, errors, video
+from vsr_jax import command, errors, files, video
 from vsr_jax.errors import UserError
+from vsr_jax.images import encode_image
+from vsr_jax.locks import locked
 
 HIGH_FRAME_RATE = 100  # from here on frames are averaged without interpolation
 ORDINARY_RATE = 30  # the rate that high-frame-rate footage is brought to, about
@@ -40,7 +43,10 @@ def main() -> None:
   """Runs the command; see the module's docstring and `--help`."""
   args = _parse()
   sources = _named_sources(args)
-  with clips.locked(args.out):
+  with contextlib.ExitStack() as stack:
+    for folder in (args.out, args.out / flow_store.FOLDER):
+      if folder == args.out or folder.is_dir():
+        stack.enter_context(locked(folder))
     _prepare(args, sources)
 
 
@@ -137,13 +143,13 @@ def _run(out: pathlib.Path, jobs: list[dict], finished: list[dict], workers: int
   context = multiprocessing.get_context("spawn")
   todo, results, stop = context.Queue(), context.Queue(), context.Event()
   workers = min(workers, len(jobs))
+  parts = {job["name"]: pathlib.Path(files.part_name(out / job["name"])) for job in jobs}
   for job in jobs + [None] * workers:
-    todo.put(job)
+    todo.put(job and (job, parts[job["name"]]))
   # One thread a worker: the processes are the parallelism. NumPy reads this when imported.
   os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
   processes = [
-    context.Process(target=_work, args=(out, todo, results, stop), daemon=True)
-    for _ in range(workers)
+    context.Process(target=_work, args=(todo, results, stop), daemon=True) for _ in range(workers)
   ]
   skipped, left = [], len(jobs)
   with tqdm.tqdm(unit="frame", desc=f"{left} inputs left", disable=not jobs) as bar:
@@ -167,21 +173,28 @@ def _run(out: pathlib.Path, jobs: list[dict], finished: list[dict], workers: int
         elif isinstance(result, Exception):
           raise result
         else:
-          _commit(out, origin, result, finished)
+          _commit(out, origin, parts[origin["name"]], result, finished)
     finally:
       stop.set()  # the workers end after their frame and tidy up
       for process in processes:
         process.join()
+      for part in parts.values():  # made, but not moved to its place
+        files.remove(str(part))
   return skipped
 
 
-def _commit(out: pathlib.Path, origin: dict, entries: list[dict], finished: list[dict]) -> None:
+def _commit(
+  out: pathlib.Path,
+  origin: dict,
+  beside: pathlib.Path,
+  entries: list[dict],
+  finished: list[dict],
+) -> None:
   """Moves a job's clips to their places; the index that makes them count is written last."""
   outdated = [entry for entry in finished if entry["origin"]["name"] == origin["name"]]
   if outdated:
     finished[:] = [entry for entry in finished if entry not in outdated]
     clips.write_index(out, finished)
-  beside = _part_folder(out, origin)
   for entry in entries:
     for stream in clips.STREAMS:
       target = out / stream / entry["name"]
@@ -195,24 +208,21 @@ def _commit(out: pathlib.Path, origin: dict, entries: list[dict], finished: list
   clips.write_index(out, finished)
 
 
-def _part_folder(out: pathlib.Path, origin: dict) -> pathlib.Path:
-  return out / f"{origin['name']}.part"
-
-
 def _work(
-  out: pathlib.Path,
   todo: multiprocessing.Queue,
   results: multiprocessing.Queue,
   stop: multiprocessing.synchronize.Event,
 ) -> None:
-  """A worker process: makes the clips of one job after the other until told to stop."""
+  """A worker process: makes the clips of one job, below its folder, after the other.
+
+  It ends when there are no more jobs or when it is told to stop.
+  """
   for number in (signal.SIGINT, signal.SIGTERM):  # they come to the parent, too, which says stop
     signal.signal(number, signal.SIG_IGN)
   cv2.setNumThreads(1)
   warnings.simplefilter("ignore", UserWarning)  # of damaged videos: the summary tells
-  while not stop.is_set() and (origin := todo.get()) is not None:
-    beside = _part_folder(out, origin)
-    shutil.rmtree(beside, ignore_errors=True)
+  while not stop.is_set() and (job := todo.get()) is not None:
+    origin, beside = job
     try:
       entries = []
       for progress in _make_clips(beside, origin, entries):
@@ -289,8 +299,7 @@ def _write_frame(folder: pathlib.Path, index: int, frame: degrade.ExposedFrame, 
   }
   for stream, image in images.items():
     (folder / stream).mkdir(parents=True, exist_ok=True)
-    png = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1]
-    (folder / stream / f"{index:08d}.png").write_bytes(png)
+    (folder / stream / f"{index:08d}.png").write_bytes(encode_image(image))
 
 
 if __name__ == "__main__":

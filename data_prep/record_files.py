@@ -26,6 +26,7 @@ from typing import NamedTuple
 import numpy as np
 from array_record.python import array_record_module
 
+from vsr_jax import files
 from vsr_jax.errors import UserError
 
 WRITER_OPTIONS = "group_size:1,uncompressed"  # what this module can read
@@ -49,7 +50,7 @@ def writing(path: str) -> Iterator[Callable[[bytes], None]]:
   Raises:
     OSError: it cannot be written.
   """
-  part = f"{path}.part"
+  part = files.part_name(path)
   try:
     writer = array_record_module.ArrayRecordWriter(part, WRITER_OPTIONS)
     try:

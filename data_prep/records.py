@@ -17,12 +17,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import SupportsIndex
 
-import cv2
 import numpy as np
 
 from data_prep import flow_store, record_files
 from data_prep.record_files import Span
 from vsr_jax.errors import UserError
+from vsr_jax.images import decode_image
 
 FORMAT = "array_record"
 INFO = "dataset_info.json"  # TFDS's, which tells a built data set's folder
@@ -161,12 +161,9 @@ def decode(data: bytes) -> np.ndarray:
   """Decodes a frame: uint8 [h w 3], RGB.
 
   Raises:
-    UserError: it is damaged.
+    UserError: it is damaged, or see `decode_image`.
   """
-  image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-  if image is None:
-    raise UserError("a frame cannot be decoded; build the data set again")
-  return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+  return decode_image(data, "a frame", damaged="cannot be decoded; build the data set again")
 
 
 def shard_name(dataset: str, split: str, shard: int, shards: int) -> str:

@@ -20,6 +20,7 @@ from data_prep import records
 from vsr_jax import errors
 from vsr_jax.errors import UserError
 from vsr_jax.files import write_whole
+from vsr_jax.images import encode_image
 
 COLUMNS = 6
 WIDTH = 320  # of a frame on the sheet
@@ -55,7 +56,7 @@ def main() -> None:
   clips = [source[i] for i in picked]
   for clip in clips:
     print_clip(clip)
-  _write_png(args.output, sheet(clips))
+  write_whole(args.output, encode_image(sheet(clips)))
   print(f"{args.output}: {', '.join(clip.name for clip in clips)} of {shown}")
 
 
@@ -133,11 +134,6 @@ def _write(image: np.ndarray, text: str) -> None:
     cv2.putText(
       image, text, (5, 15), cv2.FONT_HERSHEY_SIMPLEX, 0.45, colour, thickness, cv2.LINE_AA
     )
-
-
-def _write_png(path: pathlib.Path, image: np.ndarray) -> None:
-  data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1]
-  write_whole(path, data.tobytes())
 
 
 if __name__ == "__main__":

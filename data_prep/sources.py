@@ -7,21 +7,19 @@ import functools
 import os
 import pathlib
 import re
-import struct
 import sys
 import zipfile
 import zlib
 from collections.abc import Collection, Mapping, Sequence
 from fractions import Fraction
 
-import cv2
 import numpy as np
 
 from data_prep import meta_info
+from vsr_jax import image_headers, images
 from vsr_jax.errors import UserError
 from vsr_jax.resize import resize_bicubic
 
-_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 _IMAGES = (".png", ".jpg", ".jpeg")
 
 
@@ -247,27 +245,18 @@ def image_size(data: bytes, label: object) -> tuple[int, int]:
   Raises:
     BadClip: it is damaged or neither PNG nor JPEG.
   """
-  if data.startswith(_PNG):
-    return _png_size(memoryview(data), label)
-  if data.startswith(_JPEG) and data.rstrip(b"\0").endswith(b"\xff\xd9"):
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    if image is not None:
-      return image.shape[:2]
-  raise BadClip(f"{label} is damaged or neither PNG nor JPEG")
-
-
-def _png_size(data: memoryview, label: object) -> tuple[int, int]:
-  position, kind = len(_PNG), b""
-  while kind != b"IEND":
-    length, kind = struct.unpack(">I4s", bytes(data[position : position + 8]).ljust(8, b"\0"))
-    end = position + 8 + length
-    if end + 4 > len(data):
-      raise BadClip(f"{label} is cut short")
-    if data[end : end + 4] != zlib.crc32(data[position + 4 : end]).to_bytes(4, "big"):
-      raise BadClip(f"{label} is damaged: a wrong checksum")
-    position = end + 4
-  width, height = struct.unpack(">II", data[16:24])
-  return height, width
+  header = image_headers.read_header(data)
+  if header is None or header.kind not in ("PNG", "JPEG"):
+    raise BadClip(f"{label} is damaged or neither PNG nor JPEG")
+  if fault := image_headers.damage(data):
+    raise BadClip(f"{label} {fault}")
+  try:
+    images.check_header(header, label)
+    if header.kind == "JPEG":
+      images.decode_image(data, label)
+  except UserError as e:
+    raise BadClip(str(e)) from e
+  return images.image_size(data, label)
 
 
 def read_clip(clip: ClipFiles) -> ClipData:
@@ -335,9 +324,8 @@ def _by(size: tuple[int, int]) -> str:
 
 
 def _reduce(data: bytes, factor: int) -> bytes:
-  image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-  small = resize_bicubic(image, Fraction(1, factor))
-  return cv2.imencode(".png", small)[1].tobytes()
+  image = images.decode_image(data, "a frame")
+  return images.encode_image(resize_bicubic(image, Fraction(1, factor)))
 
 
 def _read_landmarks(clip: ClipFiles, names: Sequence[str]) -> tuple[float, np.ndarray]:

@@ -17,9 +17,8 @@ import cv2
 import numpy as np
 import tqdm
 
-from data_prep import clips
 from fmanet_jax import evaluate, inference
-from vsr_jax import errors, video
+from vsr_jax import errors, files, video
 from vsr_jax.errors import UserError
 from vsr_jax.metrics import ClipScore, motion, rgb_psnr
 from vsr_jax.resize import resize_bicubic
@@ -50,7 +49,8 @@ def main() -> None:
       "or name other weights with --checkpoint"
     )
   restorer = inference.Restorer(*inference.load(args.checkpoint))
-  clips.make_folder(args.out)
+  files.make_folder(args.out)
+  files.remove_left(args.out)
   report = evaluate.Report(
     "FMA-Net", {"data": CLIP.name, "checkpoint": args.checkpoint, "left_out_at_each_end": 0}
   )

@@ -28,9 +28,8 @@ import tqdm
 from data_prep import clips, recorded, records, reds
 from data_prep.clips import Clip
 from fmanet_jax import inference
-from vsr_jax import errors, video
+from vsr_jax import errors, files, video
 from vsr_jax.errors import UserError
-from vsr_jax.files import write_whole
 from vsr_jax.frames_folder import natural_key
 from vsr_jax.metrics import ClipScore, Score, motion
 from vsr_jax.resize import resize_bicubic
@@ -92,7 +91,8 @@ def main() -> None:
     "dtype": model and args.dtype,
     "left_out_at_each_end": margin,
   }
-  clips.make_folder(args.out)
+  files.make_folder(args.out)
+  files.remove_left(args.out)
   report = Report(method, setting, skipped=skipped)
   evaluate(chosen, outputs_of, margin, report, functools.partial(write, args.out))
   print(to_markdown(to_json(report)))
@@ -303,7 +303,7 @@ def write(folder: pathlib.Path, report: Report) -> None:
   for name, text in texts.items():
     path = folder / name
     try:
-      write_whole(path, f"{text}\n")
+      files.write_whole(path, f"{text}\n")
     except OSError as e:
       if e.errno in (errno.ENOSPC, errno.EDQUOT):
         raise
@@ -358,7 +358,7 @@ def _check_scale(chosen: Sequence[Clip], scale: int) -> None:
 def _prepare_saving(args: argparse.Namespace, chosen: Sequence[Clip]) -> None:
   if args.save_frames.resolve().is_relative_to(args.data.resolve()):
     raise UserError(f"{args.save_frames}: lies within the data; save the frames elsewhere")
-  clips.make_folder(args.save_frames)
+  files.make_folder(args.save_frames)
   for clip in chosen:
     video.check_output(_saved_clip(args.save_frames, clip))
 

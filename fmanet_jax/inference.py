@@ -66,21 +66,27 @@ def load(
   enable_compilation_cache()
   return_freed_memory()
   checkpoint = DEMO_WEIGHTS if checkpoint is None else checkpoint
+  arch = load_architecture(checkpoint)
+  model = FMANet(arch, jnp.dtype(dtype))
+  shapes = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
+  return model, restore_params(checkpoint, shapes)
+
+
+def load_architecture(checkpoint: str | pathlib.Path | None = None) -> Architecture:
+  """What a checkpoint says of its model; arguments and errors as of `load`."""
+  checkpoint = DEMO_WEIGHTS if checkpoint is None else checkpoint
   meta = read_meta(checkpoint)
   if meta.get("stage") == "degradation":
     raise UserError(
       f"{checkpoint}: of stage 1, which trains no restoration; give a run of the joint stage"
     )
   try:
-    arch = Architecture(**meta["model"])
+    return Architecture(**meta["model"])
   except (KeyError, TypeError):
     raise UserError(
       f"{checkpoint}: not a checkpoint of FMA-Net; give a run of fmanet_jax.train or the output "
       "of fmanet_jax.convert"
     ) from None
-  model = FMANet(arch, jnp.dtype(dtype))
-  shapes = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
-  return model, restore_params(checkpoint, shapes)
 
 
 class Restorer:

@@ -1,7 +1,7 @@
 """Command: restores a blurry low-resolution video, enlarged by the model's scale.
 
   python -m fmanet_jax.restore INPUT OUTPUT [--checkpoint DIR] [--dtype bfloat16] [--tile N]
-    [--frames A:B] [--side-by-side] [--quality CRF]
+    [--frames A:B] [--side-by-side] [--quality CRF] [--deinterlace]
 
 INPUT is a video or a folder of frames; OUTPUT's name decides its form, see `vsr_jax.video`. Frames
 stream from the decoder, a thread, through the model to the encoder, another thread.
@@ -27,9 +27,11 @@ def main() -> None:
   """Runs the command; see the module's docstring and `--help`."""
   args = _parse()
   video.check_output(args.output, args.input)
+  reach = inference.load_architecture(args.checkpoint).frames // 2
   with (
     command.shown_warnings(),
-    video.open_reader(args.input, *args.frames) as reader,
+    command.readable(args.input) as args.copies,
+    command.open_input(args, context=(reach, reach)) as reader,
     command.memory_errors(args.input, "give a smaller --tile"),
   ):
     restore(reader, args)
@@ -60,7 +62,7 @@ def restore(reader: video.Reader, args: argparse.Namespace) -> None:
     for frame, image in results:
       if args.side_by_side:
         image = np.hstack([resize_bicubic(frame.image, model.arch.scale), image])
-      writer.write(image, frame.time)
+      writer.write(image, frame.time, frame.duration, frame.name)
       count += 1
       bar.update()
   print(f"{args.output}: {count} frames of {shown_width}x{height}{clock.speed(count)}")
@@ -69,7 +71,7 @@ def restore(reader: video.Reader, args: argparse.Namespace) -> None:
 def restored(
   restorer: inference.Restorer, reader: video.Reader, tile: int | None
 ) -> Iterator[tuple[video.Frame, np.ndarray]]:
-  """Yields every frame of a clip with its restored image, uint8 [sh sw 3]."""
+  """Yields every frame of a clip but the context with its restored image, uint8 [sh sw 3]."""
   taken: collections.deque[video.Frame] = collections.deque()
 
   def images(frames):
@@ -79,7 +81,9 @@ def restored(
 
   with contextlib.closing(video.prefetch(reader)) as frames:
     for image in inference.restore_frames(restorer, images(frames), tile):
-      yield taken.popleft(), image
+      frame = taken.popleft()
+      if not frame.is_context:
+        yield frame, image
 
 
 def _parse() -> argparse.Namespace:

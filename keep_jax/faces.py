@@ -56,6 +56,8 @@ def find_faces(
   size: int = align.SIZE,
   robust: bool = True,
   measure: bool = False,
+  span: tuple[int, int | None] = (0, None),
+  look_ahead: int = 0,
 ) -> tuple[list[Face], int]:
   """Finds the faces of a clip, follows them and chooses whom to restore; the first pass.
 
@@ -66,9 +68,13 @@ def find_faces(
     size: of the aligned crops, in pixels.
     robust: see `align.fit`.
     measure: tell the faces' sharpness, which is else only done where the choice asks for it.
+    span: first and end of the frames that are wanted, None: all the rest; the others only help to
+      follow the faces and to smooth their landmarks.
+    look_ahead: frames from the end on in which faces are given, too.
 
   Returns:
-    All faces in order of their first frame, restored or not, and the number of frames.
+    All faces in order of their first frame, restored or not, and the number of frames wanted; the
+    first of these is number 0.
 
   Raises:
     ValueError: see `as_frames` and `choice.choose`.
@@ -89,12 +95,18 @@ def find_faces(
   cuts = tracks.cuts(thumbnails())
   scores = [detections.scores for detections in found]
   faces = []
+  first, end = span[0], min(len(found), len(found) if span[1] is None else span[1])
   for track in tracks.follow(found, cuts):
+    if track.stop <= first or track.start >= end:
+      continue
+    track = track.part(max(track.start, first), min(track.stop, end + look_ahead))
     with contextlib.suppress(ValueError):  # no frame in which the landmarks lie apart: no face
       matrices = align.fit(track.landmarks, size, robust=robust)[0]
       sharp_here = float(np.median(track.pick(sharp))) if sharp else None
-      faces.append(Face(track, matrices, float(track.pick(scores).mean()), sharp_here))
-  return choices.choose(faces, choice, height, width, size), len(found)
+      score = float(track.pick(scores).mean())
+      track = dataclasses.replace(track, start=track.start - first)
+      faces.append(Face(track, matrices, score, sharp_here))
+  return choices.choose(faces, choice, height, width, size), end - first
 
 
 def _sharpness(frame: np.ndarray, landmarks: np.ndarray) -> float:

@@ -32,14 +32,18 @@ from keep_jax.choice import Choice, Face
 from keep_jax.faces import Restored, StreamTracks, find_faces, restore_faces, unchanged
 from vsr_jax import command, errors, video
 from vsr_jax.errors import UserError
-from vsr_jax.faces import align, detector, parsenet, paste, sharpness, turned
+from vsr_jax.faces import align, detector, parsenet, paste, sharpness, tracks, turned
 
 
 def main() -> None:
   """Runs the command; see the module's docstring and `--help`."""
   args = _parse()
   _check_paths(args)
-  with command.shown_warnings(), command.memory_errors(args.input, "try --dtype bfloat16"):
+  with (
+    command.shown_warnings(),
+    command.readable(args.input, args.background) as args.copies,
+    command.memory_errors(args.input, "try --dtype bfloat16"),
+  ):
     way = list_faces if args.list_faces else restore_aligned if args.aligned else restore_frames
     way(args)
 
@@ -60,7 +64,7 @@ def _check_paths(args: argparse.Namespace) -> None:
 def restore_aligned(args: argparse.Namespace) -> None:
   """Restores a clip that is one aligned face."""
   restore, size = _network(args)
-  with video.open_reader(args.input, *args.frames) as reader:
+  with command.open_input(args, context=(0, _look_ahead(args))) as reader:
     info = reader.info
     if info.height != info.width:
       raise UserError(
@@ -83,11 +87,14 @@ def restore_aligned(args: argparse.Namespace) -> None:
     ):
       for restored in restore(faces(frames)):
         frame, image = taken.popleft(), restored[0]
+        if frame.is_context:
+          break
         before = cv2.resize(frame.image, (size, size), interpolation=cv2.INTER_LINEAR)
         if image.shape != before.shape:  # the network that changes nothing
           image = before
         image = paste.to_grey(image) if paste.is_grey(frame.image) else image
-        writer.write(np.hstack([before, image]) if args.side_by_side else image, frame.time)
+        shown = np.hstack([before, image]) if args.side_by_side else image
+        writer.write(shown, frame.time, frame.duration, frame.name)
         count += 1
         bar.update()
   print(f"{args.output}: {count} frames of {width}x{size}{_speed(count, began)}")
@@ -115,7 +122,7 @@ def restore_frames(args: argparse.Namespace) -> None:
   seconds, began = collections.Counter(), time.monotonic()
   faces, total, told = _find(args, size)
   seconds["detect"] = time.monotonic() - began
-  strip = show.Strip(faces)
+  strip = show.Strip(faces, total)
   without = shown = 0
   with contextlib.ExitStack() as stack:
     reader = stack.enter_context(_unwarned(args, told))
@@ -125,25 +132,28 @@ def restore_frames(args: argparse.Namespace) -> None:
     crops = show.Crops(args.save_crops, faces, size, reader.info.frame_rate, stack)
     background = None
     if args.background:
-      behind = stack.enter_context(video.open_reader(args.background, *args.frames))
+      behind = stack.enter_context(_open_background(args))
       background = (frame.image for frame in behind)
     frames = stack.enter_context(contextlib.closing(video.prefetch(reader)))
     options = {"size": size, "upscale": args.upscale, "background": background, "masks": masks}
     results = restore_faces(frames, faces, restore, seconds=seconds, **options)
     counted = stack.enter_context(contextlib.closing(_counted(results, "restoring", total)))
     for t, result in enumerate(counted):
-      writer.write(_shown(args, faces, t, result), result.frame.time)
+      frame = result.frame
+      writer.write(_shown(args, faces, t, result), frame.time, frame.duration, frame.name)
       crops.write(t, result)
       strip.add(t, result)
       without += not result.faces
       shown += 1
+      if shown == total:  # what follows was for the gains
+        break
   if args.strip and strip.rows:
     strip.save(args.strip)
   seconds["restore"] = time.monotonic() - began - seconds.total()
-  tracks = sum(len(face.frames) > 0 for face in faces)
+  count = sum(len(face.frames) > 0 for face in faces)
   print(
-    f"{args.output}: {shown} frames of {width}x{height}, {tracks} face "
-    f"track{'s' * (tracks != 1)}, {without} frames without a face{_speed(shown, began)} "
+    f"{args.output}: {shown} frames of {width}x{height}, {count} face "
+    f"track{'s' * (count != 1)}, {without} frames without a face{_speed(shown, began)} "
     f"(finding faces {seconds['detect']:.1f} s, aligning {seconds['align']:.1f} s, "
     f"restoring and writing {seconds['restore']:.1f} s, pasting {seconds['paste']:.1f} s)"
   )
@@ -155,22 +165,29 @@ def _find(args: argparse.Namespace, size: int) -> tuple[list[Face], int, str | N
   What stands in the way of the second pass is told before it.
   """
   detect = turned.turning(detector.make_detector(args.detector, args.detector_weights))
-  with video.open_reader(args.input, *args.frames) as reader:
+  context = (tracks.SMOOTHED, tracks.SMOOTHED)
+  with command.open_input(args, context=context) as reader:
     height, width = paste.enlarged_size(reader.info.height, reader.info.width, args.upscale)
     if not args.list_faces:
       command.check_size(args.output, height, 2 * width if args.side_by_side else width)
     if args.background:
-      video.probe(args.background)
+      _open_background(args).close()
     total = command.frame_total(reader, *args.frames)
     with (
       contextlib.closing(video.prefetch(reader)) as frames,
-      contextlib.closing(_counted(frames, "finding faces", total)) as counted,
+      _bar("finding faces", total) as bar,
     ):
-      images = (frame.image for frame in counted)
+      images = (_told(bar, frame).image for frame in frames)
       choice = Choice(
         args.faces, args.min_face, args.min_score, args.tracks, skip_sharp=args.skip_sharp
       )
-      options = {"robust": args.alignment == "lmeds", "measure": args.list_faces}
+      first, stop = args.frames
+      options = {
+        "robust": args.alignment == "lmeds",
+        "measure": args.list_faces,
+        "span": (reader.lead, None if stop is None else reader.lead + stop - first),
+        "look_ahead": 0 if args.list_faces else _look_ahead(args),
+      }
       try:
         faces, total = find_faces(images, detect, choice, size=size, **options)
       except ValueError as e:
@@ -221,19 +238,35 @@ def _unwarned(args: argparse.Namespace, told: str | None) -> Iterator[video.Read
   with warnings.catch_warnings():
     if told:
       warnings.filterwarnings("ignore", message=re.escape(told))
-    with video.open_reader(args.input, *args.frames) as reader:
+    context = (0, _look_ahead(args))
+    with command.open_input(args, context=context, tell=False) as reader:
       yield reader
+
+
+def _open_background(args: argparse.Namespace) -> video.Reader:
+  copy = args.copies[args.background]
+  return video.open_reader(args.background, *args.frames, copy=copy, max_pixels=args.max_pixels)
+
+
+def _look_ahead(args: argparse.Namespace) -> int:
+  """How many frames after --frames the gains see, too."""
+  return args.look_ahead if args.mode == "stream" and not args.identity else 0
 
 
 def _bar(what: str, total: int | None) -> tqdm.tqdm:
   return tqdm.tqdm(total=total, unit="frame", desc=what)
 
 
+def _told(bar: tqdm.tqdm, frame: video.Frame) -> video.Frame:
+  bar.update(not frame.is_context)
+  return frame
+
+
 def _counted(items, what: str, total: int | None) -> Iterator:
   with _bar(what, total) as bar:
     for item in items:
-      yield item
       bar.update()
+      yield item
 
 
 def _speed(count: int, began: float) -> str:

@@ -79,10 +79,11 @@ def save_sheet(path: str, frames: Iterable[video.Frame], faces: list[Face]) -> N
 class Strip:
   """The picture strip: of a few frames with faces the input, the aligned and the restored face."""
 
-  def __init__(self, faces: list[Face]):
+  def __init__(self, faces: list[Face], total: int):
+    """Picks frames of the first `total`."""
     self.rows: list[np.ndarray] = []
     self._faces = faces
-    frames = sorted({t for face in faces for t in face.frames.tolist()})
+    frames = sorted({t for face in faces for t in face.frames.tolist() if t < total})
     picks = np.linspace(0, len(frames) - 1, min(STRIP_FRAMES, len(frames))).astype(int)
     self._frames = {frames[i] for i in picks}
 

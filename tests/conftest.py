@@ -42,7 +42,7 @@ def shared() -> pathlib.Path:
 def full_disk(monkeypatch) -> None:
   """No frame of a video can be written."""
 
-  def write(self, image, time=None):
+  def write(self, image, *_):
     raise OSError(errno.ENOSPC, "No space left on device", "out.mp4")
 
   monkeypatch.setattr(video.Writer, "write", write)

@@ -14,15 +14,19 @@ from collections.abc import Iterator
 
 import tqdm
 
-from vsr_jax import compiling, video
+from vsr_jax import compiling, images, spool, video
 from vsr_jax.errors import Parser, UserError
 
 LARGEST_SIDE = 16_384  # of H.264 pictures as x264 takes them
 
 
 def add_video_arguments(parser: Parser, *, output_needed: bool = True) -> None:
-  """Adds INPUT, OUTPUT, --dtype, --frames and --quality, which every one of them has."""
-  parser.add_argument("input", metavar="INPUT", help="a video, or a folder of frames")
+  """Adds what every one of them has: INPUT, OUTPUT, --dtype, --frames and the like."""
+  parser.add_argument(
+    "input",
+    metavar="INPUT",
+    help="a video, a folder of frames, or a pipe (- for standard input), which is copied to TMPDIR",
+  )
   parser.add_argument(
     "output",
     metavar="OUTPUT",
@@ -34,11 +38,21 @@ def add_video_arguments(parser: Parser, *, output_needed: bool = True) -> None:
     "--frames", type=frame_range, metavar="A:B", default=(0, None), help="only frames A..B-1"
   )
   parser.add_argument(
+    "--deinterlace", action="store_true", help="make whole pictures of the fields of a video"
+  )
+  parser.add_argument(
     "--quality",
     type=_quality,
     metavar="CRF",
     default=18,
     help="of H.264: 1 (best) to 51, or 0 for lossless; default: 18",
+  )
+  parser.add_argument(
+    "--max-pixels",
+    type=_pixels,
+    metavar="N",
+    default=images.MAX_PIXELS,
+    help="of an input's frame, larger ones are refused; default: %(default)s (8192x8192)",
   )
 
 
@@ -63,6 +77,60 @@ def _quality(text: str) -> int:
   if not text.isdecimal() or int(text) > 51:
     raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 51")
   return int(text)
+
+
+def _pixels(text: str) -> int:
+  if not text.isdecimal() or not 0 < int(text) <= images.MOST_PIXELS:
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {images.MOST_PIXELS}")
+  return int(text)
+
+
+@contextlib.contextmanager
+def readable(*paths: str | None) -> Iterator[dict[str, str | None]]:
+  """Within it inputs can be read as often as needed: what comes through a pipe is copied first.
+
+  Args:
+    *paths: the inputs; None is left out.
+
+  Yields:
+    Where each one was copied to, None for what is no pipe; see `video.open_reader`.
+  """
+  with contextlib.ExitStack() as stack:
+    copies = {}
+    for path in filter(None, paths):
+      if spool.is_pipe(path):
+        print(f"note: {path}: can be read only once; it is copied to a temporary file first")
+      copies[path] = stack.enter_context(spool.copied(path))
+    yield copies
+
+
+def open_input(
+  args: argparse.Namespace, *, context: tuple[int, int] = (0, 0), tell: bool = True
+) -> video.Reader:
+  """Opens INPUT as the command line says.
+
+  Args:
+    args: what `add_video_arguments` added, and `copies`, from `readable`.
+    context: frames around --frames that are read, too; see `video.open_reader`.
+    tell: print what is worth knowing of the clip before work; once a run.
+
+  Returns:
+    The reader.
+
+  Raises:
+    UserError: see `video.open_reader`.
+  """
+  reader = video.open_reader(
+    args.input,
+    *args.frames,
+    context=context,
+    copy=args.copies[args.input],
+    deinterlace=args.deinterlace,
+    max_pixels=args.max_pixels,
+  )
+  for note in reader.info.notes if tell else ():
+    print(f"note: {note}")
+  return reader
 
 
 def frame_total(reader: video.Reader, start: int, stop: int | None) -> int | None:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
+import pathlib
 import re
-from collections.abc import Callable, Iterator
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 
-import cv2
 import numpy as np
 
+from vsr_jax import image_headers, images
 from vsr_jax.errors import UserError
-from vsr_jax.video_decode import DEFAULT_RATE, VideoFile, VideoInfo
+from vsr_jax.video_decode import DEFAULT_RATE, VideoInfo
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
-_STRICT_SUFFIXES = (".png", ".jpg", ".jpeg")  # FFmpeg's TIFF reader calls sound files damaged
-_OUR_FRAME = re.compile(r"\d{8}\.png")
+# Behind the head of each PNG of a folder that we write, by which we know it again: a PNG's text.
+_HEAD = 33  # bytes: the signature and IHDR
+_TEXT = b"tEXt" + b"Software\0vsr_jax"
+_MARK = struct.pack(">I", len(_TEXT) - 4) + _TEXT + struct.pack(">I", zlib.crc32(_TEXT))
 
 
 def natural_key(name: str) -> tuple[list[tuple[str, int]], str]:
@@ -26,33 +31,38 @@ def natural_key(name: str) -> tuple[list[tuple[str, int]], str]:
 
 def list_images(folder: str) -> list[str]:
   """The names of a folder's image files, in natural order."""
-  names = [n for n in os.listdir(folder) if n.lower().endswith(IMAGE_SUFFIXES) and n[0] != "."]
+  names = [n for n in os.listdir(folder) if n.lower().endswith(images.SUFFIXES) and n[0] != "."]
   return sorted(names, key=natural_key)
 
 
-def read_image(path: str) -> np.ndarray:
-  """Reads one image file.
+def output_names(names: Sequence[str]) -> tuple[list[str], str | None]:
+  """The names of a folder's images once they are PNGs.
 
   Args:
-    path: PNG, JPEG, BMP, TIFF or WebP; grey, palette, alpha (dropped) and 16 bits are fine.
+    names: of the images, unique.
 
   Returns:
-    uint8 RGB [h w 3].
-
-  Raises:
-    UserError: the file is no image, or damaged.
+    NAME.png for each NAME.jpg and the like; of several images NAME that differ in the extension
+    alone the others keep it, as NAME.jpg.png; and None, or what is to be told of those.
   """
-  # PyAV and not OpenCV, which prints what it dislikes about a damaged file to the terminal.
-  strict = path.lower().endswith(_STRICT_SUFFIXES)
-  try:
-    file = VideoFile(path, strict)
-    try:
-      _, load = next(file.frames())
-      return load()
-    finally:
-      file.close()
-  except UserError as e:
-    raise UserError(f"{path}: not a readable image; replace it or take it away") from e
+  count = collections.Counter(os.path.splitext(name)[0] for name in names)
+  plain = {name: os.path.splitext(name)[0] + ".png" for name in names}
+  alike = [name for name in names if count[os.path.splitext(name)[0]] > 1]
+  given = {n: plain[n] for n in names if n not in set(alike) or n == plain[n]}
+  taken = set(given.values())
+  for name in alike:
+    if name not in given:
+      given[name] = name + ".png"
+      while given[name] in taken:
+        given[name] += ".png"
+      taken.add(given[name])
+  told = None
+  if alike:
+    told = (
+      f"{alike[0]} and {alike[1]} differ in the extension alone, {len(alike)} such files are all "
+      f"taken as frames; as PNGs they are {given[alike[0]]} and {given[alike[1]]}"
+    )
+  return [given[name] for name in names], told
 
 
 class ImageFiles:
@@ -61,12 +71,18 @@ class ImageFiles:
   Attributes:
     info: the clip's `VideoInfo`.
     warning: None, always.
+    end: None, always: the last frame lasts as long as the others.
+    names: of each frame the name that it gets in a folder of PNGs.
   """
 
-  warning = None
+  warning = end = None
 
-  def __init__(self, path: str):
+  def __init__(self, path: str, max_pixels: int = images.MAX_PIXELS):
     """Lists the frames of a folder, in natural order, or takes one image file.
+
+    Args:
+      path: the folder or file.
+      max_pixels: of an image; larger ones are refused before they are decoded.
 
     Raises:
       UserError: no image in the folder, or the first one cannot be read.
@@ -76,7 +92,9 @@ class ImageFiles:
       self._files = [os.path.join(path, name) for name in list_images(path)]
     if not self._files:
       raise UserError(f"{path}: no frames in this folder; it needs PNG or JPEG files")
-    height, width, _ = read_image(self._files[0]).shape
+    self._max_pixels = max_pixels
+    height, width, _ = images.read_image(self._files[0], max_pixels).shape
+    self.names, told = output_names([os.path.basename(file) for file in self._files])
     self.info = VideoInfo(
       path=path,
       height=height,
@@ -87,6 +105,7 @@ class ImageFiles:
       is_folder=True,
       start_time=Fraction(0),
       pixel_aspect=Fraction(1),
+      notes=(f"{path}: {told}",) if told else (),
     )
 
   def frames(self) -> Iterator[tuple[Fraction, Callable[[], np.ndarray]]]:
@@ -98,7 +117,7 @@ class ImageFiles:
     """Does nothing: no file stays open."""
 
   def _load(self, file: str) -> np.ndarray:
-    image = read_image(file)
+    image = images.read_image(file, self._max_pixels)
     expected = self.info.height, self.info.width
     if image.shape[:2] != expected:
       sizes = [f"{w}x{h}" for h, w in (image.shape[:2], expected)]
@@ -107,19 +126,20 @@ class ImageFiles:
 
 
 class FolderSink:
-  """Writes frames as 00000000.png, 00000001.png, ... into a new folder."""
+  """Writes PNG frames into a new folder, by default as 00000000.png, 00000001.png, ..."""
 
   def __init__(self, folder: str):
-    remove_frames(folder)  # of a run that was killed
-    if os.path.exists(folder):
-      raise UserError(f"{folder}: is in the way and holds other files; move it away")
     os.mkdir(folder)
     self._folder = folder
     self._count = 0
 
-  def write(self, image: np.ndarray, time: Fraction) -> None:
-    del time  # image files have none
-    _write_image(os.path.join(self._folder, f"{self._count:08d}.png"), ".png", image)
+  def write(
+    self, image: np.ndarray, time: Fraction, duration: Fraction | None, name: str | None = None
+  ) -> None:
+    del time, duration  # image files have none
+    data = images.encode_image(image)
+    with open(os.path.join(self._folder, name or f"{self._count:08d}.png"), "xb") as f:
+      f.write(data[:_HEAD] + _MARK + data[_HEAD:])
     self._count += 1
 
   def finish(self) -> None:
@@ -132,19 +152,20 @@ class FolderSink:
 class ImageSink:
   """Writes a clip of one frame as one image file."""
 
-  def __init__(self, file: str, suffix: str):
-    self._file, self._suffix = file, suffix
+  def __init__(self, file: str, suffix: str, path: str):
+    """Opens `file`, which will be renamed to the output `path`."""
+    self._file, self._suffix, self._path = file, suffix, path
     self._count = 0
 
-  def write(self, image: np.ndarray, time: Fraction) -> None:
-    del time
+  def write(self, image: np.ndarray, time: Fraction, duration: Fraction | None) -> None:
+    del time, duration
     self._count += 1
     if self._count > 1:
       raise UserError(
-        f"{self._file.removesuffix('.part')}: one image cannot hold several frames;"
-        " name a folder or an .mp4 as output"
+        f"{self._path}: one image cannot hold several frames; name a folder or an .mp4 as output"
       )
-    _write_image(self._file, self._suffix, image)
+    with open(self._file, "wb") as f:
+      f.write(images.encode_image(image, self._suffix))
 
   def finish(self) -> None:
     """Does nothing: the image is complete once written."""
@@ -155,15 +176,21 @@ class ImageSink:
 
 def holds_only_frames(folder: str) -> bool:
   """Whether everything in a folder was written by `FolderSink`, so that it may be replaced."""
-  return all(_OUR_FRAME.fullmatch(name) for name in os.listdir(folder))
+  return all(_is_ours(os.path.join(folder, name)) for name in os.listdir(folder))
 
 
-def remove_frames(folder: str) -> None:
-  """Removes what `FolderSink` wrote, if there is any, and nothing else."""
+def remove_frames(folder: str, remains: bool = False) -> None:
+  """Removes what `FolderSink` wrote, if there is any, and nothing else.
+
+  Args:
+    folder: need not be there.
+    remains: remove, too, what may be the beginning of a frame, as a killed run leaves it.
+  """
   if os.path.isdir(folder):
     for name in os.listdir(folder):
-      if _OUR_FRAME.fullmatch(name):
-        os.remove(os.path.join(folder, name))
+      path = os.path.join(folder, name)
+      if _is_ours(path) or (remains and _is_unfinished(path)):
+        os.remove(path)
     with contextlib.suppress(OSError):  # somebody put other files there: they stay
       os.rmdir(folder)
 
@@ -171,12 +198,28 @@ def remove_frames(folder: str) -> None:
 def remove(path: str) -> None:
   """Removes an unfinished output, be it a file or a folder of frames, if it is there."""
   if os.path.isdir(path):
-    remove_frames(path)
+    remove_frames(path, remains=True)
   elif os.path.lexists(path):
     os.remove(path)
 
 
-def _write_image(file: str, suffix: str, image: np.ndarray) -> None:
-  _, data = cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-  with open(file, "wb") as f:
-    f.write(data)
+def _is_ours(path: str) -> bool:
+  """Whether a file is a PNG of `FolderSink`."""
+  return (_begin(path) or b"")[_HEAD:] == _MARK
+
+
+def _is_unfinished(path: str) -> bool:
+  """Whether a file is named like a frame, but holds not even the head of an image."""
+  begin = _begin(path) if path.endswith(".png") else None
+  return begin is not None and image_headers.read_header(begin) is None
+
+
+def _begin(path: str) -> bytes | None:
+  """The first bytes of a file, as many as a frame of ours is known by; None of what is no file."""
+  if os.path.islink(path) or not os.path.isfile(path):
+    return None
+  try:
+    with pathlib.Path(path).open("rb") as f:
+      return f.read(_HEAD + len(_MARK))
+  except OSError:
+    return None

@@ -7,27 +7,27 @@ sound; what is written appears under its name only once it is complete.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
-import itertools
 import os
 import queue
-import sys
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
-from typing import TypeVar
 
 import numpy as np
 
-from vsr_jax import files, frames_folder
+from vsr_jax import files, frames_folder, spool, threads
 from vsr_jax.errors import UserError
 from vsr_jax.files import naming
-from vsr_jax.video_decode import VideoFile, VideoInfo
+from vsr_jax.images import MAX_PIXELS
+from vsr_jax.images import read_image as read_image
+from vsr_jax.threads import prefetch as prefetch
+from vsr_jax.video_decode import VideoInfo
 from vsr_jax.video_encode import CONTAINERS, open_video
-
-T = TypeVar("T")
+from vsr_jax.video_source import open_source
 
 _IMAGE_OUTPUTS = (".png", ".jpg", ".jpeg")
 
@@ -40,11 +40,18 @@ class Frame:
     image: uint8 RGB [h w 3], upright.
     time: seconds after the clip's first frame.
     index: its number in the clip, from 0.
+    duration: seconds that it stands: up to the next frame, or as long as the file says of the last
+      one; None of a `Frame` that was made without.
+    name: of an image file: the name that it gets as a PNG; None of a video's.
+    is_context: whether it was not asked for, but for its neighbours' sake.
   """
 
   image: np.ndarray
   time: Fraction
   index: int
+  duration: Fraction | None = None
+  name: str | None = None
+  is_context: bool = False
 
 
 class Reader(Iterator[Frame]):
@@ -53,28 +60,35 @@ class Reader(Iterator[Frame]):
   Attributes:
     info: the clip's `VideoInfo`; it describes the whole clip whatever the range.
     warning: None, or after the last frame one line that tells why the rest of the clip is missing.
+    lead: how many frames come before the first one wanted, for its context.
   """
 
-  def __init__(self, path: str, start: int, stop: int | None):
+  def __init__(
+    self,
+    path: str,
+    wanted: tuple[int, int | None],
+    context: tuple[int, int],
+    copy: str | None,
+    deinterlace: bool,
+    max_pixels: int,
+  ):
     self.warning: str | None = None
     self._lock = threading.Lock()  # a thread may be reading when another one closes
-    self._source = _open_source(path)
-    self.info: VideoInfo = self._source.info
-    self._frames = self._read(start, stop)
+    self._range, self._context = wanted, context
+    self._ahead: collections.deque[Frame] = collections.deque()  # up to the first one wanted
+    self._frames = self._source = None
+    self._closing = contextlib.ExitStack()
     try:
-      self._first = next(self._frames, None)
-      if self._first is None:
-        raise UserError(f"{path}: ends before frame {start}; ask for frames that it has")
+      if copy is None:
+        copy = self._closing.enter_context(spool.copied(path))
+      threads.interruptible(self._open, path, copy, deinterlace, max_pixels)
     except BaseException:
       self.close()
       raise
+    self.info: VideoInfo = self._source.info
 
   def __next__(self) -> Frame:
-    with self._lock:
-      if self._first is not None:
-        frame, self._first = self._first, None
-        return frame
-      return next(self._frames)
+    return threads.interruptible(self._next)
 
   def __enter__(self) -> Reader:
     return self
@@ -84,35 +98,100 @@ class Reader(Iterator[Frame]):
 
   def close(self) -> None:
     """Closes the file; there are no more frames then."""
-    with self._lock:
-      self._first = None
-      self._frames.close()
-      self._source.close()
+    if self._lock.acquire(timeout=threads.PATIENCE):  # else it is left to a read that never ends
+      try:
+        self._ahead.clear()
+        if self._frames:
+          self._frames.close()
+        if self._source:
+          self._source.close()
+      finally:
+        self._lock.release()
+    self._closing.close()
 
-  def _read(self, start: int, stop: int | None) -> Iterator[Frame]:
-    frames = enumerate(self._source.frames())
-    span = (None if n is None else min(n, sys.maxsize) for n in (start, stop))  # islice's limit
-    for index, (time, load) in itertools.islice(frames, *span):
-      yield Frame(load(), time, index)
+  def _open(self, path: str, copy: str | None, deinterlace: bool, max_pixels: int) -> None:
+    with self._lock:
+      self._source = open_source(path, copy, deinterlace, max_pixels)
+      self._frames = self._read()
+      for frame in self._frames:
+        self._ahead.append(frame)
+        if not frame.is_context:
+          self.lead = len(self._ahead) - 1
+          return
+      raise UserError(f"{path}: ends before frame {self._range[0]}; ask for frames that it has")
+
+  def _next(self) -> Frame:
+    with self._lock:
+      if self._ahead:
+        return self._ahead.popleft()
+      return next(self._frames)
+
+  def _read(self) -> Iterator[Frame]:
+    (start, stop), (before, after) = self._range, self._context
+    end = None if stop is None else stop + after
+    # One frame ahead, whose time tells how long the one before it stands.
+    held = None
+    for index, (time, load) in enumerate(self._source.frames()):
+      if held and (frame := self._frame(*held, time)):
+        yield frame
+      if index == end:
+        return
+      held = (index, time, load) if index >= start - before else None
+    if held and (frame := self._frame(*held, self._source.end)):
+      yield frame
+    if held and stop is not None and held[0] + 1 >= stop:  # all that was wanted
+      return
     if self._source.warning:
       self.warning = self._source.warning
       warnings.warn(self.warning, stacklevel=1)
 
+  def _frame(
+    self, index: int, time: Fraction, load: Callable[[], np.ndarray], end: Fraction | None
+  ) -> Frame | None:
+    """A frame; None where a neighbour of those wanted cannot be read."""
+    start, stop = self._range
+    is_context = index < start or (stop is not None and index >= stop)
+    known = end is not None and end > time
+    duration = end - time if known else 1 / self._source.info.frame_rate
+    name = self._source.names[index] if self._source.names else None
+    try:
+      return Frame(load(), time, index, duration, name, is_context)
+    except UserError:
+      if is_context:
+        return None
+      raise
 
-def open_reader(path: str, start: int = 0, stop: int | None = None) -> Reader:
+
+def open_reader(
+  path: str,
+  start: int = 0,
+  stop: int | None = None,
+  *,
+  context: tuple[int, int] = (0, 0),
+  max_pixels: int = MAX_PIXELS,
+  copy: str | None = None,
+  deinterlace: bool = False,
+) -> Reader:
   """Opens a clip for reading frame by frame; use it as a context manager.
 
-  Takes video files of any container and codec that FFmpeg knows, folders of image files (PNG, JPEG,
-  BMP, TIFF, WebP; frame2 before frame10; 25 frames a second) and single image files. Frames are
-  turned upright, alpha is dropped, more than 8 bits are rounded; see `video_decode` for colour.
+  Takes video files of the containers in `video_open`, folders of image files (PNG, JPEG, BMP, TIFF,
+  WebP; frame2 before frame10; 25 frames a second), single image files, and pipes, which are copied
+  first. Frames are turned upright, alpha is dropped, more than 8 bits are rounded; see
+  `video_filters` for colour.
 
   Args:
-    path: the file or folder.
+    path: the file, folder or pipe, `-` for standard input.
     start: number of the first frame wanted; the ones before it are decoded but not converted.
     stop: number of the frame to stop before, or None for all.
+    context: how many frames before `start`, and from `stop` on, are read, too, as far as they are
+      there and can be read; they are marked `is_context`.
+    max_pixels: of a frame; larger ones are refused before they are decoded.
+    copy: where `spool.copied` has put a pipe's content; who reads a pipe twice needs it.
+    deinterlace: make whole pictures of fields; for video files.
 
   Returns:
-    The reader; the file is open and its first wanted frame decoded.
+    The reader; the file is open and its first wanted frame decoded. A read that waits for a slow
+    disk ends with Ctrl-C or SIGTERM.
 
   Raises:
     UserError: the clip is missing, unreadable, no video, or has none of the frames wanted. Later,
@@ -123,53 +202,13 @@ def open_reader(path: str, start: int = 0, stop: int | None = None) -> Reader:
   """
   if start < 0 or (stop is not None and stop <= start):
     raise UserError(f"{path}: frames {start}:{stop} are none; the first is 0, the end left out")
-  return Reader(path, start, stop)
+  return Reader(path, (start, stop), context, copy, deinterlace, max_pixels)
 
 
-def probe(path: str) -> VideoInfo:
+def probe(path: str, max_pixels: int = MAX_PIXELS) -> VideoInfo:
   """Tells what is known of a clip from its header and first frame; raises as `open_reader`."""
-  with open_reader(path) as reader:
+  with open_reader(path, max_pixels=max_pixels) as reader:
     return reader.info
-
-
-def prefetch(items: Iterable[T], depth: int = 2) -> Iterator[T]:
-  """Runs an iterator in a thread, ahead of its consumer.
-
-  Args:
-    items: what to iterate over.
-    depth: how many items at most are made before they are asked for.
-
-  Yields:
-    The items; an exception of theirs arrives in its place. When the consumer stops early the
-    thread ends after the item it is at.
-  """
-  made: queue.SimpleQueue = queue.SimpleQueue()
-  slots = threading.Semaphore(depth)
-  stopped = threading.Event()
-
-  def work():
-    iterator = iter(items)
-    try:
-      while slots.acquire() and not stopped.is_set():
-        made.put((next(iterator), None))
-    except BaseException as e:  # StopIteration too: the consumer has to hear of it
-      made.put((None, e))
-
-  thread = threading.Thread(target=work, name="prefetch", daemon=True)
-  thread.start()
-  try:
-    while True:
-      item, error = made.get()
-      if isinstance(error, StopIteration):
-        return
-      if error is not None:
-        raise error
-      slots.release()
-      yield item
-  finally:
-    stopped.set()
-    slots.release()
-    thread.join()
 
 
 class Writer:
@@ -186,13 +225,21 @@ class Writer:
     self._thread = threading.Thread(target=self._work, name="video writer", daemon=True)
     self._thread.start()
 
-  def write(self, image: np.ndarray, time: Fraction | None = None) -> None:
+  def write(
+    self,
+    image: np.ndarray,
+    time: Fraction | None = None,
+    duration: Fraction | None = None,
+    name: str | None = None,
+  ) -> None:
     """Hands over the next frame.
 
     Args:
       image: uint8 RGB [h w 3] of the size that was announced; not to be changed afterwards.
       time: seconds, growing: a `Frame`'s time, so that pictures and sound stay together. None:
         the frames written so far at the nominal rate.
+      duration: seconds that it stands if it is the last one; None: a frame's at the nominal rate.
+      name: of its file in a folder, not given twice; None: its number, 00000000.png and so on.
 
     Raises:
       ValueError: the image has another shape or type.
@@ -203,7 +250,9 @@ class Writer:
       raise ValueError(f"{image.dtype} {image.shape} is not a uint8 frame of shape {self._shape}")
     if self._error:
       raise self._error
-    self._frames.put((image, self._count / self._rate if time is None else time))
+    time = self._count / self._rate if time is None else time
+    named = (name,) if isinstance(self._sink, frames_folder.FolderSink) else ()
+    self._frames.put((image, time, duration, *named))
     self._count += 1
 
   def finish(self) -> None:
@@ -217,13 +266,15 @@ class Writer:
   def abort(self) -> None:
     """Drops the frames not yet written and closes the file; `open_writer` calls it."""
     self._error = self._error or RuntimeError("the writer was stopped")
-    self._stop()
-    self._sink.abort()
+    with contextlib.suppress(queue.Full):
+      self._stop(threads.PATIENCE)
+    if not self._thread.is_alive():  # else the file is left to a read or write that never ends
+      self._sink.abort()
 
-  def _stop(self) -> None:
+  def _stop(self, patience: float | None = None) -> None:
     if self._thread.is_alive():
-      self._frames.put(None)
-      self._thread.join()
+      self._frames.put(None, timeout=patience)
+      self._thread.join(patience)
 
   def _work(self) -> None:
     for frame in iter(self._frames.get, None):
@@ -249,8 +300,8 @@ def open_writer(
 
   The form follows from the name: .mp4, .mkv or .mov (H.264 with the source's sound), .png or .jpg
   (one frame), and a folder of PNG frames for a name without extension, one that ends with a slash
-  or an existing folder. It is written beside, under the name with `.part`, and put in its place on
-  leaving the block; when an exception leaves the block it is removed, and what was there stays.
+  or an existing folder. It is written beside (see `files`) and put in its place on leaving the
+  block; when an exception leaves the block it is removed, and what was there stays.
 
   Args:
     path: the output.
@@ -270,7 +321,8 @@ def open_writer(
   """
   check_output(path, source and source.path)
   target, suffix = os.path.realpath(path), _output_form(path)
-  part = target + ".part"
+  files.remove_left(*os.path.split(target), frames_folder.remove)
+  part = files.part_name(target)
   writer = None
   try:
     with naming(path):
@@ -279,7 +331,7 @@ def open_writer(
       elif suffix in CONTAINERS:
         sink = open_video(part, suffix, height, width, frame_rate, quality, source)
       else:
-        sink = frames_folder.ImageSink(part, suffix)
+        sink = frames_folder.ImageSink(part, suffix, path)
     writer = Writer(sink, path, height, width, frame_rate)
     yield writer
     writer.finish()
@@ -307,6 +359,8 @@ def check_output(path: str, source: str | None = None) -> None:
       the output is the source or contains it, or what is there already must not be replaced: a
       folder with other files than frames of an earlier run, or something that is no file.
   """
+  if path == spool.STDIN:
+    raise UserError("-: frames are not written to standard output; name a file or a folder")
   suffix = _output_form(path)
   target = os.path.realpath(path)
   parent = os.path.dirname(target)
@@ -316,7 +370,8 @@ def check_output(path: str, source: str | None = None) -> None:
     raise UserError(f"{path}: the folder {parent} cannot be written; choose another one")
   if source is not None:
     origin = os.path.realpath(source)
-    same = os.path.exists(target) and os.path.samefile(origin, target)
+    both = os.path.exists(source) and os.path.exists(target)
+    same = both and os.path.samefile(source, target)
     if same or (not suffix and os.path.dirname(origin) == target):
       raise UserError(f"{path}: is the input; name another output")
     if os.path.isdir(origin) and parent == origin and os.path.exists(target):
@@ -342,19 +397,3 @@ def _output_form(path: str) -> str:
       f"{path}: unknown kind of output {suffix}; use {known}, or end a folder's name with /"
     )
   return suffix
-
-
-def _open_source(path: str) -> VideoFile | frames_folder.ImageFiles:
-  if not os.path.exists(path):
-    raise UserError(f"{path}: no such file or folder; check the path")
-  try:
-    if os.path.isdir(path):
-      return frames_folder.ImageFiles(path)
-    with open(path, "rb") as f:
-      if not f.read(1):
-        raise UserError(f"{path}: is empty; replace it")
-    if path.lower().endswith(frames_folder.IMAGE_SUFFIXES):
-      return frames_folder.ImageFiles(path)
-  except OSError as e:
-    raise UserError(f"{path}: cannot be read ({e.strerror}); check its permissions") from e
-  return VideoFile(path)

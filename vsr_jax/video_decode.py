@@ -5,39 +5,26 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-import os
+import re
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 
 import av
 import numpy as np
-from av.filter import Graph
-from av.stream import Disposition
 
 from vsr_jax.errors import UserError
+from vsr_jax.image_headers import read_header
+from vsr_jax.images import MAX_PIXELS, check_header, check_pixels
+from vsr_jax.video_clock import bridged
+from vsr_jax.video_filters import RgbConverter, deinterlaced
+from vsr_jax.video_open import is_cut, open_container, picture_streams
 
 # Rate of clips that do not tell one (FFmpeg's own choice for raw streams and image folders).
 DEFAULT_RATE = Fraction(25)
 
-# Containers whose header states how long the clip is. Elsewhere FFmpeg derives the length from the
-# last packet or the bit rate, so that comparing with it would miss a cut or see one that is not.
-_STATES_DURATION = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi")
-
-# AVColorSpace -> the scale filter's name. Unlisted: unspecified, RGB (which needs none).
-_MATRICES = {
-  1: "bt709",
-  4: "fcc",
-  5: "bt601",
-  6: "bt601",
-  7: "smpte240m",
-  9: "bt2020",
-  10: "bt2020",
-}
-_FULL_RANGE = 2  # AVCOL_RANGE_JPEG
-
-# Chroma interpolated rather than repeated, and exact rounding: within 1/255 of the definition,
-# where swscale's fast path is off by up to 3/255.
-_SCALE_FLAGS = "flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
+# AVColorTransferCharacteristic of pictures in high dynamic range.
+_HDR = {16: "PQ", 18: "HLG"}
+_MOV, _MATROSKA = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +41,9 @@ class VideoInfo:
     is_folder: whether it is image files, which have no times of their own.
     start_time: seconds, the file's own time of frame 0; the frames' times count from it.
     pixel_aspect: width over height of a pixel as shown; 1 is square.
+    stream: the index in the file of the stream that the pictures come from.
+    notes: lines, each naming the file, on what the frames will lack; to be told before work.
+    copy: the regular file that a pipe was copied into, if `path` is one; None if `path` is it.
   """
 
   path: str
@@ -65,39 +55,14 @@ class VideoInfo:
   is_folder: bool
   start_time: Fraction
   pixel_aspect: Fraction
+  stream: int = 0
+  notes: tuple[str, ...] = ()
+  copy: str | None = None
 
-
-def open_container(path: str) -> av.container.InputContainer:
-  """Opens a local file for demuxing; raises what PyAV raises."""
-  url = "file:" + path  # so that a colon in the name is not read as a protocol
-  try:
-    return av.open(url)
-  except UnicodeDecodeError:  # a tag that is not UTF-8; PyAV >= 19 reads it as it is
-    return av.open(url, metadata_errors="replace")
-
-
-def scale_graph(width: int, height: int, source: str, target: str, colors: str) -> Graph:
-  """Builds a filter that converts frames between pixel formats without resizing.
-
-  The filter and not `VideoFrame.reformat`, because what that one makes of its colour arguments
-  differs between PyAV versions.
-
-  Args:
-    width: pixels.
-    height: pixels.
-    source: FFmpeg's name of the given pixel format.
-    target: FFmpeg's name of the wanted pixel format.
-    colors: matrix and range options of FFmpeg's scale filter.
-
-  Returns:
-    The configured graph: push one frame, pull one frame.
-  """
-  graph = Graph()
-  buffer = graph.add_buffer(width=width, height=height, format=source, time_base=Fraction(1, 1000))
-  scale = graph.add("scale", f"{colors}:{_SCALE_FLAGS}")
-  pixel_format = graph.add("format", target)
-  graph.link_nodes(buffer, scale, pixel_format, graph.add("buffersink")).configure()
-  return graph
+  @property
+  def file(self) -> str:
+    """What to open to read the clip again."""
+    return self.copy or self.path
 
 
 class VideoFile:
@@ -105,43 +70,63 @@ class VideoFile:
 
   Attributes:
     info: the clip's `VideoInfo`, known from the start.
+    names: None, always: frames have none.
     warning: None, or one line that tells why frames are missing once `frames` has ended.
+    end: seconds after the first frame, when the last one's duration ends; None until `frames` has
+      ended and where the file does not tell.
   """
 
-  def __init__(self, path: str, strict: bool = False):
+  names = None
+
+  def __init__(
+    self,
+    path: str,
+    *,
+    copy: str | None = None,
+    deinterlace: bool = False,
+    max_pixels: int = MAX_PIXELS,
+  ):
     """Opens the file and decodes its first frame.
 
     Args:
       path: the file.
-      strict: let the decoder check more than it does to show a damaged picture as well as it can.
+      copy: where the file's content is, if not in a regular file at `path`.
+      deinterlace: make whole pictures of fields.
+      max_pixels: of a frame.
 
     Raises:
-      UserError: the file is no video, or has no frame that can be decoded.
+      UserError: the file is no video, or has no frame that can be decoded, or larger ones.
     """
     self.warning: str | None = None
+    self.end: Fraction | None = None
     self._damaged = False
-    self._packet_ends: dict[int, Fraction] = {}
+    self._packets_end: Fraction | None = None  # of the pictures
     try:
-      self._container = open_container(path)
+      _check_picture(copy or path, path, max_pixels)
+      self._container = open_container(copy or path, path, max_pixels)
     except (av.error.FFmpegError, ValueError) as e:
       raise UserError(
         f"{path}: not a readable video; give a video file (mp4, mkv, mov, avi, webm, ...) or a"
         " folder of PNG or JPEG frames"
       ) from e
     try:
+      self._format = self._container.format.name
       self._stream = _video_stream(self._container, path)
-      # AVI stores no times. FFmpeg counts decoding times right; the others it guesses, wrong where
-      # frames are reordered.
-      self._is_avi = self._container.format.name == "avi"
-      if strict:
-        self._stream.codec_context.options = {"err_detect": "crccheck+bitstream+buffer+explode"}
+      coder = self._stream.codec_context
+      check_pixels(coder.height, coder.width, path, max_pixels)
+      # And where the size changes, or only the stream itself tells it.
+      coder.options = {"max_pixels": str(max_pixels)}
       self._good = self._good_frames()
+      if deinterlace:
+        self._good = deinterlaced(self._good)
       first = next(self._good, None)
       if first is None:
-        raise UserError(f"{path}: no frame can be decoded; the file is damaged, replace it")
+        larger = f" or of more than {max_pixels / 1e6:.1f} megapixels (--max-pixels)"
+        why = "damaged" if coder.width else "damaged" + larger
+        raise UserError(f"{path}: no frame can be decoded; the file is {why}, replace it")
       self._first = first
       self._orientation = _orientation(first)
-      self.info = self._make_info(path, first)
+      self.info = self._make_info(path, copy, first)
     except BaseException:
       self._container.close()
       raise
@@ -154,14 +139,14 @@ class VideoFile:
       it as uint8 RGB [h w 3]; a frame that is not asked for costs its decoding only.
     """
     first, self._first = self._first, None
-    size, start = (first.width, first.height), self._stamp(first)
-    convert = _RgbConverter()
+    size, start = (first.width, first.height), _stamp(first)
+    convert = RgbConverter()
     time = None
     for count, frame in enumerate(itertools.chain([first], self._good)):
       if (frame.width, frame.height) != size:
         self._warn(count, f"the frame size changes to {frame.width}x{frame.height}")
         return
-      stamp = self._stamp(frame)
+      stamp = _stamp(frame)
       if time is None:
         time = Fraction(0)
       elif None in (stamp, start) or stamp - start <= time:  # raw streams have no times
@@ -171,6 +156,8 @@ class VideoFile:
       yield time, lambda frame=frame: _oriented(convert(frame), *self._orientation)
     if self._damaged or self._ends_early():
       self._warn(count + 1, "the file is damaged or cut short")
+    elif None not in (start, end := self._end_of_last()):
+      self.end = end - start
 
   def close(self) -> None:
     self._good.close()
@@ -182,11 +169,9 @@ class VideoFile:
       f"{self.info.path}: {reason} after {count} frames{total}; what follows is left out"
     )
 
-  def _make_info(self, path: str, first: av.VideoFrame) -> VideoInfo:
+  def _make_info(self, path: str, copy: str | None, first: av.VideoFrame) -> VideoInfo:
     rate = _frame_rate(self._stream, has_times=first.pts is not None)
-    count = self._stream.frames
-    if not count and self._container.duration and self._container.format.name in _STATES_DURATION:
-      count = round(self._container.duration * rate / 1_000_000)
+    start = _stamp(first) or Fraction(0)
     height, width = first.height, first.width
     aspect = _fraction(self._stream.sample_aspect_ratio) or Fraction(1)
     if self._orientation[0]:
@@ -196,17 +181,36 @@ class VideoFile:
       height=height,
       width=width,
       frame_rate=rate,
-      frame_count=count or None,
+      frame_count=self._stream.frames or self._estimate_count(start, rate),
       has_audio=any(s.codec_context for s in self._container.streams.audio),
       is_folder=False,
-      start_time=Fraction(0) if self._is_avi else self._stamp(first) or Fraction(0),
+      start_time=Fraction(0) if self._format == "avi" else start,
       pixel_aspect=aspect,
+      stream=self._stream.index,
+      notes=tuple(self._notes(path, first)),
+      copy=copy,
     )
 
-  def _stamp(self, frame: av.VideoFrame) -> Fraction | None:
-    """The file's own time of a frame, in seconds."""
-    ticks = frame.dts if self._is_avi else frame.pts
-    return None if ticks is None else ticks * _fraction(self._stream.time_base)
+  def _estimate_count(self, start: Fraction, rate: Fraction) -> int | None:
+    """How many frames there are by the header, None where it states no duration."""
+    if self._format == _MATROSKA:
+      end = self._tagged_end() or _seconds(self._container.duration)  # as the clock counts
+      return max(1, round((end - start) * rate)) if end else None
+    duration = _seconds(self._container.duration) if self._format == _MOV else None
+    return round(duration * rate) if duration else None
+
+  def _notes(self, path: str, first: av.VideoFrame) -> Iterator[str]:
+    """What is worth knowing before work."""
+    transfer = _HDR.get(int(self._stream.codec_context.color_trc or 0))
+    if transfer:
+      yield (
+        f"{path}: is HDR ({transfer}), which is not mapped to the output's range: it will look pale"
+        "; convert it to BT.709 first"
+      )
+    if first.interlaced_frame:
+      yield f"{path}: is interlaced, moving edges are combed; --deinterlace mends that"
+    if len(picture_streams(self._container)) > 1:
+      yield f"{path}: has several picture tracks; stream {self._stream.index} is taken"
 
   def _good_frames(self) -> Iterator[av.VideoFrame]:
     """Yields frames up to the first damaged one; damage before frame 0 is skipped."""
@@ -231,6 +235,11 @@ class VideoFile:
           frames = self._stream.decode(None)  # what it still holds from before
         self._stream.codec_context.flush_buffers()
       for frame in frames:
+        frame.time_base = self._stream.time_base  # PyAV leaves it out of the last ones
+        if self._format == "avi":
+          # It stores no times. FFmpeg counts decoding times right; the others it guesses, wrong
+          # where frames are reordered.
+          frame.pts = frame.dts
         yield None if frame.is_corrupt else frame
       if failed:
         yield None
@@ -238,76 +247,87 @@ class VideoFile:
   def _packets(self) -> Iterator[av.Packet | None]:
     """Yields the stream's packets until the file ends or breaks, then None to empty the decoder."""
     try:
-      for packet in self._container.demux():
-        stamp = packet.dts if packet.pts is None else packet.pts
-        if packet.size and stamp is not None:
-          end = (stamp + (packet.duration or 0)) * _fraction(packet.time_base)
-          index = packet.stream.index
-          self._packet_ends[index] = max(end, self._packet_ends.get(index, end))
+      for packet in bridged(self._container):
         if packet.size and packet.stream.index == self._stream.index:
+          stamp = packet.dts if packet.pts is None else packet.pts
+          if stamp is not None and not packet.is_discard:
+            end = (stamp + (packet.duration or 0)) * _fraction(packet.time_base)
+            self._packets_end = max(end, self._packets_end or end)
           yield packet
     except av.error.FFmpegError:
       self._damaged = True
     yield None
 
   def _ends_early(self) -> bool:
-    """Whether the header promises more than the packets held, by over a frame and a half."""
-    name = self._container.format.name
-    if name == "mpegts":  # no header, but packets of fixed size (with time code, with parity)
-      return all(os.path.getsize(self.info.path) % size for size in (188, 192, 204))
-    if name not in _STATES_DURATION or not self._packet_ends:
-      return False
-    if self._stream.duration:
-      start, end = self._stream.start_time or 0, self._packet_ends.get(self._stream.index, 0)
-      promised = (start + self._stream.duration) * _fraction(self._stream.time_base)
-    elif self._container.duration:
-      end = max(self._packet_ends.values())
-      promised = Fraction((self._container.start_time or 0) + self._container.duration, 1_000_000)
-    else:
-      return False
-    return promised - end > Fraction(3, 2) / self.info.frame_rate
+    """Whether the file is not all there."""
+    if self._format != _MOV:
+      return is_cut(self._container, self.info.file)
+    # The header promises more than the packets held, by over a frame and a half.
+    promised = self._header_end() or _seconds(self._container.duration)
+    held = self._packets_end
+    return None not in (promised, held) and promised - held > Fraction(3, 2) / self.info.frame_rate
+
+  def _end_of_last(self) -> Fraction | None:
+    """When the last picture has been shown, in the file's own time: it may stand for long."""
+    if self._format == "avi":
+      return self._header_end()
+    if self._format == _MATROSKA and self._packets_end is not None:
+      return max(self._packets_end, self._tagged_end() or 0)
+    return self._packets_end
+
+  def _header_end(self) -> Fraction | None:
+    """When the pictures end by the stream's header, in seconds."""
+    stream = self._stream
+    if not stream.duration:
+      return None
+    return ((stream.start_time or 0) + stream.duration) * _fraction(stream.time_base)
+
+  def _tagged_end(self) -> Fraction | None:
+    """When the pictures end by the tag that Matroska's muxers leave, in seconds."""
+    tags = self._stream.metadata
+    found = re.match(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)$", tags.get("DURATION", ""), re.ASCII)
+    if not found:
+      return None
+    end = 3600 * int(found[1]) + 60 * int(found[2]) + Fraction(found[3])
+    counts_from_start = "_STATISTICS_TAGS" in tags  # mkvmerge's; FFmpeg's counts from 0
+    tick = _fraction(self._stream.time_base)
+    return end + (self._stream.start_time or 0) * tick if counts_from_start else end
 
 
-class _RgbConverter:
-  """Makes decoded frames uint8 RGB [h w 3] by the matrix and range that they are tagged with.
-
-  Untagged frames are taken as BT.709 from 1280 columns or 577 rows on and as BT.601 below, in
-  limited range: what players do. Alpha is dropped, more than 8 bits are rounded, interlaced
-  frames are taken as they are, and HDR is not tone-mapped.
-  """
-
-  def __init__(self):
-    self._key = None
-
-  def __call__(self, frame: av.VideoFrame) -> np.ndarray:
-    default = "bt709" if frame.width >= 1280 or frame.height > 576 else "bt601"
-    matrix = _MATRICES.get(int(frame.colorspace), default)
-    name = frame.format.name
-    full = int(frame.color_range) == _FULL_RANGE
-    if self._key != (name, matrix, full):
-      colors = f"in_color_matrix={matrix}:in_range={'full' if full else 'limited'}:out_range=full"
-      self._graph = scale_graph(frame.width, frame.height, name, "rgb24", colors)
-      self._key = name, matrix, full
-    self._graph.push(frame)
-    return self._graph.pull().to_ndarray()
+def _check_picture(file: str, path: str, max_pixels: int) -> None:
+  """Raises `UserError` for a picture, such as a GIF, of more pixels; FFmpeg tells it late."""
+  with open(file, "rb") as f:
+    header = read_header(f.read(2**20))
+  if header is not None:
+    check_header(header, path, max_pixels)
 
 
 def _video_stream(container: av.container.InputContainer, path: str) -> av.VideoStream:
-  streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-  # FFmpeg renders text files as pictures of a terminal.
-  if not streams or container.format.name == "tty":
+  streams = picture_streams(container)
+  if not streams:
     raise UserError(f"{path}: holds no video (sound or text only); give a file with pictures")
   if streams[0].codec_context is None:
     raise UserError(f"{path}: its video codec is not supported; convert it to H.264 first")
   return streams[0]
 
 
+def _stamp(frame: av.VideoFrame) -> Fraction | None:
+  """The file's own time of a frame, in seconds."""
+  return None if frame.pts is None else frame.pts * _fraction(frame.time_base)
+
+
+def _seconds(microseconds: int | None) -> Fraction | None:
+  return None if microseconds is None else Fraction(microseconds, 1_000_000)
+
+
 def _frame_rate(stream: av.VideoStream, has_times: bool) -> Fraction:
   # Of a raw stream the guess knows the codec's own rate; where there are times the mean is right.
-  rates = [stream.average_rate, stream.guessed_rate, stream.base_rate]
-  for rate in rates if has_times else rates[1:]:
-    if rate and 0 < rate.numerator <= 1000 * rate.denominator:
-      return _fraction(rate)
+  mean, *guesses = map(_fraction, (stream.average_rate, stream.guessed_rate, stream.base_rate))
+  if has_times and mean and 0 < mean <= 1000:
+    return mean
+  for rate in guesses:
+    if rate and 0 < rate < 1000:  # 1000 is the unit of the times
+      return rate
   return DEFAULT_RATE
 
 

@@ -10,7 +10,9 @@ from fractions import Fraction
 import av
 import numpy as np
 
-from vsr_jax.video_decode import VideoInfo, open_container, scale_graph
+from vsr_jax.video_decode import VideoInfo
+from vsr_jax.video_filters import scale_graph
+from vsr_jax.video_open import open_container
 
 CONTAINERS = {".mp4": "mp4", ".mkv": "matroska", ".mov": "mov"}
 
@@ -105,7 +107,7 @@ class VideoSink:
     self._stream.pix_fmt = pixel_format
     self._stream.codec_context.time_base = Fraction(1, self._ticks)
 
-  def write(self, image: np.ndarray, time: Fraction) -> None:
+  def write(self, image: np.ndarray, time: Fraction, duration: Fraction | None) -> None:
     """Encodes a frame, uint8 RGB [h w 3]; the file's time 0 is the first frame's time."""
     if self._first_time is None:
       self._first_time = time
@@ -116,6 +118,7 @@ class VideoSink:
     ticks = max(round((time - self._first_time) * self._ticks), self._last_ticks + 1)
     frame.pts, frame.time_base = ticks, Fraction(1, self._ticks)
     self._last_ticks = ticks
+    self._last_duration = self._frame_duration if duration is None else duration
     self._container.mux(self._stream.encode(frame))
     if self._sound:
       self._sound.write(self._first_time, time)
@@ -130,7 +133,7 @@ class VideoSink:
       raise ValueError("a video needs at least one frame")
     self._container.mux(self._stream.encode(None))
     if self._sound:
-      end = self._first_time + Fraction(self._last_ticks, self._ticks) + self._frame_duration
+      end = self._first_time + Fraction(self._last_ticks, self._ticks) + self._last_duration
       self._sound.write(self._first_time, end)
       self._sound.finish()
       self._sound.close()
@@ -162,7 +165,7 @@ class Sound:
     self._start = source.start_time
     self._target = target
     self._encodes = not copy
-    self._input = open_container(source.path)
+    self._input = open_container(source.file)
     stream = next(s for s in self._input.streams.audio if s.codec_context)
     if copy and target.format.name == "mp4" and stream.codec_context.name.startswith("pcm_"):
       raise ValueError("PCM in mp4: few players take it, nor does FFmpeg from every source")

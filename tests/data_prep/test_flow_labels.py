@@ -12,8 +12,10 @@ import pytest
 
 from data_prep import clips, flow_labels, flow_store
 from tests.data_prep.helpers import texture, write_clip_set
+from vsr_jax import files
 from vsr_jax.errors import UserError
 from vsr_jax.flow import raft
+from vsr_jax.locks import locked
 
 
 @pytest.fixture
@@ -77,9 +79,10 @@ def test_an_interrupted_clip_leaves_no_labels(unlabelled):
 
 
 @pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_is_an_error_of_the_system(unlabelled):
+def test_a_full_disk_is_an_error_of_the_system(unlabelled, monkeypatch):
   folder, clip = unlabelled
-  (folder / "beach.array_record.part").symlink_to("/dev/full")
+  (folder / "x.part").symlink_to("/dev/full")
+  monkeypatch.setattr(files, "part_name", lambda path: str(folder / "x.part"))
   with pytest.raises(OSError, match="No space left"):
     flow_labels.label_clip(clip, folder, brightness, 3, 4, lambda _: None)
   assert not list(folder.iterdir())
@@ -175,7 +178,7 @@ def test_the_command_labels_what_is_missing(clip_set, monkeypatch, capsys):
 
 
 def test_two_runs_do_not_share_a_folder(clip_set, monkeypatch):
-  with clips.locked(clip_set / flow_store.FOLDER), pytest.raises(UserError, match="another run"):
+  with locked(clip_set / flow_store.FOLDER), pytest.raises(UserError, match="another run"):
     run(monkeypatch, clip_set, "--weights", "some.pth")
 
 

@@ -20,6 +20,7 @@ from data_prep import clips, degrade, prepare
 from tests.data_prep.helpers import texture, write_flow, write_png
 from vsr_jax import video
 from vsr_jax.errors import UserError
+from vsr_jax.locks import locked
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -102,7 +103,7 @@ def test_stopping_leaves_finished_clips_and_nothing_half_written(inputs, tmp_pat
     start_new_session=True,
   )
   deadline = time.monotonic() + 120
-  while not list(tmp_path.glob("long.part/*/sharp/*.png")) and time.monotonic() < deadline:
+  while not list(tmp_path.glob("long.*.part/*/sharp/*.png")) and time.monotonic() < deadline:
     time.sleep(0.1)
   os.killpg(process.pid, number)  # the workers get it, too
   _, stderr = process.communicate(timeout=60)
@@ -121,9 +122,9 @@ def test_a_full_disk_ends_the_run_and_leaves_no_part(inputs, tmp_path, monkeypat
   settings |= {"gamma": 2.2, "scale": 4, "frames": None}
   origin = {"name": "steady", "path": str(inputs / "steady"), "settings": settings}
   todo, results = queue.Queue(), queue.Queue()
-  todo.put(origin)
+  todo.put((origin, tmp_path / "part"))
   todo.put(None)
-  prepare._work(tmp_path, todo, results, threading.Event())
+  prepare._work(todo, results, threading.Event())
   (_, error) = results.get_nowait()
   assert isinstance(error, OSError)  # the parent raises it: `errors.run` knows what to say
   assert error.errno == errno.ENOSPC
@@ -131,7 +132,7 @@ def test_a_full_disk_ends_the_run_and_leaves_no_part(inputs, tmp_path, monkeypat
 
 
 def test_two_runs_do_not_share_a_folder(inputs, tmp_path, monkeypatch):
-  with clips.locked(tmp_path), pytest.raises(UserError, match="another run is writing"):
+  with locked(tmp_path), pytest.raises(UserError, match="another run is writing"):
     run(monkeypatch, inputs / "steady", "--out", tmp_path)
 
 

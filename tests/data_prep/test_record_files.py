@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from data_prep import record_files
 from data_prep.record_files import Span
+from vsr_jax import files
 from vsr_jax.errors import UserError
 
 BLOCK = 1 << 16
@@ -79,10 +80,11 @@ def test_a_file_written_otherwise_is_refused(tmp_path):
 
 @pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("size", [10, 10_000_000])
-def test_a_full_disk_is_an_error_of_the_system(tmp_path, size):
+def test_a_full_disk_is_an_error_of_the_system(tmp_path, monkeypatch, size):
   path = tmp_path / "x.array_record"
   path.write_bytes(b"before")
-  (tmp_path / "x.array_record.part").symlink_to("/dev/full")
+  (tmp_path / "x.part").symlink_to("/dev/full")
+  monkeypatch.setattr(files, "part_name", lambda path: str(tmp_path / "x.part"))
 
   def fill():
     with record_files.writing(str(path)) as add:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.vsr_jax.clips import grey_levels, moving_waves, number_of
-from vsr_jax import frames_folder, video
+from vsr_jax import images, video
 from vsr_jax.errors import UserError
 
 
@@ -112,7 +112,7 @@ def test_skipped_frames_are_not_converted(tmp_path, monkeypatch):
   for n in range(6):
     cv2.imwrite(str(tmp_path / f"{n}.png"), grey_levels(6)[n])
   loaded = []
-  original = frames_folder.read_image
-  monkeypatch.setattr(frames_folder, "read_image", lambda p: loaded.append(p) or original(p))
+  original = images.read_image
+  monkeypatch.setattr(images, "read_image", lambda p, n: loaded.append(p) or original(p, n))
   assert [number_of(f.image) for f in read(tmp_path, 4)] == [4, 5]
   assert [path[-5] for path in loaded] == ["0", "4", "5"]  # the first for its size

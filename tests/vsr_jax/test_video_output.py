@@ -3,6 +3,8 @@ from __future__ import annotations
 import errno
 import os
 import pathlib
+import subprocess
+import sys
 import threading
 from fractions import Fraction
 
@@ -14,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.vsr_jax.clips import encode, grey_levels, moving_waves, number_of, read_sound
-from vsr_jax import frames_folder, video, video_encode
+from vsr_jax import files, frames_folder, video, video_encode
 from vsr_jax.errors import Terminated, UserError
 
 VIDEOS = ["a.mp4", "a.mkv", "a.mov"]
@@ -41,7 +43,7 @@ def restore(source, target, *frame_range) -> None:
       str(target), info.height, info.width, info.frame_rate, source=info
     ) as writer:
       for frame in reader:
-        writer.write(frame.image, frame.time)
+        writer.write(frame.image, frame.time, frame.duration)
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -241,12 +243,14 @@ def snapshot(folder: pathlib.Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", ["out.mp4", "out.mkv", "out.png"])
-def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, name):
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, name, monkeypatch):
   if not os.path.exists("/dev/full"):
     pytest.skip("needs /dev/full")
   write(tmp_path / name, grey_levels(1))
   before = snapshot(tmp_path)
-  (tmp_path / f"{name}.part").symlink_to("/dev/full")
+  part = f"{name}.of_this_run.part"
+  monkeypatch.setattr(files, "part_name", lambda path: str(tmp_path / part))
+  (tmp_path / part).symlink_to("/dev/full")
   noise = np.random.default_rng(0).integers(0, 256, (80, 48, 64, 3), np.uint8)
   with pytest.raises(OSError, match="No space left") as error:
     write(tmp_path / name, noise[: 1 if name == "out.png" else 80])
@@ -308,25 +312,44 @@ def test_outputs_that_cannot_be_are_refused_before_any_work(tmp_path, monkeypatc
   assert snapshot(tmp_path) == before
 
 
-def test_what_a_killed_run_left_is_replaced_but_nothing_else(tmp_path):
-  (tmp_path / "out.part").mkdir()
-  (tmp_path / "out.part" / "00000007.png").write_bytes(b"unfinished")
-  (tmp_path / "out.mp4.part").write_bytes(b"unfinished")
+@pytest.mark.parametrize("name", ["out.mp4", "out.png", "out"])
+def test_two_that_write_one_output_leave_one_of_the_two(tmp_path, name):
+  """The one that ends last, whole; what it found there when it began does not matter."""
+  path, images = str(tmp_path / name), grey_levels(5)
+  with (
+    video.open_writer(path, 48, 64, RATE) as late,
+    video.open_writer(path, 48, 64, RATE) as early,
+  ):
+    late.write(images[0])
+    early.write(images[3])
+    if name != "out.png":
+      early.write(images[4])
+  assert [number_of(frame.image) for frame in read(path)] == [0]
+  assert os.listdir(tmp_path) == [name]
+
+
+def test_what_a_killed_run_left_is_removed_but_nothing_else(tmp_path):
+  ended = subprocess.Popen([sys.executable, "-c", ""])
+  ended.wait()
+  run = f"-{os.getpid()}-", f"-{ended.pid}-"
+  folder, file = (files.part_name(tmp_path / name).replace(*run) for name in ("out", "out.mp4"))
+  living = files.part_name(tmp_path / "out.mp4")
+  os.mkdir(folder)
+  for path in (f"{folder}/00000007.png", f"{folder}/mine.txt", file, living):
+    pathlib.Path(path).write_bytes(b"unfinished")
+  with pytest.warns(UserWarning, match="out.mp4.*: removed, a run that was killed had left it"):
+    write(tmp_path / "out.mp4", grey_levels(1))
   write(tmp_path / "out", grey_levels(1))
-  write(tmp_path / "out.mp4", grey_levels(1))
-  assert sorted(os.listdir(tmp_path)) == ["out", "out.mp4"]
-  (tmp_path / "out.part").mkdir()
-  (tmp_path / "out.part" / "mine.txt").write_bytes(b"precious")
-  with pytest.raises(UserError, match="out.part: is in the way"):
-    write(tmp_path / "out", grey_levels(1))
-  assert (tmp_path / "out.part" / "mine.txt").read_bytes() == b"precious"
+  there = {str(tmp_path / name) for name in ("out", "out.mp4")}
+  assert {str(path) for path in tmp_path.iterdir()} == there | {folder, living}
+  assert os.listdir(folder) == ["mine.txt"]
 
 
 def test_an_interrupt_does_not_wait_for_the_frames_in_line():
   class SlowSink:
     written = 0
 
-    def write(self, image, time):
+    def write(self, image, time, duration):
       threading.Event().wait(0.1)
       self.written += 1
 

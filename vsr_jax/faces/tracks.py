@@ -34,6 +34,8 @@ _VELOCITY_FRAMES = 6  # over which a track's motion is measured
 
 _FORBIDDEN = 1e6
 
+SMOOTHED = 20  # frames on each side that a landmark's smoothing sees: 4 sigma
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Track:

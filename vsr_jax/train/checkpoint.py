@@ -10,8 +10,8 @@ under another name and renames it when it is complete.
 from __future__ import annotations
 
 import contextlib
-import functools
 import gc
+import glob
 import json
 import logging
 import os
@@ -66,6 +66,22 @@ def _data(value: Any = None) -> _Json:
   return _Json(f"process_{jax.process_index()}.json", value)
 
 
+def make_folder(workdir: str | pathlib.Path) -> pathlib.Path:
+  """Makes a run's folder, if it is missing, and gives that of its checkpoints.
+
+  Raises:
+    UserError: it cannot be made or written.
+  """
+  folder = pathlib.Path(workdir).absolute() / "checkpoints"
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as e:
+    raise UserError(f"{workdir}: cannot be made or used as a run's folder: {e.strerror}") from e
+  if not os.access(folder, os.W_OK):
+    raise UserError(f"{folder}: cannot be written; choose another workdir")
+  return folder
+
+
 class Checkpoints:
   """The checkpoints of one run; a context manager that waits for the last one to be written."""
 
@@ -80,14 +96,8 @@ class Checkpoints:
     Raises:
       UserError: the folder cannot be made or written.
     """
-    self.folder = pathlib.Path(workdir).absolute() / "checkpoints"
+    self.folder = make_folder(workdir)
     self._saving = None
-    try:
-      self.folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-      raise UserError(f"{workdir}: cannot be made or used as a run's folder: {e.strerror}") from e
-    if not os.access(self.folder, os.W_OK):
-      raise UserError(f"{self.folder}: cannot be written; choose another workdir")
     policies = ocp.training.preservation_policies
     rules = [policies.LatestN(keep)]
     if best is not None:
@@ -269,21 +279,20 @@ def export_params(path: str | pathlib.Path, params: Mapping[str, Any], meta: Map
     raise UserError(f"{path}: exists and is no exported checkpoint; choose another folder")
   params = jax.tree.map(np.asarray, dict(params))
   meta = {**meta, "arrays": {"params": table(params)}}
-  part = path.with_name(path.name + ".part")
+  part = pathlib.Path(files.part_name(path))
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(part, ignore_errors=True)
+    files.remove_left(path.parent, path.name)
     with _context(), _quiet():
       ocp.save_checkpointables(part, {"params": params, "meta": _meta(meta)})
     # Orbax names the folder it wrote in there, which is nobody's business in shipped weights.
     (part / "commit_success.txt").unlink(missing_ok=True)
-    remove = functools.partial(shutil.rmtree, ignore_errors=True)
-    files.replace_folder(str(part), str(path), remove)
+    files.replace_folder(str(part), str(path))
   except Exception as e:  # Of many types, as in `Checkpoints.save`.
     raise _cannot_write(path, e) from e
   finally:
-    for left in path.parent.glob(f"{part.name}*"):  # Orbax writes beside the folder it is given
-      shutil.rmtree(left, ignore_errors=True)
+    for left in path.parent.glob(f"{glob.escape(part.name)}*"):  # Orbax writes beside it, too
+      files.remove(str(left))
 
 
 def _array_items(state: TrainState) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import pathlib
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -16,7 +17,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from vsr_jax.errors import Terminated, UserError
-from vsr_jax.train.checkpoint import Checkpoints, read_meta
+from vsr_jax.locks import locked
+from vsr_jax.train.checkpoint import Checkpoints, make_folder, read_meta
 from vsr_jax.train.mesh import make_mesh, place_batch, replicated
 from vsr_jax.train.report import Evaluate, Report
 from vsr_jax.train.stage import Params, Stage
@@ -79,7 +81,10 @@ def fit(
   train_step = jit_train_step(make_train_step(stage, **step_options), mesh, shapes)
   init = functools.partial(init_state, stage, init_params, _key(mesh, seed, 0), shapes, init_from)
   every = {"panel": image_every, "evaluation": evaluate_every, "checkpoint": checkpoint_every}
-  with jax.set_mesh(mesh), Checkpoints(workdir, keep=keep, best=best) as checkpoints:
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(_alone(workdir))
+    stack.enter_context(jax.set_mesh(mesh))
+    checkpoints = stack.enter_context(Checkpoints(workdir, keep=keep, best=best))
     state, memory = _start(checkpoints, stage, shapes, batches, init)
     recorder = Recorder(workdir, int(state.step), log_every=log_every, memory=memory)
     with Report(stage, mesh, steps, checkpoints, recorder, evaluate, meta or {}) as report:
@@ -96,6 +101,22 @@ def _check_options(
       raise ValueError(f"{name} {value}: must be at least 1")
   if ema_decay is not None and not 0 <= ema_decay < 1:
     raise ValueError(f"ema_decay {ema_decay}: must be at least 0 and below 1")
+
+
+@contextlib.contextmanager
+def _alone(workdir: str | pathlib.Path) -> Iterator[None]:
+  """Locks a run's folder; of several processes the first does it, and all hear how that ended."""
+  refusal = None
+  with contextlib.ExitStack() as stack:
+    if jax.process_index() == 0:
+      try:
+        make_folder(workdir)
+        stack.enter_context(locked(workdir))
+      except UserError as e:
+        refusal = e
+    if multihost_utils.broadcast_one_to_all(np.bool_(refusal is not None)):
+      raise refusal or UserError(f"{workdir}: the first process cannot use it and says why")
+    yield
 
 
 def _key(mesh: Mesh, seed: int, use: int) -> jax.Array:

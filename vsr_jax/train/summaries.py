@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import cv2
 import jax
 import numpy as np
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -18,6 +17,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from vsr_jax.files import write_whole
+from vsr_jax.images import encode_image
 
 
 class EventFile:
@@ -39,10 +39,9 @@ class EventFile:
 
   def image(self, step: int, tag: str, rgb: np.ndarray) -> None:
     """Adds one picture, uint8 [h w 3]."""
-    _, png = cv2.imencode(".png", rgb[..., ::-1])
     height, width, _ = rgb.shape
     picture = Summary.Image(
-      height=height, width=width, colorspace=3, encoded_image_string=png.tobytes()
+      height=height, width=width, colorspace=3, encoded_image_string=encode_image(rgb)
     )
     entry = Summary.Value(tag=tag, image=picture)
     self._write(Event(step=step, summary=Summary(value=[entry])))

@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.vsr_jax.train.toy import STAGE, Listed, batches, images, init_params, loss, make_stage
 from vsr_jax import errors
 from vsr_jax.errors import UserError
+from vsr_jax.locks import locked
 from vsr_jax.train.checkpoint import read_meta, restore_params
 from vsr_jax.train.loop import fit
 
@@ -242,3 +243,9 @@ def test_impossible_options_are_refused_before_anything_is_written(tmp_path, wro
   with pytest.raises(ValueError, match=f"{next(iter(wrong))} .*: must be at least"):
     fit(make_stage(), init_params, batches(), workdir=tmp_path / "run", **options)
   assert not (tmp_path / "run").exists()
+
+
+def test_two_runs_do_not_share_a_workdir(tmp_path):
+  with locked(tmp_path), pytest.raises(UserError, match="another run is writing there"):
+    fit(STAGE, init_params, batches(), workdir=tmp_path, steps=1)
+  assert not any((tmp_path / "checkpoints").iterdir())

@@ -1,0 +1,224 @@
+"""What the headers of image files say: kind, size, orientation, number of pictures; and damage."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+_TIFF_PAGES = 16  # looked at
+
+# Numbers of TIFF's tags, Exif's among them.
+_SUBFILE, _WIDTH, _HEIGHT, _ORIENTATION = 254, 256, 257, 274
+_TILE_WIDTH, _TILE_HEIGHT, _EXTRA_SAMPLES = 322, 323, 338
+
+
+class Header(NamedTuple):
+  """What an image's header says.
+
+  Attributes:
+    kind: "PNG", "JPEG", "GIF", "BMP", "TIFF" or "WebP".
+    height: pixels, as stored.
+    width: pixels, as stored.
+    orientation: Exif's 1 to 8; from 5 on height and width change places.
+    pictures: how many it holds: 1, or 2 for any more. Of a GIF, which is a video, always 1.
+    pixels: to be decoded at once: a TIFF's tile may be larger than its picture.
+    has_alpha: TIFF only.
+  """
+
+  kind: str
+  height: int
+  width: int
+  orientation: int = 1
+  pictures: int = 1
+  pixels: int = 0
+  has_alpha: bool = False
+
+
+def read_header(data: bytes) -> Header | None:
+  """Reads an image's header.
+
+  Args:
+    data: the file, or its beginning: what stands behind is not known then, such as a WebP's
+      orientation and a TIFF's second page.
+
+  Returns:
+    The header; None where it is of no known kind, or not whole.
+  """
+  with contextlib.suppress(struct.error, StopIteration):
+    for start, read in _READERS.items():
+      if data.startswith(start):
+        header = read(data)
+        if header and header.height > 0 and header.width > 0:
+          return header._replace(pixels=max(header.pixels, header.height * header.width))
+  return None
+
+
+def damage(data: bytes) -> str | None:
+  """What is wrong with a whole PNG or JPEG file as far as it shows without decoding, or None.
+
+  Of a PNG every chunk's checksum is verified; of a JPEG, which has none, that its end is there.
+  """
+  if data.startswith(_PNG):
+    return _png_damage(memoryview(data))
+  if data.startswith(_JPEG):
+    scan = data.find(b"\xff\xda")  # a thumbnail before it has an end of its own
+    if scan < 0 or data.find(b"\xff\xd9", scan) < 0:
+      return "is damaged: its end is missing"
+  return None
+
+
+def _png_damage(data: memoryview) -> str | None:
+  position, kind = len(_PNG), b""
+  while kind != b"IEND":
+    length, kind = struct.unpack(">I4s", bytes(data[position : position + 8]).ljust(8, b"\0"))
+    end = position + 8 + length
+    if end + 4 > len(data):
+      return "is cut short"
+    if data[end : end + 4] != zlib.crc32(data[position + 4 : end]).to_bytes(4, "big"):
+      return "is damaged: a wrong checksum"
+    position = end + 4
+  return None
+
+
+def _png(data: bytes) -> Header:
+  width, height = struct.unpack_from(">II", data, 16)
+  orientation, pictures, position, kind = 1, 1, len(_PNG), b""
+  while position + 12 <= len(data) and kind != b"IDAT":
+    length, kind = struct.unpack_from(">I4s", data, position)
+    if kind == b"acTL":
+      pictures = struct.unpack_from(">I", data, position + 8)[0]
+    elif kind == b"eXIf":
+      orientation = _exif_orientation(data[position + 8 : position + 8 + length])
+    position += 12 + length
+  return Header("PNG", height, width, orientation, min(2, max(1, pictures)))
+
+
+def _jpeg(data: bytes) -> Header | None:
+  size, orientation, position = None, 1, 2
+  while position + 10 <= len(data):
+    start, marker, length = struct.unpack_from(">BBH", data, position)
+    if start != 0xFF or marker == 0xDA:  # from there on the scan
+      break
+    if marker == 0xFF:  # filling
+      position += 1
+      continue
+    if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+      size = size or struct.unpack_from(">HH", data, position + 5)
+    if marker == 0xE1 and data.startswith(b"Exif\0\0", position + 4):
+      orientation = _exif_orientation(data[position + 10 : position + 2 + length])
+    position += 2 + length
+  return size and Header("JPEG", *size, orientation)
+
+
+def _gif(data: bytes) -> Header:
+  width, height = struct.unpack_from("<HH", data, 6)
+  return Header("GIF", height, width)
+
+
+def _bmp(data: bytes) -> Header:
+  (length,) = struct.unpack_from("<I", data, 14)
+  width, height = struct.unpack_from("<HH" if length == 12 else "<ii", data, 18)
+  return Header("BMP", abs(height), width)  # negative: from the top down
+
+
+def _webp(data: bytes) -> Header | None:
+  if data[8:12] != b"WEBP":
+    return None
+  kind, bits = data[12:16], int.from_bytes(data[21:25], "little")
+  if kind == b"VP8 ":
+    width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, 26))
+    return Header("WebP", height, width)
+  if kind == b"VP8L":
+    return Header("WebP", (bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1)
+  if kind != b"VP8X":
+    return None
+  width, height = (1 + int.from_bytes(data[i : i + 3], "little") for i in (24, 27))
+  orientation, pictures, position = 1, 0, 12
+  while position + 8 <= len(data):
+    kind, length = struct.unpack_from("<4sI", data, position)
+    if kind == b"EXIF":
+      exif = data[position + 8 : position + 8 + length]
+      orientation = _exif_orientation(exif.removeprefix(b"Exif\0\0"))
+    pictures += kind == b"ANMF"
+    position += 8 + length + length % 2
+  return Header("WebP", height, width, orientation, min(2, max(1, pictures)))
+
+
+def _tiff(data: bytes) -> Header:
+  walk = _tiff_pages(data)
+  first, others = next(walk), walk
+  pages = [page for page in others if not page.get(_SUBFILE, 0) & 5]  # a thumbnail, a mask
+  return Header(
+    "TIFF",
+    first.get(_HEIGHT, 0),
+    first.get(_WIDTH, 0),
+    _orientation_of(first),
+    min(2, 1 + len(pages)),
+    first.get(_TILE_WIDTH, 0) * first.get(_TILE_HEIGHT, 0),
+    _EXTRA_SAMPLES in first,
+  )
+
+
+def _exif_orientation(exif: bytes) -> int:
+  try:
+    return _orientation_of(next(_tiff_pages(exif)))
+  except (struct.error, StopIteration):
+    return 1
+
+
+def _orientation_of(tags: dict[int, int]) -> int:
+  orientation = tags.get(_ORIENTATION, 1)
+  return orientation if 1 <= orientation <= 8 else 1
+
+
+def _tiff_pages(data: bytes) -> Iterator[dict[int, int]]:
+  """Yields of each page its tags with whole numbers, the first number of each."""
+  order = {b"II": "<", b"MM": ">"}.get(data[:2])
+  if order is None:
+    return
+  big = struct.unpack_from(order + "H", data, 2)[0] == 43
+  # Of a BigTIFF numbers of entries, offsets and counts have 8 bytes.
+  offset, head, entry, count = (8, "Q", "HHQQ", "Q") if big else (4, "I", "HHII", "H")
+  seen: set[int] = set()
+  (place,) = struct.unpack_from(order + head, data, offset)
+  while place and place not in seen and len(seen) < _TIFF_PAGES:
+    seen.add(place)
+    try:
+      yield _tiff_tags(data, place, order, count, entry)
+      (entries,) = struct.unpack_from(order + count, data, place)
+      size = struct.calcsize(order + count) + entries * struct.calcsize(order + entry)
+      (place,) = struct.unpack_from(order + head, data, place + size)
+    except struct.error:
+      if len(seen) == 1:
+        raise
+      return
+
+
+def _tiff_tags(data: bytes, place: int, order: str, count: str, entry: str) -> dict[int, int]:
+  (entries,) = struct.unpack_from(order + count, data, place)
+  tags: dict[int, int] = {}
+  position, size = place + struct.calcsize(order + count), struct.calcsize(order + entry)
+  for at in range(position, position + size * min(entries, 4096), size):
+    tag, kind = struct.unpack_from(order + "HH", data, at)
+    number = {1: "B", 3: "H", 4: "I", 16: "Q"}.get(kind)
+    if number and at + size <= len(data):
+      value = struct.unpack_from(order + number, data, at + size - (8 if "Q" in entry else 4))[0]
+      tags.setdefault(tag, value)
+  return tags
+
+
+_READERS = {
+  _PNG: _png,
+  _JPEG: _jpeg,
+  b"GIF8": _gif,
+  b"BM": _bmp,
+  b"RIFF": _webp,
+  b"II*\0": _tiff,
+  b"MM\0*": _tiff,
+  b"II+\0": _tiff,
+  b"MM\0+": _tiff,
+}

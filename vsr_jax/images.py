@@ -1,0 +1,163 @@
+"""Encoded images <-> uint8 RGB: the one decoder, the one reader of headers, the one encoder.
+
+What a header says is read before anything is decoded, so that memory is bounded by `max_pixels`
+and not by what a file of a few bytes claims.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+
+from vsr_jax.errors import UserError
+from vsr_jax.image_headers import Header, damage, read_header
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".webp")
+
+# Of a picture or a video's frame unless the caller raises it: 8192x8192, two frames of 8K. Decoding
+# takes up to 10 bytes a pixel, so 0.7 GB.
+MAX_PIXELS = 2**26
+MOST_PIXELS = 2**30  # that OpenCV decodes
+_MAX_BYTES_A_PIXEL = 8  # of a file: four uncompressed channels of 16 bits
+_MAX_EXTRA_BYTES = 2**24  # of a file: profiles, thumbnails, notes
+
+_DAMAGED = "not a readable image; replace it or take it away"
+
+
+def check_pixels(
+  height: int, width: int, name: object, max_pixels: int, pixels: int | None = None
+) -> None:
+  """Raises `UserError` for a picture of more than `max_pixels` (`pixels`: instead of h x w)."""
+  pixels = height * width if pixels is None else pixels
+  if pixels > max_pixels:
+    option = f", or raise the limit: --max-pixels {pixels}" if pixels <= MOST_PIXELS else ""
+    raise UserError(
+      f"{name}: {width}x{height} are {pixels / 1e6:,.1f} megapixels, more than the limit of "
+      f"{max_pixels / 1e6:,.1f}; make it smaller{option}"
+    )
+
+
+def check_header(header: Header, name: object, max_pixels: int = MAX_PIXELS) -> None:
+  """Raises `UserError` for an image of more than `max_pixels`."""
+  check_pixels(header.height, header.width, name, max_pixels, header.pixels)
+
+
+def image_size(data: bytes, name: object) -> tuple[int, int]:
+  """(height, width) of an encoded image, upright, from its header.
+
+  Args:
+    data: the file, or its beginning (see `read_header`).
+    name: for the error.
+
+  Raises:
+    UserError: it is no image.
+  """
+  header = read_header(data)
+  if header is None:
+    raise UserError(f"{name}: {_DAMAGED}")
+  height, width = header.height, header.width
+  return (width, height) if header.orientation >= 5 else (height, width)
+
+
+def decode_image(
+  data: bytes, name: object, max_pixels: int = MAX_PIXELS, damaged: str = _DAMAGED
+) -> np.ndarray:
+  """Decodes a picture: PNG, JPEG, BMP, TIFF or WebP.
+
+  It is turned upright as its Exif orientation says; grey and palettes become colours, alpha is
+  dropped, 16 bits v are rounded to v / 257.
+
+  Args:
+    data: the file.
+    name: for errors.
+    max_pixels: more are refused before they are decoded.
+    damaged: what the error says, after the name, of data that are no such picture.
+
+  Returns:
+    uint8 RGB [h w 3].
+
+  Raises:
+    UserError: it is damaged or of another kind, of too many pixels, holds several pictures
+      (animations and pages), numbers that are no levels, or a TIFF's transparency.
+  """
+  header = read_header(data)
+  if header is None or header.kind == "GIF":
+    raise UserError(f"{name}: {damaged}")
+  check_header(header, name, max_pixels)
+  if header.pictures > 1:
+    raise UserError(
+      f"{name}: holds several pictures (an animation or pages); make them a folder of single images"
+    )
+  image = _decode(data, header, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+  if image is None:
+    raise UserError(f"{name}: {damaged}")
+  if header.has_alpha:  # TIFF's decoder multiplies the colours by it
+    whole = _decode(data, header, cv2.IMREAD_UNCHANGED)
+    four = whole is not None and whole.shape[2:] == (4,) and whole.dtype == np.uint8
+    if four and whole[..., 3].min() < 255:
+      raise UserError(f"{name}: a TIFF with transparency; save it without")
+  if image.dtype == np.uint16:
+    image = from_16_bits(image)
+  if image.dtype != np.uint8:
+    raise UserError(f"{name}: holds {image.dtype} numbers; save it with 8 or 16 bits a channel")
+  return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+
+
+def read_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+  """Reads an image file; see `decode_image`.
+
+  Raises:
+    UserError: it cannot be read, is damaged, or as there.
+  """
+  try:
+    with open(path, "rb") as f:
+      size = os.fstat(f.fileno()).st_size
+      if size > _MAX_BYTES_A_PIXEL * max_pixels + _MAX_EXTRA_BYTES:
+        header = read_header(f.read(_MAX_EXTRA_BYTES))
+        if header is not None:
+          check_header(header, path, max_pixels)
+        raise UserError(f"{path}: {size / 1e6:,.0f} MB are too much for a picture; save it anew")
+      data = f.read()
+  except OSError as e:
+    raise UserError(f"{path}: cannot be read ({e.strerror}); check its permissions") from e
+  if damage(data):
+    raise UserError(f"{path}: {_DAMAGED}")
+  return decode_image(data, path, max_pixels)
+
+
+def encode_image(image: np.ndarray, suffix: str = ".png") -> bytes:
+  """Encodes uint8 RGB [h w 3] as PNG, or as JPEG for the suffix .jpg."""
+  _, data = cv2.imencode(suffix, cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2BGR))
+  return data.tobytes()
+
+
+def from_16_bits(image: np.ndarray) -> np.ndarray:
+  """uint16 -> uint8, where 65535 is 255: v / 257, rounded."""
+  return cv2.convertScaleAbs(image, alpha=1 / 257)
+
+
+def _decode(data: bytes, header: Header, flags: int) -> np.ndarray | None:
+  quiet = contextlib.nullcontext() if header.kind in ("PNG", "JPEG") else _quiet()
+  with quiet:
+    try:
+      return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:  # more than 2^30 pixels, or a side above 2^20, are refused so
+      return None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Without OpenCV's own lines about damaged files on the terminal, as far as it has a switch."""
+  log = getattr(cv2, "utils", None) and getattr(cv2.utils, "logging", None)
+  if log is None:
+    yield
+    return
+  level = log.setLogLevel(log.LOG_LEVEL_SILENT)
+  try:
+    yield
+  finally:
+    log.setLogLevel(level)

@@ -1,0 +1,82 @@
+"""Work in threads of its own, so that it runs ahead and a signal always gets through."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+
+# Seconds to wait for a thread that was told to stop. A read of a disk that does not answer never
+# ends; what waits for it would be deaf to Ctrl-C.
+PATIENCE = 2
+
+
+def prefetch(items: Iterable[T], depth: int = 2) -> Iterator[T]:
+  """Runs an iterator in a thread, ahead of its consumer.
+
+  Args:
+    items: what to iterate over.
+    depth: how many items at most are made before they are asked for.
+
+  Yields:
+    The items; an exception of theirs arrives in its place. When the consumer stops early the
+    thread ends after the item it is at; one that takes more than 2 seconds is not waited for.
+  """
+  made: queue.SimpleQueue = queue.SimpleQueue()
+  slots = threading.Semaphore(depth)
+  stopped = threading.Event()
+
+  def work():
+    iterator = iter(items)
+    try:
+      while slots.acquire() and not stopped.is_set():
+        made.put((next(iterator), None))
+    except BaseException as e:  # StopIteration too: the consumer has to hear of it
+      made.put((None, e))
+
+  thread = threading.Thread(target=work, name="prefetch", daemon=True)
+  thread.start()
+  try:
+    while True:
+      item, error = made.get()
+      if isinstance(error, StopIteration):
+        return
+      if error is not None:
+        raise error
+      slots.release()
+      yield item
+  finally:
+    stopped.set()
+    slots.release()
+    thread.join(PATIENCE)
+
+
+def interruptible(function: Callable[..., T], *args) -> T:
+  """Calls a function that may wait in a library, where Python does not hear of a signal.
+
+  Args:
+    function: what to call. In the main thread, which signals come to, it runs in a thread of its
+      own; when a signal raises an exception here it is left to itself.
+    *args: its arguments.
+
+  Returns:
+    What it returns; its exceptions are raised here.
+  """
+  if threading.current_thread() is not threading.main_thread():
+    return function(*args)
+  made: queue.SimpleQueue = queue.SimpleQueue()
+
+  def work():
+    try:
+      made.put((function(*args), None))
+    except BaseException as e:
+      made.put((None, e))
+
+  threading.Thread(target=work, name="interruptible", daemon=True).start()
+  result, error = made.get()
+  if error is not None:
+    raise error
+  return result

@@ -1,0 +1,209 @@
+"""One clock for all streams of a file, through the places where its own clock jumps.
+
+Recordings that were put one behind the other in a transport stream begin their clock anew, and a
+clock of 33 bits begins anew by itself. What each such place adds is found from the packets alone,
+in file order, so that whoever reads the file gets the same times: its pictures in one pass, its
+sound in another.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Iterator
+from fractions import Fraction
+
+import av
+from av.format import Flags
+from av.stream import Disposition
+
+# A step of the decoding time that is a jump of the clock, in seconds: FFmpeg's
+# `dts_delta_threshold` forward, and what it allows for damage backward.
+_FORWARD, _BACK = 10, Fraction(1, 10)
+# How far behind a jump, in seconds and in packets, to look for the other streams' first ones.
+_INTERLEAVED, _LOOK_AHEAD = 2, 2000
+_SPANS = 16  # to remember; there is one for each jump
+
+
+def bridged(container: av.container.InputContainer) -> Iterator[av.Packet]:
+  """Demuxes a file from its beginning and makes one continuous clock of its packets' times.
+
+  Where the clock jumps back, or more than 10 seconds forward, what follows is shifted, by the same
+  offset in every stream, so that its first packet shown begins where all that came before has
+  ended. A pause in one stream, which the others go on through, is no jump. Containers whose clock
+  cannot jump by FFmpeg's word (all but MPEG's transport and program streams and Ogg) pass as they
+  are: there any step is a pause, and of Matroska the decoding times are guessed.
+
+  The packets of all streams pass and decide, whichever of them the caller wants, so that two passes
+  over a file agree: take all from here and skip those of other streams. In two passes,
+
+    for packet in bridged(container):
+      if packet.stream.index == stream.index:
+        frames = packet.decode()  # their times are of the same clock, or mux the packet itself
+
+  Args:
+    container: an open file that nothing was read from; it must not be demuxed otherwise.
+
+  Yields:
+    Every packet with its `pts` and `dts` rewritten, in file order (behind a jump two
+    seconds are read ahead), at last PyAV's empty one of every stream, which empties its decoder.
+
+  Raises:
+    av.error.FFmpegError: the file cannot be read further; what was read before came out.
+  """
+  if not container.format.flags & Flags.ts_discont.value:
+    yield from container.demux()
+    return
+  clock = _Clock()
+  waiting: collections.deque[tuple[av.Packet, _Span | None]] = collections.deque()
+  error = None
+  packets = container.demux()
+  while error is None:
+    try:
+      packet = next(packets)
+    except StopIteration:
+      break
+    except av.error.FFmpegError as e:
+      error = e
+      break
+    waiting.append((packet, clock.place(packet)))
+    if clock.passing and len(waiting) < _LOOK_AHEAD:
+      continue
+    clock.settle()
+    while waiting:
+      yield _shifted(*waiting.popleft())
+  clock.settle()
+  while waiting:
+    yield _shifted(*waiting.popleft())
+  if error:
+    raise error
+
+
+class _Span:
+  """A stretch of the file through which its own clock runs on; times in seconds."""
+
+  def __init__(self, number: int, time: Fraction):
+    self.number = number
+    self.start = time  # when its first packet is shown
+    self.end = time  # when the last one of all streams has been shown
+    self.first = self.last = time  # of the times by which the packets are ordered
+    self.offset: Fraction | None = None  # until it is settled
+
+  def distance(self, time: Fraction) -> Fraction:
+    return max(self.first - time, time - self.last, Fraction(0))
+
+
+@dataclasses.dataclass
+class _Track:
+  """Where one stream is: in which span, the time of its last packet and the end of that one."""
+
+  span: _Span
+  last: Fraction
+  end: Fraction
+
+
+class _Clock:
+  """Tells which span a packet belongs to, and what the spans' offsets are."""
+
+  def __init__(self):
+    self._recent: collections.deque[_Span] = collections.deque(maxlen=_SPANS)
+    self._unsettled: list[_Span] = []
+    self._end: Fraction | None = None  # of all that is settled, on the common clock
+    self._tracks: dict[int, _Track] = {}
+    self._deciding: dict[int, bool] = {}
+
+  @property
+  def passing(self) -> bool:
+    """Whether some stream may still have to reach the newest span, which has no offset yet."""
+    if not self._unsettled:
+      return False
+    newest = self._unsettled[-1]
+    young = newest.last - newest.first <= _INTERLEAVED
+    return young and any(track.span is not newest for track in self._tracks.values())
+
+  def settle(self) -> None:
+    """Decides the offsets of spans that have none."""
+    for span in self._unsettled:
+      span.offset = Fraction(0) if self._end is None else self._end - span.start
+      self._extend(span)
+    self._unsettled.clear()
+
+  def place(self, packet: av.Packet) -> _Span | None:
+    """Finds a packet's span, None where it has no time; a new one where the clock jumps."""
+    ticks = packet.pts if packet.dts is None else packet.dts
+    if ticks is None:
+      return None
+    tick = Fraction(packet.time_base.numerator, packet.time_base.denominator)
+    time, duration = ticks * tick, (packet.duration or 0) * tick
+    shown = time if packet.pts is None else packet.pts * tick
+    if abs(shown - time) > _FORWARD:  # damaged
+      shown = time
+    stream = packet.stream
+    track = self._tracks.get(stream.index)
+    if packet.dts is None and track:  # pictures are not in the order shown
+      return track.span
+    if not self._decides(stream):
+      return min(reversed(self._recent), key=lambda span: span.distance(time), default=None)
+    span = self._find(track, time) if track else self._find_first(time, stream.type)
+    if span is None:
+      span = _Span(self._recent[-1].number + 1 if self._recent else 0, shown)
+      span.first = span.last = time
+      self._recent.append(span)
+      self._unsettled.append(span)
+    self._tracks[stream.index] = _Track(span, time, time + duration)
+    span.first, span.last = min(span.first, time), max(span.last, time)
+    span.end = max(span.end, shown + duration)
+    if span.offset is None:
+      span.start = min(span.start, shown)
+    else:
+      self._extend(span)
+    return span
+
+  def _decides(self, stream: av.stream.Stream) -> bool:
+    """Whether a stream tells jumps: subtitles may be far apart, and a cover has no time."""
+    if stream.index not in self._deciding:
+      cover = bool(stream.disposition & Disposition.attached_pic)
+      self._deciding[stream.index] = stream.type in ("video", "audio") and not cover
+    return self._deciding[stream.index]
+
+  def _extend(self, span: _Span) -> None:
+    end = span.offset + span.end
+    self._end = end if self._end is None else max(self._end, end)
+
+  def _find_first(self, time: Fraction, kind: str) -> _Span | None:
+    """The span that a stream's first time is in, None if that is a new one."""
+    # Streams are interleaved, roughly; but a picture that stands for minutes may come late.
+    for span in reversed(self._recent):
+      near = abs(time - span.last) if kind == "audio" else span.distance(time)
+      if near <= _FORWARD:
+        return span
+    return None
+
+  def _find(self, track: _Track, time: Fraction) -> _Span | None:
+    """The span that a stream's next time is in, None if that is a new one."""
+    step = max(track.last - time, time - track.end, Fraction(0))
+    if step <= _BACK:
+      return track.span
+    # Another stream may have passed the jump before: the nearest one behind it is followed.
+    for span in self._recent:
+      if span.number > track.span.number and span.distance(time) < step:
+        return span
+    forward = time - max(track.end, track.span.last)
+    if time > track.last and forward <= _FORWARD:
+      return track.span
+    # A single time may be damaged: the others are still where this stream came from.
+    for other in self._tracks.values():
+      if other.span is not track.span and other.span.distance(time) <= _BACK:
+        return other.span
+    return None
+
+
+def _shifted(packet: av.Packet, span: _Span | None) -> av.Packet:
+  if span is not None and span.offset:
+    tick = Fraction(packet.time_base.numerator, packet.time_base.denominator)
+    shift = round(span.offset / tick)
+    if packet.pts is not None:
+      packet.pts += shift
+    if packet.dts is not None:
+      packet.dts += shift
+  return packet
