@@ -27,7 +27,7 @@ import numpy as np
 import tqdm
 
 from data_prep import clips, degrade, flow_store
-from vsr_jax import command, errors, files, video
+from vsr_jax import command, errors, files, progress, video
 from vsr_jax.errors import UserError
 from vsr_jax.images import encode_image
 from vsr_jax.locks import locked
@@ -62,10 +62,10 @@ def _prepare(args: argparse.Namespace, sources: dict[str, pathlib.Path]) -> None
     for entry in finished:
       _check_origin(args.out, entry["name"], origin, entry["origin"])
   jobs = [o for o in origins if all(entry["origin"] != o for entry in finished)]
-  print(f"{len(origins) - len(jobs)} of {len(origins)} inputs are already there")
+  print(f"{_inputs(len(jobs))} to do, {len(origins) - len(jobs) or 'none'} done before")
   skipped = _run(args.out, jobs, finished, args.workers)
   frames = sum(entry["frames"] for entry in finished)
-  print(f"{args.out}: {len(finished)} clips, {frames} frames; {len(skipped)} inputs skipped")
+  print(f"{args.out}: {len(finished)} clips, {frames} frames; {_inputs(len(skipped))} skipped")
   for reason in skipped:
     print(f"skipped {reason}")
   for entry in finished:
@@ -73,6 +73,11 @@ def _prepare(args: argparse.Namespace, sources: dict[str, pathlib.Path]) -> None
       print(f"incomplete {entry['name']}: {entry['warning']}")
   if not finished:
     raise UserError(f"{args.out}: no clip could be made; the reasons are above")
+  progress.tell_next("data_prep.flow_labels", args.out, "--weights", "raft-small.pth")
+
+
+def _inputs(count: int) -> str:
+  return f"{count} input{'s' * (count != 1)}"
 
 
 def _check_origin(out: pathlib.Path, clip: str, new: dict, old: dict) -> None:
@@ -85,7 +90,7 @@ def _check_origin(out: pathlib.Path, clip: str, new: dict, old: dict) -> None:
 
 
 def _parse() -> argparse.Namespace:
-  parser = errors.Parser(description=__doc__.partition("\n")[0])
+  parser = errors.Parser("data_prep.prepare", __doc__)
   parser.add_argument("inputs", nargs="+", metavar="INPUT", type=pathlib.Path)
   parser.add_argument("--out", required=True, type=pathlib.Path, metavar="DIR")
   parser.add_argument(

@@ -31,7 +31,7 @@ COLOURS = ((255, 64, 64), (64, 255, 64), (64, 128, 255), (255, 255, 0), (255, 0,
 
 def main() -> None:
   """Runs the command; see the module's docstring and `--help`."""
-  parser = errors.Parser(description=__doc__.partition("\n")[0])
+  parser = errors.Parser("data_prep.show", __doc__)
   parser.add_argument("name", metavar="NAME", help="such as reds/x4")
   parser.add_argument("--data-dir", default="data", type=pathlib.Path, metavar="DIR")
   parser.add_argument(

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from fmanet_jax import inference
-from vsr_jax import command, errors, video
+from vsr_jax import command, errors, progress, video
 from vsr_jax.resize import resize_bicubic
 from vsr_jax.train.mesh import make_mesh
 
@@ -52,12 +52,12 @@ def restore(reader: video.Reader, args: argparse.Namespace) -> None:
   total = command.frame_total(reader, *args.frames)
   count = 0
   with (
-    command.Clock() as clock,
+    progress.Clock() as clock,
     video.open_writer(
       args.output, height, shown_width, info.frame_rate, source=info, quality=args.quality
     ) as writer,
     contextlib.closing(restored(restorer, reader, tile)) as results,
-    command.progress("restoring", total) as bar,
+    progress.bar("restoring", total) as bar,
   ):
     for frame, image in results:
       if args.side_by_side:
@@ -87,7 +87,7 @@ def restored(
 
 
 def _parse() -> argparse.Namespace:
-  parser = errors.Parser(prog="fmanet_jax.restore", description=__doc__.partition("\n")[0])
+  parser = errors.Parser("fmanet_jax.restore", __doc__)
   command.add_video_arguments(parser)
   parser.add_argument("--checkpoint", metavar="DIR", help="default: the demonstration weights")
   parser.add_argument(

@@ -31,7 +31,7 @@ from fmanet_jax.model import (
   learn_degradation,
   restore,
 )
-from vsr_jax import command, errors
+from vsr_jax import command, errors, progress
 from vsr_jax.inference import enable_compilation_cache
 from vsr_jax.memory import keep_freed_memory
 from vsr_jax.train.checkpoint import read_meta, restore_params
@@ -160,9 +160,9 @@ def _tell(config: ConfigDict, workdir: str, step: int) -> None:
   print(f"{workdir}: {step} steps of stage {config.stage!r} are done, checkpoint {step} is saved")
   if config.stage == "degradation":
     start = "--config.init_from", workdir, "--config.data.root", config.data.root
-    command.tell_next("fmanet_jax.train", "--config", "FILE", "--workdir", "DIR", *start)
+    progress.tell_next("fmanet_jax.train", "--config", "FILE", "--workdir", "DIR", *start)
   else:
-    command.tell_next("fmanet_jax.restore", "INPUT", "OUTPUT", "--checkpoint", workdir)
+    progress.tell_next("fmanet_jax.restore", "INPUT", "OUTPUT", "--checkpoint", workdir)
 
 
 def make_stage(model: FMANet, config: ConfigDict) -> Stage:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import logging
 import re
-import shlex
 import sys
-import time
 import warnings
 from collections.abc import Iterator
 
 import tqdm
 
-from vsr_jax import compiling, images, spool, video
+from vsr_jax import images, spool, video
 from vsr_jax.errors import Parser, UserError
 
 LARGEST_SIDE = 16_384  # of H.264 pictures as x264 takes them
@@ -149,55 +146,6 @@ def check_size(path: str, height: int, width: int) -> None:
     )
 
 
-class Clock:
-  """How long a command works; a context manager.
-
-  Compiling that takes long is told above the progress bar; it is left out of the speed.
-
-  Attributes:
-    began: as `time.monotonic` has it.
-    compiled: seconds that compiling took.
-  """
-
-  def __enter__(self) -> Clock:
-    self.began, self.compiled = time.monotonic(), 0.0
-    self._listening = compiling.listening(self._take)
-    self._listening.__enter__()
-    return self
-
-  def __exit__(self, *exception) -> None:
-    self._listening.__exit__(*exception)
-
-  def _take(self, record: logging.LogRecord) -> None:
-    self.compiled += getattr(record, "seconds", 0)
-    if record.levelno >= logging.INFO:
-      tqdm.tqdm.write(record.getMessage(), file=sys.stderr)
-
-  def speed(self, count: int) -> str:
-    """The end of a line on so many frames: the time and the speed."""
-    seconds = time.monotonic() - self.began
-    each = max(seconds - self.compiled, 1e-6) / count
-    rate = f"{1 / each:.2f} frames/s" if each <= 1 else f"{each:.2f} s/frame"
-    told = self.compiled >= compiling.MOMENT
-    after = f" after {self.compiled:.0f} s of compiling" if told else ""
-    return f" in {seconds:.1f} s, {rate}{after}"
-
-
-@contextlib.contextmanager
-def progress(
-  what: str, total: int | None, unit: str = "frame", **options: object
-) -> Iterator[tqdm.tqdm]:
-  """A progress bar whose estimate of the time left does not count compiling as work."""
-  with tqdm.tqdm(desc=what, total=total, unit=unit, **options) as bar:
-
-    def take(record: logging.LogRecord) -> None:
-      if hasattr(record, "seconds"):
-        bar.unpause()
-
-    with compiling.listening(take):
-      yield bar
-
-
 @contextlib.contextmanager
 def shown_warnings() -> Iterator[None]:
   """Within it each warning is one line above the progress bar."""
@@ -208,11 +156,6 @@ def shown_warnings() -> Iterator[None]:
 
 def _show_warning(message: Warning, *_args, **_kwargs) -> None:
   tqdm.tqdm.write(f"warning: {message}", file=sys.stderr)
-
-
-def tell_next(module: str, *arguments: object) -> None:
-  """Prints the command that comes after this one, to be copied; what is to be filled in is CAPS."""
-  print(f"next: {shlex.join(['python', '-m', module, *map(str, arguments)])}")
 
 
 @contextlib.contextmanager

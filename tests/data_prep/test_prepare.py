@@ -70,7 +70,7 @@ def test_a_set_is_made_and_a_rerun_keeps_it(inputs, tmp_path, monkeypatch, capsy
 
   times = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
   run(monkeypatch, inputs / "steady", inputs / "cut", "--out", out)
-  assert "2 of 2 inputs are already there" in capsys.readouterr().out
+  assert "0 inputs to do, 2 done before" in capsys.readouterr().out
   assert times == {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
 
   # Another exposure replaces the clip; flow labels, which may no longer fit, go with it.

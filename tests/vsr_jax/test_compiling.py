@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vsr_jax import command, compiling
+from vsr_jax import compiling, progress
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def at_once(monkeypatch):
 
 @pytest.mark.usefixtures("at_once")
 def test_long_compiling_is_told_with_its_time(capsys):
-  with command.Clock() as clock, command.progress("restoring", 4) as bar:
+  with progress.Clock() as clock, progress.bar("restoring", 4) as bar:
     with compiling.compiling("for 320x180"):
       time.sleep(0.3)
     left = bar.format_dict["elapsed"]
@@ -43,7 +43,7 @@ def test_long_compiling_is_told_with_its_time(capsys):
 
 
 def test_short_compiling_is_not_told_but_is_left_out_of_the_speed(capsys):
-  with command.Clock() as clock:
+  with progress.Clock() as clock:
     with compiling.compiling("for 320x180"):
       time.sleep(0.3)
     assert re.fullmatch(r" in 0.\d s, [\d.]+ frames/s", clock.speed(4))
@@ -64,7 +64,7 @@ def test_libraries_are_silent_and_may_listen(capsys, caplog):
 
 def test_below_one_frame_a_second_the_seconds_of_a_frame_are_told(monkeypatch):
   now = iter([0.0, 100.0, 100.0])
-  with command.Clock() as clock:
+  with progress.Clock() as clock:
     monkeypatch.setattr(time, "monotonic", lambda: next(now))
     clock.began = time.monotonic()
     assert clock.speed(40) == " in 100.0 s, 2.50 s/frame"

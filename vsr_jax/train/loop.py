@@ -16,6 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from vsr_jax.compiling import compiling
 from vsr_jax.errors import Terminated, UserError
 from vsr_jax.locks import locked
 from vsr_jax.train.checkpoint import Checkpoints, make_folder, read_meta
@@ -171,9 +172,11 @@ def _run(
     return step == steps or bool(every[what] and step % every[what] == 0)
 
   with _Interrupt() as interrupt:
-    for step in range(int(state.step) + 1, steps + 1):
+    first = int(state.step) + 1
+    for step in range(first, steps + 1):
       batch = feed.take()
-      with jax.transfer_guard("disallow"):
+      told = compiling("the training step") if step == first else contextlib.nullcontext()
+      with told, jax.transfer_guard("disallow"):
         state, logs = train_step(state, batch, root)
       if step < steps:
         try:
