@@ -38,6 +38,7 @@ from vsr_jax.errors import UserError
 from vsr_jax.flow import raft, raft_weights
 from vsr_jax.locks import locked
 
+LARGEST_BATCH = 1024  # the last one of a clip is filled up
 ITERATIONS = 12  # as the released labels
 
 Estimate = Callable[[np.ndarray, np.ndarray], jax.Array]
@@ -80,8 +81,8 @@ def main() -> None:
   args = parser.parse_args()
   if args.frames < 3 or args.frames % 2 == 0:
     parser.error("--frames must be odd and at least 3")
-  if args.batch < 1:
-    parser.error("--batch must be at least 1")
+  if not 1 <= args.batch <= LARGEST_BATCH:
+    parser.error(f"--batch must be 1 to {LARGEST_BATCH}")
   folder, todo, done = find_frames(args.root, args.split, args.frames)
   print(f"{args.root}: {done} of {done + len(todo)} clips have labels, {len(todo)} to do")
   with locked(folder):

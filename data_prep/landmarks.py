@@ -202,8 +202,8 @@ def _parse() -> argparse.Namespace:
   add("--detector-weights", metavar="FILE", help="the checkpoint of another detector")
   add("--sigma", type=float, default=5.0, metavar="S", help="smoothing in frames; default: 5")
   args = parser.parse_args()
-  if not args.sigma >= 0:
-    parser.error(f"--sigma {args.sigma}: must not be negative")
+  if not 0 <= args.sigma <= 1000:
+    parser.error(f"--sigma {args.sigma:g}: must be 0 to 1000 frames")
   return args
 
 

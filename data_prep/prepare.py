@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+import math
 import multiprocessing
 import multiprocessing.synchronize
 import os
@@ -35,6 +36,7 @@ from vsr_jax.locks import locked
 HIGH_FRAME_RATE = 100  # from here on frames are averaged without interpolation
 ORDINARY_RATE = 30  # the rate that high-frame-rate footage is brought to, about
 HALVED_FROM = 720  # lines, unless told otherwise
+MOST = {"subframes": 1024, "stride": 1000, "scale": 16, "workers": 512}  # of these arguments
 SHORTEST = 3  # frames of a clip: one training window
 SMALLEST_SIDE = 64  # of a low-resolution frame: the paper's training crop
 
@@ -118,15 +120,15 @@ def _parse() -> argparse.Namespace:
   )
   parser.add_argument("--workers", type=int, default=2, help="processes")
   args = parser.parse_args()
-  for name in ("subframes", "stride", "scale", "workers"):
-    if getattr(args, name) < 1:
-      parser.error(f"--{name} must be at least 1")
+  for name, most in MOST.items():
+    if not 1 <= getattr(args, name) <= most:
+      parser.error(f"--{name} must be 1 to {most}")
   if not 0 < args.shutter <= 1:
     parser.error("--shutter must be above 0 and at most 1")
-  if args.shake < 0:
-    parser.error("--shake must not be negative")
-  if args.gamma <= 0:
-    parser.error("--gamma must be above 0")
+  if not 0 <= args.shake < math.inf:
+    parser.error("--shake must not be negative, and finite")
+  if not 0 < args.gamma < math.inf:
+    parser.error("--gamma must be above 0, and finite")
   return args
 
 

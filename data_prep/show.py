@@ -40,8 +40,8 @@ def main() -> None:
   parser.add_argument("--split", help="the first unless given")
   parser.add_argument("--clips", type=int, default=3, metavar="N", help="shown on the sheet")
   args = parser.parse_args()
-  if args.clips < 1:
-    parser.error("--clips must be at least 1")
+  if not 1 <= args.clips <= 100:
+    parser.error(f"--clips {args.clips}: must be 1 to 100")
   if args.output is None:
     args.output = pathlib.Path(f"{args.name.replace('/', '_')}.png")
   if args.output.suffix.lower() != ".png":

@@ -110,8 +110,9 @@ def _parse() -> argparse.Namespace:
   add("--window", type=int, default=inference.WINDOW, metavar="N", help="frames of a chunk")
   add("--frames", type=command.frame_range, metavar="A:B", default=(0, None))
   args = parser.parse_args()
-  if args.window < inference.LOOK_AHEAD + 2:
-    parser.error(f"--window {args.window}: must be at least {inference.LOOK_AHEAD + 2}")
+  if not inference.LOOK_AHEAD + 2 <= args.window <= inference.LONGEST_WINDOW:
+    span = f"{inference.LOOK_AHEAD + 2} to {inference.LONGEST_WINDOW}"
+    parser.error(f"--window {args.window}: must be {span}")
   return args
 
 

@@ -39,6 +39,7 @@ from vsr_jax.memory import keep_freed_memory, release_freed_memory
 from vsr_jax.train.checkpoint import read_meta, restore_params
 
 WINDOW = 20  # frames that gains are blended over, as released
+LONGEST_WINDOW = 1000  # which are held at a time, with what is seen of them
 LOOK_AHEAD = 4  # frames after a frame that its gain sees at most, beyond the first window
 
 MODES = ("stream", "as_released", "bidirectional")
@@ -153,8 +154,8 @@ class Restorer:
   ):
     if mode not in MODES:
       raise ValueError(f"mode {mode!r}: must be one of {', '.join(MODES)}")
-    if window < 2:
-      raise ValueError(f"window {window}: must be at least 2")
+    if not 2 <= window <= LONGEST_WINDOW:
+      raise ValueError(f"window {window}: must be 2 to {LONGEST_WINDOW}")
     if mode == "stream" and not 0 <= look_ahead < window - 1:
       raise ValueError(f"look_ahead {look_ahead}: must be below window - 1 = {window - 1}")
     self.model = model

@@ -370,8 +370,8 @@ def _check_arguments(parser: errors.Parser, args: argparse.Namespace) -> None:
         parser.error(f"--{name.replace('_', '-')} is for whole frames, not for --aligned")
     if args.upscale != 1:
       parser.error("--upscale is for whole frames, not for --aligned")
-  if args.window < 2:
-    parser.error(f"--window {args.window}: must be at least 2")
+  if not 2 <= args.window <= inference.LONGEST_WINDOW:
+    parser.error(f"--window {args.window}: must be 2 to {inference.LONGEST_WINDOW}")
   if args.mode == "stream" and not 0 <= args.look_ahead < args.window - 1:
     parser.error(f"--look-ahead {args.look_ahead}: must be 0 to --window {args.window} - 2")
   if not args.min_face >= 0:

@@ -58,13 +58,15 @@ def listening(take: Callable[[logging.LogRecord], object]) -> Iterator[None]:
   """Within it `take` gets every record of `compiling`, in the thread that made it."""
   handler = logging.Handler(logging.DEBUG)
   handler.emit = take
-  level = _logger.level
+  level, propagate = _logger.level, _logger.propagate
   _logger.addHandler(handler)
   _logger.setLevel(logging.DEBUG)
+  _logger.propagate = False  # the root's handlers, which some library makes, would tell it again
   try:
     yield
   finally:
     _logger.setLevel(level)
+    _logger.propagate = propagate
     _logger.removeHandler(handler)
 
 

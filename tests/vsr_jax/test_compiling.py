@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pathlib
 import re
 import time
 
@@ -20,7 +21,7 @@ def at_once(monkeypatch):
 
 
 @pytest.mark.usefixtures("at_once")
-def test_long_compiling_is_told_with_its_time(capsys):
+def test_long_compiling_is_told_once_with_its_time(capsys, caplog):
   with progress.Clock() as clock, progress.bar("restoring", 4) as bar:
     with compiling.compiling("for 320x180"):
       time.sleep(0.3)
@@ -33,6 +34,7 @@ def test_long_compiling_is_told_with_its_time(capsys):
     r"compiling for 320x180 \(once a size\)\s.*compiled for 320x180 in 0 s", said.err, re.S
   )
   assert said.out == ""
+  assert caplog.messages == []  # by no other handler
   assert clock.compiled >= 0.3
   assert left < 0.2  # what the time left is estimated from
   seconds, rate = re.fullmatch(
@@ -85,3 +87,9 @@ def test_a_function_is_compiled_once_a_shape():
   for x, y, want in ((one, None, 2), (two, None, 2), (one, [one], 2), (3 * one, None, 6)):
     np.testing.assert_array_equal(function(params, x, y), want + 0 * x)
   assert names == [(1,), (2,), (1,)]
+
+
+def test_the_next_command_can_be_copied(capsys):
+  progress.tell_next("fmanet_jax.restore", "INPUT", "--checkpoint", pathlib.Path("my runs/joint"))
+  said = capsys.readouterr().out
+  assert said == "next: python -m fmanet_jax.restore INPUT --checkpoint 'my runs/joint'\n"
