@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
   cpus = len(workload.available_cpus())
-  parser = errors.Parser(prog="python -m benchmarks", description=__doc__.partition("\n")[0])
+  parser = errors.Parser("benchmarks", __doc__)
   add = parser.add_argument
   add("--reference", type=pathlib.Path, metavar="DIR", help="a checkout of the released FMA-Net")
   add("--keep-reference", type=pathlib.Path, metavar="DIR", help="one of KEEP, with submodules")

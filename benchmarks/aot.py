@@ -72,7 +72,7 @@ def report(name: str, device: jax.Device, function: Any, *args: Any) -> None:
 
 def main() -> None:
   """Runs the command; see the module's docstring."""
-  parser = errors.Parser(prog="python -m benchmarks.aot", description=__doc__.partition("\n")[0])
+  parser = errors.Parser("benchmarks.aot", __doc__)
   parser.add_argument("--topology", default="v5e:2x4", help="default: %(default)s")
   parser.add_argument("--height", type=int, default=180, help="of a frame; default: %(default)s")
   parser.add_argument("--width", type=int, default=320, help="default: %(default)s")

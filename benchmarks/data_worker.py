@@ -220,7 +220,7 @@ def peak_of(process: int) -> int:
 
 def main() -> None:
   """Runs the worker; see the module's docstring."""
-  parser = workload.worker_parser(__doc__.partition("\n")[0])
+  parser = workload.worker_parser("benchmarks.data_worker", __doc__)
   parser.add_argument("--data", type=pathlib.Path, required=True, help="the folder of clips")
   parser.add_argument("--video", type=pathlib.Path, help="what the clips are made of")
   parser.add_argument("--pipeline", choices=("fmanet", "keep_images", "keep_clips"))

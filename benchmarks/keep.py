@@ -175,7 +175,7 @@ def count_work(args: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
   """Runs the worker; see the module's docstring."""
-  parser = workload.worker_parser(__doc__.partition("\n")[0])
+  parser = workload.worker_parser("benchmarks.keep", __doc__)
   parser.add_argument("--checkpoint", type=pathlib.Path, required=True)
   args = parser.parse_args()
   workload.use_threads(args.threads)

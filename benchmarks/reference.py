@@ -151,7 +151,7 @@ def main() -> None:
   """Runs the worker; see the module's docstring."""
   needs = "torch and einops"
   modules, jobs = ("torch", "einops"), {"restoration": time_clip, "training": time_steps}
-  workload.run_reference(__doc__.partition("\n")[0], MISSING, needs, modules, jobs)
+  workload.run_reference("benchmarks.reference", __doc__, MISSING, needs, modules, jobs)
 
 
 if __name__ == "__main__":

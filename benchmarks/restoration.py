@@ -162,7 +162,7 @@ def device_memory() -> int | None:
 
 def main() -> None:
   """Runs the worker; see the module's docstring."""
-  args = workload.worker_parser(__doc__.partition("\n")[0]).parse_args()
+  args = workload.worker_parser("benchmarks.restoration", __doc__).parse_args()
   workload.use_threads(args.threads)
   workload.run_job(
     args, {"time": time_clip, "output": compute_output, "work": count_work}, VERSIONS

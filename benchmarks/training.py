@@ -59,7 +59,7 @@ def time_steps(args: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
   """Runs the worker; see the module's docstring."""
-  args = workload.worker_parser(__doc__.partition("\n")[0]).parse_args()
+  args = workload.worker_parser("benchmarks.training", __doc__).parse_args()
   workload.use_threads(args.threads)
   workload.run_job(args, {"time": time_steps}, VERSIONS)
 

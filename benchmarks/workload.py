@@ -150,7 +150,8 @@ def steady_seconds(whole: float, two: float, frames: int) -> list[float]:
 
 
 def run_reference(
-  description: str,
+  command: str,
+  doc: str,
   missing: str | None,
   needs: str,
   modules: Sequence[str],
@@ -159,7 +160,8 @@ def run_reference(
   """Runs a worker of the released code.
 
   Args:
-    description: what it does.
+    command: its module.
+    doc: its docstring.
     missing: the package that could not be imported, if one could not.
     needs: what to install, as the error says it.
     modules: imported, whose versions are reported.
@@ -168,7 +170,7 @@ def run_reference(
   Raises:
     UserError: a package is missing.
   """
-  parser = worker_parser(description)
+  parser = worker_parser(command, doc)
   parser.add_argument("--folder", type=pathlib.Path, required=True, help="the released repository")
   args = parser.parse_args()
   if missing:
@@ -180,9 +182,9 @@ def run_reference(
   run_job(args, jobs, {name: sys.modules[name].__version__ for name in modules})
 
 
-def worker_parser(description: str) -> argparse.ArgumentParser:
+def worker_parser(command: str, doc: str) -> argparse.ArgumentParser:
   """The options of a worker, which `benchmarks.compare` starts."""
-  parser = errors.Parser(description=description)
+  parser = errors.Parser(command, doc)
   parser.add_argument("job", help="what to measure")
   parser.add_argument("--model", choices=MODELS, default="full")
   parser.add_argument("--height", type=int, default=180)

@@ -24,7 +24,7 @@ import sys
 from collections.abc import Iterator
 
 from data_prep import records
-from vsr_jax import errors
+from vsr_jax import errors, progress
 from vsr_jax.errors import UserError
 
 DATASETS = ("reds", "vfhq", "gopro")
@@ -56,6 +56,10 @@ def main() -> None:
     with contextlib.redirect_stdout(io.StringIO()):  # where TFDS talks of downloads
       builder.download_and_prepare(download_config=_configure(args))
   summarize(folder)
+  if args.dataset == "reds":
+    progress.tell_next("data_prep.flow_labels", folder, "--weights", "raft-small.pth")
+  else:
+    progress.tell_next("data_prep.show", f"{args.dataset}/{config}", "--data-dir", args.data_dir)
 
 
 def _check_folders(args: argparse.Namespace) -> None:
@@ -70,7 +74,7 @@ def _check_folders(args: argparse.Namespace) -> None:
 
 
 def _parse() -> argparse.Namespace:
-  parser = errors.Parser(description=__doc__.partition("\n")[0])
+  parser = errors.Parser("data_prep.build", __doc__)
   parser.add_argument("dataset", choices=DATASETS)
   parser.add_argument("--manual-dir", type=pathlib.Path, metavar="DIR", help="the downloads")
   parser.add_argument("--data-dir", type=pathlib.Path, metavar="DIR", help="where to write")

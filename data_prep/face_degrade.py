@@ -291,7 +291,7 @@ def draw_strip(clip: np.ndarray, seed: int, rows: int = 2) -> np.ndarray:
 
 def main() -> None:
   """Runs the command; see the module's docstring and `--help`."""
-  parser = errors.Parser(description=__doc__.partition("\n")[0])
+  parser = errors.Parser("data_prep.face_degrade", __doc__)
   parser.add_argument("clip", metavar="CLIP", help="a video file or a folder of frames")
   parser.add_argument("out", metavar="OUT.png", type=pathlib.Path)
   parser.add_argument("--start", type=int, default=0, metavar="N", help="first frame")

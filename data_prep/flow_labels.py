@@ -32,11 +32,13 @@ import numpy as np
 import tqdm
 
 from data_prep import clips, flow_store, records
-from vsr_jax import errors
+from vsr_jax import errors, progress
+from vsr_jax.compiling import CompiledByShape
 from vsr_jax.errors import UserError
 from vsr_jax.flow import raft, raft_weights
 from vsr_jax.locks import locked
 
+LARGEST_BATCH = 1024  # the last one of a clip is filled up
 ITERATIONS = 12  # as the released labels
 
 Estimate = Callable[[np.ndarray, np.ndarray], jax.Array]
@@ -60,7 +62,7 @@ class Frames(NamedTuple):
 
 def main() -> None:
   """Runs the command; see the module's docstring and `--help`."""
-  parser = errors.Parser(description=__doc__.partition("\n")[0])
+  parser = errors.Parser("data_prep.flow_labels", __doc__)
   parser.add_argument("root", type=pathlib.Path, metavar="DIR")
   source = parser.add_mutually_exclusive_group(required=True)
   source.add_argument("--weights", type=pathlib.Path, help="a released RAFT .pth")
@@ -79,10 +81,10 @@ def main() -> None:
   args = parser.parse_args()
   if args.frames < 3 or args.frames % 2 == 0:
     parser.error("--frames must be odd and at least 3")
-  if args.batch < 1:
-    parser.error("--batch must be at least 1")
+  if not 1 <= args.batch <= LARGEST_BATCH:
+    parser.error(f"--batch must be 1 to {LARGEST_BATCH}")
   folder, todo, done = find_frames(args.root, args.split, args.frames)
-  print(f"{args.root}: {done} of {done + len(todo)} clips have labels")
+  print(f"{args.root}: {done} of {done + len(todo)} clips have labels, {len(todo)} to do")
   with locked(folder):
     if args.released:
       damaged = convert_released(args.released, folder, todo, args.frames)
@@ -94,6 +96,8 @@ def main() -> None:
         f"training will leave them out: {', '.join(damaged)}; extract them again and run this again"
       )
     summarize(folder)
+  data = "--workdir", "DIR", "--config.data.root", args.root
+  progress.tell_next("fmanet_jax.train", "--config", "configs/fmanet/degradation.py", *data)
 
 
 def find_frames(
@@ -232,7 +236,7 @@ def _label(args: argparse.Namespace, folder: pathlib.Path, todo: list[Frames]) -
   estimate = make_estimate(net, params, bgr=args.channel_order == "bgr")
   damaged: list[str] = []
   total = sum(len(list(pairs(clip.count, args.frames))) for clip in todo)
-  with tqdm.tqdm(total=total, unit="pair", disable=not todo) as bar:
+  with progress.Clock(), progress.bar(None, total, "pair", disable=not todo) as bar:
     for clip in todo:
       bar.set_description(clip.name)
       try:
@@ -279,6 +283,7 @@ def make_estimate(net: raft.Raft, params: dict, *, bgr: bool = False) -> Estimat
     image1, image2 = (jax.numpy.pad(x, padding) for x in (image1, image2))
     return raft.raft(net, params, image1, image2, ITERATIONS)[:, :h, :w]
 
+  run = CompiledByShape(run, lambda x, _: f"RAFT for {len(x)} pairs of {x.shape[2]}x{x.shape[1]}")
   return functools.partial(run, params)
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import tqdm
 
 from data_prep import meta_info, sources
-from vsr_jax import command, errors, files, frames_folder, video
+from vsr_jax import command, errors, files, frames_folder, progress, video
 from vsr_jax.errors import UserError
 from vsr_jax.faces import detector, tracks
 from vsr_jax.faces.detections import Detections
@@ -74,6 +74,7 @@ def _write_all(
   listed = meta_info.read_global(listing) if listing.is_file() else {}  # of other runs, or VFHQ's
   write_whole(listing, "".join(f"{name}/{n}\n" for name, n in (lengths | listed).items()))
   print(f"{args.out}: landmarks of {len(lengths)} clips; {len(skipped)} skipped")
+  progress.tell_next("data_prep.build", "vfhq", "--manual-dir", args.out, "--data-dir", "data")
 
 
 def make_text(source: Source, detect: detector.Detector, sigma: float) -> str:
@@ -190,7 +191,7 @@ def spread(parts: Sequence[tracks.Track], count: int) -> np.ndarray:
 
 
 def _parse() -> argparse.Namespace:
-  parser = errors.Parser(prog="data_prep.landmarks", description=__doc__.partition("\n")[0])
+  parser = errors.Parser("data_prep.landmarks", __doc__)
   add = parser.add_argument
   add(
     "inputs",
@@ -204,8 +205,8 @@ def _parse() -> argparse.Namespace:
   add("--detector-weights", metavar="FILE", help="the checkpoint of another detector")
   add("--sigma", type=float, default=5.0, metavar="S", help="smoothing in frames; default: 5")
   args = parser.parse_args()
-  if not args.sigma >= 0:
-    parser.error(f"--sigma {args.sigma}: must not be negative")
+  if not 0 <= args.sigma <= 1000:
+    parser.error(f"--sigma {args.sigma:g}: must be 0 to 1000 frames")
   return args
 
 

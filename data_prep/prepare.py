@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+import math
 import multiprocessing
 import multiprocessing.synchronize
 import os
@@ -27,7 +28,7 @@ import numpy as np
 import tqdm
 
 from data_prep import clips, degrade, flow_store
-from vsr_jax import command, errors, files, video
+from vsr_jax import command, errors, files, progress, video
 from vsr_jax.errors import UserError
 from vsr_jax.guards import check_within, remove_within
 from vsr_jax.images import encode_image
@@ -36,6 +37,7 @@ from vsr_jax.locks import locked
 HIGH_FRAME_RATE = 100  # from here on frames are averaged without interpolation
 ORDINARY_RATE = 30  # the rate that high-frame-rate footage is brought to, about
 HALVED_FROM = 720  # lines, unless told otherwise
+MOST = {"subframes": 1024, "stride": 1000, "scale": 16, "workers": 512}  # of these arguments
 SHORTEST = 3  # frames of a clip: one training window
 SMALLEST_SIDE = 64  # of a low-resolution frame: the paper's training crop
 
@@ -65,10 +67,10 @@ def _prepare(args: argparse.Namespace, sources: dict[str, pathlib.Path]) -> None
     for entry in finished:
       _check_origin(args.out, entry["name"], origin, entry["origin"])
   jobs = [o for o in origins if all(entry["origin"] != o for entry in finished)]
-  print(f"{len(origins) - len(jobs)} of {len(origins)} inputs are already there")
+  print(f"{_inputs(len(jobs))} to do, {len(origins) - len(jobs) or 'none'} done before")
   skipped = _run(args.out, jobs, finished, args.workers)
   frames = sum(entry["frames"] for entry in finished)
-  print(f"{args.out}: {len(finished)} clips, {frames} frames; {len(skipped)} inputs skipped")
+  print(f"{args.out}: {len(finished)} clips, {frames} frames; {_inputs(len(skipped))} skipped")
   for reason in skipped:
     print(f"skipped {reason}")
   for entry in finished:
@@ -76,6 +78,11 @@ def _prepare(args: argparse.Namespace, sources: dict[str, pathlib.Path]) -> None
       print(f"incomplete {entry['name']}: {entry['warning']}")
   if not finished:
     raise UserError(f"{args.out}: no clip could be made; the reasons are above")
+  progress.tell_next("data_prep.flow_labels", args.out, "--weights", "raft-small.pth")
+
+
+def _inputs(count: int) -> str:
+  return f"{count} input{'s' * (count != 1)}"
 
 
 def _read_finished(out: pathlib.Path) -> list[dict]:
@@ -96,7 +103,7 @@ def _check_origin(out: pathlib.Path, clip: str, new: dict, old: dict) -> None:
 
 
 def _parse() -> argparse.Namespace:
-  parser = errors.Parser(description=__doc__.partition("\n")[0])
+  parser = errors.Parser("data_prep.prepare", __doc__)
   parser.add_argument("inputs", nargs="+", metavar="INPUT", type=pathlib.Path)
   parser.add_argument("--out", required=True, type=pathlib.Path, metavar="DIR")
   parser.add_argument(
@@ -124,15 +131,15 @@ def _parse() -> argparse.Namespace:
   )
   parser.add_argument("--workers", type=int, default=2, help="processes")
   args = parser.parse_args()
-  for name in ("subframes", "stride", "scale", "workers"):
-    if getattr(args, name) < 1:
-      parser.error(f"--{name} must be at least 1")
+  for name, most in MOST.items():
+    if not 1 <= getattr(args, name) <= most:
+      parser.error(f"--{name} must be 1 to {most}")
   if not 0 < args.shutter <= 1:
     parser.error("--shutter must be above 0 and at most 1")
-  if args.shake < 0:
-    parser.error("--shake must not be negative")
-  if args.gamma <= 0:
-    parser.error("--gamma must be above 0")
+  if not 0 <= args.shake < math.inf:
+    parser.error("--shake must not be negative, and finite")
+  if not 0 < args.gamma < math.inf:
+    parser.error("--gamma must be above 0, and finite")
   return args
 
 

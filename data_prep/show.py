@@ -31,7 +31,7 @@ COLOURS = ((255, 64, 64), (64, 255, 64), (64, 128, 255), (255, 255, 0), (255, 0,
 
 def main() -> None:
   """Runs the command; see the module's docstring and `--help`."""
-  parser = errors.Parser(description=__doc__.partition("\n")[0])
+  parser = errors.Parser("data_prep.show", __doc__)
   parser.add_argument("name", metavar="NAME", help="such as reds/x4")
   parser.add_argument("--data-dir", default="data", type=pathlib.Path, metavar="DIR")
   parser.add_argument(
@@ -40,8 +40,8 @@ def main() -> None:
   parser.add_argument("--split", help="the first unless given")
   parser.add_argument("--clips", type=int, default=3, metavar="N", help="shown on the sheet")
   args = parser.parse_args()
-  if args.clips < 1:
-    parser.error("--clips must be at least 1")
+  if not 1 <= args.clips <= 100:
+    parser.error(f"--clips {args.clips}: must be 1 to 100")
   if args.output is None:
     args.output = pathlib.Path(f"{args.name.replace('/', '_')}.png")
   if args.output.suffix.lower() != ".png":

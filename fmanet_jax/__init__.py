@@ -5,3 +5,4 @@ from __future__ import annotations
 from vsr_jax import errors
 
 errors.catch_signals_of_a_command()
+errors.silence_xla_of_a_command()

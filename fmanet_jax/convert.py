@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from fmanet_jax.weights import PREFIXES, convert_released, split_networks
-from vsr_jax import errors, torch_files
+from vsr_jax import errors, progress, torch_files
 from vsr_jax.errors import UserError
 from vsr_jax.train.checkpoint import export_params
 
@@ -68,6 +68,7 @@ def convert(files: Sequence[str], folder: str) -> None:
     f"{folder}: FMA-Net x{arch.scale}, {count:,} parameters: T = {arch.frames}, "
     f"n = {arch.flows}, k_d = {arch.kernel_down}, k_r = {arch.kernel_up}, M = {arch.frma_blocks}"
   )
+  progress.tell_next("fmanet_jax.restore", "INPUT", "OUTPUT", "--checkpoint", folder)
 
 
 def read_networks(path: str) -> dict[str, State]:
@@ -107,9 +108,7 @@ def _by_network(state: State, path: str) -> dict[str, State]:
 
 def _parse() -> argparse.Namespace:
   parser = errors.Parser(
-    prog="fmanet_jax.convert",
-    usage="%(prog)s [-h] model_D.pt model_R.pt DIR",
-    description=__doc__.partition("\n")[0],
+    "fmanet_jax.convert", __doc__, usage="%(prog)s [-h] model_D.pt model_R.pt DIR"
   )
   parser.add_argument("files", nargs="+", metavar="FILE", help="of each network, or one of both")
   parser.add_argument("folder", metavar="DIR", help="the checkpoint to be written")

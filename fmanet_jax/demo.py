@@ -15,10 +15,9 @@ from fractions import Fraction
 
 import cv2
 import numpy as np
-import tqdm
 
 from fmanet_jax import evaluate, inference
-from vsr_jax import errors, files, video
+from vsr_jax import errors, files, progress, video
 from vsr_jax.errors import UserError
 from vsr_jax.metrics import ClipScore, motion, rgb_psnr
 from vsr_jax.resize import resize_bicubic
@@ -37,7 +36,7 @@ class Picture:
 
 def main() -> None:
   """Runs the command; see the module's docstring and `--help`."""
-  parser = errors.Parser(description=__doc__.partition("\n")[0])
+  parser = errors.Parser("fmanet_jax.demo", __doc__)
   parser.add_argument(
     "--out", type=pathlib.Path, metavar="DIR", default="demo_output", help="default: demo_output"
   )
@@ -82,9 +81,10 @@ def restore(restorer: inference.Restorer, out: pathlib.Path, report: evaluate.Re
       for name, width in (("restored.mp4", info.width), ("side_by_side.mp4", 2 * info.width))
     )
     inputs = [frame.image for frame in blurry]
-    outputs = tqdm.tqdm(restorer.stream(inputs), total=len(inputs), unit="frame", desc="restoring")
+    stack.enter_context(progress.Clock())
+    bar = stack.enter_context(progress.bar("restoring", len(inputs)))
     previous = None
-    for lr, output, frame in zip(inputs, outputs, truths, strict=True):
+    for lr, output, frame in zip(inputs, restorer.stream(inputs), truths, strict=True):
       enlarged, truth = resize_bicubic(lr, scale), frame.image
       truth_motion = None if previous is None else motion(previous, truth)
       bicubic.add(truth, enlarged, truth_motion)
@@ -95,6 +95,7 @@ def restore(restorer: inference.Restorer, out: pathlib.Path, report: evaluate.Re
       if gain > picture.gain:
         picture = Picture(gain, (enlarged, output, truth))
       previous = truth
+      bar.update()
   report.scores["bigbuckbunny"] = bicubic.score, restored.score
   return picture
 

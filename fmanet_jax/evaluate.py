@@ -28,7 +28,7 @@ import tqdm
 from data_prep import clips, recorded, records, reds
 from data_prep.clips import Clip
 from fmanet_jax import inference
-from vsr_jax import errors, files, video
+from vsr_jax import errors, files, progress, video
 from vsr_jax.errors import UserError
 from vsr_jax.frames_folder import natural_key
 from vsr_jax.metrics import ClipScore, Score, motion
@@ -119,7 +119,7 @@ def evaluate(
       after every clip.
   """
   save(report)
-  with tqdm.tqdm(total=sum(len(clip.blurry) - 2 * margin for clip in chosen), unit="frame") as bar:
+  with progress.Clock(), progress.bar(None, sum(len(c.blurry) - 2 * margin for c in chosen)) as bar:
     done = 0
     for clip in chosen:
       bar.set_description(clip.name)
@@ -368,7 +368,7 @@ def _saved_clip(folder: pathlib.Path, clip: Clip) -> str:
 
 
 def _parse() -> argparse.Namespace:
-  parser = errors.Parser(description=__doc__.partition("\n")[0])
+  parser = errors.Parser("fmanet_jax.evaluate", __doc__)
   parser.add_argument("data", metavar="DATA", type=pathlib.Path, help="clip set, REDS, built set")
   parser.add_argument("--split", choices=("train", "test"), default="test", help="of REDS")
   parser.add_argument("--clips", metavar="A,B", help="names of the clips to score; default: all")

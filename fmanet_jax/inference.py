@@ -26,7 +26,9 @@ from fmanet_jax.model import (
   restore_window,
 )
 from vsr_jax.architecture import from_entries
+from vsr_jax.compiling import compiling
 from vsr_jax.errors import UserError
+from vsr_jax.frames import as_frames_of_one_size
 from vsr_jax.inference import (
   compiler_options,
   enable_compilation_cache,
@@ -127,12 +129,16 @@ class Restorer:
     """Restores every frame; the stream is continued at both ends by copies of its end frames.
 
     Args:
-      frames: uint8 RGB [h w 3], all of one size.
+      frames: uint8 or float in [0, 1], RGB [h w 3], all of one size; see `as_frames`.
 
     Yields:
       uint8 RGB [sh sw 3], one a frame; while a group of frames is handed out, the next one is
       computed.
+
+    Raises:
+      ValueError: the frames are of another form or of several sizes.
     """
+    frames = as_frames_of_one_size(frames)
     reach = self.model.arch.frames // 2
     held, firsts = collections.deque(), collections.deque()
     rooms: tuple[list, list] | None = None
@@ -190,7 +196,7 @@ class Restorer:
       restore = jit(functools.partial(_restore_windows, self.model, self._split))
       frames, (group, first) = self._shapes(h, w)
       held = (group,) * self._held, (first,) * self._firsts
-      with self._on_mesh():
+      with self._on_mesh(), compiling(f"for {w}x{h}"):
         self._programs[h, w] = (
           encode.lower(self._params, frames, (group, first)).compile(),
           restore.lower(self._params, *held).compile(),
@@ -293,7 +299,7 @@ def restore_frames(
 
   Args:
     restorer: the restorer.
-    frames: uint8 RGB [h w 3].
+    frames: as `Restorer.stream` takes them.
     tile: side of a tile in input pixels, above `OVERLAP`; None for whole frames.
 
   Returns:
@@ -304,7 +310,7 @@ def restore_frames(
   arch = restorer.model.arch
   return restore_tiled(
     restorer.stream,
-    frames,
+    as_frames_of_one_size(frames),
     tile=tile,
     overlap=OVERLAP,
     context=arch.frames // 2,

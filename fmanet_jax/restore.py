@@ -12,15 +12,13 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
-import time
 from collections.abc import Iterator
 
 import jax
 import numpy as np
-import tqdm
 
 from fmanet_jax import inference
-from vsr_jax import command, errors, video
+from vsr_jax import command, errors, progress, video
 from vsr_jax.resize import resize_bicubic
 from vsr_jax.train.mesh import make_mesh
 
@@ -52,13 +50,14 @@ def restore(reader: video.Reader, args: argparse.Namespace) -> None:
   if tile != args.tile:
     print(f"note: whole frames do not fit the memory; restoring by tiles of {tile} pixels")
   total = command.frame_total(reader, *args.frames)
-  began, count = time.monotonic(), 0
+  count = 0
   with (
+    progress.Clock() as clock,
     video.open_writer(
       args.output, height, shown_width, info.frame_rate, source=info, quality=args.quality
     ) as writer,
     contextlib.closing(restored(restorer, reader, tile)) as results,
-    tqdm.tqdm(total=total, unit="frame", desc="restoring") as bar,
+    progress.bar("restoring", total) as bar,
   ):
     for frame, image in results:
       if args.side_by_side:
@@ -66,11 +65,7 @@ def restore(reader: video.Reader, args: argparse.Namespace) -> None:
       writer.write(image, frame.time, frame.duration, frame.name)
       count += 1
       bar.update()
-  seconds = time.monotonic() - began
-  print(
-    f"{args.output}: {count} frames of {shown_width}x{height} in {seconds:.1f} s, "
-    f"{count / seconds:.2f} frames/s"
-  )
+  print(f"{args.output}: {count} frames of {shown_width}x{height}{clock.speed(count)}")
 
 
 def restored(
@@ -92,7 +87,7 @@ def restored(
 
 
 def _parse() -> argparse.Namespace:
-  parser = errors.Parser(prog="fmanet_jax.restore", description=__doc__.partition("\n")[0])
+  parser = errors.Parser("fmanet_jax.restore", __doc__)
   command.add_video_arguments(parser)
   parser.add_argument("--checkpoint", metavar="DIR", help="default: the demonstration weights")
   parser.add_argument(

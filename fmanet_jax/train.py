@@ -1,7 +1,7 @@
 """Trains a stage of FMA-Net.
 
 python -m fmanet_jax.train --config configs/fmanet/degradation.py --workdir RUN
-    [--config.KEY VALUE ...]
+    [--config.KEY=VALUE ...]
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from configs.fmanet import base
 from data_prep import pipeline
 from data_prep.clips import Clip
 from data_prep.recorded import open_clips
-from fmanet_jax import stages
+from fmanet_jax import recipe, stages
 from fmanet_jax.model import (
   Architecture,
   FMANet,
@@ -31,7 +32,7 @@ from fmanet_jax.model import (
   param_shapes,
   restore,
 )
-from vsr_jax import errors
+from vsr_jax import command, errors, progress
 from vsr_jax.inference import enable_compilation_cache
 from vsr_jax.memory import keep_freed_memory
 from vsr_jax.train.checkpoint import read_meta, restore_params
@@ -41,6 +42,21 @@ from vsr_jax.train.stage import Stage
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="The recipe's file.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; a run in it is resumed.")
 _MULTIHOST = flags.DEFINE_bool("multihost", False, "One of several hosts, as on a pod.")
+
+_HELP = """\
+usage: python -m fmanet_jax.train --config FILE[:VARIANT] --workdir DIR [--config.KEY=VALUE ...]
+                                  [--[no]multihost]
+
+Trains a stage of FMA-Net.
+
+options:
+  --config FILE[:VARIANT]  the recipe, such as configs/fmanet/demo.py:joint
+  --workdir DIR            the run's folder; a run in it is resumed
+  --[no]multihost          one of several hosts, as on a pod
+  --config.KEY=VALUE       changes a field of the recipe
+
+The fields, which configs/fmanet/base.py explains, and what they are unless a recipe says otherwise:
+"""
 
 TRAINED = {
   "degradation": ("net_d",),
@@ -52,21 +68,12 @@ TRAINED = {
 def main() -> None:
   """Reads the flags and trains."""
   if {"-h", "--help"} & set(sys.argv[1:]):
-    print(f"{__doc__}\n{flags.FLAGS.main_module_help()}")
+    fields = recipe.flat(base.defaults())
+    print(_HELP, *(f"  --config.{key}={value}" for key, value in fields.items()), sep="\n")
     return
-  try:
-    _, *rest = flags.FLAGS(sys.argv)
-    config = _CONFIG.value
-    if config is not None:
-      str(config.stage)  # a file that cannot be read is told only when its fields are
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as e:
-    raise errors.UserError(f"{_reason(e)}; see the fields in configs/fmanet/base.py") from None
-  if rest:
-    raise errors.UserError(
-      f"{rest[0]!r} belongs to no option; a truth value is set as --config.train.remat=True"
-    )
+  config = _read_flags()
   if config is None or _WORKDIR.value is None:
-    raise errors.UserError("give --config FILE and --workdir DIR")
+    raise errors.UserError("give --config FILE and --workdir DIR; --help tells the rest")
   if _MULTIHOST.value:
     jax.distributed.initialize()
   keep_freed_memory()
@@ -74,13 +81,20 @@ def main() -> None:
   train(config, _WORKDIR.value)
 
 
-def _reason(error: Exception) -> str:
-  """An error's text, without the traceback that config_flags puts before what a recipe raised."""
-  text = str(error.args[0] if isinstance(error, KeyError) else error)  # str() would quote it
-  lines = text.splitlines()
-  if "Traceback" in text:
-    lines = lines[1 + max(i for i, line in enumerate(lines) if line.startswith("  ")) :]
-  return " ".join(lines)
+def _read_flags() -> ConfigDict | None:
+  """Parses the command line; the recipe with its changes, or None if there is no --config."""
+  try:
+    _, *rest = flags.FLAGS(sys.argv)
+    config = _CONFIG.value
+    if config is not None:
+      str(config.stage)  # a file that cannot be read is told only when its fields are
+  except Exception as e:  # a recipe is a program, and may fail in any way
+    raise errors.UserError(recipe.explain(e, sys.argv[1:], base.defaults())) from None
+  if rest:
+    raise errors.UserError(
+      f"{rest[0]!r} belongs to no option; a truth value is set as --config.train.remat=True"
+    )
+  return config
 
 
 def train(config: ConfigDict, workdir: str) -> None:
@@ -93,7 +107,7 @@ def train(config: ConfigDict, workdir: str) -> None:
   Raises:
     UserError: the config, data or a checkpoint cannot be used.
   """
-  _check(config)
+  recipe.check(config, tuple(TRAINED))
   arch = Architecture(**config.model)
   model = FMANet(arch, jnp.dtype(config.dtype), config.train.remat)
   # Without, there is no flow to be taught, or it is not taught.
@@ -113,8 +127,11 @@ def train(config: ConfigDict, workdir: str) -> None:
     evaluate = make_evaluate(model, config, found)
   dataset = _training_set(config, clips, need_flow)
   identity = pipeline.identity(clips, batch_size=config.data.batch, seed=config.seed)
-  with pipeline.Batches(dataset, workers=config.data.workers, identity=identity) as batches:
-    fit(
+  with (
+    command.memory_errors(workdir, "lower data.batch, raise train.accumulate or set train.remat"),
+    pipeline.Batches(dataset, workers=config.data.workers, identity=identity) as batches,
+  ):
+    state = fit(
       make_stage(model, config),
       lambda key: init_params(model, key),
       batches,
@@ -135,20 +152,18 @@ def train(config: ConfigDict, workdir: str) -> None:
       evaluate_every=config.train.evaluate_every,
       meta={"model": dataclasses.asdict(arch), "config": config.to_dict()},
     )
+  if jax.process_index() == 0:
+    _tell(config, workdir, int(state.step))
 
 
-def _check(config: ConfigDict) -> None:
-  """Raises `UserError` for a value that no run can have; `Architecture` checks its own."""
-  for name, choices in (("stage", tuple(TRAINED)), ("dtype", ("float32", "bfloat16"))):
-    if config[name] not in choices:
-      raise errors.UserError(f"{name} = {config[name]!r}: must be one of {', '.join(choices)}")
-  counts = {"data": ("crop", "batch"), "train": ("accumulate", "log_every", "evaluate_windows")}
-  for group, names in counts.items():
-    for name in names:
-      if config[group][name] < 1:
-        raise errors.UserError(f"{group}.{name} = {config[group][name]}: must be at least 1")
-  if config.steps < 1:
-    raise errors.UserError(f"steps = {config.steps}: must be at least 1")
+def _tell(config: ConfigDict, workdir: str, step: int) -> None:
+  """Says what is there after a run's end, and what comes next."""
+  print(f"{workdir}: {step} steps of stage {config.stage!r} are done, checkpoint {step} is saved")
+  if config.stage == "degradation":
+    start = "--config.init_from", workdir, "--config.data.root", config.data.root
+    progress.tell_next("fmanet_jax.train", "--config", "FILE", "--workdir", "DIR", *start)
+  else:
+    progress.tell_next("fmanet_jax.restore", "INPUT", "OUTPUT", "--checkpoint", workdir)
 
 
 def make_stage(model: FMANet, config: ConfigDict) -> Stage:
@@ -211,12 +226,6 @@ def make_evaluate(
 
 def _training_set(config: ConfigDict, clips: Sequence[Clip], flow: bool):
   hosts = jax.process_count()
-  parts = jax.device_count() * config.train.accumulate
-  if config.data.batch % parts:
-    raise errors.UserError(
-      f"data.batch = {config.data.batch}: must be a multiple of {parts}, the {jax.device_count()} "
-      f"devices times train.accumulate = {config.train.accumulate}"
-    )
   return pipeline.make_dataset(
     clips,
     num_frames=config.model.frames,

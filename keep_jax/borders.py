@@ -13,13 +13,13 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from types import ModuleType
 
 import cv2
 import numpy as np
-import tqdm
 
 from keep_jax import inference
-from vsr_jax import command, errors, video
+from vsr_jax import command, errors, progress, video
 from vsr_jax.errors import UserError
 
 EDGE = 1 / 32  # of the face's size: not compared at its border, where flow leaves the picture
@@ -29,7 +29,8 @@ def main() -> None:
   """Runs the command; see the module's docstring and `--help`."""
   args = _parse()
   video.check_output(args.output, args.input)
-  with command.shown_warnings():
+  _import_figure()  # not only after the work
+  with command.shown_warnings(), progress.Clock():
     model, params = inference.load(args.checkpoint)
     size = model.arch.image_size
     with video.open_reader(args.input, *args.frames, max_pixels=args.max_pixels) as reader:
@@ -40,8 +41,11 @@ def main() -> None:
     curves = {"input": list(differences(frames, flows))}
     for mode in ("stream", "as_released"):
       restorer = inference.Restorer(model, params, mode, args.window)
-      restored = tqdm.tqdm(restorer.stream(frames), mode, len(frames), unit="frame")
-      curves[mode] = list(differences(restored, flows))
+      curves[mode] = []
+      with progress.bar(mode, len(frames) - 1) as bar:
+        for difference in differences(restorer.stream(frames), flows):
+          curves[mode].append(difference)
+          bar.update()
   label = args.label or str(args.checkpoint)
   plot(args.output, curves, args.window, f"{args.input}, weights: {label}")
   borders = np.arange(args.window, len(frames), args.window) - 1
@@ -77,11 +81,7 @@ def differences(frames: Iterable[np.ndarray], flows: Sequence[np.ndarray]) -> It
 
 def plot(path: str, curves: dict[str, Sequence[float]], window: int, title: str) -> None:
   """Draws the curves over the frames' numbers, the chunks' borders as lines; a PNG."""
-  try:
-    from matplotlib import figure
-  except ImportError:
-    raise UserError('matplotlib is missing; install the extra: pip install -e ".[plot]"') from None
-  page = figure.Figure(figsize=(9, 4), layout="constrained")
+  page = _import_figure().Figure(figsize=(9, 4), layout="constrained")
   axes = page.subplots()
   for name, curve in curves.items():
     axes.plot(np.arange(1, len(curve) + 1), curve, label=name)
@@ -92,8 +92,16 @@ def plot(path: str, curves: dict[str, Sequence[float]], window: int, title: str)
   page.savefig(path, format="png", dpi=120)
 
 
+def _import_figure() -> ModuleType:
+  try:
+    from matplotlib import figure
+  except ImportError:
+    raise UserError('matplotlib is missing; install the extra: pip install -e ".[plot]"') from None
+  return figure
+
+
 def _parse() -> argparse.Namespace:
-  parser = errors.Parser(prog="keep_jax.borders", description=__doc__.partition("\n")[0])
+  parser = errors.Parser("keep_jax.borders", __doc__)
   add = parser.add_argument
   add("input", metavar="FACE", help="a clip of one aligned face, longer than a chunk")
   add("output", metavar="PLOT.png")
@@ -102,8 +110,9 @@ def _parse() -> argparse.Namespace:
   add("--window", type=int, default=inference.WINDOW, metavar="N", help="frames of a chunk")
   add("--frames", type=command.frame_range, metavar="A:B", default=(0, None))
   args = parser.parse_args()
-  if args.window < inference.LOOK_AHEAD + 2:
-    parser.error(f"--window {args.window}: must be at least {inference.LOOK_AHEAD + 2}")
+  if not inference.LOOK_AHEAD + 2 <= args.window <= inference.LONGEST_WINDOW:
+    span = f"{inference.LOOK_AHEAD + 2} to {inference.LONGEST_WINDOW}"
+    parser.error(f"--window {args.window}: must be {span}")
   return args
 
 

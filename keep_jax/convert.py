@@ -20,7 +20,7 @@ from typing import Any
 import jax
 
 from keep_jax.weights import CODEFORMER, convert_released
-from vsr_jax import errors, torch_files
+from vsr_jax import errors, progress, torch_files
 from vsr_jax.errors import UserError
 from vsr_jax.flow import gmflow_weights, released
 from vsr_jax.train.checkpoint import export_params
@@ -31,7 +31,7 @@ WRAPPERS = ("params_ema", "params", "model")
 
 def main() -> None:
   """Runs the command; see the module's docstring and `--help`."""
-  parser = errors.Parser(prog="keep_jax.convert", description=__doc__.partition("\n")[0])
+  parser = errors.Parser("keep_jax.convert", __doc__)
   parser.add_argument("file", metavar="FILE", help="the released weights")
   parser.add_argument("folder", metavar="DIR", help="the checkpoint to be written")
   parser.add_argument("--flow", metavar="FILE", help="weights of PWC-Net, RAFT, SPyNet or GMFlow")
@@ -76,6 +76,8 @@ def convert(file: str, folder: str, flow: str | None = None) -> None:
   export_params(folder, params, {"model": model, "converted_from": names})
   count = sum(x.size for x in jax.tree.leaves(params))
   print(f"{folder}: {what}, {count:,} parameters of {', '.join(params)}")
+  if what.startswith("KEEP"):  # the others are starts for training
+    progress.tell_next("keep_jax.restore", "INPUT", "OUTPUT", "--checkpoint", folder)
 
 
 def _has(state: Mapping[str, Any], start: str) -> bool:

@@ -21,6 +21,7 @@ from keep_jax.choice import Choice, Face
 from vsr_jax.errors import UserError
 from vsr_jax.faces import align, paste, sharpness, tracks
 from vsr_jax.faces.detections import Detector
+from vsr_jax.frames import as_frames
 from vsr_jax.video import Frame
 
 # Restores the faces of each frame, by track; see `inference.Restorer.stream_tracks`.
@@ -62,7 +63,7 @@ def find_faces(
   """Finds the faces of a clip, follows them and chooses whom to restore; the first pass.
 
   Args:
-    frames: uint8 RGB [h w 3].
+    frames: RGB [h w 3], uint8 or float in [0, 1]; see `as_frames`.
     detect: the detector.
     choice: whom to restore.
     size: of the aligned crops, in pixels.
@@ -77,7 +78,7 @@ def find_faces(
     first of these is number 0.
 
   Raises:
-    ValueError: see `choice.choose`.
+    ValueError: see `as_frames` and `choice.choose`.
   """
   choice = Choice(choice) if isinstance(choice, str) else choice
   found, sharp = [], []
@@ -85,7 +86,7 @@ def find_faces(
 
   def thumbnails():
     nonlocal height, width
-    for frame in frames:
+    for frame in as_frames(frames):
       height, width = frame.shape[:2]
       found.append(detect(frame))
       if measure or choice.skip_sharp:

@@ -7,8 +7,8 @@ import dataclasses
 import functools
 import operator
 import pathlib
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import Literal, TypeVar
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -31,13 +31,16 @@ from keep_jax.model import (
   to_uint8,
 )
 from vsr_jax.architecture import from_entries
+from vsr_jax.compiling import CompiledByShape
 from vsr_jax.errors import UserError
 from vsr_jax.flow.estimators import Features
+from vsr_jax.frames import as_frames, as_frames_of_one_size
 from vsr_jax.inference import compiler_options, enable_compilation_cache
 from vsr_jax.memory import keep_freed_memory, release_freed_memory
 from vsr_jax.train.checkpoint import read_meta, restore_params
 
 WINDOW = 20  # frames that gains are blended over, as released
+LONGEST_WINDOW = 1000  # which are held at a time, with what is seen of them
 LOOK_AHEAD = 4  # frames after a frame that its gain sees at most, beyond the first window
 
 MODES = ("stream", "as_released", "bidirectional")
@@ -155,8 +158,8 @@ class Restorer:
   ):
     if mode not in MODES:
       raise ValueError(f"mode {mode!r}: must be one of {', '.join(MODES)}")
-    if window < 2:
-      raise ValueError(f"window {window}: must be at least 2")
+    if not 2 <= window <= LONGEST_WINDOW:
+      raise ValueError(f"window {window}: must be 2 to {LONGEST_WINDOW}")
     if mode == "stream" and not 0 <= look_ahead < window - 1:
       raise ValueError(f"look_ahead {look_ahead}: must be below window - 1 = {window - 1}")
     self.model = model
@@ -164,23 +167,37 @@ class Restorer:
     self.window = window
     self.look_ahead = look_ahead
     self._params = params
-    jit = functools.partial(jax.jit, compiler_options=compiler_options())
-    self._see = jit(functools.partial(_see, model))
-    self._flow = jit(functools.partial(_flows, model))
-    self._gains = jit(functools.partial(_gains_of_window, model))
-    self._step = jit(functools.partial(_restore_faces, model, fidelity), donate_argnums=1)
-    self._chunk = jit(functools.partial(restore_observed, model, fidelity))
+
+    def program(name: Callable[..., str], function: Callable, *fixed: Any, **options: Any):
+      function = functools.partial(function, model, *fixed)
+      return CompiledByShape(
+        jax.jit(function, compiler_options=compiler_options(), **options), name
+      )
+
+    self._see = program(lambda x: f"for {_faces(x)} of {x.shape[2]}x{x.shape[1]}", _see)
+    self._flow = program(lambda x, _: f"the flow of {_faces(x)}", _flows)
+    self._gains = program(lambda x: f"the gains of {len(x)} frames", _gains_of_window)
+    self._step = program(
+      lambda x, _: f"the restoration of {_faces(x)}", _restore_faces, fidelity, donate_argnums=1
+    )
+    self._chunk = program(
+      lambda *x: f"the restoration of {len(x[2])} frames", restore_observed, fidelity
+    )
 
   def stream(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """Restores every frame of a clip with one face.
 
     Args:
-      frames: uint8 RGB [h w 3], resized bilinearly to the model's size where they are not of it.
+      frames: uint8 or float in [0, 1], RGB [h w 3], resized bilinearly to the model's size where
+        they are not of it; see `as_frames`.
 
     Yields:
       uint8 RGB [size size 3], one a frame.
+
+    Raises:
+      ValueError: a frame is of another form.
     """
-    for faces in self.stream_tracks({0: frame} for frame in frames):
+    for faces in self.stream_tracks({0: frame} for frame in as_frames(frames)):
       yield faces[0]
 
   def stream_tracks(
@@ -189,8 +206,8 @@ class Restorer:
     """Restores the faces of every frame of a clip; each track has a state of its own.
 
     Args:
-      frames: of each frame its faces by track, uint8 RGB [h w 3] of one size. A track ends with the
-        first frame without it; the same name later is a new one.
+      frames: of each frame its faces by track, as `stream` takes frames, of one size. A track ends
+        with the first frame without it; the same name later is a new one.
 
     Yields:
       Of each frame its restored faces by track, uint8 RGB [size size 3]; while they are handed out,
@@ -213,7 +230,8 @@ class Restorer:
       for name in faces.keys() - tracks.keys():
         latest = collections.deque(maxlen=self.window - self.model.arch.anchor)
         tracks[name] = _Track(initial_state(self.model, 1), latest)
-      pending.append(self._take({name: (tracks[name], face) for name, face in faces.items()}))
+      checked = zip(faces, as_frames_of_one_size(faces.values()), strict=True)
+      pending.append(self._take({name: (tracks[name], face) for name, face in checked}))
       yield from ready()
     for track in tracks.values():
       self._finish_group(track)
@@ -312,6 +330,10 @@ def _batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
     size = 1 << ((len(items) - start).bit_length() - 1)
     yield items[start : start + size]
     start += size
+
+
+def _faces(items: Sequence[Any]) -> str:
+  return f"{len(items)} face{'s' * (len(items) != 1)}"
 
 
 def _join(trees):

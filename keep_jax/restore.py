@@ -30,7 +30,7 @@ import tqdm
 from keep_jax import inference, show
 from keep_jax.choice import Choice, Face
 from keep_jax.faces import Restored, StreamTracks, find_faces, restore_faces, unchanged
-from vsr_jax import command, errors, video
+from vsr_jax import command, errors, progress, video
 from vsr_jax.errors import UserError
 from vsr_jax.faces import align, detector, parsenet, paste, sharpness, tracks, turned
 
@@ -43,6 +43,7 @@ def main() -> None:
     command.shown_warnings(),
     command.readable(args.input, args.background) as args.copies,
     command.memory_errors(args.input, "try --dtype bfloat16"),
+    progress.Clock() as args.clock,
   ):
     way = list_faces if args.list_faces else restore_aligned if args.aligned else restore_frames
     way(args)
@@ -79,11 +80,12 @@ def restore_aligned(args: argparse.Namespace) -> None:
         taken.append(frame)
         yield {0: frame.image}
 
-    began, count = time.monotonic(), 0
+    args.clock.start()
+    count = 0
     with (
       _writer(args, size, width, info) as writer,
       contextlib.closing(video.prefetch(reader)) as frames,
-      _bar("restoring", command.frame_total(reader, *args.frames)) as bar,
+      progress.bar("restoring", command.frame_total(reader, *args.frames)) as bar,
     ):
       for restored in restore(faces(frames)):
         frame, image = taken.popleft(), restored[0]
@@ -97,7 +99,7 @@ def restore_aligned(args: argparse.Namespace) -> None:
         writer.write(shown, frame.time, frame.duration, frame.name)
         count += 1
         bar.update()
-  print(f"{args.output}: {count} frames of {width}x{size}{_speed(count, began)}")
+  print(f"{args.output}: {count} frames of {width}x{size}{args.clock.speed(count)}")
 
 
 def list_faces(args: argparse.Namespace) -> None:
@@ -119,9 +121,10 @@ def restore_frames(args: argparse.Namespace) -> None:
   masks = None
   if args.parsenet:
     masks = functools.partial(parsenet.face_masks, parsenet.load(args.parsenet))
-  seconds, began = collections.Counter(), time.monotonic()
+  args.clock.start()
+  seconds = collections.Counter()
   faces, total, told = _find(args, size)
-  seconds["detect"] = time.monotonic() - began
+  seconds["detect"] = time.monotonic() - args.clock.began
   strip = show.Strip(faces, total)
   without = shown = 0
   with contextlib.ExitStack() as stack:
@@ -149,11 +152,11 @@ def restore_frames(args: argparse.Namespace) -> None:
         break
   if args.strip and strip.rows:
     strip.save(args.strip)
-  seconds["restore"] = time.monotonic() - began - seconds.total()
+  seconds["restore"] = time.monotonic() - args.clock.began - seconds.total()
   count = sum(len(face.frames) > 0 for face in faces)
   print(
     f"{args.output}: {shown} frames of {width}x{height}, {count} face "
-    f"track{'s' * (count != 1)}, {without} frames without a face{_speed(shown, began)} "
+    f"track{'s' * (count != 1)}, {without} frames without a face{args.clock.speed(shown)} "
     f"(finding faces {seconds['detect']:.1f} s, aligning {seconds['align']:.1f} s, "
     f"restoring and writing {seconds['restore']:.1f} s, pasting {seconds['paste']:.1f} s)"
   )
@@ -175,7 +178,7 @@ def _find(args: argparse.Namespace, size: int) -> tuple[list[Face], int, str | N
     total = command.frame_total(reader, *args.frames)
     with (
       contextlib.closing(video.prefetch(reader)) as frames,
-      _bar("finding faces", total) as bar,
+      progress.bar("finding faces", total) as bar,
     ):
       images = (_told(bar, frame).image for frame in frames)
       choice = Choice(
@@ -253,29 +256,20 @@ def _look_ahead(args: argparse.Namespace) -> int:
   return args.look_ahead if args.mode == "stream" and not args.identity else 0
 
 
-def _bar(what: str, total: int | None) -> tqdm.tqdm:
-  return tqdm.tqdm(total=total, unit="frame", desc=what)
-
-
 def _told(bar: tqdm.tqdm, frame: video.Frame) -> video.Frame:
   bar.update(not frame.is_context)
   return frame
 
 
 def _counted(items, what: str, total: int | None) -> Iterator:
-  with _bar(what, total) as bar:
+  with progress.bar(what, total) as bar:
     for item in items:
       bar.update()
       yield item
 
 
-def _speed(count: int, began: float) -> str:
-  seconds = time.monotonic() - began
-  return f" in {seconds:.1f} s, {count / seconds:.2f} frames/s"
-
-
 def _parse() -> argparse.Namespace:
-  parser = errors.Parser(prog="keep_jax.restore", description=__doc__.partition("\n")[0])
+  parser = errors.Parser("keep_jax.restore", __doc__)
   command.add_video_arguments(parser, output_needed=False)
   add = parser.add_argument
   add("--checkpoint", metavar="DIR", help="what keep_jax.convert wrote")
@@ -381,8 +375,8 @@ def _check_arguments(parser: errors.Parser, args: argparse.Namespace) -> None:
         parser.error(f"--{name.replace('_', '-')} is for whole frames, not for --aligned")
     if args.upscale != 1:
       parser.error("--upscale is for whole frames, not for --aligned")
-  if args.window < 2:
-    parser.error(f"--window {args.window}: must be at least 2")
+  if not 2 <= args.window <= inference.LONGEST_WINDOW:
+    parser.error(f"--window {args.window}: must be 2 to {inference.LONGEST_WINDOW}")
   if args.mode == "stream" and not 0 <= args.look_ahead < args.window - 1:
     parser.error(f"--look-ahead {args.look_ahead}: must be 0 to --window {args.window} - 2")
   if not args.min_face >= 0:

@@ -59,10 +59,16 @@ def frame_range(text: str) -> tuple[int, int | None]:
   found = re.fullmatch(r"(\d*):(\d*)", text, re.ASCII)
   if not found:
     raise argparse.ArgumentTypeError(f"{text!r} is not of the form A:B")
-  start, stop = int(found[1] or 0), int(found[2]) if found[2] else None
+  start, stop = _frame_number(found[1]), _frame_number(found[2]) if found[2] else None
   if stop is not None and stop <= start:
     raise argparse.ArgumentTypeError(f"{text!r} holds no frame; the first is 0, B is left out")
   return start, stop
+
+
+def _frame_number(digits: str) -> int:
+  """A number of 19 digits and more is that of no clip's frame; Python takes 4,300 at most."""
+  digits = digits.lstrip("0") or "0"
+  return int(digits) if len(digits) < 19 else sys.maxsize
 
 
 def _quality(text: str) -> int:

@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 _INTERRUPTED, _TERMINATED = "interrupted", "terminated by SIGTERM"
 
@@ -29,6 +29,12 @@ class Terminated(BaseException):
 class Parser(argparse.ArgumentParser):
   """A command's arguments; what is wrong with them is told in one line, as all bad input is."""
 
+  def __init__(self, command: str, doc: str, **options: Any):
+    """Takes the command's module, as `python -m` does, and its docstring, for `--help`."""
+    doc = doc.partition("\n")[0].removeprefix("Command: ")
+    description = doc[:1].upper() + doc[1:]
+    super().__init__(prog=f"python -m {command}", description=description, **options)
+
   def error(self, message: str) -> NoReturn:
     """Raises `UserError`."""
     raise UserError(f"{message}; --help tells what is possible")
@@ -43,6 +49,16 @@ def catch_signals_of_a_command() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
       if signal.getsignal(number) is not signal.SIG_IGN:
         signal.signal(number, _end)
+
+
+def silence_xla_of_a_command() -> None:
+  """Has XLA say nothing in `python -m PACKAGE.COMMAND`, such as that it compiles very slowly.
+
+  What goes wrong comes as an exception; that compiling takes its time is told by `compiling`. For
+  a package's own module: XLA reads it as it loads.
+  """
+  if sys.argv[:1] == ["-m"]:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no errors, the level of that message
 
 
 def _end(number, frame):

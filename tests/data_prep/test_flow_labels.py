@@ -182,7 +182,9 @@ def test_two_runs_do_not_share_a_folder(clip_set, monkeypatch):
     run(monkeypatch, clip_set, "--weights", "some.pth")
 
 
-@pytest.mark.parametrize("wrong", [["--frames", "4"], ["--frames", "1"], ["--batch", "0"]])
+@pytest.mark.parametrize(
+  "wrong", [["--frames", "4"], ["--frames", "1"], ["--batch", "0"], ["--batch", "9999"]]
+)
 def test_impossible_options_are_refused(clip_set, monkeypatch, wrong):
   with pytest.raises(UserError, match="--help tells"):
     run(monkeypatch, clip_set, "--weights", "some.pth", *wrong)

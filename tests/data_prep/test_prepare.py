@@ -54,6 +54,8 @@ def test_a_set_is_made_and_a_rerun_keeps_it(inputs, tmp_path, monkeypatch, capsy
   sources = [inputs / name for name in ("steady", "cut", "small", "short", "broken.mp4")]
   run(monkeypatch, *sources, "--out", out)
   text = capsys.readouterr().out
+  assert text.startswith("5 inputs to do, none done before\n")
+  assert text.endswith(f"next: python -m data_prep.flow_labels {out} --weights raft-small.pth\n")
   assert "2 clips, 6 frames; 3 inputs skipped" in text
   assert "small: low-resolution frames would be 75x63, training needs 64 pixels a side" in text
   assert "no scene of 3 frames" in text
@@ -70,7 +72,7 @@ def test_a_set_is_made_and_a_rerun_keeps_it(inputs, tmp_path, monkeypatch, capsy
 
   times = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
   run(monkeypatch, inputs / "steady", inputs / "cut", "--out", out)
-  assert "2 of 2 inputs are already there" in capsys.readouterr().out
+  assert "0 inputs to do, 2 done before" in capsys.readouterr().out
   assert times == {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
 
   # Another exposure replaces the clip; flow labels, which may no longer fit, go with it.
@@ -175,8 +177,15 @@ def test_only_unusable_inputs_are_an_error(inputs, tmp_path, monkeypatch, capsys
     ["--shutter", "0"],
     ["--shutter", "1.5"],
     ["--stride", "0"],
+    ["--stride", "1001"],
+    ["--subframes", "99999999999999999999"],
+    ["--scale", "17"],
+    ["--workers", "513"],
     ["--shake", "-1"],
+    ["--shake", "nan"],
     ["--gamma", "0"],
+    ["--gamma", "nan"],
+    ["--gamma", "inf"],
     ["--frames", "7"],
     ["--halve", "maybe"],
   ],

@@ -62,7 +62,7 @@ def test_what_cannot_be_shown_is_named(built, tmp_path, monkeypatch):
     (("vfhq", *out), "several variants of vfhq; name one: vfhq/512, vfhq/test_mild"),
     (("reds/x4", *out), r"no data set reds/x4; make it by python -m data_prep\.build"),
     (("vfhq/512", *out, "--split", "test"), r"512/1\.0\.0: has no split test, only train"),
-    (("vfhq/512", *out, "--clips", 0), "--clips must be at least 1"),
+    (("vfhq/512", *out, "--clips", 0), "--clips 0: must be 1 to 100"),
     (("vfhq/512", "--data-dir", built, "--output", "a.jpg"), r"a\.jpg: the sheet is a PNG"),
   ):
     with pytest.raises(UserError, match=message):

@@ -201,7 +201,7 @@ def get_config():
 @pytest.mark.parametrize(
   ("config", "flags", "message"),
   [
-    ("degradation.py", ["--config.model.flws=3"], "flws"),
+    ("degradation.py", ["--config.model.flws=3"], "model.flws: a recipe has no such field; the"),
     ("ablations.py:n2", ["--config.seed=1"], "is no ablation: NAME or NAME,joint"),
     ("demo.py:jonit", [], "error: ValueError: 'jonit' is no stage: must be one of degradation"),
     ("nowhere.py", [], "nowhere.py"),
@@ -236,7 +236,7 @@ def test_a_wrong_config_is_one_line_of_the_command(config, flags, message, tmp_p
 )
 def test_impossible_values_are_named(change, message, tmp_path):
   config = demo.get_config()
-  config.update_from_flattened_dict(change)
+  config.update_from_flattened_dict({"data.batch": 8} | change)  # a sample a device
   with pytest.raises(UserError, match=message):
     train.train(config, str(tmp_path / "run"))
   assert not (tmp_path / "run").exists()

@@ -83,7 +83,8 @@ def test_writes_a_checkpoint(pair, tmp_path, monkeypatch, capsys):
   lines = capsys.readouterr().out.splitlines()
   count = sum(x.size for x in golden.state_dict("tiny").values())
   assert lines == [
-    f"{folder}: FMA-Net x4, {count:,} parameters: T = 3, n = 3, k_d = 8, k_r = 5, M = 2"
+    f"{folder}: FMA-Net x4, {count:,} parameters: T = 3, n = 3, k_d = 8, k_r = 5, M = 2",
+    f"next: python -m fmanet_jax.restore INPUT OUTPUT --checkpoint {folder}",
   ]
   assert Architecture(**read_meta(folder)["model"]) == case.arch
   jax.tree.map(np.testing.assert_array_equal, restore_params(folder), case.params)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import logging
+import re
 
 import jax
 import jax.numpy as jnp
@@ -360,3 +362,28 @@ def test_a_truncated_checkpoint_is_refused(exported):
 def test_a_missing_checkpoint_is_refused(tmp_path):
   with pytest.raises(UserError, match="no such folder; give a run's folder"):
     inference.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("tile", [None, 20])
+def test_what_is_no_frames_is_refused_before_anything_is_compiled(tile):
+  restorer = Restorer(*tiny())
+  for wrong, told in ((noise(3).swapaxes(1, 3), "channels first"), ("clip.mp4", "holds no frames")):
+    with pytest.raises(ValueError, match=told):
+      next(restore_frames(restorer, wrong, tile))
+  assert not restorer._programs
+  with pytest.raises(ValueError, match="frame 1 is 9x8, the first 10x8"):
+    list(one_device().stream([*noise(1), noise(1)[0, :, :9]]))
+
+
+def test_floats_and_a_single_frame_are_restored():
+  frames = noise(3)
+  want = list(one_device().stream(frames))
+  np.testing.assert_array_equal(list(one_device().stream(frames / 255)), want)
+  single = list(one_device().stream(frames[0]))
+  np.testing.assert_array_equal(single, list(one_device().stream(frames[:1])))
+
+
+def test_compiling_is_told(caplog):
+  with caplog.at_level(logging.DEBUG, "vsr_jax.compiling"):
+    assert len(list(Restorer(*tiny()).stream(noise(1, 6, 9)))) == 1
+  assert [re.sub(r"\d+ s", "s", line) for line in caplog.messages[-1:]] == ["compiled for 9x6 in s"]

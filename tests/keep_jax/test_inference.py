@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
+import re
 
 import jax
 import jax.numpy as jnp
@@ -173,3 +175,28 @@ def test_impossible_options_are_refused(wrong):
   options = {"mode": "stream", "window": 4, "look_ahead": 1} | wrong
   with pytest.raises(ValueError, match=next(iter(wrong))):
     Restorer(*tiny.load(), **options)
+
+
+def test_what_is_no_frames_is_refused_before_anything_is_compiled(clip):
+  stream = Restorer(*tiny.load(), window=4, look_ahead=1)
+  wrong = clip.swapaxes(1, 3)[:, :, :5]
+  for results in (stream.stream(wrong), stream.stream_tracks([{0: wrong[0]}])):
+    with pytest.raises(ValueError, match="channels first"):
+      next(results)
+  with pytest.raises(ValueError, match="frame 1 is 32x31, the first 32x32; resize them"):
+    next(stream.stream_tracks([{"a": clip[0], "b": clip[0, 1:]}]))
+  assert not stream._see._programs
+
+
+def test_floats_and_a_single_frame_are_restored(clip):
+  want = restored(restorer(), clip[:1])
+  np.testing.assert_array_equal(restored(restorer(), clip[:1] / 255), want)
+  np.testing.assert_array_equal(restored(restorer(), clip[0]), want)
+
+
+def test_compiling_is_told(clip, caplog):
+  with caplog.at_level(logging.DEBUG, "vsr_jax.compiling"):
+    assert len(restored(Restorer(*tiny.load(), window=4, look_ahead=1), clip[:1])) == 1
+  told = [re.sub(r" in \d+ s", "", text) for text in caplog.messages if " in " in text]
+  parts = ("for 1 face of 32x32", "the flow of 1 face", "the gains of 1 frames")
+  assert told == [f"compiled {part}" for part in (*parts, "the restoration of 1 face")]

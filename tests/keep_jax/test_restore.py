@@ -372,7 +372,8 @@ def test_boxes_are_drawn_when_asked(run, clip, tmp_path):
     (("--identity", "--strip", "no/strip.png"), "there is no folder"),
     (("--identity", "--strip", "out.mp4"), "out.mp4: is to be written twice"),
     (("--identity", "--save-crops", "clip.mkv"), "clip.mkv: is a file; name a folder"),
-    (("--identity", "--window", "1"), "--window 1: must be at least 2"),
+    (("--identity", "--window", "1"), "--window 1: must be 2 to 1000"),
+    (("--identity", "--window", f"{10**25}"), f"--window {10**25}: must be 2 to 1000"),
   ],
 )
 def test_bad_arguments_are_refused(run, clip, tmp_path, monkeypatch, flags, pattern):

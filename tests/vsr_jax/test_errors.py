@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import sys
 import pytest
 
 from tests.interrupts import send_when_seen
+from tests.test_house import house_files
+from vsr_jax import errors
 
 ROOT = pathlib.Path(__file__).parents[2]
 COMMANDS = ["fmanet_jax.train", "keep_jax.restore", "data_prep.flow_labels"]
@@ -36,6 +39,42 @@ def test_importing_a_package_leaves_the_signals_alone():
     [sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.PIPE, text=True
   )
   assert "KeyboardInterrupt" in done.stderr
+
+
+def parsers() -> dict[str, str]:
+  """The commands that parse by `Parser`, and the text that its call names them by."""
+  files = house_files("*.py")
+  called = {
+    path: re.findall(r"errors\.Parser\(\s*\"([^\"]*)\", __doc__", text)
+    for path, text in files.items()
+  }
+  return {
+    path.removesuffix(".py").replace("/", "."): names for path, names in called.items() if names
+  }
+
+
+def test_every_command_names_itself_in_its_help():
+  found = parsers()
+  assert len(found) >= 14
+  for module, (name,) in found.items():
+    assert module in (name, f"{name}.__main__")
+
+
+def test_help_begins_with_the_command(capsys):
+  parser = errors.Parser("some.command", "Command: does this.\n\nAnd more.")
+  with pytest.raises(SystemExit):
+    parser.parse_args(["--help"])
+  text = capsys.readouterr().out
+  assert text.startswith("usage: python -m some.command [-h]\n\nDoes this.\n")
+
+
+@pytest.mark.parametrize(("first", "level"), [("-m", "3"), ("program.py", None)])
+def test_xla_is_silent_in_commands_only(monkeypatch, first, level):
+  monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL", raising=False)
+  monkeypatch.setattr(sys, "argv", [first])
+  errors.silence_xla_of_a_command()
+  assert os.environ.get("TF_CPP_MIN_LOG_LEVEL") == level
+  monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL", raising=False)
 
 
 def test_a_second_sigterm_does_not_disturb_the_tidying_up(run_main):

@@ -49,7 +49,7 @@ def enlarged_size(height: int, width: int, upscale: float) -> tuple[int, int]:
     UserError: the factor is below 1 or no number, or the frame becomes too large.
   """
   if not 1 <= upscale < MAX_SIDE:
-    raise UserError(f"upscale {upscale}: give a factor of 1 or more")
+    raise UserError(f"upscale {upscale:g}: give a factor of 1 or more, below {MAX_SIDE}")
   size = int(height * upscale), int(width * upscale)
   if max(size) > MAX_SIDE:
     raise UserError(

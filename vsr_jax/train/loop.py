@@ -16,6 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from vsr_jax.compiling import compiling
 from vsr_jax.errors import Terminated, UserError
 from vsr_jax.json_files import BadJson
 from vsr_jax.locks import locked
@@ -69,6 +70,7 @@ def fit(
     The state after the last step.
 
   Raises:
+    ValueError: an option is out of its range.
     UserError: a batch, checkpoint or workdir that cannot be used, or a step that is not finite.
     Terminated, KeyboardInterrupt: SIGTERM or Ctrl-C came; the step it met is done and saved.
   """
@@ -76,6 +78,7 @@ def fit(
     json.dumps(meta, allow_nan=False)  # as every checkpoint will keep it
   except ValueError as e:
     raise UserError("a value of the config is not finite, which no checkpoint can keep") from e
+  _check_options(steps, log_every, keep, accumulate, ema_decay)
   mesh = make_mesh() if mesh is None else mesh
   shapes = abstract_state(
     stage, init_params, mesh, ema=ema_decay is not None, fsdp_min_size=fsdp_min_size
@@ -93,6 +96,17 @@ def fit(
     with Report(stage, mesh, steps, checkpoints, recorder, evaluate, meta or {}) as report:
       feed = _Feed(mesh, batches)
       return _run(train_step, state, _key(mesh, seed, 1), feed, report, steps, every)
+
+
+def _check_options(
+  steps: int, log_every: int, keep: int, accumulate: int, ema_decay: float | None
+) -> None:
+  counts = {"steps": steps, "log_every": log_every, "keep": keep, "accumulate": accumulate}
+  for name, value in counts.items():
+    if value < 1:  # with keep = 0 a run would end without a checkpoint
+      raise ValueError(f"{name} {value}: must be at least 1")
+  if ema_decay is not None and not 0 <= ema_decay < 1:
+    raise ValueError(f"ema_decay {ema_decay}: must be at least 0 and below 1")
 
 
 @contextlib.contextmanager
@@ -167,9 +181,11 @@ def _run(
     return step == steps or bool(every[what] and step % every[what] == 0)
 
   with _Interrupt() as interrupt:
-    for step in range(int(state.step) + 1, steps + 1):
+    first = int(state.step) + 1
+    for step in range(first, steps + 1):
       batch = feed.take()
-      with jax.transfer_guard("disallow"):
+      told = compiling("the training step") if step == first else contextlib.nullcontext()
+      with told, jax.transfer_guard("disallow"):
         state, logs = train_step(state, batch, root)
       if step < steps:
         try:

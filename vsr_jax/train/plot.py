@@ -18,7 +18,7 @@ _NOT_LOSSES = ("step", "seconds")
 
 def main() -> None:
   """Reads the arguments and writes the picture."""
-  parser = errors.Parser(prog="python -m vsr_jax.train.plot")
+  parser = errors.Parser("vsr_jax.train.plot", __doc__)
   parser.add_argument("runs", nargs="+", type=pathlib.Path, help="folders of runs")
   parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("curves.png"))
   args = parser.parse_args()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 from collections.abc import Callable, Mapping
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import tqdm
 from jax.sharding import Mesh
 
+from vsr_jax import progress
 from vsr_jax.errors import UserError
 from vsr_jax.train.checkpoint import Checkpoints
 from vsr_jax.train.mesh import replicated
@@ -40,6 +42,7 @@ class Report:
     self._evaluate, self._meta = evaluate, meta
     self._draw = stage.images and jax.jit(stage.images, out_shardings=replicated(mesh))
     self._pending: tuple[int, dict[str, jax.Array]] | None = None
+    self._telling = contextlib.ExitStack()
     self._bar = tqdm.tqdm(
       desc=stage.name,
       initial=recorder.step,
@@ -52,9 +55,13 @@ class Report:
     )
 
   def __enter__(self) -> Report:
+    if jax.process_index() == 0:
+      self._telling.enter_context(progress.Clock())
+      self._telling.enter_context(progress.unpausing(self._bar))
     return self
 
   def __exit__(self, kind, error, traceback) -> None:
+    self._telling.close()
     self._bar.close()
     self._recorder.close()
 

@@ -235,6 +235,16 @@ def test_a_loss_may_be_traced_only_once(tmp_path):
   assert len(traced) == 1  # A second trace would be a second compilation: minutes for a real model.
 
 
+@pytest.mark.parametrize(
+  "wrong", [{"steps": 0}, {"log_every": 0}, {"keep": 0}, {"accumulate": 0}, {"ema_decay": 2.0}]
+)
+def test_impossible_options_are_refused_before_anything_is_written(tmp_path, wrong):
+  options = {"steps": 2} | wrong
+  with pytest.raises(ValueError, match=f"{next(iter(wrong))} .*: must be at least"):
+    fit(make_stage(), init_params, batches(), workdir=tmp_path / "run", **options)
+  assert not (tmp_path / "run").exists()
+
+
 def test_two_runs_do_not_share_a_workdir(tmp_path):
   with locked(tmp_path), pytest.raises(UserError, match="another run is writing there"):
     fit(STAGE, init_params, batches(), workdir=tmp_path, steps=1)

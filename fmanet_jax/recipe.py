@@ -1,0 +1,190 @@
+"""What values a recipe may have, told before data are read, and what is wrong with its flags."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from vsr_jax.errors import UserError
+from vsr_jax.memory import free_memory
+
+DTYPES = ("float32", "bfloat16")
+LARGEST_SEED = 2**32 - 1  # that the order of the training data takes
+LARGEST_STEP = 2**31 - 1  # steps are counted in int32
+MOST_WORKERS = 512  # processes a host
+
+_FLAG = re.compile(r"--?(?:no)?config\.([^=]+)")
+
+
+class Rule(NamedTuple):
+  """What a value must be: in words, and as a function, which NaN never passes."""
+
+  words: str
+  holds: Callable[[Any], bool]
+
+
+def _from(low: int) -> Rule:
+  return Rule(f"at least {low}", lambda x: low <= x < math.inf)
+
+
+def _between(low: int, high: int) -> Rule:
+  return Rule(f"{low} to {high}", lambda x: low <= x <= high)
+
+
+_POSITIVE = Rule("above 0 and finite", lambda x: 0 < x < math.inf)
+_NOT_NEGATIVE = Rule("at least 0 and finite", lambda x: 0 <= x < math.inf)
+_STEPS = Rule(
+  "whole numbers of steps, at least 0, such as (2000,3000)",
+  lambda x: isinstance(x, Iterable) and all(type(n) is int and n >= 0 for n in x),
+)
+
+# By key; a name of optim is of both networks. None stands for "not used" where a recipe allows it.
+_RULES = {
+  "seed": _between(0, LARGEST_SEED),
+  "steps": Rule(f"at least 1 and at most {LARGEST_STEP}", lambda x: 1 <= x <= LARGEST_STEP),
+  "data.crop": _from(1),
+  "data.batch": _from(1),
+  "data.workers": _between(0, MOST_WORKERS),
+  "train.accumulate": _from(1),
+  "train.clip_norm": _POSITIVE,
+  "train.ema_decay": Rule("at least 0 and below 1", lambda x: 0 <= x < 1),
+  "train.fsdp_min_size": _from(1),
+  "train.log_every": _from(1),
+  "train.image_every": _from(0),
+  "train.checkpoint_every": _from(0),
+  "train.keep": _from(1),
+  "train.evaluate_every": _from(0),
+  "train.evaluate_windows": _from(1),
+}
+_OPTIM = {
+  "lr": _NOT_NEGATIVE,
+  "boundaries": _STEPS,
+  "factor": _POSITIVE,
+  "start": _from(0),
+  "speed": _NOT_NEGATIVE,
+}
+
+
+def check(config: ConfigDict, stages: Sequence[str]) -> None:
+  """Checks every value that no run can have; `Architecture` checks those of the model.
+
+  Args:
+    config: as `configs.fmanet.base.defaults` describes it.
+    stages: the names that `config.stage` may have.
+
+  Raises:
+    UserError: its line names each wrong value and what it must be.
+  """
+  values, rules = flat(config), dict(_RULES)
+  for name, choices in (("stage", stages), ("dtype", DTYPES)):
+    rules[name] = Rule(f"one of {', '.join(choices)}", lambda x, choices=choices: x in choices)
+  for key in values:
+    group, _, name = key.rpartition(".")
+    if group.startswith("optim."):
+      rules[key] = _OPTIM[name]
+    elif group == "loss":
+      rules[key] = _NOT_NEGATIVE
+  wrong = [
+    f"{key} = {_shown(values[key])}: must be {rule.words}"
+    for key, rule in rules.items()
+    if values[key] is not None and not rule.holds(values[key])
+  ]
+  if wrong:
+    raise UserError("; ".join(wrong))
+  _check_batch(config)
+
+
+def _shown(value: Any) -> str:
+  text = repr(value)
+  return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _check_batch(config: ConfigDict) -> None:
+  """Whether a batch divides over the devices, and whether they could hold it at all."""
+  batch, accumulate = config.data.batch, config.train.accumulate
+  parts = jax.device_count() * accumulate
+  if batch % parts:
+    raise UserError(
+      f"data.batch = {batch}: must be a multiple of {parts}, the {jax.device_count()} devices "
+      f"times train.accumulate = {accumulate}"
+    )
+  device = jax.local_devices()[0]
+  share = batch // (jax.process_count() if device.platform == "cpu" else jax.device_count())
+  model = config.model
+  pixels = model.frames * config.data.crop**2  # with images as uint8, and the flow
+  size = share * pixels * (3 * (2 + model.scale**2) + 2 * 4)
+  free = free_memory(device)
+  if size > free:
+    raise UserError(
+      f"data.batch = {batch}: its frames alone take {size / 1e9:.1f} GB of the {free / 1e9:.1f} GB "
+      "of memory that are free; lower it, or data.crop"
+    )
+
+
+def flat(config: Mapping[str, Any], group: str = "") -> dict[str, Any]:
+  """Nested fields as "a.b" -> value."""
+  found = {}
+  for key, value in config.items():
+    if isinstance(value, ConfigDict):
+      found |= flat(value, f"{group}{key}.")
+    else:
+      found[f"{group}{key}"] = value
+  return found
+
+
+def explain(error: Exception, arguments: Sequence[str], known: ConfigDict) -> str:
+  """One line that says what is wrong with a command line that could not be parsed.
+
+  Args:
+    error: what parsing it raised.
+    arguments: of the command.
+    known: a recipe with all fields there are.
+  """
+  wrong = [*_wrong_file(error, arguments), *_unknown_fields(arguments, known)]
+  return "; ".join(wrong) or f"{_reason(error)}; see the fields in configs/fmanet/base.py"
+
+
+def _wrong_file(error: Exception, arguments: Sequence[str]) -> Iterator[str]:
+  for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    name, _, value = argument.partition("=")
+    if name.lstrip("-") != "config":
+      continue
+    path, _, variant = (value or following).partition(":")
+    if not os.path.isfile(path) or not path.endswith(".py"):
+      yield f"--config {path!r}: no such file of a recipe; give one like configs/fmanet/joint.py"
+    elif "has no attribute 'get_config'" in str(error):
+      yield f"--config {path}: is no recipe, which has a function get_config"
+    elif variant and "get_config() takes 0 positional" in str(error):
+      yield f"--config {path}: has no variants; leave :{variant} out"
+
+
+def _unknown_fields(arguments: Sequence[str], known: ConfigDict) -> Iterator[str]:
+  fields = {field: field.rpartition(".")[2] for field in flat(known)}
+  groups = {field.rpartition(".")[0] for field in fields} | {"optim"}
+  for argument in arguments:
+    found = _FLAG.match(argument)
+    if not found or found[1] in fields or found[1] in groups:
+      continue
+    key = found[1]
+    # The nearest keys, and the same or nearly the same name in another group.
+    names = difflib.get_close_matches(key.rpartition(".")[2], sorted(set(fields.values())))
+    near = difflib.get_close_matches(key, fields) + [f for f in fields if fields[f] in names]
+    near = near or difflib.get_close_matches(key, fields, cutoff=0)
+    near = ", ".join(list(dict.fromkeys(near))[:4])
+    yield f"--config.{key}: a recipe has no such field; the nearest are {near}"
+
+
+def _reason(error: Exception) -> str:
+  """An error's text, without the traceback that config_flags puts before what a recipe raised."""
+  text = str(error.args[0] if isinstance(error, KeyError) else error)  # str() would quote it
+  lines = text.splitlines()
+  if "Traceback" in text:
+    lines = lines[1 + max(i for i, line in enumerate(lines) if line.startswith("  ")) :]
+  return " ".join(lines) or type(error).__name__

@@ -1,0 +1,119 @@
+"""Values of recipes: each that no run can have is named with its range, before data are read."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import pytest
+
+from configs.fmanet import base, demo
+from fmanet_jax import recipe, train
+from vsr_jax.errors import UserError
+
+
+def make(changes):
+  config = demo.get_config()
+  config.update_from_flattened_dict({"data.batch": 8, "data.root": "nowhere"} | changes)
+  return config
+
+
+@pytest.mark.parametrize(
+  ("key", "value", "must"),
+  [
+    ("steps", 2**31, "at least 1 and at most 2147483647"),
+    ("seed", -1, "0 to 4294967295"),
+    ("seed", 10**23, "0 to 4294967295"),
+    ("dtype", "float16", "one of float32, bfloat16"),
+    ("data.crop", 0, "at least 1"),
+    ("data.workers", -1, "0 to 512"),
+    ("data.workers", 10**6, "0 to 512"),
+    ("loss.flow", -1.0, "at least 0 and finite"),
+    ("loss.recon", math.nan, "at least 0 and finite"),
+    ("optim.net_d.lr", -1e-4, "at least 0 and finite"),
+    ("optim.net_r.lr", math.inf, "at least 0 and finite"),
+    ("optim.net_r.factor", 0.0, "above 0 and finite"),
+    ("optim.net_r.boundaries", ("x",), "whole numbers of steps, at least 0"),
+    ("optim.net_r.boundaries", (-1, 2), "whole numbers of steps, at least 0"),
+    ("optim.net_r.boundaries", (1.5,), "whole numbers of steps, at least 0"),
+    ("optim.net_d.start", -1, "at least 0"),
+    ("train.keep", 0, "at least 1"),
+    ("train.keep", -1, "at least 1"),
+    ("train.log_every", 0, "at least 1"),
+    ("train.image_every", -1, "at least 0"),
+    ("train.checkpoint_every", -5, "at least 0"),
+    ("train.evaluate_every", -1, "at least 0"),
+    ("train.evaluate_windows", 0, "at least 1"),
+    ("train.ema_decay", 1.0, "at least 0 and below 1"),
+    ("train.ema_decay", math.nan, "at least 0 and below 1"),
+    ("train.clip_norm", 0.0, "above 0 and finite"),
+    ("train.fsdp_min_size", 0, "at least 1"),
+  ],
+)
+def test_a_value_out_of_its_range_is_named_before_data_are_read(tmp_path, key, value, must):
+  with pytest.raises(UserError) as error:
+    train.train(make({key: value}), str(tmp_path / "run"))
+  assert str(error.value).startswith(f"{key} = {value!r}: must be {must}")
+  assert not (tmp_path / "run").exists()
+
+
+def test_all_wrong_values_are_told_at_once():
+  with pytest.raises(UserError, match=r"seed = -1: must be .*; train.keep = 0: must be at least 1"):
+    recipe.check(make({"seed": -1, "train.keep": 0}), ("degradation",))
+
+
+def test_a_batch_beyond_the_memory_is_told_before_data_are_read(tmp_path):
+  with pytest.raises(UserError, match=r"data.batch = 1000000000: its frames alone take \d+"):
+    train.train(make({"data.batch": 10**9}), str(tmp_path / "run"))
+
+
+def test_values_that_are_left_out_and_the_ends_of_ranges_are_taken():
+  changes = {"train.ema_decay": 0.0, "data.workers": 0, "train.image_every": 0, "seed": 2**32 - 1}
+  changes |= {"optim.net_d.boundaries": (), "optim.net_d.lr": 0.0, "train.keep": 1}
+  recipe.check(make(changes), ("degradation",))
+  config = base.defaults()
+  assert config.train.clip_norm is None
+  recipe.check(config, ("degradation",))
+
+
+@pytest.mark.parametrize(
+  ("flag", "message"),
+  [
+    ("--config.nope=1", "--config.nope: a recipe has no such field; the nearest are "),
+    ("--config.data.bach=3", "data.bach: a recipe has no such field; the nearest are data.batch"),
+    ("--config.lr=3", "config.lr: .* the nearest are optim.net_d.lr, optim.net_r.lr"),
+    ("--noconfig.train.rematt", "config.train.rematt: .* the nearest are train.remat"),
+    ("--config=nowhere.py", "--config 'nowhere.py': no such file of a recipe; give one like"),
+    ("--config", "--config '': no such file of a recipe"),
+  ],
+)
+def test_a_wrong_flag_is_told_with_what_is_nearest(flag, message):
+  said = recipe.explain(KeyError("'x'"), ["--config.steps=3", flag], base.defaults())
+  assert "\n" not in said
+  assert "steps:" not in said
+  assert re.search(message, said), said
+
+
+def test_a_file_that_is_no_recipe_is_told(tmp_path):
+  path = tmp_path / "recipe.py"
+  path.touch()
+  error = AttributeError("module 'config_config' has no attribute 'get_config'")
+  said = recipe.explain(error, ["--config", str(path)], base.defaults())
+  assert said == f"--config {path}: is no recipe, which has a function get_config"
+  error = TypeError("get_config() takes 0 positional arguments but 1 was given")
+  said = recipe.explain(error, [f"--config={path}:joint"], base.defaults())
+  assert said == f"--config {path}: has no variants; leave :joint out"
+  said = recipe.explain(SyntaxError("invalid syntax"), ["--config", str(path)], base.defaults())
+  assert said == "invalid syntax; see the fields in configs/fmanet/base.py"
+
+
+def test_a_run_ends_with_what_was_written_and_the_next_command(capsys):
+  train._tell(make({}), "runs/d", 7)
+  first, second = capsys.readouterr().out.splitlines()
+  assert first == "runs/d: 7 steps of stage 'degradation' are done, checkpoint 7 is saved"
+  assert "python -m fmanet_jax.train" in second
+  assert "--config.init_from runs/d" in second
+  train._tell(make({"stage": "joint"}), "runs/j", 7)
+  assert "next: python -m fmanet_jax.restore INPUT OUTPUT --checkpoint runs/j" in (
+    capsys.readouterr().out
+  )

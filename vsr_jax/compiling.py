@@ -1,0 +1,92 @@
+"""Compiling that takes long is told through `logging`: silent unless somebody listens.
+
+A command listens with `vsr_jax.command.Clock`; a program that uses the library shows the logger
+`vsr_jax.compiling` at level INFO.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+MOMENT = 2.0  # seconds: what takes no longer is not worth a line
+
+_logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def compiling(what: str) -> Iterator[None]:
+  """Around compiling: logs after a moment that it goes on, and at its end how long it took.
+
+  The record at the end has the attribute `seconds`; it is of level INFO where the compiling was
+  told of, else of level DEBUG.
+
+  Args:
+    what: is compiled, "for 320x180", say.
+  """
+  if not _logger.isEnabledFor(logging.INFO):
+    yield
+    return
+  told = threading.Event()
+
+  def tell():
+    told.set()
+    _logger.info("compiling %s (once a size)", what)
+
+  timer = threading.Timer(MOMENT, tell)
+  timer.daemon = True
+  timer.start()
+  began = time.monotonic()
+  try:
+    yield
+  finally:
+    timer.cancel()
+    timer.join()
+  seconds = time.monotonic() - began
+  level = logging.INFO if told.is_set() else logging.DEBUG
+  _logger.log(level, "compiled %s in %.0f s", what, seconds, extra={"seconds": seconds})
+
+
+@contextlib.contextmanager
+def listening(take: Callable[[logging.LogRecord], object]) -> Iterator[None]:
+  """Within it `take` gets every record of `compiling`, in the thread that made it."""
+  handler = logging.Handler(logging.DEBUG)
+  handler.emit = take
+  level, propagate = _logger.level, _logger.propagate
+  _logger.addHandler(handler)
+  _logger.setLevel(logging.DEBUG)
+  _logger.propagate = False  # the root's handlers, which some library makes, would tell it again
+  try:
+    yield
+  finally:
+    _logger.setLevel(level)
+    _logger.propagate = propagate
+    _logger.removeHandler(handler)
+
+
+class CompiledByShape:
+  """A jitted function of params and more, compiled before it runs, within `compiling`."""
+
+  def __init__(self, jitted: Callable, name: Callable[..., str]):
+    """Takes what `jax.jit` gave.
+
+    Args:
+      jitted: its first argument is of the same shapes in every call; no argument is static.
+      name: of the other arguments, what is compiled; see `compiling`.
+    """
+    self._jitted, self._name = jitted, name
+    self._programs: dict[Any, jax.stages.Compiled] = {}
+
+  def __call__(self, params: Any, *args: Any) -> Any:
+    leaves, structure = jax.tree.flatten(args)
+    key = structure, *((x.shape, x.dtype) for x in leaves)
+    if key not in self._programs:
+      with compiling(self._name(*args)):
+        self._programs[key] = self._jitted.lower(params, *args).compile()
+    return self._programs[key](params, *args)

@@ -1,0 +1,106 @@
+"""What may be given as frames: checked, and made uint8, before anything is compiled for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+_WANTED = "give frames as uint8 RGB [h w 3], or as float in [0, 1]"
+
+
+def as_frame(frame: Any) -> np.ndarray:
+  """One frame as a restorer computes with it.
+
+  Args:
+    frame: an array or tensor [h w 3], uint8 or float in [0, 1], RGB.
+
+  Returns:
+    uint8 [h w 3]; a uint8 array is itself.
+
+  Raises:
+    ValueError: it is something else; the line says what.
+  """
+  array = _as_array(frame)
+  if array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
+    raise ValueError(f"a frame is {_shape(array)}{_hint(array.shape)}; {_WANTED}")
+  return _as_uint8(array)
+
+
+def as_frames(frames: Any) -> Iterator[np.ndarray]:
+  """The frames of a clip, in order, as `as_frame` makes them; one at a time.
+
+  Args:
+    frames: an iterable of frames, an array or tensor [t h w 3], or a single frame [h w 3].
+
+  Raises:
+    ValueError: as `as_frame`, at the frame that is something else.
+  """
+  if isinstance(frames, str | bytes | Mapping) or not (
+    isinstance(frames, Iterable) or hasattr(frames, "__array__")
+  ):
+    raise ValueError(f"{type(frames).__name__} holds no frames; {_WANTED}")
+  return _each(frames)
+
+
+def as_frames_of_one_size(frames: Any) -> Iterator[np.ndarray]:
+  """`as_frames`, which also raises `ValueError` for a frame of another size than the first."""
+  first = None
+  for i, frame in enumerate(as_frames(frames)):
+    first = frame if first is None else first
+    if frame.shape != first.shape:
+      sizes = (f"{x.shape[1]}x{x.shape[0]}" for x in (frame, first))
+      raise ValueError("frame {} is {}, the first {}; resize them".format(i, *sizes))
+    yield frame
+
+
+def _each(frames: Any) -> Iterator[np.ndarray]:
+  if hasattr(frames, "__array__"):
+    shape = tuple(frames.shape) if hasattr(frames, "shape") else np.shape(frames)
+    if len(shape) == 3:
+      yield as_frame(frames)
+      return
+    if len(shape) != 4 or (shape[3] != 3 and shape[0]):
+      raise ValueError(f"a clip is an array {list(shape)}{_hint(shape)}; {_WANTED}")
+  for frame in frames:
+    yield as_frame(frame)
+
+
+def _as_array(frame: Any) -> np.ndarray:
+  if isinstance(frame, np.ndarray):
+    return frame
+  if not hasattr(frame, "__array__"):
+    image = ": its .image is one" if hasattr(frame, "image") else ""
+    raise ValueError(f"a frame is a {type(frame).__name__}{image}; {_WANTED}")
+  try:
+    return np.asarray(frame)
+  except (TypeError, RuntimeError) as e:  # a tensor on a device, or one with gradients
+    raise ValueError(f"a frame cannot be read as an array ({e}); {_WANTED}") from e
+
+
+def _as_uint8(array: np.ndarray) -> np.ndarray:
+  if array.dtype == np.uint8:
+    return array
+  if not np.issubdtype(array.dtype, np.floating) and array.dtype.name != "bfloat16":
+    raise ValueError(f"a frame is of {array.dtype}; {_WANTED}")
+  array = array.astype(np.float32)
+  low, high = array.min(), array.max()
+  if not (low >= 0 and high <= 1):  # NaN is neither
+    raise ValueError(f"a frame of floats reaches from {low:g} to {high:g}; {_WANTED}")
+  return np.rint(255 * array).astype(np.uint8)
+
+
+def _shape(array: np.ndarray) -> str:
+  return f"{array.dtype} {list(array.shape)}"
+
+
+def _hint(shape: tuple[int, ...]) -> str:
+  """What the axes or channels seem to be."""
+  if len(shape) > 2 and shape[-3] == 3 and shape[-1] != 3:
+    return ", channels first (permute them to the end)"
+  if len(shape) > 2 and shape[-1] == 4:
+    return ", RGBA (leave alpha out: [..., :3])"
+  if len(shape) == 2 or (len(shape) > 2 and shape[-1] == 1):
+    return ", grey (repeat it three times)"
+  return ""
