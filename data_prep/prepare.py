@@ -17,7 +17,6 @@ import os
 import pathlib
 import queue
 import shutil
-import signal
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator
@@ -30,6 +29,7 @@ from data_prep import clips, degrade, flow_store
 from vsr_jax import command, errors, files, video
 from vsr_jax.errors import UserError
 from vsr_jax.locks import locked
+from vsr_jax.processes import start_worker
 
 HIGH_FRAME_RATE = 100  # from here on frames are averaged without interpolation
 ORDINARY_RATE = 30  # the rate that high-frame-rate footage is brought to, about
@@ -216,8 +216,7 @@ def _work(
 
   It ends when there are no more jobs or when it is told to stop.
   """
-  for number in (signal.SIGINT, signal.SIGTERM):  # they come to the parent, too, which says stop
-    signal.signal(number, signal.SIG_IGN)
+  start_worker()
   cv2.setNumThreads(1)
   warnings.simplefilter("ignore", UserWarning)  # of damaged videos: the summary tells
   while not stop.is_set() and (job := todo.get()) is not None:

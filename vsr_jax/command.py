@@ -5,14 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import re
-import sys
 import warnings
 from collections.abc import Iterator
 
-import tqdm
-
 from vsr_jax import video
-from vsr_jax.errors import Parser, UserError
+from vsr_jax.errors import Parser, UserError, show_warning
 
 LARGEST_SIDE = 16_384  # of H.264 pictures as x264 takes them
 
@@ -71,12 +68,8 @@ def check_size(path: str, height: int, width: int) -> None:
 def shown_warnings() -> Iterator[None]:
   """Within it each warning is one line above the progress bar."""
   with warnings.catch_warnings():
-    warnings.showwarning = _show_warning
+    warnings.showwarning = show_warning
     yield
-
-
-def _show_warning(message: Warning, *_args, **_kwargs) -> None:
-  tqdm.tqdm.write(f"warning: {message}", file=sys.stderr)
 
 
 @contextlib.contextmanager
