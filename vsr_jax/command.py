@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 from vsr_jax import video
 from vsr_jax.errors import Parser, UserError, show_warning
+from vsr_jax.frames_folder import several_frames
+
+T = TypeVar("T")
 
 LARGEST_SIDE = 16_384  # of H.264 pictures as x264 takes them
 
@@ -62,6 +67,22 @@ def check_size(path: str, height: int, width: int) -> None:
     raise UserError(
       f"{path}: H.264 takes no frames of {width}x{height}; name a folder (for PNG) as output"
     )
+
+
+def check_count(path: str, total: int | None) -> None:
+  """Raises `UserError` if the output is a picture and there are known to be more frames."""
+  if total is not None and total > 1 and video.holds_one_frame(path):
+    raise several_frames(path)
+
+
+def counted_for(path: str, frames: Iterable[T]) -> Iterator[T]:
+  """Passes frames on; if the output is a picture, `UserError` where there are two, before any."""
+  frames = iter(frames)
+  if video.holds_one_frame(path):
+    held = list(itertools.islice(frames, 2))
+    check_count(path, len(held))
+    frames = iter(held)
+  yield from frames
 
 
 @contextlib.contextmanager

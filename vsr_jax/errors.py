@@ -24,7 +24,7 @@ from vsr_jax import streams
 
 _INTERRUPTED, _TERMINATED = "interrupted", "terminated by SIGTERM"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_TWICE = 0.5  # seconds within which a Ctrl-C is the same one: sent to a process and to its group
+SAME_SIGNAL = 0.5  # seconds in which a signal may come twice: to a process and to its group
 
 
 class UserError(Exception):
@@ -77,7 +77,7 @@ def _raise_interrupted(number, frame):
 def _end_at_once(first: float, number, frame):
   """Ends without tidying up, which is what takes too long; the next run does that."""
   del number, frame
-  if time.monotonic() - first > _TWICE:
+  if time.monotonic() - first > SAME_SIGNAL:
     with contextlib.suppress(OSError):
       os.write(2, f"\n{_INTERRUPTED}\n".encode())  # a `print` may be what was interrupted
     os._exit(130)

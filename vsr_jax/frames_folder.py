@@ -138,9 +138,7 @@ class ImageSink:
     del time
     self._count += 1
     if self._count > 1:
-      raise UserError(
-        f"{self._path}: one image cannot hold several frames; name a folder or an .mp4 as output"
-      )
+      raise several_frames(self._path)
     _write_image(self._file, self._suffix, image)
 
   def finish(self) -> None:
@@ -148,6 +146,13 @@ class ImageSink:
 
   def abort(self) -> None:
     """Does nothing: no file is open."""
+
+
+def several_frames(path: str) -> UserError:
+  """What is wrong with a picture as the output of a clip."""
+  return UserError(
+    f"{path}: one image cannot hold several frames; name a folder or an .mp4 as output"
+  )
 
 
 def holds_only_frames(folder: str) -> bool:

@@ -263,6 +263,20 @@ def restore_params(
   return jax.tree.map(jnp.asarray, {name: params[name] for name in params if name in wanted})
 
 
+def check_export(path: str | pathlib.Path) -> None:
+  """Checks, before any work is done, that `export_params` can write a folder.
+
+  Raises:
+    UserError: it is something else than an exported folder, or cannot be written.
+  """
+  path = pathlib.Path(path).absolute()
+  if path.exists() and not (path / "params").is_dir():
+    raise UserError(f"{path}: exists and is no exported checkpoint; choose another folder")
+  files.check_folder(path.parent)
+  if path.parent.exists():
+    files.check_place(path)
+
+
 def export_params(path: str | pathlib.Path, params: Mapping[str, Any], meta: Mapping) -> None:
   """Writes params and their meta entries (the model's config, say) for shipping.
 
@@ -275,8 +289,7 @@ def export_params(path: str | pathlib.Path, params: Mapping[str, Any], meta: Map
     UserError: the path is something else than an exported folder, or cannot be written.
   """
   path = pathlib.Path(path).absolute()
-  if path.exists() and not (path / "params").is_dir():
-    raise UserError(f"{path}: exists and is no exported checkpoint; choose another folder")
+  check_export(path)
   params = jax.tree.map(np.asarray, dict(params))
   meta = {**meta, "arrays": {"params": table(params)}}
   part = pathlib.Path(files.part_name(path))
