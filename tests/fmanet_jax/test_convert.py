@@ -212,7 +212,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_work(tmp_path, run_ma
   (tmp_path / "file").touch()
   missing = (tmp_path / "D.pt", tmp_path / "R.pt")  # which would be told otherwise
   said = run_main(convert.main, *missing, tmp_path / "file" / "out", code=2)
-  assert "file: is a file; name a folder" in said.err
+  assert "file is a file; name a folder" in said.err
 
 
 def test_folder_with_an_input_is_kept(pair, tmp_path, monkeypatch):
