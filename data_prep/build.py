@@ -24,7 +24,7 @@ import sys
 from collections.abc import Iterator
 
 from data_prep import records
-from vsr_jax import errors, progress
+from vsr_jax import errors, files, progress
 from vsr_jax.errors import UserError
 
 DATASETS = ("reds", "vfhq", "gopro")
@@ -71,6 +71,7 @@ def _check_folders(args: argparse.Namespace) -> None:
       f"{args.manual_dir}: no such folder of downloads; python -m data_prep.build {args.dataset} "
       "--instructions tells what to put there"
     )
+  files.check_folder(args.data_dir)
 
 
 def _parse() -> argparse.Namespace:

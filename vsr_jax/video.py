@@ -360,17 +360,15 @@ def check_output(path: str, source: str | None = None) -> None:
   Raises:
     UserError: the extension is unknown, the folder to write in does not exist or cannot be written,
       the output is the source or contains it, or what is there already must not be replaced: a
-      folder with other files than frames of an earlier run, or something that is no file.
+      folder with other files than frames of an earlier run, something that is no file, or what
+      belongs to somebody else.
   """
   if path == spool.STDIN:
     raise UserError("-: frames are not written to standard output; name a file or a folder")
   suffix = _output_form(path)
   target = os.path.realpath(path)
   parent = os.path.dirname(target)
-  if not os.path.isdir(parent):
-    raise UserError(f"{path}: there is no folder {parent}; create it first")
-  if not os.access(parent, os.W_OK | os.X_OK):
-    raise UserError(f"{path}: the folder {parent} cannot be written; choose another one")
+  files.check_place(path)
   if source is not None:
     origin = os.path.realpath(source)
     both = os.path.exists(source) and os.path.exists(target)
@@ -387,6 +385,11 @@ def check_output(path: str, source: str | None = None) -> None:
       raise UserError(f"{path}: the folder holds other files; name a new or an empty folder")
   elif os.path.lexists(target):
     raise UserError(f"{path}: is a file, not a folder; name another output")
+
+
+def holds_one_frame(path: str) -> bool:
+  """Whether an output is a picture, going by its name."""
+  return _output_form(path) in _IMAGE_OUTPUTS
 
 
 def _output_form(path: str) -> str:
