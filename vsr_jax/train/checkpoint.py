@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import gc
 import glob
 import json
@@ -20,10 +19,8 @@ import logging
 import os
 import pathlib
 import shutil
-import sys
-import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -35,12 +32,12 @@ from orbax.checkpoint import v1 as ocp
 from vsr_jax import files, json_files
 from vsr_jax.errors import UserError, is_full
 from vsr_jax.train.damage import REMEDY, check_size, check_sums, checksums
+from vsr_jax.train.orbax_threads import drop_late_reports, let_end, not_by_orbax, quiet
 from vsr_jax.train.state import TrainState
 from vsr_jax.train.trees import by_network, check_table, differences, table, template
 from vsr_jax.weights import check_finite
 
 _ARRAYS = ("params", "ema", "opt_state")
-_PATIENCE = 60  # seconds for what Orbax still writes of a save that failed
 _META = json_files.fields(
   {"arrays": json_files.fields({"params": check_table}, dict.fromkeys(_ARRAYS, check_table))},
   {
@@ -137,7 +134,7 @@ class Checkpoints:
     )
 
   def __enter__(self) -> Checkpoints:
-    logging.getLogger("absl").addFilter(_not_by_orbax)
+    logging.getLogger("absl").addFilter(not_by_orbax)
     return self
 
   def __exit__(self, kind, error, traceback) -> None:
@@ -146,7 +143,7 @@ class Checkpoints:
     finally:
       with contextlib.suppress(Exception):  # It raises again what `wait` has told.
         self._orbax.close()
-      logging.getLogger("absl").removeFilter(_not_by_orbax)
+      logging.getLogger("absl").removeFilter(not_by_orbax)
 
   @property
   def latest(self) -> pathlib.Path | None:
@@ -331,7 +328,7 @@ def export_params(path: str | pathlib.Path, params: Mapping[str, Any], meta: Map
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     files.remove_left(path.parent, path.name)
-    with _context(), _quiet():
+    with _context(), quiet():
       ocp.save_checkpointables(part, {"params": params, "meta": _meta(meta)})
     # Orbax names the folder it wrote in there, which is nobody's business in shipped weights.
     (part / "commit_success.txt").unlink(missing_ok=True)
@@ -339,7 +336,7 @@ def export_params(path: str | pathlib.Path, params: Mapping[str, Any], meta: Map
   except Exception as e:  # Of many types, as in `Checkpoints.save`.
     raise _cannot_write(path, e) from e
   finally:
-    _let_end()
+    let_end()
     for left in path.parent.glob(f"{glob.escape(part.name)}*"):  # Orbax writes beside it, too
       files.remove(str(left))
 
@@ -353,7 +350,7 @@ def _array_items(state: TrainState) -> dict[str, Any]:
 def _load(folder: pathlib.Path, items: dict[str, Any]) -> dict[str, Any]:
   """Reads items into their templates."""
   loaded = {}
-  with _quiet():
+  with quiet():
     for item, template in items.items():  # One by one, to name the damaged one.
       try:
         loaded |= ocp.load_checkpointables(folder, {item: template})
@@ -362,36 +359,8 @@ def _load(folder: pathlib.Path, items: dict[str, Any]) -> dict[str, Any]:
     else:
       return loaded
     gc.collect()  # While it is quiet: the abandoned reads report themselves when they are freed.
-  _drop_late_reports()
+  drop_late_reports()
   raise UserError(f"{folder}: damaged, its {item} cannot be read; {REMEDY}")
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-  """Keeps to itself what Orbax's abandoned reads would print: pages for each array."""
-  log, hook = logging.getLogger("asyncio"), sys.unraisablehook
-  disabled, absl = log.disabled, logging.getLogger("absl")
-  quiet = _not_by_orbax in absl.filters
-  log.disabled, sys.unraisablehook = True, lambda _: None
-  absl.addFilter(_not_by_orbax)
-  try:
-    yield
-  finally:
-    log.disabled, sys.unraisablehook = disabled, hook
-    if not quiet:
-      absl.removeFilter(_not_by_orbax)
-
-
-def _drop_late_reports() -> None:
-  """From now on, as TensorStore's threads go on with reads whose event loop has ended."""
-  hook = sys.unraisablehook
-  if not (isinstance(hook, functools.partial) and hook.func is _unless_late):
-    sys.unraisablehook = functools.partial(_unless_late, hook)
-
-
-def _unless_late(hook, report) -> None:
-  if not (report.exc_type is RuntimeError and str(report.exc_value) == "Event loop is closed"):
-    hook(report)
 
 
 def _context() -> ocp.Context:
@@ -401,22 +370,9 @@ def _context() -> ocp.Context:
   return context
 
 
-def _not_by_orbax(record: logging.LogRecord) -> bool:
-  """Keeps out Orbax's own logs: it prints a traceback for each array when a disk is full."""
-  return "orbax" not in pathlib.Path(record.pathname).parts
-
-
-def _let_end() -> None:
-  """Waits for Orbax's writers, which go on after one has failed: they make its folder again."""
-  with _quiet():
-    for thread in threading.enumerate():
-      if type(thread).__module__.startswith("orbax."):
-        threading.Thread.join(thread, _PATIENCE)  # Orbax's own would raise what has failed
-
-
 def _cannot_write(folder: pathlib.Path, error: Exception) -> UserError | OSError:
   """Clears what a failed save has left beside its folder, and says why it failed."""
-  _let_end()
+  let_end()
   for part in folder.parent.glob(f"{folder.name}.orbax-checkpoint-tmp*"):
     shutil.rmtree(part, ignore_errors=True)
   if is_full(error):
