@@ -339,12 +339,16 @@ def open_writer(
     yield writer
     writer.finish()
     with naming(path):
-      if suffix:
-        os.replace(part, target)
-      else:
-        files.replace_folder(part, target, frames_folder.remove_frames)
+      _put(part, target, is_file=bool(suffix))
   except BaseException:
     if writer:
       writer.abort()
     frames_folder.remove(part)
     raise
+
+
+def _put(part: str, target: str, is_file: bool) -> None:
+  if is_file:
+    os.replace(part, target)
+  else:
+    files.replace_folder(part, target, frames_folder.remove_frames)
