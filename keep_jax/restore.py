@@ -17,6 +17,7 @@ import argparse
 import collections
 import contextlib
 import functools
+import glob
 import os
 import re
 import time
@@ -30,7 +31,7 @@ import tqdm
 from keep_jax import inference, show
 from keep_jax.choice import Choice, Face
 from keep_jax.faces import Restored, StreamTracks, find_faces, restore_faces, unchanged
-from vsr_jax import command, errors, video
+from vsr_jax import command, errors, files, video
 from vsr_jax.errors import UserError
 from vsr_jax.faces import align, detector, parsenet, paste, sharpness, tracks, turned
 
@@ -53,8 +54,10 @@ def _check_paths(args: argparse.Namespace) -> None:
   for path in filter(None, (args.output, args.strip)):
     for source in filter(None, (args.input, args.background)):
       video.check_output(path, source)
-  if args.save_crops and os.path.lexists(args.save_crops) and not os.path.isdir(args.save_crops):
-    raise UserError(f"{args.save_crops}: is a file; name a folder for the crops")
+  if args.save_crops:
+    files.check_folder(args.save_crops)
+    for path in glob.glob(os.path.join(glob.escape(args.save_crops), "face_*")):
+      video.check_output(path)  # of an earlier run, to be replaced
   outputs = filter(None, (args.output, args.strip, args.save_crops))
   places = [os.path.realpath(path) for path in outputs]
   if len(set(places)) < len(places):
@@ -71,6 +74,8 @@ def restore_aligned(args: argparse.Namespace) -> None:
         f"{args.input}: {info.width}x{info.height} is no aligned face, which is square; leave out "
         "--aligned to find the faces"
       )
+    total = command.frame_total(reader, *args.frames)
+    command.check_count(args.output, total)
     width = 2 * size if args.side_by_side else size
     taken: collections.deque[video.Frame] = collections.deque()
 
@@ -82,8 +87,8 @@ def restore_aligned(args: argparse.Namespace) -> None:
     began, count = time.monotonic(), 0
     with (
       _writer(args, size, width, info) as writer,
-      contextlib.closing(video.prefetch(reader)) as frames,
-      _bar("restoring", command.frame_total(reader, *args.frames)) as bar,
+      contextlib.closing(video.prefetch(command.counted_for(args.output, reader))) as frames,
+      _bar("restoring", total) as bar,
     ):
       for restored in restore(faces(frames)):
         frame, image = taken.popleft(), restored[0]
@@ -173,8 +178,9 @@ def _find(args: argparse.Namespace, size: int) -> tuple[list[Face], int, str | N
     if args.background:
       _open_background(args).close()
     total = command.frame_total(reader, *args.frames)
+    command.check_count(args.output, total)
     with (
-      contextlib.closing(video.prefetch(reader)) as frames,
+      contextlib.closing(video.prefetch(command.counted_for(args.output, reader))) as frames,
       _bar("finding faces", total) as bar,
     ):
       images = (_told(bar, frame).image for frame in frames)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import re
-import sys
 import warnings
-from collections.abc import Iterator
-
-import tqdm
+from collections.abc import Iterable, Iterator
 
 from vsr_jax import images, spool, video
-from vsr_jax.errors import Parser, UserError
+from vsr_jax.errors import Parser, UserError, show_warning
+from vsr_jax.frames_folder import several_frames
 
 LARGEST_SIDE = 16_384  # of H.264 pictures as x264 takes them
 
@@ -140,16 +138,31 @@ def check_size(path: str, height: int, width: int) -> None:
     )
 
 
+def check_count(path: str | None, total: int | None) -> None:
+  """Raises `UserError` if the output is a picture and there are known to be more frames."""
+  if path is not None and total is not None and total > 1 and video.holds_one_frame(path):
+    raise several_frames(path)
+
+
+def counted_for(path: str | None, frames: Iterable[video.Frame]) -> Iterator[video.Frame]:
+  """Passes frames on; if the output is a picture, `UserError` where two are wanted, before any."""
+  frames = iter(frames)
+  if path is not None and video.holds_one_frame(path):
+    held, wanted = [], 0
+    for frame in frames:
+      held.append(frame)
+      wanted += not frame.is_context
+      check_count(path, wanted)
+    frames = iter(held)
+  yield from frames
+
+
 @contextlib.contextmanager
 def shown_warnings() -> Iterator[None]:
   """Within it each warning is one line above the progress bar."""
   with warnings.catch_warnings():
-    warnings.showwarning = _show_warning
+    warnings.showwarning = show_warning
     yield
-
-
-def _show_warning(message: Warning, *_args, **_kwargs) -> None:
-  tqdm.tqdm.write(f"warning: {message}", file=sys.stderr)
 
 
 @contextlib.contextmanager
