@@ -22,7 +22,7 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import cv2
 import numpy as np
@@ -316,6 +316,29 @@ def _parse() -> argparse.Namespace:
     metavar="W",
     help="from 0, the codebook's face, to 1, the input's; default: 1",
   )
+  _add_choice_arguments(add)
+  add("--upscale", type=float, default=1.0, metavar="S", help="of the frames; default: 1")
+  add("--background", metavar="VIDEO", help="what to paste into: the whole clip, enlarged")
+  add("--detector", choices=detector.NAMES, default="mtcnn", help="default: mtcnn, which ships")
+  add("--detector-weights", metavar="FILE", help="the checkpoint of another detector")
+  add(
+    "--alignment",
+    choices=("lmeds", "least_squares"),
+    default="lmeds",
+    help="robust, as released; or by all five landmarks, which is steadier",
+  )
+  add("--parsenet", metavar="FILE", help="parsing_parsenet.pth: paste only what is face and hair")
+  add("--draw-boxes", action="store_true", help="draw the faces found over the output")
+  add("--save-crops", metavar="DIR", help="write the aligned and the restored faces as PNGs")
+  add("--strip", metavar="FILE.png", help="a picture of a few frames: input, aligned, restored")
+  add("--side-by-side", action="store_true", help="put the input at the left")
+  args = parser.parse_args()
+  _check_arguments(parser, args)
+  return args
+
+
+def _add_choice_arguments(add: Callable) -> None:
+  """Adds what says which faces are restored."""
   add("--faces", choices=("largest", "all"), default="largest", help="which faces of a frame")
   add("--tracks", type=_numbers, metavar="N,N", help="the faces of these numbers, see --list-faces")
   add(
@@ -344,24 +367,6 @@ def _parse() -> argparse.Namespace:
     help="leave alone faces whose fine detail has at least "
     f"{sharpness.THRESHOLD:g} of the contrast of coarse structure, see docs/faces.md",
   )
-  add("--upscale", type=float, default=1.0, metavar="S", help="of the frames; default: 1")
-  add("--background", metavar="VIDEO", help="what to paste into: the whole clip, enlarged")
-  add("--detector", choices=detector.NAMES, default="mtcnn", help="default: mtcnn, which ships")
-  add("--detector-weights", metavar="FILE", help="the checkpoint of another detector")
-  add(
-    "--alignment",
-    choices=("lmeds", "least_squares"),
-    default="lmeds",
-    help="robust, as released; or by all five landmarks, which is steadier",
-  )
-  add("--parsenet", metavar="FILE", help="parsing_parsenet.pth: paste only what is face and hair")
-  add("--draw-boxes", action="store_true", help="draw the faces found over the output")
-  add("--save-crops", metavar="DIR", help="write the aligned and the restored faces as PNGs")
-  add("--strip", metavar="FILE.png", help="a picture of a few frames: input, aligned, restored")
-  add("--side-by-side", action="store_true", help="put the input at the left")
-  args = parser.parse_args()
-  _check_arguments(parser, args)
-  return args
 
 
 def _numbers(text: str) -> list[int]:

@@ -16,41 +16,55 @@ _SURE = 0.9995
 # 0.7 to 0.999; turned rightly it leaves much less doubt. So by this a turn must be less in doubt.
 _LESS_DOUBT = 10
 
+_EVERY = 4  # frames with faces in doubt, of which one is looked at turned
+
 
 def turning(detect: Detector) -> Detector:
   """Makes a detector that looks at a frame turned where it is not sure of what it finds.
 
-  It begins with the turn that worked last, or upright. Where that leaves doubt, others are tried:
-  one more pass a frame, so in a clip without faces each turn in every third frame; all at the
-  clip's first frame and after surer ones, so that a picture's faces and those of a clip that turns
-  are found at once. The order of frames matters, so make one for each clip.
+  It begins with the turn that worked last, or upright. All others are tried at the clip's first
+  frame if it leaves doubt, so that a picture's faces are found, and where a clip's faces are gone;
+  where there are still none, one more a frame, and while faces are in doubt, one in a few frames.
+  So a clip without faces takes twice the time. The order of frames matters: make one for each clip.
 
   Returns:
     the function from a frame to its `Detections`, all of one turn. Landmarks keep their order as
     the upright face has it: of a face upside down the first eye is at the picture's right.
   """
-  turn, doubtful = 0, 0  # the last turn, and for how many frames nothing was sure
+  turn, missed, doubtful, tried = 0, False, 0, 0
+  first = True
+
+  def look(frame: np.ndarray, turn: int) -> Detections:
+    found = detect(np.ascontiguousarray(np.rot90(frame, turn)) if turn else frame)
+    return turned_back(found, turn, *frame.shape[:2])
+
+  def others(found: Detections) -> list[int]:
+    """Which turns to try next."""
+    nonlocal first, missed, doubtful, tried
+    turns = [other for other in TURNS if other != turn]
+    everything = first or not (missed or len(found))
+    first, missed = False, not len(found)
+    if _doubt(found) <= 1 - _SURE:
+      return []
+    if everything:
+      return turns
+    if len(found):
+      doubtful += 1
+      if doubtful % _EVERY:
+        return []
+    tried += 1
+    return [turns[tried % len(turns)]]
 
   def detect_turned(frame: np.ndarray) -> Detections:
-    nonlocal turn, doubtful
-
-    def look(turn: int) -> Detections:
-      found = detect(np.ascontiguousarray(np.rot90(frame, turn)) if turn else frame)
-      return turned_back(found, turn, *frame.shape[:2])
-
-    found = look(turn)
-    if _doubt(found) <= 1 - _SURE:
-      doubtful = 0
-      return found
-    others = [other for other in TURNS if other != turn]
-    if doubtful:
-      others = [others[doubtful % len(others)]]
-    best, other = min(((look(other), other) for other in others), key=lambda x: _doubt(x[0]))
+    nonlocal turn, missed
+    found = look(frame, turn)
+    seen = [(look(frame, other), other) for other in others(found)]
+    best, other = min(seen, key=lambda x: _doubt(x[0]), default=(found, turn))
     if _doubt(best) * _LESS_DOUBT < _doubt(found):
-      found, turn = best, other
-    elif not len(found):
+      turn, missed = other, False
+      return best
+    if not len(found):
       turn = 0
-    doubtful = doubtful + 1 if _doubt(found) > 1 - _SURE else 0
     return found
 
   return detect_turned

@@ -104,6 +104,12 @@ def test_after_frames_without_a_face_a_turned_one_is_found_within_three(turn):
   assert found[-1] == 1
 
 
+def test_faces_in_doubt_cost_little():
+  assert passes([marked(230)] * 8) == ([4, 1, 1, 1, 2, 1, 1, 1], [1] * 8)
+  looks, _ = passes([marked(255), marked(230)] * 8)
+  assert sum(looks) == 18
+
+
 def test_a_doubtful_turn_does_not_replace_an_upright_face():
   frame = marked(230)
   frame[-1, -1] = 235
