@@ -181,9 +181,9 @@ def _find(args: argparse.Namespace, size: int) -> tuple[list[Face], int, str | N
     command.check_count(args.output, total)
     with (
       contextlib.closing(video.prefetch(command.counted_for(args.output, reader))) as frames,
-      _bar("finding faces", total) as bar,
+      contextlib.closing(_counted(frames, "finding faces", total)) as counted,
     ):
-      images = (_told(bar, frame).image for frame in frames)
+      images = (frame.image for frame in counted)
       choice = Choice(
         args.faces, args.min_face, args.min_score, args.tracks, skip_sharp=args.skip_sharp
       )
@@ -263,15 +263,10 @@ def _bar(what: str, total: int | None) -> tqdm.tqdm:
   return tqdm.tqdm(total=total, unit="frame", desc=what)
 
 
-def _told(bar: tqdm.tqdm, frame: video.Frame) -> video.Frame:
-  bar.update(not frame.is_context)
-  return frame
-
-
 def _counted(items, what: str, total: int | None) -> Iterator:
   with _bar(what, total) as bar:
     for item in items:
-      bar.update()
+      bar.update(not (isinstance(item, video.Frame) and item.is_context))
       yield item
 
 
