@@ -22,7 +22,7 @@ from vsr_jax.files import naming
 from vsr_jax.images import read_image as read_image
 from vsr_jax.threads import prefetch as prefetch
 from vsr_jax.video_decode import VideoInfo
-from vsr_jax.video_encode import CONTAINERS, open_video
+from vsr_jax.video_encode import CONTAINERS, VideoSink
 from vsr_jax.video_reader import Frame as Frame
 from vsr_jax.video_reader import Reader as Reader
 from vsr_jax.video_reader import open_reader as open_reader
@@ -125,11 +125,10 @@ def open_writer(
 
   Args:
     path: the output.
-    height: pixels.
-    width: pixels.
+    height: pixels; `width` likewise.
     frame_rate: frames a second.
-    source: the clip that the frames come from: its sound between the first and the last frame
-      written comes along, its pixel aspect too, and it is not overwritten.
+    source: the clip that the frames come from, which is not overwritten: its sound while they are
+      shown comes along, and subtitles, chapters, tags and pixel aspect where the container can.
     quality: H.264's constant rate factor, 1 (best) to 51; 0 is lossless RGB.
 
   Yields:
@@ -138,6 +137,9 @@ def open_writer(
   Raises:
     UserError: see `check_output`.
     OSError: the disk is full (ENOSPC), or writing failed otherwise.
+
+  Warns:
+    UserWarning: the container does not take all of the source, or its sound is damaged.
   """
   check_output(path, source and source.path)
   target, suffix = os.path.realpath(path), _output_form(path)
@@ -149,7 +151,7 @@ def open_writer(
       if not suffix:
         sink = frames_folder.FolderSink(part)
       elif suffix in CONTAINERS:
-        sink = open_video(part, suffix, height, width, frame_rate, quality, source)
+        sink = VideoSink(part, suffix, height, width, frame_rate, quality, source)
       else:
         sink = frames_folder.ImageSink(part, suffix, path)
     writer = Writer(sink, path, height, width, frame_rate)

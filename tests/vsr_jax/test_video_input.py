@@ -121,7 +121,7 @@ def test_few_pictures_under_long_sound_are_whole(tmp_path, name, count):
 
 def test_the_default_one_of_several_picture_streams_is_taken(tmp_path):
   with av.open(str(tmp_path / "a.mkv"), "w") as file:
-    for size, disposition in [(32, 0), (64, Disposition.default)]:
+    for size, disposition in [(32, 0), (64, Disposition.default.value)]:
       stream = file.add_stream("ffv1", rate=25)
       stream.width, stream.height, stream.pix_fmt = size, size, "yuv420p"
       stream.disposition = disposition
@@ -170,6 +170,18 @@ def test_pictures_that_are_not_marked_are_deinterlaced_on_demand(tmp_path):
   assert combs(whole.image) < combs(combed.image) / 4
 
 
+def open_arguments(path) -> argparse.Namespace:
+  """What `command.open_input` takes."""
+  return argparse.Namespace(
+    input=path,
+    output="out.mp4",
+    frames=(0, None),
+    deinterlace=False,
+    max_pixels=2**26,
+    quality=18,
+  )
+
+
 def test_what_the_frames_will_lack_is_told_before_work(tmp_path, capsys):
   make_interlaced(tmp_path / "fields.ts")
   encode(tmp_path / "plain.mp4", grey_levels(2))
@@ -183,13 +195,14 @@ def test_what_the_frames_will_lack_is_told_before_work(tmp_path, capsys):
   assert video.probe(str(tmp_path / "plain.mp4")).notes == ()
   with video.open_reader(str(tmp_path / "fields.ts"), deinterlace=True) as reader:
     assert reader.info.notes == ()
-  args = argparse.Namespace(
-    input=f"{tmp_path}/pq.mkv", frames=(0, None), deinterlace=False, max_pixels=2**26
-  )
+  args = open_arguments(f"{tmp_path}/pq.mkv")
   with command.readable(args.input, None) as args.copies:
     for tell in (True, False):
       command.open_input(args, tell=tell).close()
   assert capsys.readouterr().out.count("note: ") == 1
+  args.quality = 0
+  command.open_input(args).close()
+  assert "note: out.mp4: lossless RGB, which few players show" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -295,9 +308,7 @@ def test_a_pipe_is_read_twice_by_its_copy(tmp_path, temporary, capsys):
   encode(tmp_path / "a.mkv", grey_levels(8))
   os.mkfifo(tmp_path / "pipe")
   fill(tmp_path / "pipe", (tmp_path / "a.mkv").read_bytes())
-  args = argparse.Namespace(
-    input=f"{tmp_path}/pipe", frames=(0, None), deinterlace=False, max_pixels=2**26
-  )
+  args = open_arguments(f"{tmp_path}/pipe")
   with command.readable(args.input, None) as args.copies:
     for _ in range(2):
       with command.open_input(args) as reader:
