@@ -270,7 +270,7 @@ def _told(bar: tqdm.tqdm, frame: video.Frame) -> video.Frame:
 def _counted(items, what: str, total: int | None) -> Iterator:
   with progress.bar(what, total) as bar:
     for item in items:
-      bar.update()
+      bar.update(not (isinstance(item, video.Frame) and item.is_context))
       yield item
 
 

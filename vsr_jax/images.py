@@ -18,8 +18,8 @@ from vsr_jax.image_headers import Header, damage, read_header
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".webp")
 
-# Of a picture or a video's frame unless the caller raises it: 8192x8192, two frames of 8K. Decoding
-# takes up to 10 bytes a pixel, so 0.7 GB.
+# Of a picture or a video's frame unless the caller raises it: 8192x8192, two frames of 8K. Reading
+# one of 16 bits takes 18 bytes a pixel with its file, so 1.2 GB.
 MAX_PIXELS = 2**26
 MOST_PIXELS = 2**30  # that OpenCV decodes
 _MAX_BYTES_A_PIXEL = 8  # of a file: four uncompressed channels of 16 bits
