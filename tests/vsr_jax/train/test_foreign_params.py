@@ -68,7 +68,9 @@ def test_reads_that_end_late_are_not_told(tmp_path, monkeypatch):
   told = []
   monkeypatch.setattr(sys, "unraisablehook", told.append)
   export_params(tmp_path / "x", {"net": {"a": np.ones(4, np.float32)}}, {})
-  shutil.rmtree(tmp_path / "x" / "params" / "ocdbt.process_0")
+  for path in (tmp_path / "x" / "params").rglob("*"):
+    if path.is_file():
+      path.write_bytes(path.read_bytes()[:20])
   for _ in range(2):
     with pytest.raises(UserError, match="x: damaged, its params cannot be read"):
       restore_params(tmp_path / "x")
