@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 JOBS ?= 2
+SEED ?= 0
 REFERENCE ?=
 REFERENCE_PYTHON ?=
 KEEP_REFERENCE ?=
@@ -9,12 +10,13 @@ KEEP_REFERENCE ?=
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help demo test test-full lint bench
+.PHONY: help demo test test-full fuzz lint bench
 
 help:
 	@echo "make demo                 restore the packaged clip with the packaged weights: demo_output/"
 	@echo "make test                 all tests but the slow ones (JOBS=$(JOBS) processes)"
 	@echo "make test-full            all tests"
+	@echo "make fuzz                 damaged files, killed runs and runs beside each other (SEED=$(SEED))"
 	@echo "make lint                 ruff: rules and format"
 	@echo "make bench REFERENCE=DIR  time and memory a frame; against the released PyTorch code in DIR, if given"
 	@echo "                          (KEEP_REFERENCE=DIR: KEEP's; REFERENCE_PYTHON=PATH: one that has PyTorch)"
@@ -28,6 +30,9 @@ test: $(STAMP)
 
 test-full: $(STAMP)
 	$(BIN)/python -m pytest -n $(JOBS)
+
+fuzz: $(STAMP)
+	$(BIN)/python -m tests.fuzz --seed $(SEED) --jobs $(JOBS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

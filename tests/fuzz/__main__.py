@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def _parse() -> argparse.Namespace:
-  parser = errors.Parser(prog="tests.fuzz", description=__doc__.partition("\n")[0])
+  parser = errors.Parser("tests.fuzz", __doc__)
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of damaged files")
   parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at once")

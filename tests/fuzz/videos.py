@@ -82,7 +82,7 @@ def restore(source: pathlib.Path, target: pathlib.Path) -> None:
     contextlib.closing(video.prefetch(reader)) as frames,
   ):
     for frame in frames:
-      writer.write(frame.image, frame.time)
+      writer.write(frame.image, frame.time, frame.duration, frame.name)
 
 
 def damaged_videos(folder: pathlib.Path, count: int, seed: int) -> Iterator[Case]:
