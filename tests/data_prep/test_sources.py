@@ -241,6 +241,7 @@ MEMBER = "clips/a/0001.png"
     (in_directory(MEMBER, 42, b"\xff\xff\xff\x00"), "damaged"),  # its place
     (in_directory(MEMBER, 42, b"\x00\x00\x00\x00"), "damaged"),
   ],
+  ids=lambda x: x if isinstance(x, str) else "edit",
 )
 def test_a_bad_file_of_a_zip_is_named_and_the_others_are_read(tmp_path, edit, message):
   place = zip_of(tmp_path / "set.zip", edit)
