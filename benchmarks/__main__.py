@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Sequence
 
 from benchmarks import compare, compare_keep, data, report, workload
-from vsr_jax import errors
+from vsr_jax import errors, files
 from vsr_jax.errors import UserError
 
 PARTS = {
@@ -37,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     raise UserError(f"{args.reference}: no model.py; give a checkout of the released FMA-Net")
   if args.video and not args.video.exists():
     raise UserError(f"{args.video}: no such file; name a video or a folder of frames")
+  files.check_folder(args.out)
   with tempfile.TemporaryDirectory(prefix="benchmarks-") as scratch:
     settings = compare.Settings(
       scratch=pathlib.Path(scratch),

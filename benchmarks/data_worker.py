@@ -26,6 +26,7 @@ import numpy as np
 from benchmarks import workload
 from data_prep import clips, degrade, face_degrade, face_pipeline, pipeline
 from vsr_jax import errors, video
+from vsr_jax.images import encode_image
 
 VERSIONS = {
   name: importlib.metadata.version(name) for name in ("grain", "numpy", "opencv-python-headless")
@@ -112,7 +113,7 @@ def _resize(frame: np.ndarray, width: int, height: int | None = None) -> np.ndar
 
 def _write(path: pathlib.Path, image: np.ndarray) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_bytes(cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes())
+  path.write_bytes(encode_image(image))
 
 
 def training_batches(name: str, root: pathlib.Path, size: int, repeats: int) -> grain.MapDataset:

@@ -24,7 +24,7 @@ import sys
 from collections.abc import Iterator
 
 from data_prep import records
-from vsr_jax import errors, progress
+from vsr_jax import errors, files, progress
 from vsr_jax.errors import UserError
 
 DATASETS = ("reds", "vfhq", "gopro")
@@ -53,6 +53,7 @@ def main() -> None:
       f"{args.manual_dir}: no such folder of downloads; python -m data_prep.build {args.dataset} "
       "--instructions tells what to put there"
     )
+  files.check_folder(args.data_dir)
   builder = builder_class(config=args.config or names[0], data_dir=args.data_dir)
   builder.partial = args.partial
   folder = pathlib.Path(builder.data_dir)

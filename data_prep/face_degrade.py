@@ -23,7 +23,7 @@ import av
 import cv2
 import numpy as np
 
-from vsr_jax import errors, video
+from vsr_jax import errors, files, video
 from vsr_jax.errors import UserError
 from vsr_jax.files import write_whole
 from vsr_jax.images import encode_image
@@ -303,6 +303,7 @@ def main() -> None:
     parser.error("--frames must be positive, --size a multiple of 8, --start not negative")
   if args.out.suffix.lower() != ".png":
     parser.error(f"{args.out}: the picture is a .png")
+  files.check_place(args.out)
   frames = np.stack(list(_squares(args.clip, args.start, args.frames, args.size)))
   write_whole(args.out, encode_image(draw_strip(frames, args.seed)))
   print(f"{args.out}: the clip, then {', '.join(PRESETS)}")

@@ -43,6 +43,8 @@ class Source(NamedTuple):
 def main() -> None:
   """Runs the command; see the module's docstring and `--help`."""
   args = _parse()
+  for place in (args.out, args.out / meta_info.FOLDER):
+    files.check_folder(place)
   found = find_clips(args.inputs)
   detect = detector.make_detector(args.detector, args.detector_weights)
   with command.shown_warnings(), locked(args.out):

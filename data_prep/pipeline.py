@@ -11,7 +11,6 @@ all models share, and FMA-Net's samples; KEEP's are in `face_pipeline.py`.
 from __future__ import annotations
 
 import json
-import signal
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from absl import flags
 from data_prep import clips as clips_lib
 from data_prep.clips import Clip
 from vsr_jax.errors import UserError
+from vsr_jax.processes import start_worker
 
 
 class Windows:
@@ -250,8 +250,7 @@ def _start(dataset: grain.MapDataset, workers: int) -> grain.DatasetIterator:
 
 def _start_worker(index: int, count: int) -> None:
   del index, count
-  for number in (signal.SIGINT, signal.SIGTERM):  # they reach the parent, too, which ends workers
-    signal.signal(number, signal.SIG_IGN)
+  start_worker()
   cv2.setNumThreads(1)
 
 

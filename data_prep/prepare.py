@@ -18,7 +18,6 @@ import os
 import pathlib
 import queue
 import shutil
-import signal
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator
@@ -32,6 +31,7 @@ from vsr_jax import command, errors, files, progress, video
 from vsr_jax.errors import UserError
 from vsr_jax.images import encode_image
 from vsr_jax.locks import locked
+from vsr_jax.processes import start_worker
 
 HIGH_FRAME_RATE = 100  # from here on frames are averaged without interpolation
 ORDINARY_RATE = 30  # the rate that high-frame-rate footage is brought to, about
@@ -45,6 +45,8 @@ def main() -> None:
   """Runs the command; see the module's docstring and `--help`."""
   args = _parse()
   sources = _named_sources(args)
+  for folder in (".", *clips.STREAMS):
+    files.check_folder(args.out / folder)
   with contextlib.ExitStack() as stack:
     for folder in (args.out, args.out / flow_store.FOLDER):
       if folder == args.out or folder.is_dir():
@@ -224,8 +226,7 @@ def _work(
 
   It ends when there are no more jobs or when it is told to stop.
   """
-  for number in (signal.SIGINT, signal.SIGTERM):  # they come to the parent, too, which says stop
-    signal.signal(number, signal.SIG_IGN)
+  start_worker()
   cv2.setNumThreads(1)
   warnings.simplefilter("ignore", UserWarning)  # of damaged videos: the summary tells
   while not stop.is_set() and (job := todo.get()) is not None:

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from data_prep import records
-from vsr_jax import errors
+from vsr_jax import errors, files
 from vsr_jax.errors import UserError
 from vsr_jax.files import write_whole
 from vsr_jax.images import encode_image
@@ -46,6 +46,8 @@ def main() -> None:
     args.output = pathlib.Path(f"{args.name.replace('/', '_')}.png")
   if args.output.suffix.lower() != ".png":
     raise UserError(f"{args.output}: the sheet is a PNG; name a file that ends in .png")
+  files.check_place(args.output)
+  files.remove_left(args.output.parent, args.output.name)
   folder = records.find_folder(args.name, args.data_dir)
   names = records.splits(folder)
   for split in names:

@@ -20,7 +20,7 @@ import numpy as np
 from fmanet_jax.weights import PREFIXES, convert_released, split_networks
 from vsr_jax import errors, progress, torch_files
 from vsr_jax.errors import UserError
-from vsr_jax.train.checkpoint import export_params
+from vsr_jax.train.checkpoint import check_export, export_params
 
 WRAPPERS = ("model_D_state_dict", "model_R_state_dict", "state_dict")
 ENCODER = "feature_extractor."  # of both networks
@@ -49,6 +49,7 @@ def convert(files: Sequence[str], folder: str) -> None:
   for file in files:
     if pathlib.Path(folder).resolve() in pathlib.Path(file).resolve().parents:
       raise UserError(f"{folder}: holds the input {file}; choose another folder")
+  check_export(folder)
   states: dict[str, State] = {}
   origin: dict[str, str] = {}
   for file in files:

@@ -47,8 +47,10 @@ def main() -> None:
       f"{inference.DEMO_WEIGHTS}: the demonstration weights are missing; get the whole repository, "
       "or name other weights with --checkpoint"
     )
+  files.check_folder(args.out)
   restorer = inference.Restorer(*inference.load(args.checkpoint))
   files.make_folder(args.out)
+  video.check_output(str(args.out / "side_by_side.png"))
   files.remove_left(args.out)
   report = evaluate.Report(
     "FMA-Net", {"data": CLIP.name, "checkpoint": args.checkpoint, "left_out_at_each_end": 0}

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import jax
 import numpy as np
@@ -39,6 +39,8 @@ def main() -> None:
 
 def restore(reader: video.Reader, args: argparse.Namespace) -> None:
   """Restores the frames that a reader gives, as the command line says."""
+  total = command.frame_total(reader, *args.frames)
+  command.check_count(args.output, total)
   model, params = inference.load(args.checkpoint, args.dtype)
   mesh = make_mesh() if jax.device_count() > 1 else None
   restorer = inference.Restorer(model, params, mesh)
@@ -49,14 +51,14 @@ def restore(reader: video.Reader, args: argparse.Namespace) -> None:
   tile = args.tile or inference.fitting_tile(restorer, info.height, info.width)
   if tile != args.tile:
     print(f"note: whole frames do not fit the memory; restoring by tiles of {tile} pixels")
-  total = command.frame_total(reader, *args.frames)
+  frames = command.counted_for(args.output, reader)
   count = 0
   with (
     progress.Clock() as clock,
     video.open_writer(
       args.output, height, shown_width, info.frame_rate, source=info, quality=args.quality
     ) as writer,
-    contextlib.closing(restored(restorer, reader, tile)) as results,
+    contextlib.closing(restored(restorer, frames, tile)) as results,
     progress.bar("restoring", total) as bar,
   ):
     for frame, image in results:
@@ -69,7 +71,7 @@ def restore(reader: video.Reader, args: argparse.Namespace) -> None:
 
 
 def restored(
-  restorer: inference.Restorer, reader: video.Reader, tile: int | None
+  restorer: inference.Restorer, clip: Iterable[video.Frame], tile: int | None
 ) -> Iterator[tuple[video.Frame, np.ndarray]]:
   """Yields every frame of a clip but the context with its restored image, uint8 [sh sw 3]."""
   taken: collections.deque[video.Frame] = collections.deque()
@@ -79,7 +81,7 @@ def restored(
       taken.append(frame)
       yield frame.image
 
-  with contextlib.closing(video.prefetch(reader)) as frames:
+  with contextlib.closing(video.prefetch(clip)) as frames:
     for image in inference.restore_frames(restorer, images(frames), tile):
       frame = taken.popleft()
       if not frame.is_context:

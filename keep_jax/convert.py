@@ -23,7 +23,7 @@ from keep_jax.weights import CODEFORMER, convert_released
 from vsr_jax import errors, progress, torch_files
 from vsr_jax.errors import UserError
 from vsr_jax.flow import gmflow_weights, released
-from vsr_jax.train.checkpoint import export_params
+from vsr_jax.train.checkpoint import check_export, export_params
 
 # Of KEEP and CodeFormer, whose average is what the released code restores with, and of GMFlow.
 WRAPPERS = ("params_ema", "params", "model")
@@ -54,6 +54,7 @@ def convert(file: str, folder: str, flow: str | None = None) -> None:
   for path in files:
     if pathlib.Path(folder).resolve() in pathlib.Path(path).resolve().parents:
       raise UserError(f"{folder}: holds the input {path}; choose another folder")
+  check_export(folder)
   state = torch_files.unwrap(torch_files.load(file), WRAPPERS, file)
   model = None
   if _has(state, "backbone."):

@@ -28,6 +28,7 @@ from vsr_jax.video import Frame
 StreamTracks = Callable[
   [Iterable[Mapping[Hashable, np.ndarray]]], Iterator[Mapping[Hashable, np.ndarray]]
 ]
+Arrays = dict[int, np.ndarray]  # by the number of the face
 Masks = Callable[[np.ndarray], np.ndarray]  # uint8 [b s s 3] -> float32 [b s s]; face_masks
 
 
@@ -150,17 +151,13 @@ def restore_faces(
     UserError: the background ends before the clip, or see `paste.enlarged_size`.
   """
   seconds = collections.Counter() if seconds is None else seconds
-  waiting: collections.deque[tuple[Frame, dict[int, np.ndarray], dict[int, np.ndarray]]] = (
-    collections.deque()
-  )
+  waiting: collections.deque[tuple[Frame, Arrays, Arrays]] = collections.deque()
 
   def aligned():
     for t, frame in enumerate(frames):
       with _timed(seconds, "align"):
-        there = [i for i, face in enumerate(faces) if face.is_face and face.is_there(t)]
-        there.sort(key=lambda i: faces[i].sizes[t - faces[i].track.start])
-        matrices = {i: faces[i].seen_at(t) for i in there}
-        chosen = {i: m for i in sorted(there) if (m := faces[i].at(t)) is not None}
+        matrices = {i: faces[i].seen_at(t) for i in _back_to_front(faces, t)}
+        chosen = {i: m for i in sorted(matrices) if (m := faces[i].at(t)) is not None}
         crops = {i: align.align(frame.image, m, size) for i, m in chosen.items()}
       waiting.append((frame, matrices, crops))
       yield crops
@@ -169,8 +166,7 @@ def restore_faces(
     frame, matrices, crops = waiting.popleft()
     with _timed(seconds, "paste"):
       restored = {i: _as_grey_as(crops[i], face) for i, face in restored.items()}
-      parts = masks(np.stack(list(restored.values()))) if masks and restored else ()
-      parts = dict(zip(restored, parts, strict=False))
+      parts = _masks_of(restored, masks)
       image = paste.paste(
         frame.image,
         [restored.get(i) for i in matrices],
@@ -181,6 +177,18 @@ def restore_faces(
         apart=True,
       )
     yield Restored(frame, image, crops, restored)
+
+
+def _back_to_front(faces: Sequence[Face], t: int) -> list[int]:
+  """The numbers of a frame's faces, restored or not."""
+  there = [i for i, face in enumerate(faces) if face.is_face and face.is_there(t)]
+  return sorted(there, key=lambda i: faces[i].sizes[t - faces[i].track.start])
+
+
+def _masks_of(faces: Arrays, masks: Masks | None) -> Arrays:
+  if not masks or not faces:
+    return {}
+  return dict(zip(faces, masks(np.stack(list(faces.values()))), strict=True))
 
 
 def _as_grey_as(crop: np.ndarray, face: np.ndarray) -> np.ndarray:

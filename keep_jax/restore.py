@@ -17,20 +17,20 @@ import argparse
 import collections
 import contextlib
 import functools
+import glob
 import os
 import re
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import cv2
 import numpy as np
-import tqdm
 
 from keep_jax import inference, show
 from keep_jax.choice import Choice, Face
 from keep_jax.faces import Restored, StreamTracks, find_faces, restore_faces, unchanged
-from vsr_jax import command, errors, progress, video
+from vsr_jax import command, errors, files, progress, video
 from vsr_jax.errors import UserError
 from vsr_jax.faces import align, detector, parsenet, paste, sharpness, tracks, turned
 
@@ -54,8 +54,10 @@ def _check_paths(args: argparse.Namespace) -> None:
   for path in filter(None, (args.output, args.strip)):
     for source in filter(None, (args.input, args.background)):
       video.check_output(path, source)
-  if args.save_crops and os.path.lexists(args.save_crops) and not os.path.isdir(args.save_crops):
-    raise UserError(f"{args.save_crops}: is a file; name a folder for the crops")
+  if args.save_crops:
+    files.check_folder(args.save_crops)
+    for path in glob.glob(os.path.join(glob.escape(args.save_crops), "face_*")):
+      video.check_output(path)  # of an earlier run, to be replaced
   outputs = filter(None, (args.output, args.strip, args.save_crops))
   places = [os.path.realpath(path) for path in outputs]
   if len(set(places)) < len(places):
@@ -72,6 +74,8 @@ def restore_aligned(args: argparse.Namespace) -> None:
         f"{args.input}: {info.width}x{info.height} is no aligned face, which is square; leave out "
         "--aligned to find the faces"
       )
+    total = command.frame_total(reader, *args.frames)
+    command.check_count(args.output, total)
     width = 2 * size if args.side_by_side else size
     taken: collections.deque[video.Frame] = collections.deque()
 
@@ -84,8 +88,8 @@ def restore_aligned(args: argparse.Namespace) -> None:
     count = 0
     with (
       _writer(args, size, width, info) as writer,
-      contextlib.closing(video.prefetch(reader)) as frames,
-      progress.bar("restoring", command.frame_total(reader, *args.frames)) as bar,
+      contextlib.closing(video.prefetch(command.counted_for(args.output, reader))) as frames,
+      progress.bar("restoring", total) as bar,
     ):
       for restored in restore(faces(frames)):
         frame, image = taken.popleft(), restored[0]
@@ -176,11 +180,12 @@ def _find(args: argparse.Namespace, size: int) -> tuple[list[Face], int, str | N
     if args.background:
       _open_background(args).close()
     total = command.frame_total(reader, *args.frames)
+    command.check_count(args.output, total)
     with (
-      contextlib.closing(video.prefetch(reader)) as frames,
-      progress.bar("finding faces", total) as bar,
+      contextlib.closing(video.prefetch(command.counted_for(args.output, reader))) as frames,
+      contextlib.closing(_counted(frames, "finding faces", total)) as counted,
     ):
-      images = (_told(bar, frame).image for frame in frames)
+      images = (frame.image for frame in counted)
       choice = Choice(
         args.faces, args.min_face, args.min_score, args.tracks, skip_sharp=args.skip_sharp
       )
@@ -256,15 +261,10 @@ def _look_ahead(args: argparse.Namespace) -> int:
   return args.look_ahead if args.mode == "stream" and not args.identity else 0
 
 
-def _told(bar: tqdm.tqdm, frame: video.Frame) -> video.Frame:
-  bar.update(not frame.is_context)
-  return frame
-
-
 def _counted(items, what: str, total: int | None) -> Iterator:
   with progress.bar(what, total) as bar:
     for item in items:
-      bar.update()
+      bar.update(not (isinstance(item, video.Frame) and item.is_context))
       yield item
 
 
@@ -304,6 +304,29 @@ def _parse() -> argparse.Namespace:
     metavar="W",
     help="from 0, the codebook's face, to 1, the input's; default: 1",
   )
+  _add_choice_arguments(add)
+  add("--upscale", type=float, default=1.0, metavar="S", help="of the frames; default: 1")
+  add("--background", metavar="VIDEO", help="what to paste into: the whole clip, enlarged")
+  add("--detector", choices=detector.NAMES, default="mtcnn", help="default: mtcnn, which ships")
+  add("--detector-weights", metavar="FILE", help="the checkpoint of another detector")
+  add(
+    "--alignment",
+    choices=("lmeds", "least_squares"),
+    default="lmeds",
+    help="robust, as released; or by all five landmarks, which is steadier",
+  )
+  add("--parsenet", metavar="FILE", help="parsing_parsenet.pth: paste only what is face and hair")
+  add("--draw-boxes", action="store_true", help="draw the faces found over the output")
+  add("--save-crops", metavar="DIR", help="write the aligned and the restored faces as PNGs")
+  add("--strip", metavar="FILE.png", help="a picture of a few frames: input, aligned, restored")
+  add("--side-by-side", action="store_true", help="put the input at the left")
+  args = parser.parse_args()
+  _check_arguments(parser, args)
+  return args
+
+
+def _add_choice_arguments(add: Callable) -> None:
+  """Adds what says which faces are restored."""
   add("--faces", choices=("largest", "all"), default="largest", help="which faces of a frame")
   add("--tracks", type=_numbers, metavar="N,N", help="the faces of these numbers, see --list-faces")
   add(
@@ -332,24 +355,6 @@ def _parse() -> argparse.Namespace:
     help="leave alone faces whose fine detail has at least "
     f"{sharpness.THRESHOLD:g} of the contrast of coarse structure, see docs/faces.md",
   )
-  add("--upscale", type=float, default=1.0, metavar="S", help="of the frames; default: 1")
-  add("--background", metavar="VIDEO", help="what to paste into: the whole clip, enlarged")
-  add("--detector", choices=detector.NAMES, default="mtcnn", help="default: mtcnn, which ships")
-  add("--detector-weights", metavar="FILE", help="the checkpoint of another detector")
-  add(
-    "--alignment",
-    choices=("lmeds", "least_squares"),
-    default="lmeds",
-    help="robust, as released; or by all five landmarks, which is steadier",
-  )
-  add("--parsenet", metavar="FILE", help="parsing_parsenet.pth: paste only what is face and hair")
-  add("--draw-boxes", action="store_true", help="draw the faces found over the output")
-  add("--save-crops", metavar="DIR", help="write the aligned and the restored faces as PNGs")
-  add("--strip", metavar="FILE.png", help="a picture of a few frames: input, aligned, restored")
-  add("--side-by-side", action="store_true", help="put the input at the left")
-  args = parser.parse_args()
-  _check_arguments(parser, args)
-  return args
 
 
 def _numbers(text: str) -> list[int]:

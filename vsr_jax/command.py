@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import re
-import sys
 import warnings
-from collections.abc import Iterator
-
-import tqdm
+from collections.abc import Iterable, Iterator
 
 from vsr_jax import images, spool, video
-from vsr_jax.errors import Parser, UserError
+from vsr_jax.errors import Parser, UserError, show_warning
+from vsr_jax.frames_folder import several_frames
+from vsr_jax.video_encode import CONTAINERS
 
 LARGEST_SIDE = 16_384  # of H.264 pictures as x264 takes them
 
@@ -42,7 +41,7 @@ def add_video_arguments(parser: Parser, *, output_needed: bool = True) -> None:
     type=_quality,
     metavar="CRF",
     default=18,
-    help="of H.264: 1 (best) to 51, or 0 for lossless; default: 18",
+    help="of H.264: 1 (best) to 51, or 0 for lossless RGB, which few players show; default: 18",
   )
   parser.add_argument(
     "--max-pixels",
@@ -109,7 +108,7 @@ def open_input(
   Args:
     args: what `add_video_arguments` added, and `copies`, from `readable`.
     context: frames around --frames that are read, too; see `video.open_reader`.
-    tell: print what is worth knowing of the clip before work; once a run.
+    tell: print what is worth knowing of the clip and the output before work; once a run.
 
   Returns:
     The reader.
@@ -125,7 +124,10 @@ def open_input(
     deinterlace=args.deinterlace,
     max_pixels=args.max_pixels,
   )
-  for note in reader.info.notes if tell else ():
+  notes = list(reader.info.notes)
+  if args.quality == 0 and (args.output or "").lower().endswith(tuple(CONTAINERS)):
+    notes.append(f"{args.output}: lossless RGB, which few players show; --quality 1 is for most")
+  for note in notes if tell else ():
     print(f"note: {note}")
   return reader
 
@@ -140,22 +142,37 @@ def frame_total(reader: video.Reader, start: int, stop: int | None) -> int | Non
 
 def check_size(path: str, height: int, width: int) -> None:
   """Raises `UserError` if the output cannot hold frames of that size."""
-  if path.lower().endswith((".mp4", ".mkv", ".mov")) and max(height, width) > LARGEST_SIDE:
+  if path.lower().endswith(tuple(CONTAINERS)) and max(height, width) > LARGEST_SIDE:
     raise UserError(
       f"{path}: H.264 takes no frames of {width}x{height}; name a folder (for PNG) as output"
     )
+
+
+def check_count(path: str | None, total: int | None) -> None:
+  """Raises `UserError` if the output is a picture and there are known to be more frames."""
+  if path is not None and total is not None and total > 1 and video.holds_one_frame(path):
+    raise several_frames(path)
+
+
+def counted_for(path: str | None, frames: Iterable[video.Frame]) -> Iterator[video.Frame]:
+  """Passes frames on; if the output is a picture, `UserError` where two are wanted, before any."""
+  frames = iter(frames)
+  if path is not None and video.holds_one_frame(path):
+    held, wanted = [], 0
+    for frame in frames:
+      held.append(frame)
+      wanted += not frame.is_context
+      check_count(path, wanted)
+    frames = iter(held)
+  yield from frames
 
 
 @contextlib.contextmanager
 def shown_warnings() -> Iterator[None]:
   """Within it each warning is one line above the progress bar."""
   with warnings.catch_warnings():
-    warnings.showwarning = _show_warning
+    warnings.showwarning = show_warning
     yield
-
-
-def _show_warning(message: Warning, *_args, **_kwargs) -> None:
-  tqdm.tqdm.write(f"warning: {message}", file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -2,20 +2,29 @@
 
 A command prints one line and exits with 2 for a `UserError`, a file that cannot
 be used, a full disk or SIGTERM, with 130 for Ctrl-C; any other exception is a
-bug and keeps its traceback.
+bug and keeps its traceback. A second Ctrl-C ends it at once. What it prints is
+lost where nobody reads it, the work is not.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
+import functools
 import os
 import signal
 import sys
-from collections.abc import Callable
+import time
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
+from vsr_jax import streams
+
 _INTERRUPTED, _TERMINATED = "interrupted", "terminated by SIGTERM"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+SAME_SIGNAL = 0.5  # seconds in which a signal may come twice: to a process and to its group
 
 
 class UserError(Exception):
@@ -46,6 +55,7 @@ def catch_signals_of_a_command() -> None:
   For a package's own module, which Python imports first; once all is there, `run` takes over.
   """
   if sys.argv[:1] == ["-m"]:  # not so when somebody's program imports the package
+    streams.open_missing()
     for number in (signal.SIGINT, signal.SIGTERM):
       if signal.getsignal(number) is not signal.SIG_IGN:
         signal.signal(number, _end)
@@ -74,6 +84,36 @@ def _raise_terminated(number, frame):
   raise Terminated
 
 
+def _raise_interrupted(number, frame):
+  del frame
+  signal.signal(number, functools.partial(_end_at_once, time.monotonic()))
+  raise KeyboardInterrupt
+
+
+def _end_at_once(first: float, number, frame):
+  """Ends without tidying up, which is what takes too long; the next run does that."""
+  del number, frame
+  if time.monotonic() - first > SAME_SIGNAL:
+    with contextlib.suppress(OSError):
+      os.write(2, f"\n{_INTERRUPTED}\n".encode())  # a `print` may be what was interrupted
+    os._exit(130)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+  """Within it SIGTERM and Ctrl-C, unless a shell had that ignored, are raised as exceptions."""
+  handlers = {signal.SIGTERM: _raise_terminated, signal.SIGINT: _raise_interrupted}
+  if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    del handlers[signal.SIGINT]
+  before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+  try:
+    yield
+  finally:
+    for number, handler in before.items():
+      if signal.getsignal(number) is not signal.SIG_IGN:
+        signal.signal(number, handler)
+
+
 def run(main: Callable[[], None]) -> None:
   """Runs a command's main function and exits with the documented code.
 
@@ -84,29 +124,51 @@ def run(main: Callable[[], None]) -> None:
     SystemExit: code 0, 2 (`UserError`, a file that cannot be used, no space left, SIGTERM) or 130
       (Ctrl-C).
   """
-  signal.signal(signal.SIGTERM, _raise_terminated)
-  if signal.getsignal(signal.SIGINT) is _end:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+  streams.open_missing()
+  streams.outlive_readers()
+  with _signals():
+    sys.exit(_code(main))
+
+
+def _code(main: Callable[[], None]) -> int:
   try:
-    main()
+    with warnings.catch_warnings():
+      warnings.showwarning = show_warning
+      main()
   except UserError as e:
-    code = _fail(f"error: {e}", 2)
+    return _fail(f"error: {e}", 2)
   except KeyboardInterrupt:
-    code = _fail(_INTERRUPTED, 130)
+    return _fail(_INTERRUPTED, 130)
   except Terminated:
-    code = _fail(_TERMINATED, 2)
+    return _fail(_TERMINATED, 2)
   except OSError as e:
-    if e.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_full(e):
       where = f" while writing {e.filename}" if e.filename else ""
-      code = _fail(f"error: no space left on the disk{where}; free some and run again", 2)
-    elif e.filename:
-      reason = e.strerror or type(e).__name__
-      code = _fail(f"error: {e.filename}: {reason}; mend that or name another path", 2)
-    else:
+      return _fail(f"error: no space left on the disk{where}; free some and run again", 2)
+    if not e.filename:
       raise
-  else:
-    code = 0
-  sys.exit(code)
+    reason = e.strerror or type(e).__name__
+    return _fail(f"error: {e.filename}: {reason}; mend that or name another path", 2)
+  return 0
+
+
+def is_full(error: BaseException) -> bool:
+  """Whether an error, or one that it came of, tells of a full disk; libraries do so in text."""
+  told: BaseException | None = error
+  while told is not None:
+    if isinstance(told, OSError) and told.errno in _FULL:
+      return True
+    if any(os.strerror(number) in str(told) for number in _FULL):
+      return True
+    told = told.__cause__ or told.__context__
+  return False
+
+
+def show_warning(message: Warning | str, *_args, **_kwargs) -> None:
+  """Shows a warning in one line, above a progress bar if there is one; for `warnings`."""
+  from tqdm import tqdm  # not before signals are caught
+
+  tqdm.write(f"warning: {message}", file=sys.stderr)
 
 
 def _fail(line: str, code: int) -> int:

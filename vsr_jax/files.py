@@ -14,6 +14,7 @@ import pathlib
 import re
 import secrets
 import shutil
+import stat
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -36,6 +37,44 @@ def naming(path: str | pathlib.Path) -> Iterator[None]:
     yield
   except OSError as e:
     raise OSError(e.errno, e.strerror, os.fspath(path)) from e
+
+
+def check_place(path: str | os.PathLike[str]) -> None:
+  """Checks, before any work is done, that a file or folder can be put in a place.
+
+  Raises:
+    UserError: the folder to write in does not exist or cannot be written, or what is there already
+      is somebody else's and cannot be replaced, as in /tmp.
+  """
+  target = os.path.realpath(path)
+  parent = os.path.dirname(target)
+  if not os.path.isdir(parent):
+    raise UserError(f"{path}: there is no folder {parent}; create it first")
+  if not os.access(parent, os.W_OK | os.X_OK):
+    raise UserError(f"{path}: the folder {parent} cannot be written; choose another one")
+  if os.path.lexists(target):
+    folder, user = os.stat(parent), os.geteuid()
+    owners = (0, folder.st_uid, os.lstat(target).st_uid)
+    if folder.st_mode & stat.S_ISVTX and user not in owners:
+      raise UserError(f"{path}: is somebody else's and cannot be replaced; name another output")
+    if os.path.isdir(target) and not os.access(target, os.W_OK | os.X_OK):
+      raise UserError(f"{path}: this folder cannot be written; name another output")
+
+
+def check_folder(path: str | os.PathLike[str]) -> None:
+  """Checks, before any work is done, that files can be written in a folder or that it can be made.
+
+  Raises:
+    UserError: they cannot.
+  """
+  there = place = os.path.realpath(path)
+  while not os.path.lexists(there):
+    there = os.path.dirname(there)
+  if not os.path.isdir(there):
+    what = "" if there == place else f"cannot be written, {there} "
+    raise UserError(f"{path}: {what}is a file; name a folder")
+  if not os.access(there, os.W_OK | os.X_OK):
+    raise UserError(f"{path}: the folder {there} cannot be written; choose another one")
 
 
 def part_name(path: str | os.PathLike[str], kind: str = "") -> str:

@@ -161,9 +161,7 @@ class ImageSink:
     del time, duration
     self._count += 1
     if self._count > 1:
-      raise UserError(
-        f"{self._path}: one image cannot hold several frames; name a folder or an .mp4 as output"
-      )
+      raise several_frames(self._path)
     with open(self._file, "wb") as f:
       f.write(images.encode_image(image, self._suffix))
 
@@ -172,6 +170,13 @@ class ImageSink:
 
   def abort(self) -> None:
     """Does nothing: no file is open."""
+
+
+def several_frames(path: str) -> UserError:
+  """What is wrong with a picture as the output of a clip."""
+  return UserError(
+    f"{path}: one image cannot hold several frames; name a folder or an .mp4 as output"
+  )
 
 
 def holds_only_frames(folder: str) -> bool:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 _TIFF_PAGES = 16  # looked at
+_CHUNK, _CHECKSUM = struct.Struct(">I4s"), struct.Struct(">I")  # of a PNG
 
 # Numbers of TIFF's tags, Exif's among them.
 _SUBFILE, _WIDTH, _HEIGHT, _ORIENTATION = 254, 256, 257, 274
@@ -74,13 +75,14 @@ def damage(data: bytes) -> str | None:
 def _png_damage(data: memoryview) -> str | None:
   position, kind = len(_PNG), b""
   while kind != b"IEND":
-    length, kind = struct.unpack(">I4s", bytes(data[position : position + 8]).ljust(8, b"\0"))
-    end = position + 8 + length
-    if end + 4 > len(data):
+    try:
+      length, kind = _CHUNK.unpack_from(data, position)
+      (checksum,) = _CHECKSUM.unpack_from(data, position + 8 + length)
+    except struct.error:
       return "is cut short"
-    if data[end : end + 4] != zlib.crc32(data[position + 4 : end]).to_bytes(4, "big"):
+    if zlib.crc32(data[position + 4 : position + 8 + length]) != checksum:
       return "is damaged: a wrong checksum"
-    position = end + 4
+    position += 12 + length
   return None
 
 

@@ -18,8 +18,8 @@ from vsr_jax.image_headers import Header, damage, read_header
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".webp")
 
-# Of a picture or a video's frame unless the caller raises it: 8192x8192, two frames of 8K. Decoding
-# takes up to 10 bytes a pixel, so 0.7 GB.
+# Of a picture or a video's frame unless the caller raises it: 8192x8192, two frames of 8K. Reading
+# one of 16 bits takes 18 bytes a pixel with its file, so 1.2 GB.
 MAX_PIXELS = 2**26
 MOST_PIXELS = 2**30  # that OpenCV decodes
 _MAX_BYTES_A_PIXEL = 8  # of a file: four uncompressed channels of 16 bits
@@ -92,7 +92,10 @@ def decode_image(
     raise UserError(
       f"{name}: holds several pictures (an animation or pages); make them a folder of single images"
     )
-  image = _decode(data, header, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+  # Of a TIFF some kinds would come out as BGR all the same.
+  is_rgb = header.kind != "TIFF"
+  order = cv2.IMREAD_COLOR_RGB if is_rgb else cv2.IMREAD_COLOR
+  image = _decode(data, header, order | cv2.IMREAD_ANYDEPTH)
   if image is None:
     raise UserError(f"{name}: {damaged}")
   if header.has_alpha:  # TIFF's decoder multiplies the colours by it
@@ -104,7 +107,7 @@ def decode_image(
     image = from_16_bits(image)
   if image.dtype != np.uint8:
     raise UserError(f"{name}: holds {image.dtype} numbers; save it with 8 or 16 bits a channel")
-  return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+  return image if is_rgb else cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
 
 
 def read_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> np.ndarray:

@@ -9,9 +9,9 @@ sound in another.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 from collections.abc import Iterator
-from fractions import Fraction
 
 import av
 from av.format import Flags
@@ -19,7 +19,7 @@ from av.stream import Disposition
 
 # A step of the decoding time that is a jump of the clock, in seconds: FFmpeg's
 # `dts_delta_threshold` forward, and what it allows for damage backward.
-_FORWARD, _BACK = 10, Fraction(1, 10)
+_FORWARD, _BACK = 10, 0.1
 # How far behind a jump, in seconds and in packets, to look for the other streams' first ones.
 _INTERLEAVED, _LOOK_AHEAD = 2, 2000
 _SPANS = 16  # to remember; there is one for each jump
@@ -82,15 +82,15 @@ def bridged(container: av.container.InputContainer) -> Iterator[av.Packet]:
 class _Span:
   """A stretch of the file through which its own clock runs on; times in seconds."""
 
-  def __init__(self, number: int, time: Fraction):
+  def __init__(self, number: int, time: float):
     self.number = number
     self.start = time  # when its first packet is shown
     self.end = time  # when the last one of all streams has been shown
     self.first = self.last = time  # of the times by which the packets are ordered
-    self.offset: Fraction | None = None  # until it is settled
+    self.offset: float | None = None  # until it is settled
 
-  def distance(self, time: Fraction) -> Fraction:
-    return max(self.first - time, time - self.last, Fraction(0))
+  def distance(self, time: float) -> float:
+    return max(self.first - time, time - self.last, 0.0)
 
 
 @dataclasses.dataclass
@@ -98,8 +98,8 @@ class _Track:
   """Where one stream is: in which span, the time of its last packet and the end of that one."""
 
   span: _Span
-  last: Fraction
-  end: Fraction
+  last: float
+  end: float
 
 
 class _Clock:
@@ -108,7 +108,7 @@ class _Clock:
   def __init__(self):
     self._recent: collections.deque[_Span] = collections.deque(maxlen=_SPANS)
     self._unsettled: list[_Span] = []
-    self._end: Fraction | None = None  # of all that is settled, on the common clock
+    self._end: float | None = None  # of all that is settled, on the common clock
     self._tracks: dict[int, _Track] = {}
     self._deciding: dict[int, bool] = {}
 
@@ -124,7 +124,7 @@ class _Clock:
   def settle(self) -> None:
     """Decides the offsets of spans that have none."""
     for span in self._unsettled:
-      span.offset = Fraction(0) if self._end is None else self._end - span.start
+      span.offset = 0.0 if self._end is None else self._end - span.start
       self._extend(span)
     self._unsettled.clear()
 
@@ -133,7 +133,7 @@ class _Clock:
     ticks = packet.pts if packet.dts is None else packet.dts
     if ticks is None:
       return None
-    tick = Fraction(packet.time_base.numerator, packet.time_base.denominator)
+    tick = packet.time_base.numerator / packet.time_base.denominator
     time, duration = ticks * tick, (packet.duration or 0) * tick
     shown = time if packet.pts is None else packet.pts * tick
     if abs(shown - time) > _FORWARD:  # damaged
@@ -170,7 +170,7 @@ class _Clock:
     end = span.offset + span.end
     self._end = end if self._end is None else max(self._end, end)
 
-  def _find_first(self, time: Fraction, kind: str) -> _Span | None:
+  def _find_first(self, time: float, kind: str) -> _Span | None:
     """The span that a stream's first time is in, None if that is a new one."""
     # Streams are interleaved, roughly; but a picture that stands for minutes may come late.
     for span in reversed(self._recent):
@@ -179,9 +179,9 @@ class _Clock:
         return span
     return None
 
-  def _find(self, track: _Track, time: Fraction) -> _Span | None:
+  def _find(self, track: _Track, time: float) -> _Span | None:
     """The span that a stream's next time is in, None if that is a new one."""
-    step = max(track.last - time, time - track.end, Fraction(0))
+    step = max(track.last - time, time - track.end, 0.0)
     if step <= _BACK:
       return track.span
     # Another stream may have passed the jump before: the nearest one behind it is followed.
@@ -200,10 +200,11 @@ class _Clock:
 
 def _shifted(packet: av.Packet, span: _Span | None) -> av.Packet:
   if span is not None and span.offset:
-    tick = Fraction(packet.time_base.numerator, packet.time_base.denominator)
+    tick = packet.time_base.numerator / packet.time_base.denominator
     shift = round(span.offset / tick)
-    if packet.pts is not None:
-      packet.pts += shift
-    if packet.dts is not None:
-      packet.dts += shift
+    with contextlib.suppress(OverflowError):  # damaged beyond 64 bits: it stays
+      if packet.pts is not None:
+        packet.pts += shift
+      if packet.dts is not None:
+        packet.dts += shift
   return packet

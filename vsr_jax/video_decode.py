@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import re
 from collections.abc import Callable, Iterator
@@ -119,7 +120,8 @@ class VideoFile:
       self._good = self._good_frames()
       if deinterlace:
         self._good = deinterlaced(self._good)
-      first = next(self._good, None)
+      with _filter_errors(path):
+        first = next(self._good, None)
       if first is None:
         larger = f" or of more than {max_pixels / 1e6:.1f} megapixels (--max-pixels)"
         why = "damaged" if coder.width else "damaged" + larger
@@ -141,8 +143,13 @@ class VideoFile:
     first, self._first = self._first, None
     size, start = (first.width, first.height), _stamp(first)
     convert = RgbConverter()
+
+    def load(frame: av.VideoFrame) -> np.ndarray:
+      with _filter_errors(self.info.path):
+        return _oriented(convert(frame), *self._orientation)
+
     time = None
-    for count, frame in enumerate(itertools.chain([first], self._good)):
+    for count, frame in enumerate(itertools.chain([first], self._further())):
       if (frame.width, frame.height) != size:
         self._warn(count, f"the frame size changes to {frame.width}x{frame.height}")
         return
@@ -153,7 +160,7 @@ class VideoFile:
         time += 1 / self.info.frame_rate
       else:
         time = stamp - start
-      yield time, lambda frame=frame: _oriented(convert(frame), *self._orientation)
+      yield time, functools.partial(load, frame)
     if self._damaged or self._ends_early():
       self._warn(count + 1, "the file is damaged or cut short")
     elif None not in (start, end := self._end_of_last()):
@@ -211,6 +218,10 @@ class VideoFile:
       yield f"{path}: is interlaced, moving edges are combed; --deinterlace mends that"
     if len(picture_streams(self._container)) > 1:
       yield f"{path}: has several picture tracks; stream {self._stream.index} is taken"
+
+  def _further(self) -> Iterator[av.VideoFrame]:
+    with _filter_errors(self.info.path):
+      yield from self._good
 
   def _good_frames(self) -> Iterator[av.VideoFrame]:
     """Yields frames up to the first damaged one; damage before frame 0 is skipped."""
@@ -289,9 +300,23 @@ class VideoFile:
     if not found:
       return None
     end = 3600 * int(found[1]) + 60 * int(found[2]) + Fraction(found[3])
+    whole = _seconds(self._container.duration)
     counts_from_start = "_STATISTICS_TAGS" in tags  # mkvmerge's; FFmpeg's counts from 0
     tick = _fraction(self._stream.time_base)
-    return end + (self._stream.start_time or 0) * tick if counts_from_start else end
+    if counts_from_start:
+      end += (self._stream.start_time or 0) * tick
+    return end if whole is None else min(end, whole)
+
+
+@contextlib.contextmanager
+def _filter_errors(path: str) -> Iterator[None]:
+  """Within it what FFmpeg's filters do not take is a `UserError`; decoding has no errors."""
+  try:
+    yield
+  except av.error.FFmpegError as e:
+    raise UserError(
+      f"{path}: its pictures cannot be converted ({e.strerror}); convert it to H.264 first"
+    ) from e
 
 
 def _check_picture(file: str, path: str, max_pixels: int) -> None:

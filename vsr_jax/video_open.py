@@ -58,12 +58,12 @@ def open_container(
   if not stat.S_ISREG(os.stat(path).st_mode):  # reading another may wait for ever, deaf to signals
     raise UserError(f"{name or path}: is not a regular file; copy its content into one first")
   url = "file:" + path  # so that a colon in the name is not read as a protocol
-  options = _OPTIONS | {"max_pixels": str(max_pixels)}
+  options = {"container_options": _OPTIONS, "options": {"max_pixels": str(max_pixels)}}
   try:
     try:
-      return av.open(url, options=options)
+      return av.open(url, **options)
     except UnicodeDecodeError:  # a tag that is not UTF-8; PyAV >= 19 reads it as it is
-      return av.open(url, options=options, metadata_errors="replace")
+      return av.open(url, **options, metadata_errors="replace")
   except av.error.ArgumentError as e:  # what FFmpeg says of a container that is not listed
     raise UserError(
       f"{name or path}: is of a kind that is not read (playlists and other lists of files never "

@@ -119,7 +119,7 @@ def test_a_full_disk_ends_the_run_and_leaves_no_part(inputs, tmp_path, monkeypat
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "00000000.png")
 
   monkeypatch.setattr(prepare, "_write_frame", fill)
-  monkeypatch.setattr(prepare.signal, "signal", lambda *_: None)
+  monkeypatch.setattr(prepare, "start_worker", lambda: None)
   settings = {"halve": "no", "subframes": 8, "shutter": 1.0, "stride": 1, "shake": 0.0}
   settings |= {"gamma": 2.2, "scale": 4, "frames": None}
   origin = {"name": "steady", "path": str(inputs / "steady"), "settings": settings}

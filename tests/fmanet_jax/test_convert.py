@@ -209,6 +209,13 @@ def test_folder_of_something_else_is_kept(pair, tmp_path, monkeypatch):
   assert all(path.is_file() for path in pair)
 
 
+def test_a_folder_that_cannot_be_written_is_refused_before_work(tmp_path, run_main):
+  (tmp_path / "file").touch()
+  missing = (tmp_path / "D.pt", tmp_path / "R.pt")  # which would be told otherwise
+  said = run_main(convert.main, *missing, tmp_path / "file" / "out", code=2)
+  assert "file is a file; name a folder" in said.err
+
+
 def test_folder_with_an_input_is_kept(pair, tmp_path, monkeypatch):
   """It would be replaced as a whole."""
   out = tmp_path / "out"

@@ -18,6 +18,7 @@ from keep_jax import restore
 from tests.interrupts import send_when_seen
 from tests.keep_jax import tiny
 from tests.vsr_jax.clips import encode, moving_waves
+from vsr_jax import command
 from vsr_jax.train.checkpoint import export_params
 
 FACE = skimage.data.astronaut()[:224, 100:356]
@@ -64,6 +65,45 @@ def test_bad_outputs(run, clip, tmp_path):
   assert_refused(refuse(tmp_path / "no" / "out.mp4", "--identity"), "there is no folder")
   assert_refused(refuse(tmp_path / "out.gif", "--identity"), "unknown kind of output .gif")
   assert os.listdir(tmp_path) == ["clip.mkv"]
+
+
+@pytest.mark.parametrize("total", ["known", "unknown"])
+@pytest.mark.parametrize("flags", [("--identity",), ("--identity", "--aligned")])
+def test_a_picture_as_the_output_of_a_clip_is_refused_before_work(
+  run, tmp_path, monkeypatch, total, flags
+):
+  clip, seen = tmp_path / "clip.mkv", []
+  encode(clip, np.stack([FACE[:128, :128]] * 3), "ffv1", "bgr0")
+  find = restore.detector.make_detector
+
+  def counting(*args):
+    detect = find(*args)
+    return lambda image: seen.append(1) or detect(image)
+
+  monkeypatch.setattr(restore.detector, "make_detector", counting)
+  if total == "unknown":
+    monkeypatch.setattr(command, "frame_total", lambda *_: None)
+  said = run(clip, tmp_path / "out.png", *flags, code=2)
+  line = "out.png: one image cannot hold several frames; name a folder or an .mp4 as output"
+  assert said.err.splitlines()[-1].endswith(line)
+  assert not seen
+  assert os.listdir(tmp_path) == ["clip.mkv"]
+  run(clip, tmp_path / "out.png", *flags, "--frames", "1:2")
+
+
+def test_crops_that_cannot_be_written_are_refused_before_work(run, clip, tmp_path, monkeypatch):
+  monkeypatch.setattr(restore.detector, "make_detector", None)
+  theirs = tmp_path / "crops" / "face_000_aligned"
+  theirs.mkdir(parents=True)
+  (theirs / "mine.txt").touch()
+  flags = ("--identity", "--save-crops")
+  refused = run(clip, tmp_path / "out.mp4", *flags, tmp_path / "crops", code=2)
+  assert_refused(refused, "face_000_aligned: the folder holds other files")
+  access = os.access
+  readonly = str(tmp_path / "crops")
+  monkeypatch.setattr(os, "access", lambda path, mode: path != readonly and access(path, mode))
+  refused = run(clip, tmp_path / "out.mp4", *flags, tmp_path / "crops" / "new", code=2)
+  assert_refused(refused, "new: the folder .*crops cannot be written")
 
 
 def test_bad_checkpoints(run, clip, tmp_path):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pathlib
 import re
 import signal
 import subprocess
 import sys
+import time
+import warnings
 
 import pytest
 
@@ -91,3 +94,55 @@ def test_a_second_sigterm_does_not_disturb_the_tidying_up(run_main):
   assert tidied
   assert said.err == "terminated by SIGTERM\n"
   assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+
+
+INTERRUPTED = """
+import sys, threading, time
+from vsr_jax import errors
+sys.argv[0] = "-m"  # what Python has there while it imports a command's package
+errors.catch_signals_of_a_command()
+def main():
+  threading.Thread(target=time.sleep, args=(60,)).start()  # Python waits for it in the end
+  try:
+    print("working", file=sys.stderr, flush=True)
+    time.sleep(60)
+  finally:
+    print("tidying up", file=sys.stderr, flush=True)
+    time.sleep({tidying})
+errors.run(main)
+"""
+
+
+@pytest.mark.parametrize(("tidying", "seen"), [(60, "tidying up\n"), (0, "\ninterrupted\n")])
+def test_a_second_interrupt_ends_at_once_and_without_a_traceback(tidying, seen):
+  command = [sys.executable, "-c", INTERRUPTED.format(tidying=tidying)]
+  process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+  assert process.stderr.readline() == "working\n"
+  process.send_signal(signal.SIGINT)
+  process.send_signal(signal.SIGINT)  # the same, to a process and to its group
+  said = ""
+  while seen not in said:
+    part = process.stderr.read(1)
+    assert part, said
+    said += part
+  time.sleep(0.6)
+  process.send_signal(signal.SIGINT)
+  said += process.communicate(timeout=30)[1]
+  assert process.returncode == 130
+  assert said.splitlines()[0] == "tidying up"
+  assert set(said.split("\n")[1:]) == {"", "interrupted"}
+
+
+def test_a_warning_is_one_line_in_every_command(run_main):
+  said = run_main(lambda: warnings.warn("out.mp4.part: removed", stacklevel=1))
+  assert said.err == "warning: out.mp4.part: removed\n"
+
+
+def test_a_full_disk_that_a_library_tells_of_is_known():
+  told = ValueError("UNKNOWN: write failed: No space left on device [source locations='x']")
+  error = RuntimeError("a save failed")
+  assert not errors.is_full(error)
+  error.__cause__ = told
+  assert errors.is_full(error)
+  assert errors.is_full(OSError(errno.EDQUOT, "Disk quota exceeded"))
+  assert not errors.is_full(OSError(errno.EACCES, "Permission denied"))

@@ -11,7 +11,15 @@ import threading
 import pytest
 
 from vsr_jax import files
-from vsr_jax.files import part_name, remove_left, replace_folder, write_whole
+from vsr_jax.errors import UserError
+from vsr_jax.files import (
+  check_folder,
+  check_place,
+  part_name,
+  remove_left,
+  replace_folder,
+  write_whole,
+)
 
 
 def test_what_was_there_is_replaced(tmp_path):
@@ -118,7 +126,9 @@ def test_parts_of_a_killed_run_are_removed_and_named(tmp_path, parts_of_a_killed
   gone += [parts_of_a_killed_run(tmp_path / "out") + ".orbax-checkpoint-tmp"]
   for path in [*kept, *gone, tmp_path / "out", parts_of_a_killed_run(tmp_path / long)]:
     make_folder(path, ["a"])
-  with pytest.warns(UserWarning, match=r"out\.\S*part and 2 more: removed, a run that was killed"):
+  with pytest.warns(
+    UserWarning, match=r"out\.\S*part\S* and 2 more: removed, a run that was killed"
+  ):
     remove_left(tmp_path, "out")
   assert all(map(os.path.exists, kept))
   assert not any(map(os.path.exists, gone))
@@ -146,3 +156,32 @@ def test_an_older_folder_that_a_killed_run_moved_aside_comes_back(tmp_path, part
   with pytest.warns(UserWarning, match="out: put back"):
     remove_left(tmp_path, "out")
   assert os.listdir(tmp_path / "out") == ["old"]
+
+
+def test_somebody_else_s_file_in_a_shared_folder_is_refused(tmp_path, monkeypatch):
+  (tmp_path / "out.mp4").touch()
+  check_place(tmp_path / "out.mp4")
+  os.chmod(tmp_path, 0o1777)
+  check_place(tmp_path / "out.mp4")
+  monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+  check_place(tmp_path / "new.mp4")
+  with pytest.raises(UserError, match="out.mp4: is somebody else's and cannot be replaced"):
+    check_place(tmp_path / "out.mp4")
+  os.chmod(tmp_path, 0o777)
+  check_place(tmp_path / "out.mp4")
+
+
+def test_folders_that_cannot_be_written_are_refused(tmp_path, monkeypatch):
+  (tmp_path / "file").touch()
+  check_folder(tmp_path / "new/folder")
+  with pytest.raises(UserError, match="file: is a file; name a folder"):
+    check_folder(tmp_path / "file")
+  with pytest.raises(UserError, match="file/a/b: cannot be written, .*file is a file"):
+    check_folder(tmp_path / "file/a/b")
+  access = os.access
+  monkeypatch.setattr(os, "access", lambda path, mode: path != str(tmp_path) and access(path, mode))
+  with pytest.raises(UserError, match=r"new/folder: the folder \S+ cannot be written"):
+    check_folder(tmp_path / "new/folder")
+  with pytest.raises(UserError, match="cannot be written; choose another one"):
+    check_place(tmp_path / "new")
+  assert os.listdir(tmp_path) == ["file"]

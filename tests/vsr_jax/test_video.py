@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.vsr_jax.clips import encode, grey_levels, moving_waves, number_of, set_display_matrix
-from vsr_jax import video, video_source
+from vsr_jax import video, video_reader
 from vsr_jax.errors import UserError
 
 
@@ -276,7 +276,7 @@ def test_an_unreadable_file_is_named(tmp_path, monkeypatch):
   def denied(*args):
     raise PermissionError(13, "Permission denied")
 
-  monkeypatch.setattr(video_source, "open", denied, raising=False)  # tests may run as root
+  monkeypatch.setattr(video_reader, "open", denied, raising=False)  # tests may run as root
   with pytest.raises(UserError, match="a.mp4: cannot be read .Permission denied.; check"):
     video.probe(str(tmp_path / "a.mp4"))
 

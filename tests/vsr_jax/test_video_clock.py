@@ -8,6 +8,7 @@ from fractions import Fraction
 import av
 import pytest
 from av.format import Flags
+from av.stream import Disposition
 
 from vsr_jax import video_clock
 
@@ -26,7 +27,7 @@ class Packet:
 
 
 def stream(index: int, kind: str = "video") -> types.SimpleNamespace:
-  return types.SimpleNamespace(index=index, type=kind, disposition=0)
+  return types.SimpleNamespace(index=index, type=kind, disposition=Disposition(0))
 
 
 PICTURES, SOUND, TEXT = stream(0), stream(1, "audio"), stream(2, "subtitle")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import os
 import pathlib
@@ -19,7 +20,7 @@ import pytest
 from av.stream import Disposition
 
 from tests.vsr_jax.clips import encode, grey_levels, moving_waves, number_of
-from vsr_jax import command, video, video_open
+from vsr_jax import command, video, video_filters, video_open
 from vsr_jax.errors import UserError
 
 
@@ -120,7 +121,7 @@ def test_few_pictures_under_long_sound_are_whole(tmp_path, name, count):
 
 def test_the_default_one_of_several_picture_streams_is_taken(tmp_path):
   with av.open(str(tmp_path / "a.mkv"), "w") as file:
-    for size, disposition in [(32, 0), (64, Disposition.default)]:
+    for size, disposition in [(32, 0), (64, Disposition.default.value)]:
       stream = file.add_stream("ffv1", rate=25)
       stream.width, stream.height, stream.pix_fmt = size, size, "yuv420p"
       stream.disposition = disposition
@@ -169,6 +170,18 @@ def test_pictures_that_are_not_marked_are_deinterlaced_on_demand(tmp_path):
   assert combs(whole.image) < combs(combed.image) / 4
 
 
+def open_arguments(path) -> argparse.Namespace:
+  """What `command.open_input` takes."""
+  return argparse.Namespace(
+    input=path,
+    output="out.mp4",
+    frames=(0, None),
+    deinterlace=False,
+    max_pixels=2**26,
+    quality=18,
+  )
+
+
 def test_what_the_frames_will_lack_is_told_before_work(tmp_path, capsys):
   make_interlaced(tmp_path / "fields.ts")
   encode(tmp_path / "plain.mp4", grey_levels(2))
@@ -182,13 +195,14 @@ def test_what_the_frames_will_lack_is_told_before_work(tmp_path, capsys):
   assert video.probe(str(tmp_path / "plain.mp4")).notes == ()
   with video.open_reader(str(tmp_path / "fields.ts"), deinterlace=True) as reader:
     assert reader.info.notes == ()
-  args = argparse.Namespace(
-    input=f"{tmp_path}/pq.mkv", frames=(0, None), deinterlace=False, max_pixels=2**26
-  )
+  args = open_arguments(f"{tmp_path}/pq.mkv")
   with command.readable(args.input, None) as args.copies:
     for tell in (True, False):
       command.open_input(args, tell=tell).close()
   assert capsys.readouterr().out.count("note: ") == 1
+  args.quality = 0
+  command.open_input(args).close()
+  assert "note: out.mp4: lossless RGB, which few players show" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -267,7 +281,12 @@ def temporary(tmp_path, monkeypatch) -> pathlib.Path:
 
 def fill(pipe, data: bytes) -> None:
   """Writes into a named pipe from a thread, once somebody reads it."""
-  threading.Thread(target=pathlib.Path(pipe).write_bytes, args=(data,), daemon=True).start()
+
+  def write():
+    with contextlib.suppress(BrokenPipeError):  # whoever read it has seen enough
+      pathlib.Path(pipe).write_bytes(data)
+
+  threading.Thread(target=write, daemon=True).start()
 
 
 def test_a_named_pipe_is_read(tmp_path, temporary):
@@ -289,9 +308,7 @@ def test_a_pipe_is_read_twice_by_its_copy(tmp_path, temporary, capsys):
   encode(tmp_path / "a.mkv", grey_levels(8))
   os.mkfifo(tmp_path / "pipe")
   fill(tmp_path / "pipe", (tmp_path / "a.mkv").read_bytes())
-  args = argparse.Namespace(
-    input=f"{tmp_path}/pipe", frames=(0, None), deinterlace=False, max_pixels=2**26
-  )
+  args = open_arguments(f"{tmp_path}/pipe")
   with command.readable(args.input, None) as args.copies:
     for _ in range(2):
       with command.open_input(args) as reader:
@@ -344,3 +361,16 @@ def test_pipes_that_give_no_clip_are_told_in_one_line(tmp_path, temporary, monke
 def test_nothing_is_written_to_standard_output():
   with pytest.raises(UserError, match="-: frames are not written to standard output; name"):
     video.check_output("-")
+
+
+@pytest.mark.parametrize("deinterlace", [False, True])
+def test_what_the_filters_do_not_take_is_told_in_one_line(tmp_path, monkeypatch, deinterlace):
+  encode(tmp_path / "a.mp4", grey_levels(3))
+
+  def refuse(*args):
+    raise av.error.ArgumentError(22, "Invalid argument")
+
+  name = "_bwdif_graph" if deinterlace else "scale_graph"
+  monkeypatch.setattr(video_filters, name, refuse)
+  with pytest.raises(UserError, match="a.mp4: its pictures cannot be converted .Invalid argument"):
+    read(tmp_path / "a.mp4", deinterlace=deinterlace)

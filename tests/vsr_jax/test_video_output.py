@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.vsr_jax.clips import encode, grey_levels, moving_waves, number_of, read_sound
-from vsr_jax import files, frames_folder, video, video_encode
+from vsr_jax import files, frames_folder, video, video_sound
 from vsr_jax.errors import Terminated, UserError
 
 VIDEOS = ["a.mp4", "a.mkv", "a.mov"]
@@ -176,21 +176,22 @@ def test_copied_sound_is_not_coded_again(tmp_path):
   assert 0 <= len(packets("a.mp4")) - len(packets("b.mp4")) <= 2
 
 
-def test_damaged_sound_does_not_cost_the_pictures(tmp_path, monkeypatch):
+def test_damaged_sound_costs_neither_the_pictures_nor_the_rest_of_it(tmp_path, monkeypatch):
   make_talkie(tmp_path / "a.mp4", "aac", 44_100)
-  mux, calls = video_encode.Sound._write_item, []
+  put, calls = video_sound.SoundTrack._put, []
 
   def fragile(*args):
     calls.append(args)
     if len(calls) == 20:
       raise av.error.InvalidDataError(1094995529, "Invalid data found when processing input")
-    mux(*args)
+    put(*args)
 
-  monkeypatch.setattr(video_encode.Sound, "_write_item", fragile)
+  monkeypatch.setattr(video_sound.SoundTrack, "_put", fragile)
   with pytest.warns(UserWarning, match=r"a.mp4: its sound is damaged at 0.4 s"):
     restore(tmp_path / "a.mp4", tmp_path / "b.mp4")
   assert len(read(tmp_path / "b.mp4")) == 50
-  assert len(read_sound(tmp_path / "b.mp4")[0]) == pytest.approx(0.42 * 44_100, abs=1024)
+  assert beep_minus_flash(tmp_path / "b.mp4") == pytest.approx(-1024 / 44_100, abs=0.005)
+  assert len(read_sound(tmp_path / "b.mp4")[0]) == pytest.approx(2 * 44_100, abs=2048)
 
 
 def test_frames_are_written_as_png(tmp_path):

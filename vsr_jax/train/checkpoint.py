@@ -10,6 +10,7 @@ under another name and renames it when it is complete.
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import glob
 import json
@@ -18,6 +19,8 @@ import os
 import pathlib
 import shutil
 import sys
+import threading
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -27,11 +30,12 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from vsr_jax import files
-from vsr_jax.errors import UserError
+from vsr_jax.errors import UserError, is_full
 from vsr_jax.train.state import TrainState
 from vsr_jax.train.trees import differences, table
 
 _ARRAYS = ("params", "ema", "opt_state")
+_PATIENCE = 60  # seconds for what Orbax still writes of a save that failed
 _REMEDY = "delete it to fall back to the checkpoint before it, or copy or make it again"
 
 
@@ -106,6 +110,8 @@ class Checkpoints:
           get_metric_fn=lambda metrics: metrics[best], n=1, keep_checkpoints_without_metrics=False
         )
       )
+    for left in sorted(self.folder.glob("*.orbax-checkpoint-tmp*")):  # which Orbax removes now
+      warnings.warn(f"{left}: removed, a save that did not end had left it", stacklevel=2)
     self._orbax = ocp.training.Checkpointer(
       self.folder,
       context=_context(),
@@ -263,6 +269,18 @@ def restore_params(
   return jax.tree.map(jnp.asarray, {name: params[name] for name in params if name in wanted})
 
 
+def check_export(path: str | pathlib.Path) -> None:
+  """Checks, before any work is done, that `export_params` can write a folder.
+
+  Raises:
+    UserError: it is something else than an exported folder, or cannot be written.
+  """
+  path = pathlib.Path(path).absolute()
+  if path.exists() and not (path / "params").is_dir():
+    raise UserError(f"{path}: exists and is no exported checkpoint; choose another folder")
+  (files.check_place if path.exists() else files.check_folder)(path)
+
+
 def export_params(path: str | pathlib.Path, params: Mapping[str, Any], meta: Mapping) -> None:
   """Writes params and their meta entries (the model's config, say) for shipping.
 
@@ -275,8 +293,7 @@ def export_params(path: str | pathlib.Path, params: Mapping[str, Any], meta: Map
     UserError: the path is something else than an exported folder, or cannot be written.
   """
   path = pathlib.Path(path).absolute()
-  if path.exists() and not (path / "params").is_dir():
-    raise UserError(f"{path}: exists and is no exported checkpoint; choose another folder")
+  check_export(path)
   params = jax.tree.map(np.asarray, dict(params))
   meta = {**meta, "arrays": {"params": table(params)}}
   part = pathlib.Path(files.part_name(path))
@@ -291,6 +308,7 @@ def export_params(path: str | pathlib.Path, params: Mapping[str, Any], meta: Map
   except Exception as e:  # Of many types, as in `Checkpoints.save`.
     raise _cannot_write(path, e) from e
   finally:
+    _let_end()
     for left in path.parent.glob(f"{glob.escape(part.name)}*"):  # Orbax writes beside it, too
       files.remove(str(left))
 
@@ -333,12 +351,16 @@ def _load(folder: pathlib.Path, items: dict[str, Any]) -> dict[str, Any]:
 def _quiet() -> Iterator[None]:
   """Keeps to itself what Orbax's abandoned reads would print: pages for each array."""
   log, hook = logging.getLogger("asyncio"), sys.unraisablehook
-  disabled = log.disabled
+  disabled, absl = log.disabled, logging.getLogger("absl")
+  quiet = _not_by_orbax in absl.filters
   log.disabled, sys.unraisablehook = True, lambda _: None
+  absl.addFilter(_not_by_orbax)
   try:
     yield
   finally:
     log.disabled, sys.unraisablehook = disabled, hook
+    if not quiet:
+      absl.removeFilter(_not_by_orbax)
 
 
 def _context() -> ocp.Context:
@@ -353,9 +375,20 @@ def _not_by_orbax(record: logging.LogRecord) -> bool:
   return "orbax" not in pathlib.Path(record.pathname).parts
 
 
-def _cannot_write(folder: pathlib.Path, error: Exception) -> UserError:
+def _let_end() -> None:
+  """Waits for Orbax's writers, which go on after one has failed: they make its folder again."""
+  with _quiet():
+    for thread in threading.enumerate():
+      if type(thread).__module__.startswith("orbax."):
+        threading.Thread.join(thread, _PATIENCE)  # Orbax's own would raise what has failed
+
+
+def _cannot_write(folder: pathlib.Path, error: Exception) -> UserError | OSError:
   """Clears what a failed save has left beside its folder, and says why it failed."""
+  _let_end()
   for part in folder.parent.glob(f"{folder.name}.orbax-checkpoint-tmp*"):
     shutil.rmtree(part, ignore_errors=True)
+  if is_full(error):
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
   reason = (str(error).splitlines() or [type(error).__name__])[0]
   return UserError(f"{folder}: a checkpoint cannot be written, mend that and run again: {reason}")

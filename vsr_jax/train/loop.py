@@ -8,6 +8,7 @@ import json
 import pathlib
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -17,7 +18,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from vsr_jax.compiling import compiling
-from vsr_jax.errors import Terminated, UserError
+from vsr_jax.errors import SAME_SIGNAL, Terminated, UserError
 from vsr_jax.locks import locked
 from vsr_jax.train.checkpoint import Checkpoints, make_folder, read_meta
 from vsr_jax.train.mesh import make_mesh, place_batch, replicated
@@ -232,11 +233,12 @@ class _Feed:
 class _Interrupt:
   """Keeps SIGTERM and Ctrl-C until the running step is done; a second Ctrl-C acts at once.
 
-  SIGTERM may come twice of itself, to a process and to its group.
+  Either may come twice of itself, to a process and to its group.
   """
 
   def __init__(self):
     self._caught: int | None = None
+    self._since = 0.0
     self._old: dict[int, Any] = {}
 
   def __enter__(self) -> _Interrupt:
@@ -253,9 +255,12 @@ class _Interrupt:
 
   def _catch(self, number, frame) -> None:
     del frame
-    self._caught = number
-    if signal.SIGINT in self._old:
+    now = time.monotonic()
+    if self._caught is None:
+      self._caught, self._since = number, now
+    elif number == signal.SIGINT and now - self._since > SAME_SIGNAL:
       self._release(signal.SIGINT)
+      signal.raise_signal(signal.SIGINT)
 
   def _release(self, number: int) -> None:
     signal.signal(number, self._old.pop(number))

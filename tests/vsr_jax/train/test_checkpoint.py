@@ -2,8 +2,12 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import shutil
+import threading
+import time
+import types
 
 import jax
 import numpy as np
@@ -12,6 +16,7 @@ import pytest
 
 from tests.vsr_jax.train.toy import STAGE, Listed, batches, init_params, make_stage
 from vsr_jax.errors import UserError
+from vsr_jax.train import checkpoint
 from vsr_jax.train.checkpoint import (
   Checkpoints,
   export_params,
@@ -108,7 +113,7 @@ def test_an_export_that_ends_early_leaves_the_older_one(tmp_path, monkeypatch, e
     return rename(source, target)
 
   monkeypatch.setattr(os, "rename", rename_or_fail)
-  with pytest.raises((KeyboardInterrupt, UserError), match="^$|weights: "):
+  with pytest.raises((KeyboardInterrupt, OSError), match="^$|No space left.*weights'$"):
     export_params(path, {"net": {"w": np.zeros(2)}}, {})
   assert_equal(restore_params(path), params)
   assert [p.name for p in tmp_path.iterdir()] == ["weights"]
@@ -232,3 +237,60 @@ def test_a_save_that_fails_leaves_nothing_and_says_so(tmp_path):
   with pytest.raises(UserError, match="checkpoints/1: a checkpoint cannot be written, "):
     save()
   assert [p.name for p in tmp_path.iterdir()] == ["checkpoints"]
+
+
+class _Writer(threading.Thread):
+  """One of Orbax's, which goes on when another one has failed, and makes the folder again."""
+
+  def __init__(self, folder):
+    super().__init__()
+    self.folder = folder
+
+  def run(self):
+    time.sleep(0.5)
+    self.folder.mkdir(parents=True, exist_ok=True)
+    (self.folder / "array").write_text("half")
+    logging.getLogger("absl").handle(
+      logging.LogRecord("absl", 40, "/x/orbax/future.py", 1, "a traceback", None, None)
+    )
+
+
+_Writer.__module__ = "orbax.checkpoint"
+
+
+@pytest.mark.parametrize("when", ["starting", "waiting"])
+def test_a_full_disk_is_told_in_one_line_and_leaves_nothing(tmp_path, monkeypatch, when, caplog):
+  told = ValueError("RESOURCE_EXHAUSTED: writing failed: No space left on device [source: x]")
+
+  def fail(folder):
+    _Writer(folder).start()
+    raise told
+
+  folder = tmp_path / "checkpoints" / "1"
+  part = folder.with_name("1.orbax-checkpoint-tmp-7")
+  shapes = abstract_state(STAGE, init_params, make_mesh())
+  state = init_state(STAGE, init_params, jax.random.key(0), shapes)
+
+  def save():
+    with Checkpoints(tmp_path) as checkpoints:
+      response = types.SimpleNamespace(result=lambda: fail(part))
+      start = {"starting": lambda *_, **__: fail(part), "waiting": lambda *_, **__: response}
+      monkeypatch.setattr(checkpoints._orbax, "save_checkpointables_async", start[when])
+      checkpoints.save(state, 1, data={}, meta={})
+
+  with pytest.raises(OSError, match="No space left") as error:
+    save()
+  assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(folder))
+  assert [p.name for p in folder.parent.iterdir()] == []
+  monkeypatch.setattr(checkpoint.ocp, "save_checkpointables", lambda path, _: fail(path))
+  with pytest.raises(OSError, match="No space left") as error:
+    export_params(tmp_path / "weights", {"net": {"w": np.zeros(2)}}, {})
+  assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(tmp_path / "weights"))
+  assert [p.name for p in tmp_path.iterdir()] == ["checkpoints"]
+  assert "a traceback" not in caplog.text
+
+
+def test_what_a_killed_save_left_is_named(tmp_path):
+  (tmp_path / "checkpoints" / "3.orbax-checkpoint-tmp").mkdir(parents=True)
+  with pytest.warns(UserWarning, match="3.orbax-checkpoint-tmp: removed"):
+    Checkpoints(tmp_path)

@@ -20,6 +20,7 @@ from tests.vsr_jax.train.toy import STAGE, Listed, batches, images, init_params,
 from vsr_jax import errors
 from vsr_jax.errors import UserError
 from vsr_jax.locks import locked
+from vsr_jax.train import loop
 from vsr_jax.train.checkpoint import read_meta, restore_params
 from vsr_jax.train.loop import fit
 
@@ -146,7 +147,8 @@ def test_data_that_ends_early_is_told_and_what_is_done_stays(tmp_path):
 def test_ctrl_c_finishes_the_step_saves_and_exits_with_130(tmp_path, capsys):
   def evaluate(params, step):
     if step == 2:
-      signal.raise_signal(signal.SIGINT)
+      for _ in range(2):  # to a process and to its group
+        signal.raise_signal(signal.SIGINT)
     return {}
 
   def main():
@@ -165,6 +167,23 @@ def test_ctrl_c_finishes_the_step_saves_and_exits_with_130(tmp_path, capsys):
   assert stop.value.code == 130
   assert saved_steps(tmp_path) == [2]
   assert "stopped after step 2; the same command goes on from it" in capsys.readouterr().err
+
+
+def test_a_second_ctrl_c_acts_at_once(tmp_path, monkeypatch):
+  monkeypatch.setattr(loop, "SAME_SIGNAL", 0)
+  options = {"workdir": tmp_path, "steps": 5, "evaluate_every": 1}
+  evaluated = []
+
+  def evaluate(params, step):
+    for _ in range(2):
+      signal.raise_signal(signal.SIGINT)
+    evaluated.append(step)
+    return {}
+
+  with pytest.raises(KeyboardInterrupt):
+    fit(STAGE, init_params, batches(), **options, evaluate=evaluate)
+  assert evaluated == []
+  assert saved_steps(tmp_path) == []
 
 
 def start(workdir, steps, *cluster):

@@ -1,0 +1,329 @@
+from __future__ import annotations
+
+import errno
+import itertools
+import warnings
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from av.stream import Disposition
+
+from tests.vsr_jax.clips import encode, grey_levels
+from tests.vsr_jax.test_video_output import RATE, VIDEOS, read, restore, write
+from vsr_jax import video, video_encode
+from vsr_jax.video_clock import bridged
+from vsr_jax.video_sound import SampleClock, SoundTrack
+
+MILLISECOND = Fraction(1, 1000)
+
+
+def make(
+  path, sounds=(("aac", 440),), subtitles=(), seconds=2, per_packet=1920, layout="mono", **options
+) -> None:
+  """Writes grey pictures, 25 a second, sound tracks of one tone each, and subtitles (from, to)."""
+  with av.open(str(path), "w") as file:
+    pictures = file.add_stream("libx264", rate=25, options={"bf": "0"})
+    pictures.width, pictures.height, pictures.pix_fmt = 64, 48, "yuv420p"
+    tracks = [file.add_stream(name, rate=48_000, options=options) for name, _ in sounds]
+    for track in tracks:
+      track.codec_context.layout = layout
+    titles = file.add_mux_stream("subrip") if subtitles else None
+    if titles:
+      titles.time_base = MILLISECOND
+    describe(file, tracks, titles)
+    file.start_encoding()
+    texts = [f"from {start}".encode() for start, _ in subtitles]  # before PyAV 18 packets borrow
+    for (start, stop), text in zip(subtitles, texts, strict=True):
+      packet = av.Packet(text)
+      packet.time_base, packet.stream = MILLISECOND, titles
+      packet.pts = packet.dts = start
+      packet.duration = stop - start
+      file.mux(packet)
+    for i in range(25 * seconds):
+      image = np.full((48, 64, 3), 20 + 4 * i % 200, np.uint8)
+      file.mux(pictures.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+      for track, (_, pitch) in zip(tracks, sounds, strict=True):
+        for start in range(1920 * i, 1920 * (i + 1), per_packet):
+          times = np.arange(start, start + per_packet) / 48_000
+          wave = (8000 * np.sin(2 * np.pi * pitch * times)).astype(np.int16)
+          sound = av.AudioFrame.from_ndarray(wave[None], format="s16", layout="mono")
+          sound.sample_rate, sound.pts, sound.time_base = 48_000, start, Fraction(1, 48_000)
+          file.mux(track.encode(sound))
+    for track in (pictures, *tracks):
+      file.mux(track.encode(None))
+
+
+def describe(file, tracks, titles) -> None:
+  file.metadata.update({"title": "A film"} | ({"DIRECTOR": "me"} if titles else {}))
+  chapters = ((0, 800, "one"), (800, 2000, "two"))
+  file.set_chapters(
+    [
+      {"id": i, "start": a, "end": b, "time_base": MILLISECOND, "metadata": {"title": name}}
+      for i, (a, b, name) in enumerate(chapters, 1)
+    ]
+  )
+  for track, language in zip(tracks, ("deu", "fra"), strict=False):
+    track.metadata.update({"language": language, "title": f"sound in {language}"})
+  if len(tracks) > 1:
+    tracks[0].disposition, tracks[1].disposition = 0, Disposition.default.value
+  if titles:
+    titles.metadata["language"] = "spa"
+
+
+def packets(path, **streams) -> list[av.Packet]:
+  with av.open(str(path)) as file:
+    return [packet for packet in file.demux(**streams) if packet.size]
+
+
+def samples(path, track: int = 0) -> int:
+  with av.open(str(path)) as file:
+    return sum(frame.samples for frame in file.decode(audio=track))
+
+
+def pitch(path, track: int = 0) -> float:
+  """The loudest frequency, in Hz."""
+  with av.open(str(path)) as file:
+    frames = [frame.to_ndarray()[0] for frame in file.decode(audio=track)]
+    rate = file.streams.audio[track].codec_context.sample_rate
+  wave = np.concatenate(frames)
+  return np.argmax(np.abs(np.fft.rfft(wave))) * rate / len(wave)
+
+
+def seconds(path) -> float:
+  with av.open(str(path)) as file:
+    return file.duration / 1e6
+
+
+def test_sound_is_timed_by_its_samples():
+  clock, frame = SampleClock(), Fraction(40, 48_000)
+  ticks = [n * frame // MILLISECOND * MILLISECOND for n in range(1000)]
+  placed = [clock.place(time, frame, MILLISECOND) for time in ticks]
+  assert placed == [n * frame for n in range(1000)]
+  assert clock.place(None, frame, MILLISECOND) == 1000 * frame
+  assert clock.place(Fraction(2), frame, MILLISECOND) == 2  # a pause
+  assert clock.place(Fraction(1), frame, MILLISECOND) is None  # out of order
+  assert clock.place(None, frame, MILLISECOND) == 2 + frame
+
+
+@pytest.mark.parametrize(("codec", "options"), [("pcm_s16le", {}), ("flac", {"frame_size": "40"})])
+def test_no_packet_is_lost_to_a_coarse_clock(tmp_path, codec, options):
+  # 1200 packets a second by a clock of 1000 ticks, as TrueHD has them.
+  make(tmp_path / "a.mkv", [(codec, 440)], per_packet=40, **options)
+  before = packets(tmp_path / "a.mkv", audio=0)
+  assert len(before) == 2400
+  restore(tmp_path / "a.mkv", tmp_path / "b.mkv")
+  assert [bytes(p) for p in packets(tmp_path / "b.mkv", audio=0)] == [bytes(p) for p in before]
+  restore(tmp_path / "a.mkv", tmp_path / "b.mov")  # one copied, the other coded as AAC
+  assert samples(tmp_path / "b.mov") == pytest.approx(96_000, abs=1024)
+  assert seconds(tmp_path / "b.mov") == pytest.approx(2, abs=0.001)
+
+
+def test_a_part_begins_where_a_decoder_can(tmp_path):
+  make(tmp_path / "a.mkv", [("pcm_s16le", 440)], per_packet=40)
+  with (
+    av.open(str(tmp_path / "a.mkv")) as file,
+    av.open(str(tmp_path / "b.mkv"), "w") as target,
+  ):
+    track = SoundTrack(video.probe(str(tmp_path / "a.mkv")), file.streams.audio[0], target, True)
+    for n, packet in enumerate(file.demux(audio=0)):
+      for item in track.items(packet):
+        packet.is_keyframe = n % 128 == 0  # as TrueHD's are
+        track.write(item, Fraction(1))
+  # 1 s begins packet 1200; the last one to begin at is 1152.
+  assert len(packets(tmp_path / "b.mkv")) == 2400 - 1152
+
+
+@pytest.mark.parametrize("codec", ["alac", "flac"])
+@pytest.mark.parametrize("name", ["b.mp4", "b.mkv"])
+def test_the_last_samples_come_along(tmp_path, codec, name):
+  make(tmp_path / "a.mkv", [(codec, 440)])
+  restore(tmp_path / "a.mkv", tmp_path / name)
+  assert samples(tmp_path / name) == 96_000
+  if name == "b.mp4":
+    with av.open(str(tmp_path / name)) as file:
+      track = file.streams.audio[0]
+      assert track.duration * track.time_base == 2
+
+
+def test_sound_that_changes_its_channels_is_coded_to_the_end(tmp_path):
+  for layout in ("mono", "stereo"):
+    make(tmp_path / f"{layout}.ts", [("ac3", 440)], layout=layout)
+  parts = [(tmp_path / f"{layout}.ts").read_bytes() for layout in ("mono", "stereo", "mono")]
+  (tmp_path / "a.ts").write_bytes(b"".join(parts))
+  with (
+    av.open(str(tmp_path / "a.ts")) as file,
+    av.open(str(tmp_path / "b.mp4"), "w") as target,
+    warnings.catch_warnings(),
+  ):
+    warnings.simplefilter("error")
+    track = SoundTrack(video.probe(str(tmp_path / "a.ts")), file.streams.audio[0], target, False)
+    for packet in bridged(file):
+      if packet.stream.type == "audio":
+        for item in track.items(packet):
+          track.write(item, Fraction(0))
+    track.finish()
+  assert samples(tmp_path / "b.mp4") == pytest.approx(3 * 96_000, abs=4096)
+
+
+def test_two_recordings_in_one_file(tmp_path):
+  make(tmp_path / "a.ts")
+  (tmp_path / "b.ts").write_bytes(3 * (tmp_path / "a.ts").read_bytes())
+  restore(tmp_path / "b.ts", tmp_path / "c.mp4")
+  assert len(packets(tmp_path / "c.mp4", audio=0)) == 3 * len(packets(tmp_path / "a.ts", audio=0))
+  times = [frame.time for frame in read(tmp_path / "c.mp4")]
+  assert len(times) == 150
+  sound = packets(tmp_path / "c.mp4", audio=0)
+  steps = [b.pts - a.pts for a, b in itertools.pairwise(sound)]
+  assert max(steps) < 0.1 * 48_000
+  assert float(sound[-1].pts * sound[-1].time_base) == pytest.approx(float(times[-1]), abs=0.1)
+
+
+@pytest.mark.parametrize("name", ["b.mkv", "b.mp4"])
+def test_all_tracks_come_along(tmp_path, name):
+  make(tmp_path / "a.mkv", [("aac", 440), ("aac", 880)], [(200, 700), (1000, 1500)])
+  with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    restore(tmp_path / "a.mkv", tmp_path / name)
+  with av.open(str(tmp_path / name)) as file:
+    assert file.metadata["title"] == "A film"
+    first, second = file.streams.audio
+    assert [first.language, second.language] == ["fra", "deu"]
+    if name == "b.mkv":  # FFmpeg reads that of an mp4 since 8.1
+      assert [s.metadata["title"] for s in (first, second)] == ["sound in fra", "sound in deu"]
+    assert first.disposition & Disposition.default
+    assert not second.disposition & Disposition.default
+    chapters = [(c["metadata"]["title"], c["start"] * c["time_base"]) for c in file.chapters()]
+    assert [title for title, _ in chapters] == ["one", "two"]
+    assert float(chapters[1][1]) == pytest.approx(0.8, abs=0.03)
+    directors = [v for k, v in file.metadata.items() if k == "DIRECTOR"]
+  assert (pitch(tmp_path / name, 0), pitch(tmp_path / name, 1)) == pytest.approx((880, 440), abs=2)
+  if name == "b.mkv":
+    assert directors == ["me"]
+    assert [bytes(p) for p in packets(tmp_path / name, subtitles=0)] == [b"from 200", b"from 1000"]
+    assert not told
+  else:
+    (warning,) = told
+    wanted = "a.mkv: not taken along into the .mp4: subtitle (srt, spa), tags (DIRECTOR)"
+    assert str(warning.message).endswith(wanted)
+
+
+def test_a_part_of_a_clip_has_its_chapters_and_subtitles(tmp_path):
+  make(tmp_path / "a.mkv", subtitles=[(200, 500), (700, 900), (1200, 1900), (1700, 2000)])
+  restore(tmp_path / "a.mkv", tmp_path / "b.mkv", 15, 35)  # 0.6 s to 1.4 s
+  with av.open(str(tmp_path / "b.mkv")) as file:
+    chapters = [
+      (c["metadata"]["title"], float(c["start"] * c["time_base"]), float(c["end"] * c["time_base"]))
+      for c in file.chapters()
+    ]
+    start = file.streams.video[0].start_time
+  names, starts, ends = zip(*chapters, strict=True)
+  assert names == ("one", "two")
+  assert starts == pytest.approx((0, 0.2), abs=0.03)
+  assert ends == pytest.approx((0.2, 0.8), abs=0.03)
+  shown = [
+    (bytes(p), p.pts - start, p.pts + p.duration - start)
+    for p in packets(tmp_path / "b.mkv", subtitles=0)
+  ]
+  assert [text for text, _, _ in shown] == [b"from 700", b"from 1200"]
+  assert [t for _, *times in shown for t in times] == pytest.approx([100, 300, 600, 800], abs=25)
+
+
+@pytest.mark.parametrize("name", VIDEOS)
+def test_the_last_picture_lasts_as_long_as_it_did(tmp_path, name):
+  times = [Fraction(n, 25) for n in (0, 1, 2, 7, 8)]
+  with video.open_writer(str(tmp_path / name), 48, 64, Fraction(25)) as writer:
+    for image, time in zip(grey_levels(5), times, strict=True):
+      writer.write(image, time, Fraction(3))
+  for _ in range(2):
+    last = read(tmp_path / name)[-1]
+    assert float(last.time) == pytest.approx(8 / 25, abs=0.001)
+    assert float(last.duration) == pytest.approx(3, abs=0.001)
+    assert seconds(tmp_path / name) == pytest.approx(8 / 25 + 3, abs=0.001)
+    (tmp_path / "out").mkdir(exist_ok=True)
+    with video.open_reader(str(tmp_path / name)) as reader:
+      info = reader.info
+      with video.open_writer(str(tmp_path / "out" / name), 48, 64, info.frame_rate) as writer:
+        for frame in reader:
+          writer.write(frame.image, frame.time, frame.duration)
+    (tmp_path / "out" / name).replace(tmp_path / name)
+
+
+def test_sound_goes_on_to_the_end_of_the_last_picture(tmp_path):
+  make(tmp_path / "a.mkv")
+  info = video.probe(str(tmp_path / "a.mkv"))
+  with video.open_writer(str(tmp_path / "b.mp4"), 48, 64, info.frame_rate, source=info) as writer:
+    for n, image in enumerate(grey_levels(3)):
+      writer.write(image, Fraction(n, 25), Fraction(19, 10))
+  assert samples(tmp_path / "b.mp4") == pytest.approx(48_000 * (1.9 + 0.08), abs=2048)
+
+
+@pytest.mark.parametrize("rate", [Fraction(24_000, 1001), Fraction(30_000, 1001), Fraction(60)])
+def test_a_constant_rate_loses_the_jitter_of_a_coarse_clock(tmp_path, rate):
+  encode(tmp_path / "a.mkv", grey_levels(40), rate=rate, bf="0")
+  assert any(frame.time != frame.index / rate for frame in read(tmp_path / "a.mkv"))
+  restore(tmp_path / "a.mkv", tmp_path / "b.mp4")
+  assert video.probe(str(tmp_path / "b.mp4")).frame_rate == rate
+  assert [frame.time for frame in read(tmp_path / "b.mp4")] == [n / rate for n in range(40)]
+
+
+def test_a_variable_rate_does_not_become_constant(tmp_path):
+  times = [Fraction(n, 1000) for n in (0, 45, 80, 123, 160, 201, 251, 280)]
+  write(tmp_path / "a.mkv", grey_levels(8), times)
+  restore(tmp_path / "a.mkv", tmp_path / "b.mp4")
+  again = [frame.time for frame in read(tmp_path / "b.mp4")]
+  assert [round(time * 1000) for time in again] == [round(time * 1000) for time in times]
+
+
+@pytest.mark.parametrize("name", VIDEOS)
+@pytest.mark.parametrize("with_sound", [False, True])
+def test_times_that_no_file_holds_are_told_in_one_line(tmp_path, name, with_sound):
+  make(tmp_path / "in.ts")
+  source = video.probe(str(tmp_path / "in.ts")) if with_sound else None
+  for gap in (2**40, 2**70):
+    times = [Fraction(n * gap) for n in range(3)]
+    with warnings.catch_warnings():
+      warnings.simplefilter("error")  # not a word about the sound
+      with pytest.raises(OSError, match="cannot show a picture") as error:
+        write(tmp_path / name, grey_levels(3), times, source=source)
+    assert (error.value.errno, error.value.filename) == (errno.EINVAL, str(tmp_path / name))
+  assert [path.name for path in tmp_path.iterdir()] == ["in.ts"]
+
+
+@pytest.mark.parametrize("name", VIDEOS)
+@pytest.mark.parametrize("rate", [Fraction(1, 10**6), Fraction(2**31 - 1, 2**31 - 2), 10**9])
+def test_absurd_rates_give_a_whole_file_or_an_error(tmp_path, name, rate):
+  times = [Fraction(n, 25) for n in range(3)]
+  with video.open_writer(str(tmp_path / name), 48, 64, Fraction(rate)) as writer:
+    for image, time in zip(grey_levels(3), times, strict=True):
+      writer.write(image, time, Fraction(1, 25))
+  assert [float(f.time) for f in read(tmp_path / name)] == pytest.approx([0, 0.04, 0.08], abs=0.001)
+
+
+def test_what_cannot_be_read_again_is_no_result(tmp_path, monkeypatch):
+  write(tmp_path / "a.mp4", grey_levels(5))
+  whole = (tmp_path / "a.mp4").read_bytes()
+
+  def damaged(path, count, length):
+    with open(path, "r+b") as file:
+      file.truncate(200)
+    check(path, count, length)
+
+  check = video_encode._check
+  monkeypatch.setattr(video_encode, "_check", damaged)
+  with pytest.raises(OSError, match="not readable after writing") as error:
+    write(tmp_path / "a.mp4", grey_levels(9))
+  assert error.value.filename == str(tmp_path / "a.mp4")
+  assert (tmp_path / "a.mp4").read_bytes() == whole
+  for count, length in ((6, 0.1), (5, 9.0)):
+    with pytest.raises(OSError, match="5 of"):
+      check(str(tmp_path / "a.mp4"), count, Fraction(length))
+
+
+def test_a_lost_source_is_told(tmp_path):
+  make(tmp_path / "a.ts")
+  info = video.probe(str(tmp_path / "a.ts"))
+  (tmp_path / "a.ts").unlink()
+  with pytest.raises(video.UserError, match=r"a.ts: cannot be read a second time"):
+    write(tmp_path / "b.mp4", grey_levels(2), rate=RATE, source=info)
