@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import re
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
 
