@@ -33,7 +33,7 @@ def main() -> None:
   with command.shown_warnings(), progress.Clock():
     model, params = inference.load(args.checkpoint)
     size = model.arch.image_size
-    with video.open_reader(args.input, *args.frames, max_pixels=args.max_pixels) as reader:
+    with video.open_reader(args.input, *args.frames) as reader:
       frames = [cv2.resize(frame.image, (size, size)) for frame in reader]
     if len(frames) <= args.window:
       raise UserError(f"{args.input}: {len(frames)} frames are one chunk; give a longer clip")

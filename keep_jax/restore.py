@@ -26,7 +26,6 @@ from collections.abc import Callable, Iterator
 
 import cv2
 import numpy as np
-import tqdm
 
 from keep_jax import inference, show
 from keep_jax.choice import Choice, Face
@@ -184,9 +183,9 @@ def _find(args: argparse.Namespace, size: int) -> tuple[list[Face], int, str | N
     command.check_count(args.output, total)
     with (
       contextlib.closing(video.prefetch(command.counted_for(args.output, reader))) as frames,
-      progress.bar("finding faces", total) as bar,
+      contextlib.closing(_counted(frames, "finding faces", total)) as counted,
     ):
-      images = (_told(bar, frame).image for frame in frames)
+      images = (frame.image for frame in counted)
       choice = Choice(
         args.faces, args.min_face, args.min_score, args.tracks, skip_sharp=args.skip_sharp
       )
@@ -260,11 +259,6 @@ def _open_background(args: argparse.Namespace) -> video.Reader:
 def _look_ahead(args: argparse.Namespace) -> int:
   """How many frames after --frames the gains see, too."""
   return args.look_ahead if args.mode == "stream" and not args.identity else 0
-
-
-def _told(bar: tqdm.tqdm, frame: video.Frame) -> video.Frame:
-  bar.update(not frame.is_context)
-  return frame
 
 
 def _counted(items, what: str, total: int | None) -> Iterator:
