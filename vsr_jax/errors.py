@@ -15,6 +15,7 @@ import functools
 import os
 import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -106,12 +107,28 @@ def _signals() -> Iterator[None]:
   if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     del handlers[signal.SIGINT]
   before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+  hook, sys.unraisablehook = sys.unraisablehook, _raise_again
   try:
     yield
   finally:
+    sys.unraisablehook = hook
     for number, handler in before.items():
       if signal.getsignal(number) is not signal.SIG_IGN:
         signal.signal(number, handler)
+
+
+def _raise_again(unraisable) -> None:
+  """Brings back a signal's exception that was raised where none can be, as in JAX's callbacks."""
+  for error, number, handler in (
+    (Terminated, signal.SIGTERM, _raise_terminated),
+    (KeyboardInterrupt, signal.SIGINT, _raise_interrupted),
+  ):
+    if issubclass(unraisable.exc_type, error):
+      signal.signal(number, handler)
+      # Soon, not here, where its exception would be lost again.
+      threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
+      return
+  sys.__unraisablehook__(unraisable)
 
 
 def run(main: Callable[[], None]) -> None:
@@ -126,21 +143,35 @@ def run(main: Callable[[], None]) -> None:
   """
   streams.open_missing()
   streams.outlive_readers()
+  # Whether this process is the command and no more: `catch_signals_of_a_command` was there.
+  alone = signal.getsignal(signal.SIGTERM) is _end
   with _signals():
-    sys.exit(_code(main))
+    sys.exit(_code(main, alone))
 
 
-def _code(main: Callable[[], None]) -> int:
+def _leave(code: int) -> NoReturn:
+  """Ends without freeing what a signal stopped: JAX may crash or hang then, amid a compilation."""
+  if "multiprocessing.util" in sys.modules:  # its names in /dev/shm are to be removed all the same
+    sys.modules["multiprocessing.util"]._exit_function()
+  for stream in (sys.stdout, sys.stderr):
+    stream.flush()
+  os._exit(code)
+
+
+def _code(main: Callable[[], None], alone: bool) -> int:
+  """The exit code of a command; stopped by a signal, a process of its own ends here."""
   try:
     with warnings.catch_warnings():
       warnings.showwarning = show_warning
       main()
   except UserError as e:
     return _fail(f"error: {e}", 2)
-  except KeyboardInterrupt:
-    return _fail(_INTERRUPTED, 130)
-  except Terminated:
-    return _fail(_TERMINATED, 2)
+  except (KeyboardInterrupt, Terminated) as e:
+    interrupted = isinstance(e, KeyboardInterrupt)
+    code = _fail(_INTERRUPTED, 130) if interrupted else _fail(_TERMINATED, 2)
+    if alone:
+      _leave(code)
+    return code
   except OSError as e:
     if is_full(e):
       where = f" while writing {e.filename}" if e.filename else ""

@@ -133,6 +133,46 @@ def test_a_second_interrupt_ends_at_once_and_without_a_traceback(tidying, seen):
   assert set(said.split("\n")[1:]) == {"", "interrupted"}
 
 
+@pytest.mark.parametrize(
+  ("number", "code", "line"),
+  [(signal.SIGINT, 130, "interrupted\n"), (signal.SIGTERM, 2, "terminated by SIGTERM\n")],
+)
+def test_a_signal_that_comes_in_a_callback_is_not_lost(run_main, number, code, line):
+  class Freed:
+    def __del__(self):
+      signal.raise_signal(number)  # the exception cannot leave here
+
+  def main():
+    Freed()
+    time.sleep(20)
+
+  began = time.monotonic()
+  assert run_main(main, code=code).err == line
+  assert time.monotonic() - began < 15
+
+
+STOPPED = """
+import signal, sys
+from vsr_jax import errors
+sys.argv[0] = "-m"
+errors.catch_signals_of_a_command()
+class Program:
+  def __del__(self):
+    print("freed", flush=True)  # where XLA may crash
+def main():
+  program = Program()
+  print("begun")
+  signal.raise_signal(signal.SIGTERM)
+errors.run(main)
+"""
+
+
+def test_what_a_signal_stopped_is_not_freed():
+  done = subprocess.run([sys.executable, "-c", STOPPED], capture_output=True, text=True)
+  assert (done.returncode, done.stderr) == (2, "terminated by SIGTERM\n")
+  assert done.stdout == "begun\n"
+
+
 def test_a_warning_is_one_line_in_every_command(run_main):
   said = run_main(lambda: warnings.warn("out.mp4.part: removed", stacklevel=1))
   assert said.err == "warning: out.mp4.part: removed\n"
