@@ -353,7 +353,8 @@ def _quiet() -> Iterator[None]:
   log, hook = logging.getLogger("asyncio"), sys.unraisablehook
   disabled, absl = log.disabled, logging.getLogger("absl")
   quiet = _not_by_orbax in absl.filters
-  log.disabled, sys.unraisablehook = True, lambda _: None
+  log.disabled = True
+  sys.unraisablehook = lambda told: isinstance(told.exc_value, Exception) or hook(told)
   absl.addFilter(_not_by_orbax)
   try:
     yield
