@@ -42,8 +42,9 @@ def main() -> None:
   """Runs the command; see the module's docstring and `--help`."""
   args = _parse()
   sources = _named_sources(args)
-  for folder in (".", *clips.STREAMS):
-    files.check_folder(args.out / folder)
+  for folder in (args.out / stream for stream in clips.STREAMS):
+    if folder.exists():
+      files.check_folder(folder)
   with contextlib.ExitStack() as stack:
     for folder in (args.out, args.out / flow_store.FOLDER):
       if folder == args.out or folder.is_dir():
