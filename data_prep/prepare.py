@@ -48,8 +48,9 @@ def main() -> None:
   sources = _named_sources(args)
   for folder in (*clips.STREAMS, flow_store.FOLDER):  # in which clips are replaced
     check_within(args.out, args.out / folder)
-  for folder in (".", *clips.STREAMS):
-    files.check_folder(args.out / folder)
+  for folder in (args.out / stream for stream in clips.STREAMS):
+    if folder.exists():
+      files.check_folder(folder)
   with contextlib.ExitStack() as stack:
     for folder in (args.out, args.out / flow_store.FOLDER):
       if folder == args.out or folder.is_dir():

@@ -58,7 +58,7 @@ def writing(path: str) -> Iterator[Callable[[bytes], None]]:
     try:
       yield writer.write
     finally:
-      _close(writer, part)
+      _close(writer, path)
     os.replace(part, path)
   finally:
     pathlib.Path(part).unlink(missing_ok=True)

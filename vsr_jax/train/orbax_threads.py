@@ -19,7 +19,8 @@ def quiet() -> Iterator[None]:
   log, hook = logging.getLogger("asyncio"), sys.unraisablehook
   disabled, absl = log.disabled, logging.getLogger("absl")
   quiet = not_by_orbax in absl.filters
-  log.disabled, sys.unraisablehook = True, lambda _: None
+  log.disabled = True
+  sys.unraisablehook = lambda told: isinstance(told.exc_value, Exception) or hook(told)
   absl.addFilter(not_by_orbax)
   try:
     yield
