@@ -22,7 +22,7 @@ import numpy as np
 import tqdm
 
 from data_prep import meta_info, sources
-from vsr_jax import command, errors, files, frames_folder, progress, video
+from vsr_jax import errors, files, frames_folder, progress, video
 from vsr_jax.errors import UserError
 from vsr_jax.faces import detector, tracks
 from vsr_jax.faces.detections import Detections
@@ -48,7 +48,7 @@ def main() -> None:
     files.check_folder(place)
   found = find_clips(args.inputs)
   detect = detector.make_detector(args.detector, args.detector_weights)
-  with command.shown_warnings(), locked(args.out):
+  with locked(args.out):
     files.make_folder(args.out / meta_info.FOLDER)
     files.remove_left(args.out / meta_info.FOLDER)
     _write_all(args, found, detect)

@@ -29,7 +29,6 @@ def main() -> None:
   video.check_output(args.output, args.input)
   reach = inference.load_architecture(args.checkpoint).frames // 2
   with (
-    command.shown_warnings(),
     command.readable(args.input) as args.copies,
     command.open_input(args, context=(reach, reach)) as reader,
     command.memory_errors(args.input, "give a smaller --tile"),

@@ -30,7 +30,7 @@ def main() -> None:
   args = _parse()
   video.check_output(args.output, args.input)
   _import_figure()  # not only after the work
-  with command.shown_warnings(), progress.Clock():
+  with progress.Clock():
     model, params = inference.load(args.checkpoint)
     size = model.arch.image_size
     with video.open_reader(args.input, *args.frames) as reader:

@@ -40,7 +40,6 @@ def main() -> None:
   args = _parse()
   _check_paths(args)
   with (
-    command.shown_warnings(),
     command.readable(args.input, args.background) as args.copies,
     command.memory_errors(args.input, "try --dtype bfloat16"),
     progress.Clock() as args.clock,

@@ -6,11 +6,10 @@ import argparse
 import contextlib
 import re
 import sys
-import warnings
 from collections.abc import Iterable, Iterator
 
 from vsr_jax import images, spool, video
-from vsr_jax.errors import Parser, UserError, show_warning
+from vsr_jax.errors import Parser, UserError
 from vsr_jax.frames_folder import several_frames
 from vsr_jax.video_encode import CONTAINERS
 
@@ -165,14 +164,6 @@ def counted_for(path: str | None, frames: Iterable[video.Frame]) -> Iterator[vid
       check_count(path, count)
     frames = held
   yield from frames
-
-
-@contextlib.contextmanager
-def shown_warnings() -> Iterator[None]:
-  """Within it each warning is one line above the progress bar."""
-  with warnings.catch_warnings():
-    warnings.showwarning = show_warning
-    yield
 
 
 @contextlib.contextmanager
