@@ -33,9 +33,9 @@ import tqdm
 
 from data_prep import clips, flow_store, records
 from vsr_jax import errors, progress
-from vsr_jax.compiling import CompiledByShape
 from vsr_jax.errors import UserError
 from vsr_jax.flow import raft, raft_weights
+from vsr_jax.inference import CompiledByShape
 from vsr_jax.locks import locked
 
 LARGEST_BATCH = 1024  # the last one of a clip is filled up

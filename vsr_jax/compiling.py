@@ -1,6 +1,6 @@
 """Compiling that takes long is told through `logging`: silent unless somebody listens.
 
-A command listens with `vsr_jax.command.Clock`; a program that uses the library shows the logger
+A command listens with `vsr_jax.progress.Clock`; a program that uses the library shows the logger
 `vsr_jax.compiling` at level INFO.
 """
 
@@ -11,9 +11,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
-
-import jax
 
 MOMENT = 2.0  # seconds: what takes no longer is not worth a line
 
@@ -68,25 +65,3 @@ def listening(take: Callable[[logging.LogRecord], object]) -> Iterator[None]:
     _logger.setLevel(level)
     _logger.propagate = propagate
     _logger.removeHandler(handler)
-
-
-class CompiledByShape:
-  """A jitted function of params and more, compiled before it runs, within `compiling`."""
-
-  def __init__(self, jitted: Callable, name: Callable[..., str]):
-    """Takes what `jax.jit` gave.
-
-    Args:
-      jitted: its first argument is of the same shapes in every call; no argument is static.
-      name: of the other arguments, what is compiled; see `compiling`.
-    """
-    self._jitted, self._name = jitted, name
-    self._programs: dict[Any, jax.stages.Compiled] = {}
-
-  def __call__(self, params: Any, *args: Any) -> Any:
-    leaves, structure = jax.tree.flatten(args)
-    key = structure, *((x.shape, x.dtype) for x in leaves)
-    if key not in self._programs:
-      with compiling(self._name(*args)):
-        self._programs[key] = self._jitted.lower(params, *args).compile()
-    return self._programs[key](params, *args)

@@ -11,9 +11,12 @@ import math
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
+
+from vsr_jax.compiling import compiling
 
 Stream = Callable[[Iterable[np.ndarray]], Iterator[np.ndarray]]
 
@@ -45,6 +48,28 @@ def enable_compilation_cache() -> None:
     return
   if os.access(folder, os.W_OK | os.X_OK):
     jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+class CompiledByShape:
+  """A jitted function of params and more, compiled before it runs, within `compiling`."""
+
+  def __init__(self, jitted: Callable, name: Callable[..., str]):
+    """Takes what `jax.jit` gave.
+
+    Args:
+      jitted: its first argument is of the same shapes in every call; no argument is static.
+      name: of the other arguments, what is compiled; see `compiling`.
+    """
+    self._jitted, self._name = jitted, name
+    self._programs: dict[Any, jax.stages.Compiled] = {}
+
+  def __call__(self, params: Any, *args: Any) -> Any:
+    leaves, structure = jax.tree.flatten(args)
+    key = structure, *((x.shape, x.dtype) for x in leaves)
+    if key not in self._programs:
+      with compiling(self._name(*args)):
+        self._programs[key] = self._jitted.lower(params, *args).compile()
+    return self._programs[key](params, *args)
 
 
 def largest_tile(height: int, width: int, pixels: int) -> int:

@@ -242,12 +242,12 @@ def test_a_frame_that_cannot_be_read_stops_after_saving(clip_set, tmp_path, monk
   taken = 0
   load = train.pipeline.clips_lib.read_frame
 
-  def read(path):
+  def read(path, *size):
     nonlocal taken
     taken += 1
     if taken > 100:  # a batch of 8 windows reads 72 frames, and three are made ahead
       raise UserError(f"{path}: cannot be decoded")
-    return load(path)
+    return load(path, *size)
 
   config = recipe("degradation", clip_set, 50, **{"data.validation": ""})
   # Grain runs ahead by an unknown number of batches: step 1 at least is done.

@@ -13,6 +13,7 @@ from av.stream import Disposition
 from tests.vsr_jax.clips import encode, grey_levels
 from tests.vsr_jax.test_video_output import RATE, VIDEOS, read, restore, write
 from vsr_jax import video, video_encode
+from vsr_jax.errors import UserError
 from vsr_jax.video_clock import bridged
 from vsr_jax.video_sound import SampleClock, SoundTrack
 
@@ -325,5 +326,5 @@ def test_a_lost_source_is_told(tmp_path):
   make(tmp_path / "a.ts")
   info = video.probe(str(tmp_path / "a.ts"))
   (tmp_path / "a.ts").unlink()
-  with pytest.raises(video.UserError, match=r"a.ts: cannot be read a second time"):
+  with pytest.raises(UserError, match=r"a.ts: cannot be read a second time"):
     write(tmp_path / "b.mp4", grey_levels(2), rate=RATE, source=info)
