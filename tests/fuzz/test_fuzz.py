@@ -10,6 +10,6 @@ import pytest
 
 @pytest.mark.parametrize("kind", ["videos", "checkpoints", "sets", "stream"])
 def test_a_small_campaign(kind):
-  command = [sys.executable, "-m", "tests.fuzz", "--seed", "7", "--scale", "0.1", "--only", kind]
+  command = [sys.executable, "-m", "tests.fuzz", "--seed", "7", "--scale", "0.03", "--only", kind]
   result = subprocess.run(command, capture_output=True, text=True)
   assert result.returncode == 0, result.stderr[-3000:]
