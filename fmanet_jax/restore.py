@@ -39,7 +39,7 @@ def main() -> None:
 def restore(reader: video.Reader, args: argparse.Namespace) -> None:
   """Restores the frames that a reader gives, as the command line says."""
   total = command.frame_total(reader, *args.frames)
-  command.check_count(args.output, total)
+  frames = command.counted_for(args.output, reader)
   model, params = inference.load(args.checkpoint, args.dtype)
   mesh = make_mesh() if jax.device_count() > 1 else None
   restorer = inference.Restorer(model, params, mesh)
@@ -50,7 +50,6 @@ def restore(reader: video.Reader, args: argparse.Namespace) -> None:
   tile = args.tile or inference.fitting_tile(restorer, info.height, info.width)
   if tile != args.tile:
     print(f"note: whole frames do not fit the memory; restoring by tiles of {tile} pixels")
-  frames = command.counted_for(args.output, reader)
   count = 0
   with (
     progress.Clock() as clock,

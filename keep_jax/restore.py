@@ -74,7 +74,7 @@ def restore_aligned(args: argparse.Namespace) -> None:
         "--aligned to find the faces"
       )
     total = command.frame_total(reader, *args.frames)
-    command.check_count(args.output, total)
+    counted = command.counted_for(args.output, reader)
     width = 2 * size if args.side_by_side else size
     taken: collections.deque[video.Frame] = collections.deque()
 
@@ -87,7 +87,7 @@ def restore_aligned(args: argparse.Namespace) -> None:
     count = 0
     with (
       _writer(args, size, width, info) as writer,
-      contextlib.closing(video.prefetch(command.counted_for(args.output, reader))) as frames,
+      contextlib.closing(video.prefetch(counted)) as frames,
       progress.bar("restoring", total) as bar,
     ):
       for restored in restore(faces(frames)):
@@ -172,16 +172,17 @@ def _find(args: argparse.Namespace, size: int) -> tuple[list[Face], int, str | N
   """
   detect = turned.turning(detector.make_detector(args.detector, args.detector_weights))
   context = (tracks.SMOOTHED, tracks.SMOOTHED)
-  with command.open_input(args, context=context) as reader:
+  with command.open_input(args, context=context) as reader, contextlib.ExitStack() as stack:
     height, width = paste.enlarged_size(reader.info.height, reader.info.width, args.upscale)
     if not args.list_faces:
       command.check_size(args.output, height, 2 * width if args.side_by_side else width)
-    if args.background:
-      _open_background(args).close()
     total = command.frame_total(reader, *args.frames)
-    command.check_count(args.output, total)
+    read = command.counted_for(args.output, reader)
+    if args.background:
+      behind = stack.enter_context(_open_background(args))
+      read = command.accompanied(read, behind, args.background)
     with (
-      contextlib.closing(video.prefetch(command.counted_for(args.output, reader))) as frames,
+      contextlib.closing(video.prefetch(read)) as frames,
       contextlib.closing(_counted(frames, "finding faces", total)) as counted,
     ):
       images = (frame.image for frame in counted)

@@ -148,22 +148,27 @@ def check_size(path: str, height: int, width: int) -> None:
     )
 
 
-def check_count(path: str | None, total: int | None) -> None:
-  """Raises `UserError` if the output is a picture and there are known to be more frames."""
-  if path is not None and total is not None and total > 1 and video.holds_one_frame(path):
-    raise several_frames(path)
-
-
 def counted_for(path: str | None, frames: Iterable[video.Frame]) -> Iterator[video.Frame]:
-  """Passes frames on; if the output is a picture, `UserError` where there are two, before any."""
-  if path is not None and video.holds_one_frame(path):
-    held, count = [], 0
-    for frame in frames:
-      held.append(frame)
-      count += not frame.is_context
-      check_count(path, count)
-    frames = held
-  yield from frames
+  """The frames for an output; `UserError`, at once, if there are several for a picture."""
+  if path is None or not video.holds_one_frame(path):
+    return iter(frames)
+  held, count = [], 0
+  for frame in frames:
+    held.append(frame)
+    count += not frame.is_context
+    if count > 1:
+      raise several_frames(path)
+  return iter(held)
+
+
+def accompanied(
+  frames: Iterable[video.Frame], others: Iterator[video.Frame], path: str
+) -> Iterator[video.Frame]:
+  """Passes frames on; `UserError` where the others, of the clip at `path`, end before them."""
+  for frame in frames:
+    if not frame.is_context and next(others, None) is None:
+      raise UserError(f"{path}: ends before frame {frame.index}; give one that is as long")
+    yield frame
 
 
 @contextlib.contextmanager

@@ -224,8 +224,6 @@ def test_a_picture_as_the_output_of_a_clip_is_refused_before_work(
   line = "out.png: one image cannot hold several frames"
   monkeypatch.setattr(restorer, "_compiled", None)
   assert_refused(run(clip, tmp_path / "out.png", code=2), line)
-  monkeypatch.setattr(command, "frame_total", lambda *_: None)
-  assert line in run(clip, tmp_path / "out.png", code=2).err.splitlines()[-1]
 
 
 def test_bad_checkpoints_are_refused(run, weights, clip, tmp_path):

@@ -224,7 +224,8 @@ def test_the_background_comes_from_another_clip(run, clip, tmp_path):
   short = encode_lossless(tmp_path / "short.mkv", np.full((2, 448, 512, 3), 77, np.uint8))
   flags = ("--identity", "--upscale", "2", "--background", short)
   said = run(clip, tmp_path / "other", *flags, code=2)
-  assert "background ends before frame 2" in said.err
+  assert f"{short}: ends before frame 2;" in said.err
+  assert "restoring" not in said.err
   assert not os.path.exists(tmp_path / "other")
   assert_refused(run(clip, short, *flags, code=2), "short.mkv: is the input")
 
