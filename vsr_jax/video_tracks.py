@@ -180,13 +180,19 @@ class Tracks:
 
   def _chapters(self, first: Fraction, end: Fraction) -> list[dict]:
     """The chapters within what is written, counted from its first picture."""
+    chapters: dict[tuple[Fraction, str], dict] = {}
+    for chapter in self._input.chapters():  # FFmpeg reads some of an mp4 twice, from its two lists
+      chapters.setdefault((chapter["start"] * chapter["time_base"], _title(chapter)), chapter)
     kept = []
-    for chapter in self._input.chapters():
+    for number, chapter in enumerate(chapters.values(), 1):
       tick = Fraction(chapter["time_base"])
       times = (chapter[name] * tick - self._start for name in ("start", "end"))
       start, stop = (round((min(max(t, first), end) - first) * 1000) for t in times)
-      if start < stop:
-        kept.append(chapter | {"start": start, "end": stop, "time_base": Fraction(1, 1000)})
+      if start >= stop:
+        continue
+      if self._target.format.name != "matroska" and not _title(chapter):  # FFmpeg leaves it out
+        chapter = chapter | {"metadata": {"title": f"Chapter {number}"}}
+      kept.append(chapter | {"start": start, "end": stop, "time_base": Fraction(1, 1000)})
     return kept
 
 
@@ -223,6 +229,10 @@ class _SubtitleTrack:
 
   def finish(self) -> None:
     """Does nothing: no encoder holds anything."""
+
+
+def _title(chapter: dict) -> str:
+  return chapter["metadata"].get("title", "")
 
 
 def _takes(target: av.container.OutputContainer, stream: av.stream.Stream) -> bool:
