@@ -153,6 +153,8 @@ def from_16_bits(image: np.ndarray) -> np.ndarray:
 
 
 def _decode(data: bytes, header: Header, flags: int) -> np.ndarray | None:
+  # libpng has no switch: of rows that are too few, with right checksums, it prints a line more.
+  # To foresee that, all would have to be inflated, which takes as long as decoding.
   quiet = contextlib.nullcontext() if header.kind in ("PNG", "JPEG") else _quiet()
   with quiet:
     try:
