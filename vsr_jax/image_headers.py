@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _TIFF_PAGES = 16  # looked at
 _CHUNK, _CHECKSUM = struct.Struct(">I4s"), struct.Struct(">I")  # of a PNG
 
@@ -56,6 +57,11 @@ def read_header(data: bytes) -> Header | None:
         if header and header.height > 0 and header.width > 0:
           return header._replace(pixels=max(header.pixels, header.height * header.width))
   return None
+
+
+def is_scattered(begin: bytes) -> bool:
+  """Whether a file that begins so is one whose header may stand anywhere: a TIFF or a WebP."""
+  return begin[:4] in _TIFF or (begin.startswith(b"RIFF") and begin[8:12] == b"WEBP")
 
 
 def damage(data: bytes) -> str | None:
@@ -219,8 +225,5 @@ _READERS = {
   b"GIF8": _gif,
   b"BM": _bmp,
   b"RIFF": _webp,
-  b"II*\0": _tiff,
-  b"MM\0*": _tiff,
-  b"II+\0": _tiff,
-  b"MM\0+": _tiff,
+  **dict.fromkeys(_TIFF, _tiff),
 }

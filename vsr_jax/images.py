@@ -35,15 +35,22 @@ def check_pixels(
   pixels = height * width if pixels is None else pixels
   if pixels > max_pixels:
     option = f", or raise the limit: --max-pixels {pixels}" if pixels <= MOST_PIXELS else ""
+    amounts = f"{pixels / 1e6:,.1f} megapixels", f"{max_pixels / 1e6:,.1f}"
+    if max_pixels < 1e6 or amounts[0].startswith(f"{amounts[1]} "):  # too few digits to tell
+      amounts = f"{pixels:,} pixels", f"{max_pixels:,}"
     raise UserError(
-      f"{name}: {width}x{height} are {pixels / 1e6:,.1f} megapixels, more than the limit of "
-      f"{max_pixels / 1e6:,.1f}; make it smaller{option}"
+      f"{name}: {width}x{height} are {amounts[0]}, more than the limit of {amounts[1]}; "
+      f"make it smaller{option}"
     )
 
 
 def check_header(header: Header, name: object, max_pixels: int = MAX_PIXELS) -> None:
-  """Raises `UserError` for an image of more than `max_pixels`."""
+  """Raises `UserError` for an image of more than `max_pixels`, or several in one file."""
   check_pixels(header.height, header.width, name, max_pixels, header.pixels)
+  if header.pictures > 1:
+    raise UserError(
+      f"{name}: holds several pictures (an animation or pages); make them a folder of single images"
+    )
 
 
 def image_size(data: bytes, name: object) -> tuple[int, int]:
@@ -88,10 +95,6 @@ def decode_image(
   if header is None or header.kind == "GIF" or damage(data):  # of which libpng would print a line
     raise UserError(f"{name}: {damaged}")
   check_header(header, name, max_pixels)
-  if header.pictures > 1:
-    raise UserError(
-      f"{name}: holds several pictures (an animation or pages); make them a folder of single images"
-    )
   # Of a TIFF some kinds would come out as BGR all the same.
   is_rgb = header.kind != "TIFF"
   order = cv2.IMREAD_COLOR_RGB if is_rgb else cv2.IMREAD_COLOR
@@ -116,18 +119,26 @@ def read_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> np.ndar
   Raises:
     UserError: it cannot be read, is damaged, or as there.
   """
+  return decode_image(read_file(path, path, max_pixels), path, max_pixels)
+
+
+def read_file(file: str | os.PathLike, name: object, max_pixels: int = MAX_PIXELS) -> bytes:
+  """Reads the bytes of an image file; `name` is what errors call it.
+
+  Raises:
+    UserError: it cannot be read, or is larger than a picture of `max_pixels` can be.
+  """
   try:
-    with open(path, "rb") as f:
+    with open(file, "rb") as f:
       size = os.fstat(f.fileno()).st_size
       if size > _MAX_BYTES_A_PIXEL * max_pixels + _MAX_EXTRA_BYTES:
         header = read_header(f.read(_MAX_EXTRA_BYTES))
         if header is not None:
-          check_header(header, path, max_pixels)
-        raise UserError(f"{path}: {size / 1e6:,.0f} MB are too much for a picture; save it anew")
-      data = f.read()
+          check_header(header, name, max_pixels)
+        raise UserError(f"{name}: {size / 1e6:,.0f} MB are too much for a picture; save it anew")
+      return f.read()
   except OSError as e:
-    raise UserError(f"{path}: cannot be read ({e.strerror}); check its permissions") from e
-  return decode_image(data, path, max_pixels)
+    raise UserError(f"{name}: cannot be read ({e.strerror}); check its permissions") from e
 
 
 def encode_image(image: np.ndarray, suffix: str = ".png") -> bytes:
@@ -142,6 +153,8 @@ def from_16_bits(image: np.ndarray) -> np.ndarray:
 
 
 def _decode(data: bytes, header: Header, flags: int) -> np.ndarray | None:
+  # libpng has no switch: of rows that are too few, with right checksums, it prints a line more.
+  # To foresee that, all would have to be inflated, which takes as long as decoding.
   quiet = contextlib.nullcontext() if header.kind in ("PNG", "JPEG") else _quiet()
   with quiet:
     try:

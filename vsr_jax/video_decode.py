@@ -14,8 +14,8 @@ import av
 import numpy as np
 
 from vsr_jax.errors import UserError
-from vsr_jax.image_headers import read_header
-from vsr_jax.images import MAX_PIXELS, check_header, check_pixels
+from vsr_jax.image_headers import is_scattered, read_header
+from vsr_jax.images import MAX_PIXELS, check_header, check_pixels, read_file
 from vsr_jax.video_clock import bridged
 from vsr_jax.video_filters import RgbConverter, deinterlaced
 from vsr_jax.video_open import is_cut, open_container, picture_streams
@@ -123,7 +123,7 @@ class VideoFile:
       with _filter_errors(path):
         first = next(self._good, None)
       if first is None:
-        larger = f" or of more than {max_pixels / 1e6:.1f} megapixels (--max-pixels)"
+        larger = f" or of more than {max_pixels:,} pixels (--max-pixels)"
         why = "damaged" if coder.width else "damaged" + larger
         raise UserError(f"{path}: no frame can be decoded; the file is {why}, replace it")
       self._first = first
@@ -320,11 +320,16 @@ def _filter_errors(path: str) -> Iterator[None]:
 
 
 def _check_picture(file: str, path: str, max_pixels: int) -> None:
-  """Raises `UserError` for a picture, such as a GIF, of more pixels; FFmpeg tells it late."""
+  """Raises `UserError` for a picture, such as a GIF, of more pixels, which FFmpeg tells late.
+
+  And for pages and a WebP's animation, of which it shows one picture or none.
+  """
   with open(file, "rb") as f:
-    header = read_header(f.read(2**20))
+    begin = f.read(2**20)
+  header = read_header(read_file(file, path, max_pixels) if is_scattered(begin) else begin)
   if header is not None:
-    check_header(header, path, max_pixels)
+    is_clip = header.kind == "PNG"  # however many it holds
+    check_header(header._replace(pictures=1) if is_clip else header, path, max_pixels)
 
 
 def _video_stream(container: av.container.InputContainer, path: str) -> av.VideoStream:

@@ -33,6 +33,18 @@ _STALE_TAGS = {
   "vendor_id",
 }
 
+# The languages of the old Macintosh, of which .mov takes no others, by FFmpeg's codes: some are of
+# its own, and of the two that ISO 639-2 has for a language it knows one.
+_MAC_OWN = {"fao": "fo ", "gle": "iri", "hrv": "hr ", "pan": "pa ", "srp": "sr ", "swe": "sve"}
+_FROM_MAC = {theirs: code for code, theirs in _MAC_OWN.items()}
+_TO_MAC = (
+  _MAC_OWN
+  | {"bod": "tib", "cym": "wel", "cze": "ces", "deu": "ger", "ell": "gre", "eus": "baq"}
+  | {"fas": "per", "fre": "fra", "hye": "arm", "isl": "ice", "kat": "geo", "mkd": "mac"}
+  | {"msa": "may", "mya": "bur", "nld": "dut", "rum": "ron", "slo": "slk", "sqi": "alb"}
+  | {"zho": "chi"}
+)
+
 # What FFmpeg calls its own.
 _HANDLERS = ("VideoHandler", "SoundHandler", "SubtitleHandler")
 
@@ -123,7 +135,7 @@ class Tracks:
   def _add(self, pictures: av.VideoStream) -> None:
     tags = _text_tags(self._input.metadata)
     self._target.metadata.update(tags)
-    _describe(pictures, self._shown)
+    self._describe(pictures, self._shown)
     sounds = self._input.streams.audio
     for stream in sorted(sounds, key=lambda s: not s.disposition & Disposition.default):
       self._add_sound(stream)
@@ -134,8 +146,15 @@ class Tracks:
         self._target.add_stream_from_template(stream)  # fonts; they have no packets
       elif stream.type != "audio" and stream.index != self._shown.index:
         self._leave_out(stream)
-    if lost := _lost_tags(self._target, tags):
+    outputs = [pictures, *(track.output for track in self._tracks.values())]
+    lost, *lost_of_tracks = _lost_tags(self._target, tags, [dict(s.metadata) for s in outputs])
+    if lost:
       self.left_out.append(f"tags ({', '.join(lost)})")
+    for kind in ("video", "audio", "subtitle"):
+      pairs = zip(outputs, lost_of_tracks, strict=True)
+      names = dict.fromkeys(n for output, part in pairs if output.type == kind for n in part)
+      if names:
+        self.left_out.append(f"tags of {kind} tracks ({', '.join(names)})")
 
   def _add_sound(self, stream: av.AudioStream) -> None:
     context = stream.codec_context
@@ -149,7 +168,22 @@ class Tracks:
 
   def _add_track(self, stream: av.stream.Stream, track: SoundTrack | _SubtitleTrack) -> None:
     self._tracks[stream.index] = track
-    _describe(track.output, stream)
+    self._describe(track.output, stream)
+
+  def _describe(self, output: av.stream.Stream, stream: av.stream.Stream) -> None:
+    """Gives a track the tags and the disposition of the one that it is made from."""
+    tags = _text_tags(stream.metadata)
+    if "name" in tags:  # FFmpeg reads a title from mp4 under another name than it writes it
+      tags.setdefault("title", tags.pop("name"))
+    language = tags.pop("language", "und")
+    if "mov" in self._input.format.name:
+      language = _FROM_MAC.get(language, language)
+    if self._target.format.name == "mov":
+      language = _TO_MAC.get(language, language)
+    if language != "und":
+      tags["language"] = language
+    output.metadata.update(tags)
+    output.disposition = stream.disposition.value  # in PyAV 17 a flag is no number
 
   def _leave_out(self, stream: av.stream.Stream) -> None:
     name = getattr(stream, "name", None) or "unknown"
@@ -180,13 +214,19 @@ class Tracks:
 
   def _chapters(self, first: Fraction, end: Fraction) -> list[dict]:
     """The chapters within what is written, counted from its first picture."""
+    chapters: dict[tuple[Fraction, str], dict] = {}
+    for chapter in self._input.chapters():  # FFmpeg reads some of an mp4 twice, from its two lists
+      chapters.setdefault((chapter["start"] * chapter["time_base"], _title(chapter)), chapter)
     kept = []
-    for chapter in self._input.chapters():
+    for number, chapter in enumerate(chapters.values(), 1):
       tick = Fraction(chapter["time_base"])
       times = (chapter[name] * tick - self._start for name in ("start", "end"))
       start, stop = (round((min(max(t, first), end) - first) * 1000) for t in times)
-      if start < stop:
-        kept.append(chapter | {"start": start, "end": stop, "time_base": Fraction(1, 1000)})
+      if start >= stop:
+        continue
+      if self._target.format.name != "matroska" and not _title(chapter):  # FFmpeg leaves it out
+        chapter = chapter | {"metadata": {"title": f"Chapter {number}"}}
+      kept.append(chapter | {"start": start, "end": stop, "time_base": Fraction(1, 1000)})
     return kept
 
 
@@ -225,6 +265,10 @@ class _SubtitleTrack:
     """Does nothing: no encoder holds anything."""
 
 
+def _title(chapter: dict) -> str:
+  return chapter["metadata"].get("title", "")
+
+
 def _takes(target: av.container.OutputContainer, stream: av.stream.Stream) -> bool:
   """Whether a kind of file takes a track as it is, by writing a header to memory."""
   trial = av.open(io.BytesIO(), "w", format=target.format.name)
@@ -239,28 +283,42 @@ def _takes(target: av.container.OutputContainer, stream: av.stream.Stream) -> bo
   return True
 
 
-def _lost_tags(target: av.container.OutputContainer, tags: dict[str, str]) -> list[str]:
-  """Which tags a kind of file has no place for, by writing an empty file to memory."""
-  if not tags or target.format.name == "matroska":  # it takes all
-    return []
+def _lost_tags(
+  target: av.container.OutputContainer, tags: dict[str, str], tracks: list[dict[str, str]]
+) -> list[list[str]]:
+  """Which tags a kind of file has no place for, by writing a small one to memory.
+
+  Args:
+    target: of the kind.
+    tags: of the file.
+    tracks: the tags of each track.
+
+  Returns:
+    Names, of the file's tags and then of each track's.
+  """
+  if target.format.name == "matroska":  # it takes all
+    return [[] for _ in (tags, *tracks)]
   memory = io.BytesIO()
   with av.open(memory, "w", format=target.format.name) as trial:
-    pictures = trial.add_stream("mpeg4", rate=25)
-    pictures.width = pictures.height = 16
     trial.metadata.update(tags)
-    trial.start_encoding()
+    for track in tracks:
+      stream = trial.add_stream("mpeg4", rate=25)
+      stream.width, stream.height, stream.pix_fmt = 16, 16, "yuv420p"
+      stream.metadata.update(track)
+    for stream in trial.streams:  # without a picture it would not be written
+      trial.mux([*stream.encode(av.VideoFrame(16, 16, "yuv420p")), *stream.encode(None)])
   with av.open(io.BytesIO(memory.getvalue()), metadata_errors="replace") as trial:
-    kept = {key.lower() for key in trial.metadata}
-  return [key for key in tags if key.lower() not in kept]
+    kept = [{key.lower() for key in part.metadata} for part in (trial, *trial.streams)]
+  for names in kept[1:]:
+    names.add("title")  # it is written; FFmpeg before 8.1 does not read it
+  return [
+    [_tag_name(key, value) for key, value in wanted.items() if key.lower() not in names]
+    for wanted, names in zip((tags, *tracks), kept, strict=True)
+  ]
 
 
-def _describe(output: av.stream.Stream, stream: av.stream.Stream) -> None:
-  """Gives a track the tags and the disposition of the one that it is made from."""
-  tags = _text_tags(stream.metadata)
-  if "name" in tags:  # FFmpeg reads a title from mp4 under another name than it writes it
-    tags.setdefault("title", tags.pop("name"))
-  output.metadata.update(tags)
-  output.disposition = stream.disposition.value  # in PyAV 17 a flag is no number
+def _tag_name(key: str, value: str) -> str:
+  return f"language {value}" if key == "language" else key
 
 
 def _text_tags(tags: dict[str, str]) -> dict[str, str]:

@@ -67,6 +67,20 @@ def test_the_pixel_limit_can_be_moved(suffix):
     images.decode_image(data, "a", QUARTERS[..., 0].size - 1)
 
 
+@pytest.mark.parametrize(
+  ("pixels", "limit", "expected"),
+  [
+    (3072, 1, "3,072 pixels, more than the limit of 1;"),
+    (2**26 + 1, 2**26, "67,108,865 pixels, more than the limit of 67,108,864;"),
+    (2 * 10**6, 10**6, "2.0 megapixels, more than the limit of 1.0;"),
+  ],
+)
+def test_the_pixel_limit_is_told_in_digits_enough(pixels, limit, expected):
+  with pytest.raises(UserError) as error:
+    images.check_pixels(1, pixels, "a", limit)
+  assert f"a: {pixels}x1 are {expected} make it smaller" in str(error.value)
+
+
 def test_a_tiff_with_huge_tiles_is_above_the_limit():
   data = pictures.tiff([QUARTERS])
   (entries_at,) = struct.unpack_from("<I", data, 4)

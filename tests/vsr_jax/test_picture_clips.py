@@ -99,6 +99,21 @@ def test_animations_are_clips_or_refused(tmp_path):
     (tmp_path / "in" / name).unlink()
 
 
+@pytest.mark.parametrize("name", ["a.mkv", "a.mp4"])
+def test_pictures_under_the_name_of_a_video(tmp_path, name):
+  noise = np.random.default_rng(0).integers(0, 256, (3, 400, 600, 3), np.uint8)  # above 1 MiB
+  for make in (pictures.tiff, pictures.animated_webp):
+    (tmp_path / name).write_bytes(make(list(noise)))
+    with pytest.raises(UserError, match=rf"{name}: holds several pictures .* folder of single"):
+      video.probe(str(tmp_path / name))
+    if make is pictures.tiff:
+      (tmp_path / name).write_bytes(make(list(noise[:1])))
+      assert video.probe(str(tmp_path / name)).width == 600
+  (tmp_path / name).write_bytes(pictures.animated_png(list(noise), [4, 4, 4]))
+  with video.open_reader(str(tmp_path / name)) as reader:
+    assert len(list(reader)) == 3
+
+
 @pytest.mark.parametrize("name", ["a.gif", "a.png", "a.jpg", "a.jfif", "a.dat", "in"])
 def test_pictures_above_the_limit_are_refused_before_decoding(tmp_path, monkeypatch, name):
   suffix = {"a.jfif": ".jpg", "a.dat": ".png", "in": ".png"}.get(name, name[1:])
@@ -124,6 +139,10 @@ def test_videos_have_the_limit(tmp_path, name):
   form = {"mjpeg": "yuvj420p", "gif": "rgb8"}.get(codec, "yuv420p")
   encode(tmp_path / name, grey_levels(30), codec, form)
   with pytest.raises(UserError, match=rf"{name}: (64x48 are|no frame can be decoded; .* of more)"):
+    video.probe(str(tmp_path / name), 64 * 48 - 1)
+  with pytest.raises(
+    UserError, match=r"3,072 pixels, more than the limit of 3,071;| 3,071 pixels \("
+  ):
     video.probe(str(tmp_path / name), 64 * 48 - 1)
   assert video.probe(str(tmp_path / name), 64 * 48).width == 64
 

@@ -56,15 +56,28 @@ def make(
       file.mux(track.encode(None))
 
 
-def describe(file, tracks, titles) -> None:
-  file.metadata.update({"title": "A film"} | ({"DIRECTOR": "me"} if titles else {}))
-  chapters = ((0, 800, "one"), (800, 2000, "two"))
+def add_chapters(file, *chapters) -> None:
+  """From and to in milliseconds, and the metadata."""
+  names = ("start", "end", "metadata")
   file.set_chapters(
     [
-      {"id": i, "start": a, "end": b, "time_base": MILLISECOND, "metadata": {"title": name}}
-      for i, (a, b, name) in enumerate(chapters, 1)
+      {"id": i, "time_base": MILLISECOND} | dict(zip(names, chapter, strict=True))
+      for i, chapter in enumerate(chapters, 1)
     ]
   )
+
+
+def read_chapters(path) -> list[tuple[str | None, float, float]]:
+  with av.open(str(path)) as file:
+    return [
+      (c["metadata"].get("title"), *(float(c[k] * c["time_base"]) for k in ("start", "end")))
+      for c in file.chapters()
+    ]
+
+
+def describe(file, tracks, titles) -> None:
+  file.metadata.update({"title": "A film"} | ({"DIRECTOR": "me"} if titles else {}))
+  add_chapters(file, (0, 800, {"title": "one"}), (800, 2000, {"title": "two"}))
   for track, language in zip(tracks, ("deu", "fra"), strict=False):
     track.metadata.update({"language": language, "title": f"sound in {language}"})
   if len(tracks) > 1:
@@ -210,16 +223,46 @@ def test_all_tracks_come_along(tmp_path, name):
     assert str(warning.message).endswith(wanted)
 
 
+@pytest.mark.parametrize("name", VIDEOS)
+def test_tags_of_tracks_are_kept_or_told(tmp_path, name):
+  # By what FFmpeg calls them in a .mov, which has no place for the last two.
+  languages = {"deu": "ger", "jpn": "jpn", "zho": "chi", "swe": "sve", "mri": None, "xyz": None}
+  with av.open(str(tmp_path / "in.mkv"), "w") as file:
+    pictures = file.add_stream("mpeg4", rate=25)
+    pictures.width, pictures.height, pictures.pix_fmt = 64, 48, "yuv420p"
+    tracks = [file.add_stream("aac", rate=48_000, layout="mono") for _ in languages]
+    for track, language in zip(tracks, languages, strict=True):
+      track.metadata.update({"language": language, "title": "T", "NOTE": "n"})
+    for _ in range(3):
+      file.mux(pictures.encode(av.VideoFrame(64, 48, "yuv420p")))
+      for track in tracks:
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 1920), np.float32), "fltp", "mono")
+        sound.sample_rate = 48_000
+        file.mux(track.encode(sound))
+    for stream in file.streams:
+      file.mux(stream.encode(None))
+  with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    restore(tmp_path / "in.mkv", tmp_path / name)
+    lost = {"a.mov": "NOTE, language mri, language xyz", "a.mp4": "NOTE"}.get(name)
+    ends = [f" into the {name[1:]}: tags of audio tracks ({lost})"] if lost else []
+    assert [str(w.message).partition("along")[2] for w in told] == ends
+    restore(tmp_path / name, tmp_path / "back.mkv")
+  for file_name in (name, "back.mkv"):
+    with av.open(str(tmp_path / file_name)) as file:
+      found = [stream.language for stream in file.streams.audio]
+    expected = list(languages.values() if name == "a.mov" else languages)
+    if file_name == "back.mkv":
+      expected[3] = "swe"
+    assert found == expected
+
+
 def test_a_part_of_a_clip_has_its_chapters_and_subtitles(tmp_path):
   make(tmp_path / "a.mkv", subtitles=[(200, 500), (700, 900), (1200, 1900), (1700, 2000)])
   restore(tmp_path / "a.mkv", tmp_path / "b.mkv", 15, 35)  # 0.6 s to 1.4 s
   with av.open(str(tmp_path / "b.mkv")) as file:
-    chapters = [
-      (c["metadata"]["title"], float(c["start"] * c["time_base"]), float(c["end"] * c["time_base"]))
-      for c in file.chapters()
-    ]
     start = file.streams.video[0].start_time
-  names, starts, ends = zip(*chapters, strict=True)
+  names, starts, ends = zip(*read_chapters(tmp_path / "b.mkv"), strict=True)
   assert names == ("one", "two")
   assert starts == pytest.approx((0, 0.2), abs=0.03)
   assert ends == pytest.approx((0.2, 0.8), abs=0.03)
@@ -229,6 +272,26 @@ def test_a_part_of_a_clip_has_its_chapters_and_subtitles(tmp_path):
   ]
   assert [text for text, _, _ in shown] == [b"from 700", b"from 1200"]
   assert [t for _, *times in shown for t in times] == pytest.approx([100, 300, 600, 800], abs=25)
+
+
+@pytest.mark.parametrize("name", VIDEOS)
+def test_chapters_without_a_title_are_kept_and_none_comes_twice(tmp_path, name):
+  for source in ("in.mkv", "in.mp4"):
+    with av.open(str(tmp_path / source), "w") as file:
+      pictures = file.add_stream("mpeg4", rate=25)
+      pictures.width, pictures.height, pictures.pix_fmt = 64, 48, "yuv420p"
+      titles = ({"title": "Eins"}, {}, {"title": "Drei"})
+      add_chapters(file, *zip((0, 500, 1200), (500, 1200, 9000), titles, strict=True))
+      for _ in range(50):
+        file.mux(pictures.encode(av.VideoFrame(64, 48, "yuv420p")))
+      file.mux(pictures.encode(None))
+  restore(tmp_path / "in.mkv", tmp_path / name)
+  untitled = None if name == "a.mkv" else "Chapter 2"
+  expected = [("Eins", 0, 0.5), (untitled, 0.5, 1.2), ("Drei", 1.2, 2)]
+  assert read_chapters(tmp_path / name) == expected
+  restore(tmp_path / "in.mp4", tmp_path / name)
+  # FFmpeg does not read the second one, and the last one twice.
+  assert read_chapters(tmp_path / name) == [("Eins", 0, 1.2), ("Drei", 1.2, 2)]
 
 
 @pytest.mark.parametrize("name", VIDEOS)
