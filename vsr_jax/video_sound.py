@@ -105,9 +105,9 @@ class SoundTrack:
     else:
       items = [(f, Fraction(f.samples, f.sample_rate)) for f in self._decode(packet)]
     for item, duration in items:
-      tick = as_fraction(item.time_base)
-      time = None if item.pts is None else item.pts * tick
-      time = self._clock.place(time, duration, tick)
+      # PyAV leaves the time base out of a decoder's last frames; it is the stream's in all.
+      time = None if item.pts is None else item.pts * self._tick
+      time = self._clock.place(time, duration, self._tick)
       if time is not None:
         yield time, duration, item
 
