@@ -71,9 +71,9 @@ class SampleClock:
         placed = self.next
       elif placed <= self._last:
         if stated is not None and time > stated:
-          self.fault = "holds more than its times allow, packets are left out"
+          self.fault = "holds more than its times allow; some is left out"
           return None
-        self.fault = "has times that jump back, it is put together without a gap"
+        self.fault = "has times that jump back; it goes on without a gap"
         placed = self.next
         self._former_shift, self._shift = self._shift, placed - time
     self._last, self.next = placed, placed + duration
@@ -184,7 +184,7 @@ class SoundTrack:
       raise
     except (ValueError, av.error.FFmpegError) as e:
       why = getattr(e, "strerror", None) or e
-      self._warn(time, f"is damaged and not taken along there ({why})")
+      self._warn(time, "is damaged", f" and not taken along there ({why})")
 
   def _put(self, data: av.Packet | av.AudioFrame) -> None:
     if self._copies:
@@ -224,12 +224,12 @@ class SoundTrack:
       self._warn(self._clock.next or Fraction(0), "is damaged")
       return []
 
-  def _warn(self, time: Fraction, what: str) -> None:
+  def _warn(self, time: Fraction, what: str, more: str = "") -> None:
     """Tells once what is wrong with the sound at a time."""
     if not self._damaged:
       self._damaged = True
       at = float(time - self._start)
-      warnings.warn(f"{self._path}: its sound {what}, at {at:.1f} s", stacklevel=1)
+      warnings.warn(f"{self._path}: its sound {what} at {at:.1f} s{more}", stacklevel=1)
 
 
 def _skipped(stream: av.AudioStream) -> Fraction:
