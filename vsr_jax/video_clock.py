@@ -20,6 +20,8 @@ from av.stream import Disposition
 # A step of the decoding time that is a jump of the clock, in seconds: FFmpeg's
 # `dts_delta_threshold` forward, and what it allows for damage backward.
 _FORWARD, _BACK = 10, 0.1
+# And backward where clocks do not jump by the container's word: what is less is jitter.
+_BEGUN_ANEW = 1
 # How far behind a jump, in seconds and in packets, to look for the other streams' first ones.
 _INTERLEAVED, _LOOK_AHEAD = 2, 2000
 _SPANS = 16  # to remember; there is one for each jump
@@ -30,9 +32,11 @@ def bridged(container: av.container.InputContainer) -> Iterator[av.Packet]:
 
   Where the clock jumps back, or more than 10 seconds forward, what follows is shifted, by the same
   offset in every stream, so that its first packet shown begins where all that came before has
-  ended. A pause in one stream, which the others go on through, is no jump. Containers whose clock
-  cannot jump by FFmpeg's word (all but MPEG's transport and program streams and Ogg) pass as they
-  are: there any step is a pause, and of Matroska the decoding times are guessed.
+  ended. A pause in one stream, which the others go on through, is no jump. In containers whose
+  clock cannot jump by FFmpeg's word (all but MPEG's transport and program streams and Ogg) any step
+  forward is a pause. A step back by over a second of a packet that can begin a recording is a jump
+  there too, as in two Matroska files put one behind the other; other packets follow it, because
+  of Matroska the decoding times are guessed.
 
   The packets of all streams pass and decide, whichever of them the caller wants, so that two passes
   over a file agree: take all from here and skip those of other streams. In two passes,
@@ -51,10 +55,7 @@ def bridged(container: av.container.InputContainer) -> Iterator[av.Packet]:
   Raises:
     av.error.FFmpegError: the file cannot be read further; what was read before came out.
   """
-  if not container.format.flags & Flags.ts_discont.value:
-    yield from container.demux()
-    return
-  clock = _Clock()
+  clock = _Clock(jumps=bool(container.format.flags & Flags.ts_discont.value))
   waiting: collections.deque[tuple[av.Packet, _Span | None]] = collections.deque()
   error = None
   packets = container.demux()
@@ -99,13 +100,16 @@ class _Track:
 
   span: _Span
   last: float
+  shown: float
   end: float
 
 
 class _Clock:
   """Tells which span a packet belongs to, and what the spans' offsets are."""
 
-  def __init__(self):
+  def __init__(self, jumps: bool):
+    """Args: jumps: whether the clock may jump, and forward too, by the container's word."""
+    self._jumps = jumps
     self._recent: collections.deque[_Span] = collections.deque(maxlen=_SPANS)
     self._unsettled: list[_Span] = []
     self._end: float | None = None  # of all that is settled, on the common clock
@@ -143,14 +147,19 @@ class _Clock:
     if packet.dts is None and track:  # pictures are not in the order shown
       return track.span
     if not self._decides(stream):
-      return min(reversed(self._recent), key=lambda span: span.distance(time), default=None)
-    span = self._find(track, time) if track else self._find_first(time, stream.type)
+      return self._nearest(time)
+    if not self._jumps:
+      span = self._find_back(track, packet, time, shown)
+    elif track:
+      span = self._find(track, time)
+    else:
+      span = self._find_first(time, stream.type)
     if span is None:
       span = _Span(self._recent[-1].number + 1 if self._recent else 0, shown)
       span.first = span.last = time
       self._recent.append(span)
       self._unsettled.append(span)
-    self._tracks[stream.index] = _Track(span, time, time + duration)
+    self._tracks[stream.index] = _Track(span, time, shown, time + duration)
     span.first, span.last = min(span.first, time), max(span.last, time)
     span.end = max(span.end, shown + duration)
     if span.offset is None:
@@ -196,6 +205,30 @@ class _Clock:
       if other.span is not track.span and other.span.distance(time) <= _BACK:
         return other.span
     return None
+
+  def _find_back(
+    self, track: _Track | None, packet: av.Packet, time: float, shown: float
+  ) -> _Span | None:
+    """Like `_find` and `_find_first`, where only a step back can be a jump."""
+    if track is None:
+      return self._nearest(time)
+    step = abs(time - track.last)
+    if step <= _BACK:
+      return track.span
+    for span in self._recent:
+      if span.number > track.span.number and span.distance(time) < step:
+        return span
+    others = [other for other in self._tracks.values() if other is not track]
+    for other in others:  # behind a damaged time: back to where the others still are
+      if other.span is not track.span and other.span.distance(time) < step / 2:
+        return other.span
+    back = min(track.last - time, track.shown - shown)
+    begins = packet.is_keyframe and not packet.is_discard and packet.pts is not None
+    damaged = any(o.span is track.span and abs(o.last - time) < step / 2 for o in others)
+    return None if begins and back > _BEGUN_ANEW and not damaged else track.span
+
+  def _nearest(self, time: float) -> _Span | None:
+    return min(reversed(self._recent), key=lambda span: span.distance(time), default=None)
 
 
 def _shifted(packet: av.Packet, span: _Span | None) -> av.Packet:

@@ -30,12 +30,20 @@ class SampleClock:
   """The times of a track's packets or frames, counted by samples where the container agrees.
 
   Containers round times to their own ticks, to milliseconds in Matroska, where TrueHD's packets of
-  0.83 ms share one; the coder's own count of samples does not.
+  0.83 ms share one; the coder's own count of samples does not. Some state no times of their own
+  for most packets, such as RealMedia; where times repeat or jump back the count goes on.
+
+  Attributes:
+    next: seconds, where what comes next would begin without a gap; None before the first.
+    fault: what was wrong with the time placed last, a few words; None if nothing was.
   """
 
   def __init__(self):
+    self._stated: Fraction | None = None  # by the container, of the packet before
     self._last: Fraction | None = None
-    self.next: Fraction | None = None  # where what comes next would begin, without a gap
+    self._shift = self._former_shift = Fraction(0)  # from the container's times to ours
+    self.next: Fraction | None = None
+    self.fault: str | None = None
 
   def place(self, time: Fraction | None, duration: Fraction, tick: Fraction) -> Fraction | None:
     """Tells when a packet begins.
@@ -46,14 +54,30 @@ class SampleClock:
       tick: of the container's clock, in seconds.
 
     Returns:
-      Seconds, later than all before; None for a packet out of order, in a damaged file.
+      Seconds, later than all before; None for a packet that is to be left out: by the container
+      another has its time, as where packets were stored twice.
     """
-    if time is None or (self.next is not None and abs(time - self.next) <= tick):
-      time = self.next or Fraction(0)
-    elif self._last is not None and time <= self._last:
-      return None
-    self._last, self.next = time, time + duration
-    return time
+    self.fault = None
+    stated, self._stated = self._stated, self._stated if time is None else time
+    if self.next is None:
+      placed = time or Fraction(0)
+    elif time is None or time == stated:
+      placed = self.next
+    else:
+      if abs(time + self._former_shift - self.next) <= max(tick, duration):
+        self._shift = self._former_shift  # a damaged time is over
+      placed = time + self._shift
+      if abs(placed - self.next) <= tick:
+        placed = self.next
+      elif placed <= self._last:
+        if stated is not None and time > stated:
+          self.fault = "holds more than its times allow; some is left out"
+          return None
+        self.fault = "has times that jump back; it goes on without a gap"
+        placed = self.next
+        self._former_shift, self._shift = self._shift, placed - time
+    self._last, self.next = placed, placed + duration
+    return placed
 
 
 class SoundTrack:
@@ -85,6 +109,7 @@ class SoundTrack:
       self.output.codec_context.layout = _AAC_LAYOUTS.get(context.layout.nb_channels, "stereo")
     self._rate = context.sample_rate
     self._tick = as_fraction(stream.time_base)
+    self._skipped = _skipped(stream) if copy else Fraction(0)
     self._clock = SampleClock()
     self._lead: collections.deque = collections.deque(maxlen=_LEAD)
     self._last_ticks: int | None = None
@@ -98,16 +123,18 @@ class SoundTrack:
       The packet or, to be coded, its frames.
 
     Warns:
-      UserWarning: the packet is damaged.
+      UserWarning: the packet is damaged, or its time is wrong.
     """
     if self._copies:
       items = [(packet, self._duration(packet))] if packet.size else []
     else:
       items = [(f, Fraction(f.samples, f.sample_rate)) for f in self._decode(packet)]
     for item, duration in items:
-      tick = as_fraction(item.time_base)
-      time = None if item.pts is None else item.pts * tick
-      time = self._clock.place(time, duration, tick)
+      # PyAV leaves the time base out of a decoder's last frames; it is the stream's in all.
+      time = None if item.pts is None else item.pts * self._tick
+      time = self._clock.place(time, duration, self._tick)
+      if self._clock.fault:
+        self._warn(self._clock.next, self._clock.fault)
       if time is not None:
         yield time, duration, item
 
@@ -128,8 +155,9 @@ class SoundTrack:
     if not self._copies or data.is_keyframe:
       self._lead.clear()
     self._lead.append(item)
-    # The packet that ends just here comes along: decoding the next one may need it.
-    if time + duration < first - self._tick:
+    # The packet that ends just here comes along: decoding the next one may need it. So do those
+    # that players leave out by the header, who would leave out later ones in their place.
+    if time + duration < first - self._tick - self._skipped:
       return
     while self._lead:
       self._mux(self._lead.popleft(), first)
@@ -155,7 +183,8 @@ class SoundTrack:
     except OSError:  # a full disk; that the pictures would not survive either
       raise
     except (ValueError, av.error.FFmpegError) as e:
-      self._warn_damage(time, f" and not taken along there ({getattr(e, 'strerror', None) or e})")
+      why = getattr(e, "strerror", None) or e
+      self._warn(time, "is damaged", f" and not taken along there ({why})")
 
   def _put(self, data: av.Packet | av.AudioFrame) -> None:
     if self._copies:
@@ -192,11 +221,21 @@ class SoundTrack:
     try:
       return self._stream.codec_context.decode(packet if packet.size else None)
     except av.error.FFmpegError:
-      self._warn_damage(self._clock.next or Fraction(0))
+      self._warn(self._clock.next or Fraction(0), "is damaged")
       return []
 
-  def _warn_damage(self, time: Fraction, more: str = "") -> None:
+  def _warn(self, time: Fraction, what: str, more: str = "") -> None:
+    """Tells once what is wrong with the sound at a time."""
     if not self._damaged:
       self._damaged = True
       at = float(time - self._start)
-      warnings.warn(f"{self._path}: its sound is damaged at {at:.1f} s{more}", stacklevel=1)
+      warnings.warn(f"{self._path}: its sound {what} at {at:.1f} s{more}", stacklevel=1)
+
+
+def _skipped(stream: av.AudioStream) -> Fraction:
+  """How much of a track's begin is not heard, in seconds, where the header copied says so."""
+  header = bytes(stream.codec_context.extradata or b"")
+  if not header.startswith(b"OpusHead"):
+    return Fraction(0)
+  # The times of both ends of it are rounded.
+  return Fraction(int.from_bytes(header[10:12], "little"), 48_000) + as_fraction(stream.time_base)

@@ -24,6 +24,8 @@ class Packet:
   dts: int | None
   duration: int
   time_base: Fraction = TICK
+  is_keyframe: bool = True
+  is_discard: bool = False
 
 
 def stream(index: int, kind: str = "video") -> types.SimpleNamespace:
@@ -96,6 +98,32 @@ def test_a_pause_is_a_jump_in_a_transport_stream_only():
   pictures = packets(PICTURES, (0, 1, 40, 41), 1)
   assert offsets(pictures) == [0, 0, -38, -38]
   assert offsets(pictures, transport=False) == [0, 0, 0, 0]
+
+
+def test_recordings_in_any_container_are_bridged_where_a_packet_can_begin_one():
+  made = join(recording(0), recording(0))
+  late = [p for n, p in made if n == 1 and p.stream is PICTURES][1:]
+  for packet in late:
+    packet.is_keyframe = False
+  given = [p for _, p in made]
+  assert offsets(given, transport=False) == [n * Fraction(408, 100) for n, _ in made]
+  alone = packets(PICTURES, (0, 4, 1, 2, 3, 8), 1)
+  for packet in alone[1:]:
+    packet.is_keyframe = False  # pictures in the order of decoding, whose decoding times are wrong
+  assert set(offsets(alone, transport=False)) == {0}
+  alone[2].is_keyframe = alone[2].is_discard = True  # before the cut of an edit list
+  assert set(offsets(alone, transport=False)) == {0}
+
+
+@pytest.mark.parametrize("by", [-4, 94])
+def test_a_single_damaged_time_is_no_new_recording(by):
+  made = recording(1, 20)
+  wrong = next(i for i, p in enumerate(made) if i > 400 and p.stream is SOUND)
+  made[wrong].dts += by * 90_000
+  made[wrong].pts += by * 90_000
+  added = offsets(made, transport=False)
+  added.pop(wrong)
+  assert set(added) == {0}
 
 
 def test_a_picture_that_stands_for_long_may_come_late_in_the_file():

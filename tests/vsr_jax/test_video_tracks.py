@@ -117,8 +117,32 @@ def test_sound_is_timed_by_its_samples():
   assert placed == [n * frame for n in range(1000)]
   assert clock.place(None, frame, MILLISECOND) == 1000 * frame
   assert clock.place(Fraction(2), frame, MILLISECOND) == 2  # a pause
-  assert clock.place(Fraction(1), frame, MILLISECOND) is None  # out of order
-  assert clock.place(None, frame, MILLISECOND) == 2 + frame
+  assert clock.fault is None
+  assert clock.place(Fraction(1), frame, MILLISECOND) == 2 + frame  # out of order
+  assert "jump back" in clock.fault
+  assert clock.place(2 + 2 * frame, frame, MILLISECOND) == 2 + 2 * frame
+  assert clock.place(None, frame, MILLISECOND) == 2 + 3 * frame
+  assert clock.fault is None
+
+
+def test_sound_goes_on_where_times_do_not():
+  frame = Fraction(1, 50)
+  for block in (50, 4):  # all packets with one time, or that of their block of four
+    clock = SampleClock()
+    for n in range(50):
+      assert clock.place(n // block * block * frame, frame, MILLISECOND) == n * frame
+      assert clock.fault is None
+  clock = SampleClock()
+  for n in range(100):  # begun anew at 1 s
+    assert clock.place(n % 50 * frame, frame, MILLISECOND) == n * frame
+    assert (clock.fault is None) == (n != 50)
+
+
+def test_packets_that_were_stored_twice_do_not_stretch_the_sound():
+  frame, clock = Fraction(1, 50), SampleClock()
+  placed = [clock.place(n // 2 * frame, frame, MILLISECOND) for n in range(200)]
+  kept = [time for time in placed if time is not None]
+  assert kept == [n * frame for n in range(101)]
 
 
 @pytest.mark.parametrize(("codec", "options"), [("pcm_s16le", {}), ("flac", {"frame_size": "40"})])
@@ -192,6 +216,47 @@ def test_two_recordings_in_one_file(tmp_path):
   steps = [b.pts - a.pts for a, b in itertools.pairwise(sound)]
   assert max(steps) < 0.1 * 48_000
   assert float(sound[-1].pts * sound[-1].time_base) == pytest.approx(float(times[-1]), abs=0.1)
+
+
+@pytest.mark.parametrize("name", ["b.mp4", "b.mkv"])
+def test_two_matroska_recordings_in_one_file(tmp_path, name):
+  make(tmp_path / "a.mkv")
+  (tmp_path / "c.mkv").write_bytes(2 * (tmp_path / "a.mkv").read_bytes())
+  with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    restore(tmp_path / "c.mkv", tmp_path / name)
+  assert len(packets(tmp_path / name, audio=0)) == 2 * len(packets(tmp_path / "a.mkv", audio=0))
+  pictures, sound = (packets(tmp_path / name, **{kind: 0}) for kind in ("video", "audio"))
+  assert len(pictures) == 100
+  ends = [float(max(p.pts * p.time_base for p in track)) for track in (pictures, sound)]
+  assert ends == pytest.approx((4, 4), abs=0.06)
+
+
+def test_sound_of_a_decoder_that_lags_is_coded_to_the_end(tmp_path):
+  make(tmp_path / "a.asf", [("wmav2", 440)], b="64000")
+  with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    restore(tmp_path / "a.asf", tmp_path / "b.mkv")
+  assert samples(tmp_path / "b.mkv") == pytest.approx(samples(tmp_path / "a.asf"), abs=1024)
+  assert pitch(tmp_path / "b.mkv") == pytest.approx(440, abs=2)
+
+
+def test_a_part_begins_with_as_much_opus_as_players_leave_out(tmp_path):
+  make(tmp_path / "a.mkv", [("libopus", 440)], frame_duration="2.5", per_packet=120)
+  with (
+    av.open(str(tmp_path / "a.mkv")) as file,
+    av.open(str(tmp_path / "b.mkv"), "w") as target,
+  ):
+    stream = file.streams.audio[0]
+    skipped = int.from_bytes(stream.codec_context.extradata[10:12], "little")
+    track = SoundTrack(video.probe(str(tmp_path / "a.mkv")), stream, target, True)
+    for packet in file.demux(stream):
+      for item in track.items(packet):
+        track.write(item, Fraction(1))
+        last = item[0]
+  count = len(packets(tmp_path / "b.mkv"))
+  first = last - (count - 1) * Fraction(120, 48_000)
+  assert Fraction(99, 100) < first + Fraction(skipped, 48_000) <= 1
 
 
 @pytest.mark.parametrize("name", ["b.mkv", "b.mp4"])
