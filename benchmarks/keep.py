@@ -36,6 +36,7 @@ from benchmarks.restoration import (
   device_name,
   product_peak,
 )
+from keep_jax.conversion import convert_released
 from keep_jax.faces import find_faces, restore_faces, unchanged
 from keep_jax.inference import WINDOW, Restorer, load
 from keep_jax.model import (
@@ -48,11 +49,10 @@ from keep_jax.model import (
   restore_clip,
   step,
 )
-from keep_jax.weights import convert_released
 from vsr_jax import errors
+from vsr_jax.checkpoint import export_params
 from vsr_jax.errors import UserError
 from vsr_jax.faces.detector import make_detector
-from vsr_jax.train.checkpoint import export_params
 from vsr_jax.video import Frame
 
 FACE_FRAMES = 12

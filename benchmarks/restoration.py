@@ -22,9 +22,9 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 
 from benchmarks import workload
+from fmanet_jax.conversion import convert_released, split_networks
 from fmanet_jax.inference import Restorer
 from fmanet_jax.model import FMANet, Params, encode_frames, restore_window
-from fmanet_jax.weights import convert_released, split_networks
 from vsr_jax import errors
 from vsr_jax.memory import return_freed_memory
 

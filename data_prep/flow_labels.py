@@ -34,7 +34,7 @@ import tqdm
 from data_prep import clips, flow_store, records
 from vsr_jax import errors, progress
 from vsr_jax.errors import UserError
-from vsr_jax.flow import raft, raft_weights
+from vsr_jax.flow import raft, raft_conversion
 from vsr_jax.inference import CompiledByShape
 from vsr_jax.locks import locked
 
@@ -229,7 +229,7 @@ def _released(labels: flow_store.ReleasedFlow, count: int, num_frames: int) -> I
 
 
 def _label(args: argparse.Namespace, folder: pathlib.Path, todo: list[Frames]) -> list[str]:
-  net, params = raft_weights.load(args.weights)
+  net, params = raft_conversion.load(args.weights)
   if todo:
     origin = {"weights": args.weights.name, "channel_order": args.channel_order}
     flow_store.check_origin(folder, {**origin, "iterations": ITERATIONS})

@@ -17,10 +17,10 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from fmanet_jax.weights import PREFIXES, convert_released, split_networks
+from fmanet_jax.conversion import PREFIXES, convert_released, split_networks
 from vsr_jax import errors, progress, torch_files
+from vsr_jax.checkpoint import check_export, export_params
 from vsr_jax.errors import UserError
-from vsr_jax.train.checkpoint import check_export, export_params
 
 WRAPPERS = ("model_D_state_dict", "model_R_state_dict", "state_dict")
 ENCODER = "feature_extractor."  # of both networks

@@ -26,6 +26,7 @@ from fmanet_jax.model import (
   restore_window,
 )
 from vsr_jax.architecture import from_entries
+from vsr_jax.checkpoint import read_meta, restore_params
 from vsr_jax.compiling import compiling
 from vsr_jax.errors import UserError
 from vsr_jax.frames import as_frames_of_one_size
@@ -36,7 +37,6 @@ from vsr_jax.inference import (
   restore_tiled,
 )
 from vsr_jax.memory import free_memory, release_freed_memory, return_freed_memory
-from vsr_jax.train.checkpoint import read_meta, restore_params
 
 DEMO_WEIGHTS = pathlib.Path(__file__).parent / "assets" / "demo_weights"
 OVERLAP = 16  # input pixels that neighbouring tiles share and are blended over

@@ -30,7 +30,7 @@ from vsr_jax.architecture import check_fields, wrong
 from vsr_jax.devices import parts_of
 from vsr_jax.errors import UserError
 from vsr_jax.resize import resize_bilinear
-from vsr_jax.train.trees import repeat_blocks
+from vsr_jax.trees import repeat_blocks
 from vsr_jax.warp import backward_warp, resize_flow
 
 _STRIP_BYTES = 2**27  # of features at full resolution that a device holds at a time

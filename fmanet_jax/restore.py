@@ -20,7 +20,7 @@ import numpy as np
 from fmanet_jax import inference
 from vsr_jax import command, errors, progress, video
 from vsr_jax.resize import resize_bicubic
-from vsr_jax.train.mesh import make_mesh
+from vsr_jax.sharding import make_mesh
 
 
 def main() -> None:

@@ -19,11 +19,11 @@ from typing import Any
 
 import jax
 
-from keep_jax.weights import CODEFORMER, convert_released
+from keep_jax.conversion import CODEFORMER, convert_released
 from vsr_jax import errors, progress, torch_files
+from vsr_jax.checkpoint import check_export, export_params
 from vsr_jax.errors import UserError
-from vsr_jax.flow import gmflow_weights, released
-from vsr_jax.train.checkpoint import check_export, export_params
+from vsr_jax.flow import gmflow_conversion, released
 
 # Of KEEP and CodeFormer, whose average is what the released code restores with, and of GMFlow.
 WRAPPERS = ("params_ema", "params", "model")
@@ -60,7 +60,7 @@ def convert(file: str, folder: str, flow: str | None = None) -> None:
   if _has(state, "backbone."):
     if flow is not None:
       raise UserError(f"{file}: is a flow network itself; give a KEEP's weights, or no --flow")
-    what, params = "GMFlow", {"flow": gmflow_weights.from_state_dict(state, file)}
+    what, params = "GMFlow", {"flow": gmflow_conversion.from_state_dict(state, file)}
   else:
     # KEEP's networks and some more of its own; with neither, KEEP's table says what is missing.
     codeformer = _has(state, "ft_layers.") and not _has(state, "kalman_filter.")

@@ -31,12 +31,12 @@ from keep_jax.model import (
   to_uint8,
 )
 from vsr_jax.architecture import from_entries
+from vsr_jax.checkpoint import read_meta, restore_params
 from vsr_jax.errors import UserError
 from vsr_jax.flow.estimators import Features
 from vsr_jax.frames import as_frames, as_frames_of_one_size
 from vsr_jax.inference import CompiledByShape, compiler_options, enable_compilation_cache
 from vsr_jax.memory import keep_freed_memory, release_freed_memory
-from vsr_jax.train.checkpoint import read_meta, restore_params
 
 WINDOW = 20  # frames that gains are blended over, as released
 LONGEST_WINDOW = 1000  # which are held at a time, with what is seen of them

@@ -25,7 +25,7 @@ from keep_jax.code_predictor import CodePredictor
 from keep_jax.fusion import ControllableFeatureTransform, CrossFrameAttention
 from keep_jax.vqgan import Encoder, Generator, Taps
 from vsr_jax.flow.estimators import ESTIMATORS, Estimator, Features
-from vsr_jax.train.trees import repeat_blocks
+from vsr_jax.trees import repeat_blocks
 
 Params = dict[str, Any]
 

@@ -296,7 +296,7 @@ assert "tensorflow" not in sys.modules
 def test_flow_labels_go_with_a_built_split(small_reds, tmp_path, monkeypatch, capsys):
   shutil.copytree(small_reds[1], tmp_path, dirs_exist_ok=True)
   folder = records.find_folder("reds/x4", tmp_path)
-  monkeypatch.setattr(flow_labels.raft_weights, "load", lambda _: (None, {}))
+  monkeypatch.setattr(flow_labels.raft_conversion, "load", lambda _: (None, {}))
   numbers = itertools.count()
 
   def estimate(centres, neighbours):

@@ -154,7 +154,7 @@ def run(monkeypatch, *arguments):
 
 
 def test_the_command_labels_what_is_missing(clip_set, monkeypatch, capsys):
-  monkeypatch.setattr(flow_labels.raft_weights, "load", lambda path: (raft.SMALL, {}))
+  monkeypatch.setattr(flow_labels.raft_conversion, "load", lambda path: (raft.SMALL, {}))
   monkeypatch.setattr(flow_labels, "make_estimate", lambda *_, **__: brightness)
   arguments = [clip_set, "--weights", "some.pth", "--batch", 4]
   run(monkeypatch, *arguments)
@@ -201,7 +201,7 @@ def test_a_clip_damaged_within_is_left_out_and_named(tmp_path, monkeypatch, caps
   path = tmp_path / stream / "beach" / "00000002.png"
   data = path.read_bytes()
   path.write_bytes(data[:40] + bytes(len(data) - 60) + data[-20:])
-  monkeypatch.setattr(flow_labels.raft_weights, "load", lambda path: (raft.SMALL, {}))
+  monkeypatch.setattr(flow_labels.raft_conversion, "load", lambda path: (raft.SMALL, {}))
   monkeypatch.setattr(flow_labels, "make_estimate", lambda *_, **__: brightness)
   with pytest.raises(UserError, match="1 of 3 clips could not be read.*: beach;"):
     run(monkeypatch, tmp_path, "--weights", "some.pth", "--batch", 4)

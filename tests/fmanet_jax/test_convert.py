@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from fmanet_jax import convert
+from fmanet_jax.conversion import PREFIXES, split_networks
 from fmanet_jax.model import Architecture, FMANet, learn_degradation, restore
-from fmanet_jax.weights import PREFIXES, split_networks
 from tests.fmanet_jax import golden
 from tests.torch_writer import save_state_dict
+from vsr_jax.checkpoint import read_meta, restore_params
 from vsr_jax.errors import UserError
-from vsr_jax.train.checkpoint import read_meta, restore_params
 
 
 def networks(name="tiny"):

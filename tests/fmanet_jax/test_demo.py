@@ -15,9 +15,9 @@ from fmanet_jax.model import FMANet
 from tests.fmanet_jax.test_inference import TINY, random_params
 from tests.vsr_jax.clips import moving_waves
 from vsr_jax import video
+from vsr_jax.checkpoint import export_params
 from vsr_jax.metrics import rgb_psnr
 from vsr_jax.resize import resize_bicubic
-from vsr_jax.train.checkpoint import export_params
 
 
 @pytest.fixture

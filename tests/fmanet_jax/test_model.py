@@ -16,7 +16,7 @@ from fmanet_jax.model import Architecture, FMANet, init_params, param_shapes
 from fmanet_jax.strips import by_strips
 from tests.fmanet_jax import golden
 from vsr_jax.errors import UserError
-from vsr_jax.train.mesh import batch_sharding, make_mesh, replicated
+from vsr_jax.sharding import batch_sharding, make_mesh, replicated
 
 TINY = Architecture(
   dim=12,

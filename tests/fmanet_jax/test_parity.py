@@ -15,11 +15,11 @@ import pytest
 
 from configs.fmanet import degradation, joint
 from fmanet_jax import train
+from fmanet_jax.conversion import PREFIXES, rules
 from fmanet_jax.model import degrade, encode_frames, learn_degradation, restore, restore_window
-from fmanet_jax.weights import PREFIXES, rules
 from tests.fmanet_jax import golden
+from vsr_jax.conversion import to_state_dict
 from vsr_jax.train.stage import Stage
-from vsr_jax.weights import to_state_dict
 
 RECIPES = {1: degradation.get_config(), 2: joint.get_config()}
 THEIRS = {"anchor_d": "D_TA", "anchor_r": "R_TA"}  # the reference's names of loss terms

@@ -21,9 +21,9 @@ from tests.fmanet_jax.test_inference import TINY, random_params
 from tests.interrupts import send_when_seen
 from tests.vsr_jax.clips import encode, moving_waves
 from vsr_jax import command, video
+from vsr_jax.checkpoint import export_params
 from vsr_jax.images import encode_image
 from vsr_jax.resize import resize_bicubic
-from vsr_jax.train.checkpoint import export_params
 
 
 @pytest.fixture(scope="module")

@@ -21,9 +21,9 @@ from configs.fmanet import demo
 from data_prep import recorded
 from fmanet_jax import train
 from tests.data_prep.helpers import write_clip_set, write_flow
+from vsr_jax.checkpoint import read_meta, restore_params
 from vsr_jax.errors import UserError
-from vsr_jax.train.checkpoint import read_meta, restore_params
-from vsr_jax.train.mesh import make_mesh, place_batch, replicated
+from vsr_jax.sharding import make_mesh, place_batch, replicated
 from vsr_jax.train.state import abstract_state, init_state
 from vsr_jax.train.step import jit_train_step, make_train_step
 

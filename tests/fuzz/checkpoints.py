@@ -20,7 +20,7 @@ from tests.fuzz.mutate import mutate
 from tests.fuzz.runner import DONE, Case, run_case
 from tests.torch_writer import save_state_dict
 from vsr_jax import torch_files
-from vsr_jax.train.checkpoint import read_meta, restore_params
+from vsr_jax.checkpoint import read_meta, restore_params
 
 _LEGACY = pathlib.Path(__file__).parents[1] / "parity" / "torch_legacy.pt"
 

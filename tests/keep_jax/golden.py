@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.parity import weights
-from vsr_jax.weights import Rule, convert
+from vsr_jax.conversion import Rule, convert
 
 PARITY = Path(__file__).parents[1] / "parity"
 SEED = 1234

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from keep_jax.conversion import convert_released
 from keep_jax.model import KEEP, calculate_gains, clip_flows, initial_state, observe, step
-from keep_jax.weights import convert_released
 from tests.keep_jax import golden
 
 SURE = 0.2  # a margin of float32, best to second best logit, beyond which a code must stay

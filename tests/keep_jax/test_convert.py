@@ -11,15 +11,15 @@ import jax
 import numpy as np
 import pytest
 
+from keep_jax import conversion as keep_conversion
 from keep_jax import convert, inference
-from keep_jax import weights as keep_weights
+from keep_jax.conversion import CODEFORMER, RENAMED, convert_released
 from keep_jax.model import KEEP, Architecture, init_params
-from keep_jax.weights import CODEFORMER, RENAMED, convert_released
 from tests.keep_jax import golden
 from tests.torch_writer import save_state_dict
+from vsr_jax.checkpoint import read_meta, restore_params
 from vsr_jax.errors import UserError
-from vsr_jax.flow import gmflow_weights, released
-from vsr_jax.train.checkpoint import read_meta, restore_params
+from vsr_jax.flow import gmflow_conversion, released
 
 ASIAN = Architecture(cft=(32, 64, 128, 256))
 
@@ -118,7 +118,7 @@ def test_a_file_becomes_a_checkpoint(layout, tmp_path, monkeypatch, capsys):
   ],
 )
 def test_invented_blocks_are_refused_before_a_model_of_them_is_made(block, message, monkeypatch):
-  monkeypatch.delattr(keep_weights, "param_shapes")
+  monkeypatch.delattr(keep_conversion, "param_shapes")
   invented = {block.format(i): [64, 64, 3, 3] for i in range(3000)}
   zero, shapes = np.zeros((), np.float32), golden.manifest("keep_full") | invented
   state = {key: np.broadcast_to(zero, shape) for key, shape in shapes.items()}
@@ -157,7 +157,7 @@ def test_gmflow_file_becomes_the_flow(tmp_path, capsys):
   save_state_dict(tmp_path / "gmflow.pth", {"model": state})
   convert.convert(str(tmp_path / "gmflow.pth"), str(tmp_path / "flow"))
   assert "GMFlow" in capsys.readouterr().out
-  want = {"flow": gmflow_weights.from_state_dict(state)}
+  want = {"flow": gmflow_conversion.from_state_dict(state)}
   found = restore_params(tmp_path / "flow")
   jax.tree.map(np.testing.assert_array_equal, found, want)
   with pytest.raises(UserError, match="a part of a KEEP, without cfa"):

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from keep_jax.conversion import convert_released
 from keep_jax.inference import Restorer
 from keep_jax.model import KEEP, clip_flows, restore_clip
-from keep_jax.weights import convert_released
 from tests.keep_jax import golden, tiny
 
 

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from keep_jax import losses
+from keep_jax.conversion import convert_released, rules
 from keep_jax.model import KEEP, clip_flows, restore_clip
-from keep_jax.weights import convert_released, rules
 from tests.keep_jax import golden
+from vsr_jax.conversion import to_state_dict
 from vsr_jax.losses import l1
 from vsr_jax.resize import resize_bilinear
-from vsr_jax.weights import to_state_dict
 
 
 @functools.cache

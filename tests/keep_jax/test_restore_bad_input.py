@@ -19,7 +19,7 @@ from tests.interrupts import send_when_seen
 from tests.keep_jax import tiny
 from tests.vsr_jax.clips import encode, moving_waves
 from vsr_jax import command
-from vsr_jax.train.checkpoint import export_params
+from vsr_jax.checkpoint import export_params
 
 FACE = skimage.data.astronaut()[:224, 100:356]
 

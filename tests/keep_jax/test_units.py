@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from keep_jax import kalman, vqgan, weights
+from keep_jax import conversion, kalman, vqgan
 from keep_jax.code_predictor import SelfAttentionLayer
 from keep_jax.discriminator import PatchDiscriminator, SpectralConv, VideoDiscriminator
 from keep_jax.fusion import ControllableFeatureTransform, CrossFrameAttention
 from keep_jax.model import Architecture
 from tests.keep_jax import golden
-from vsr_jax.weights import conv3d, convert, norm, with_bias
+from vsr_jax.conversion import conv3d, convert, norm, with_bias
 
 UNIT = 1e-5
 
@@ -29,10 +29,10 @@ def rules_of(build, *args):
 @pytest.mark.parametrize(
   ("unit", "net", "table", "shapes"),
   [
-    ("resblock", vqgan.ResBlock(96), weights.res_block, [(2, 64, 12, 16)]),
-    ("attnblock", vqgan.AttentionBlock(), weights.attention_block, [(2, 64, 8, 8)]),
-    ("fuse_sft", ControllableFeatureTransform(), weights.cft, [(1, 64, 16, 16)] * 2),
-    ("cross_frame", CrossFrameAttention(4, 32), weights.cfa, [(2, 64, 8, 8)] * 2),
+    ("resblock", vqgan.ResBlock(96), conversion.res_block, [(2, 64, 12, 16)]),
+    ("attnblock", vqgan.AttentionBlock(), conversion.attention_block, [(2, 64, 8, 8)]),
+    ("fuse_sft", ControllableFeatureTransform(), conversion.cft, [(1, 64, 16, 16)] * 2),
+    ("cross_frame", CrossFrameAttention(4, 32), conversion.cfa, [(2, 64, 8, 8)] * 2),
   ],
 )
 def test_block_on_images(unit, net, table, shapes):
@@ -43,7 +43,7 @@ def test_block_on_images(unit, net, table, shapes):
 
 def test_transformer_layer():
   tokens = golden.inputs((16, 2, 64), 10).swapaxes(0, 1)
-  rules = rules_of(weights.transformer_layer)
+  rules = rules_of(conversion.transformer_layer)
   y = golden.apply(SelfAttentionLayer(4, 128), rules, "transformer_sa", tokens)
   want = golden.data("transformer_sa")["out0"].swapaxes(0, 1)
   assert golden.relative_error(y, want) < UNIT
@@ -52,7 +52,7 @@ def test_transformer_layer():
 def test_gains_of_five_frames():
   latents = golden.channels_last(golden.inputs((2, 5, 64, 8, 8), 20))
   net = kalman.GainNetwork(heads=4, head_dim=24, layers=3)
-  gains = golden.apply(net, weights.gain_network(""), "kalman_filter", latents)
+  gains = golden.apply(net, conversion.gain_network(""), "kalman_filter", latents)
   want = golden.channels_last(golden.data("kalman_filter")["gain"])
   assert golden.relative_error(gains, want) < UNIT
 
@@ -96,8 +96,8 @@ def test_autoencoder():
   )
   image = golden.channels_last(golden.inputs((1, 3, 64, 64), 24))
   encoder = vqgan.Encoder(32, (1, 2, 4), 32, 2)
-  others = [weights.Rule(r"(generator|quantize)\..*", None)]
-  rules = weights.encoder(r"encoder\.", arch) + others
+  others = [conversion.Rule(r"(generator|quantize)\..*", None)]
+  rules = conversion.encoder(r"encoder\.", arch) + others
   latent, _ = golden.apply(encoder, rules, unit, image)
   assert golden.relative_error(golden.channels_first(latent), want["z"]) < UNIT
 
@@ -106,8 +106,8 @@ def test_autoencoder():
   np.testing.assert_array_equal(indices.ravel(), want["indices"].ravel())
   np.testing.assert_allclose(loss, want["codebook_loss"], rtol=UNIT)
 
-  others = [weights.Rule(r"(encoder|quantize)\..*", None)]
-  rules = weights.generator(r"generator\.", arch) + others
+  others = [conversion.Rule(r"(encoder|quantize)\..*", None)]
+  rules = conversion.generator(r"generator\.", arch) + others
   out = golden.apply(vqgan.Generator(32, (1, 2, 4), 2), rules, unit, codes)
   assert golden.relative_error(golden.channels_first(out), want["out"]) < UNIT
 
@@ -121,9 +121,9 @@ def patch_discriminator(unit):
     rules += with_bias(rf"main\.{theirs}", f"params/conv_{ours}")
     batch_norm = rf"main\.{theirs + 1}"
     rules += norm(batch_norm, f"params/norm_{ours}")
-    rules.append(weights.Rule(rf"{batch_norm}\.running_mean", f"batch_stats/norm_{ours}/mean"))
-    rules.append(weights.Rule(rf"{batch_norm}\.running_var", f"batch_stats/norm_{ours}/var"))
-    rules.append(weights.Rule(rf"{batch_norm}\.num_batches_tracked", None))
+    rules.append(conversion.Rule(rf"{batch_norm}\.running_mean", f"batch_stats/norm_{ours}/mean"))
+    rules.append(conversion.Rule(rf"{batch_norm}\.running_var", f"batch_stats/norm_{ours}/var"))
+    rules.append(conversion.Rule(rf"{batch_norm}\.num_batches_tracked", None))
   rules += with_bias(r"main\.14", "params/scores")
   net = PatchDiscriminator(32)
   template = jax.eval_shape(lambda: net.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3))))
@@ -156,9 +156,11 @@ def test_video_discriminator():
   rules = with_bias(r"layers\.10", "params/scores", conv3d)
   for i in range(5):
     theirs = rf"layers\.{2 * i}"
-    rules.append(weights.Rule(rf"{theirs}\.weight_orig", f"params/conv_{i}/kernel", conv3d))
-    rules.append(weights.Rule(rf"{theirs}\.weight_u", f"spectral/conv_{i}/u"))
-    rules.append(weights.Rule(rf"{theirs}\.weight_v", f"spectral/conv_{i}/v", as_matrix_columns(i)))
+    rules.append(conversion.Rule(rf"{theirs}\.weight_orig", f"params/conv_{i}/kernel", conv3d))
+    rules.append(conversion.Rule(rf"{theirs}\.weight_u", f"spectral/conv_{i}/u"))
+    rules.append(
+      conversion.Rule(rf"{theirs}\.weight_v", f"spectral/conv_{i}/v", as_matrix_columns(i))
+    )
   template = jax.eval_shape(lambda: net.init(jax.random.key(0), clip))
   variables = convert(golden.state_dict(unit), rules, template, unit)
   out = golden.jit(net.apply)(variables, clip)

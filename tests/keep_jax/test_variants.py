@@ -25,9 +25,9 @@ from keep_jax.model import (
   restore_clip,
 )
 from tests.keep_jax import golden, tiny
+from vsr_jax.checkpoint import export_params
 from vsr_jax.errors import UserError
 from vsr_jax.flow import spynet
-from vsr_jax.train.checkpoint import export_params
 
 # Of the released size; RAFT's with its norms' stored statistics.
 COUNTS = {

@@ -17,7 +17,7 @@ import numpy as np
 from keep_jax.architecture import Architecture
 from keep_jax.model import KEEP, Params, init_params
 from tests.keep_jax import golden
-from vsr_jax.train.checkpoint import export_params
+from vsr_jax.checkpoint import export_params
 
 ARCH = Architecture(
   image_size=32,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vsr_jax.devices import after, computed_once
-from vsr_jax.train.mesh import batch_sharding, make_mesh
+from vsr_jax.sharding import batch_sharding, make_mesh
 
 
 @pytest.mark.parametrize("value", [1.0, np.nan, np.inf])

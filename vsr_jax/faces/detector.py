@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 
 from vsr_jax.errors import UserError
-from vsr_jax.faces import mtcnn, mtcnn_weights, retinaface, retinaface_weights
+from vsr_jax.faces import mtcnn, mtcnn_conversion, retinaface, retinaface_conversion
 from vsr_jax.faces.detections import BatchDetector, Detections, Detector, check_frame
 
 
@@ -88,7 +88,7 @@ def make_batch_detector(
       f"min_face {min_face}, max_side {max_side}: give at least 1 and at least 32 pixels"
     )
   if name == "mtcnn":
-    params = mtcnn_weights.load(weights)
+    params = mtcnn_conversion.load(weights)
     run = functools.partial(mtcnn.detect, params)
     side = max_side or _MTCNN_SIDE
     return functools.partial(_detect, run, side, min_face, passes_min_face=True)
@@ -97,7 +97,7 @@ def make_batch_detector(
   if weights is None:
     raise UserError(f"{name}: its weights do not ship; name its checkpoint, or choose mtcnn")
   net, side = _RETINA[name]
-  run = functools.partial(retinaface.detect, net, retinaface_weights.load(net, weights))
+  run = functools.partial(retinaface.detect, net, retinaface_conversion.load(net, weights))
   return functools.partial(_detect, run, max_side or side, min_face, passes_min_face=False)
 
 

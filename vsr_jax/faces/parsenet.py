@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vsr_jax import torch_files
+from vsr_jax.conversion import Rule, batch_norm, convert, with_bias
 from vsr_jax.layers import FrozenBatchNorm
-from vsr_jax.weights import Rule, batch_norm, convert, with_bias
 
 SIZE = 512  # of the faces it was trained with, in pixels
 

@@ -182,7 +182,7 @@ def encode(params: Params, frames: jax.Array, dtype: jnp.dtype = jnp.float32) ->
   """Features of frames, each on its own: what `flow_from_features` takes.
 
   Args:
-    params: from `gmflow_weights.load` or `init`.
+    params: from `gmflow_conversion.load` or `init`.
     frames: [b h w 3] RGB in [0, 255], sides multiples of 16.
     dtype: of the products' operands, float32 or bfloat16.
 
@@ -205,7 +205,7 @@ def flow_from_features(
   """Estimates the flow between frames from their features.
 
   Args:
-    params: from `gmflow_weights.load` or `init`.
+    params: from `gmflow_conversion.load` or `init`.
     features1: [b h/8 w/8 128] from `encode`.
     features2: the same of the other frames.
     dtype: of the products' operands, float32 or bfloat16.
@@ -235,7 +235,7 @@ def gmflow(
   """Estimates the flow from image1 to image2.
 
   Args:
-    params: from `gmflow_weights.load` or `init`.
+    params: from `gmflow_conversion.load` or `init`.
     image1: [b h w 3] RGB in [0, 255], sides multiples of 16.
     image2: the same of the other image.
     dtype: of the products' operands, float32 or bfloat16.

@@ -110,7 +110,7 @@ def encode(params: Params, frames: jax.Array) -> Pyramid:
   """The pyramid of frames, each on its own: what `flow_from_features` takes.
 
   Args:
-    params: from `pwcnet_weights.load` or `init`.
+    params: from `pwcnet_conversion.load` or `init`.
     frames: [b h w 3] RGB in [0, 255], sides multiples of 64.
 
   Returns:
@@ -129,7 +129,7 @@ def flow_from_features(params: Params, pyramid1: Pyramid, pyramid2: Pyramid) -> 
   """Estimates the flow between frames from their pyramids.
 
   Args:
-    params: from `pwcnet_weights.load` or `init`.
+    params: from `pwcnet_conversion.load` or `init`.
     pyramid1: from `encode`.
     pyramid2: the same of the other frames.
 
@@ -149,7 +149,7 @@ def pwcnet(params: Params, image1: jax.Array, image2: jax.Array) -> jax.Array:
   """Estimates the flow from image1 to image2.
 
   Args:
-    params: from `pwcnet_weights.load` or `init`.
+    params: from `pwcnet_conversion.load` or `init`.
     image1: [b h w 3] RGB in [0, 255], sides multiples of 64.
     image2: the same of the other image.
 

@@ -279,7 +279,7 @@ def raft(
 
   Args:
     net: `SMALL` or `LARGE`.
-    params: its parameters, from `raft_weights.load` or `init`.
+    params: its parameters, from `raft_conversion.load` or `init`.
     image1: [b h w 3] in [0, 255]. The released weights were trained on RGB; other
       orders work less well, but some pseudo ground truth was made with them: the caller decides.
     image2: the same of the other image.

@@ -9,14 +9,20 @@ import numpy as np
 
 from vsr_jax import torch_files
 from vsr_jax.errors import UserError
-from vsr_jax.flow import gmflow_weights, pwcnet_weights, raft, raft_weights, spynet_weights
+from vsr_jax.flow import (
+  gmflow_conversion,
+  pwcnet_conversion,
+  raft,
+  raft_conversion,
+  spynet_conversion,
+)
 
 
 def load(path: str | Path) -> tuple[str, dict[str, Any]]:
   """Reads the released weights of GMFlow, PWC-Net, RAFT or SPyNet.
 
   Args:
-    path: a file that one of their modules can load, such as `gmflow_weights`.
+    path: a file that one of their modules can load, such as `gmflow_conversion`.
 
   Returns:
     The network's name in `estimators.ESTIMATORS` and its parameters, numpy arrays.
@@ -26,7 +32,7 @@ def load(path: str | Path) -> tuple[str, dict[str, Any]]:
   """
   source = str(path)
   if Path(path).suffix == ".npz":
-    state = spynet_weights.read_npz(path)
+    state = spynet_conversion.read_npz(path)
   else:
     state = torch_files.unwrap(torch_files.load(path), ("model", "state_dict", "params"), source)
   return from_state_dict(state, source)
@@ -36,14 +42,14 @@ def from_state_dict(state: dict[str, np.ndarray], source: str) -> tuple[str, dic
   """Converts a state dict; `load` without the file."""
   starts = {key.partition(".")[0].partition("/")[0] for key in state}
   if "backbone" in starts:
-    return "gmflow", gmflow_weights.from_state_dict(state, source)
+    return "gmflow", gmflow_conversion.from_state_dict(state, source)
   if "fnet" in starts:
-    net, params = raft_weights.from_state_dict(state, source)
+    net, params = raft_conversion.from_state_dict(state, source)
     return ("raft_small" if net is raft.SMALL else "raft_large"), params
   if starts & {"conv1a", "netExtractor", "moduleExtractor"}:
-    return "pwcnet", pwcnet_weights.from_state_dict(state, source)
+    return "pwcnet", pwcnet_conversion.from_state_dict(state, source)
   if starts & {"basic_module", "netBasic", "moduleBasic", "L1"}:
-    return "spynet", spynet_weights.from_state_dict(state, source)
+    return "spynet", spynet_conversion.from_state_dict(state, source)
   raise UserError(
     f"{source}: holds no optical flow; give the weights of GMFlow, PWC-Net, RAFT or SPyNet"
   )

@@ -74,7 +74,7 @@ def flow_from_features(params: Params, pyramid1: Pyramid, pyramid2: Pyramid) -> 
   """Estimates the flow between frames from their pyramids.
 
   Args:
-    params: from `spynet_weights.load` or `init`.
+    params: from `spynet_conversion.load` or `init`.
     pyramid1: from `encode`.
     pyramid2: the same of the other frames.
 
@@ -95,7 +95,7 @@ def spynet(params: Params, image1: jax.Array, image2: jax.Array) -> jax.Array:
   """Estimates the flow from image1 to image2.
 
   Args:
-    params: from `spynet_weights.load` or `init`.
+    params: from `spynet_conversion.load` or `init`.
     image1: [b h w 3] RGB in [0, 255], sides multiples of 32.
     image2: the same of the other image.
 

@@ -17,12 +17,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from vsr_jax.checkpoint import read_meta
 from vsr_jax.compiling import compiling
 from vsr_jax.errors import SAME_SIGNAL, Terminated, UserError
 from vsr_jax.json_files import BadJson
 from vsr_jax.locks import locked
-from vsr_jax.train.checkpoint import Checkpoints, make_folder, read_meta
-from vsr_jax.train.mesh import make_mesh, place_batch, replicated
+from vsr_jax.sharding import make_mesh, place_batch, replicated
+from vsr_jax.train.checkpoints import Checkpoints, make_folder
 from vsr_jax.train.report import Evaluate, Report
 from vsr_jax.train.stage import Params, Stage
 from vsr_jax.train.state import TrainState, abstract_state, init_state

@@ -15,8 +15,8 @@ from jax.sharding import Mesh
 
 from vsr_jax import progress
 from vsr_jax.errors import UserError
-from vsr_jax.train.checkpoint import Checkpoints
-from vsr_jax.train.mesh import replicated
+from vsr_jax.sharding import replicated
+from vsr_jax.train.checkpoints import Checkpoints
 from vsr_jax.train.stage import Params, Stage
 from vsr_jax.train.state import TrainState
 from vsr_jax.train.summaries import Recorder

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from vsr_jax.errors import UserError
-from vsr_jax.train.mesh import param_sharding
+from vsr_jax.sharding import param_sharding
 from vsr_jax.train.stage import Params, Stage, split_nets
-from vsr_jax.train.trees import differences, table
+from vsr_jax.trees import differences, table
 
 
 @flax.struct.dataclass

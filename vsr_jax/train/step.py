@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from vsr_jax.errors import UserError
-from vsr_jax.train.mesh import batch_sharding, replicated
+from vsr_jax.sharding import batch_sharding, replicated
 from vsr_jax.train.stage import Batch, Stage, split_nets
 from vsr_jax.train.state import TrainState
 

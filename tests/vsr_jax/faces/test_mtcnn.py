@@ -20,9 +20,9 @@ import skimage
 
 from tests.torch_writer import save_state_dict
 from vsr_jax import video
+from vsr_jax.conversion import to_state_dict
 from vsr_jax.errors import UserError
-from vsr_jax.faces import mtcnn, mtcnn_weights
-from vsr_jax.weights import to_state_dict
+from vsr_jax.faces import mtcnn, mtcnn_conversion
 
 PARITY = Path(__file__).parents[2] / "parity" / "mtcnn.npz"
 
@@ -35,7 +35,7 @@ def golden() -> dict[str, np.ndarray]:
 
 @functools.cache
 def params():
-  return mtcnn_weights.load()
+  return mtcnn_conversion.load()
 
 
 def assert_equals_the_reference(found, name):
@@ -157,7 +157,7 @@ def released() -> dict[str, dict[str, np.ndarray]]:
       shapes[f"{net}.{layer}.bias"] = shape[:1]
       if i <= SLOPES[net]:
         shapes[f"{net}.prelu{i}.weight"] = shape[:1]
-  state = to_state_dict(params(), mtcnn_weights.rules(), shapes)
+  state = to_state_dict(params(), mtcnn_conversion.rules(), shapes)
   return {
     net: {k.removeprefix(f"{net}."): v for k, v in state.items() if k.startswith(f"{net}.")}
     for net in KERNELS
@@ -166,11 +166,11 @@ def released() -> dict[str, dict[str, np.ndarray]]:
 
 def test_facenet_pytorchs_files_become_what_ships(tmp_path):
   for net, state in released().items():
-    save_state_dict(tmp_path / mtcnn_weights.FILES[net], state)
-  loaded = mtcnn_weights.load(tmp_path)
+    save_state_dict(tmp_path / mtcnn_conversion.FILES[net], state)
+  loaded = mtcnn_conversion.load(tmp_path)
   jax.tree.map(np.testing.assert_array_equal, loaded, params())
-  mtcnn_weights.save(loaded, tmp_path / "mtcnn.npz")
-  with np.load(tmp_path / "mtcnn.npz") as ours, np.load(mtcnn_weights.ASSET) as shipped:
+  mtcnn_conversion.save(loaded, tmp_path / "mtcnn.npz")
+  with np.load(tmp_path / "mtcnn.npz") as ours, np.load(mtcnn_conversion.ASSET) as shipped:
     assert set(ours) == set(shipped)
     assert sum(ours[key].size for key in ours) == 495_850
 
@@ -191,6 +191,6 @@ def test_what_does_not_fit_is_named(fault, tmp_path):
     del states["proposal"]
     message = "pnet.pt cannot be read"
   for net, state in states.items():
-    save_state_dict(tmp_path / mtcnn_weights.FILES[net], state)
+    save_state_dict(tmp_path / mtcnn_conversion.FILES[net], state)
   with pytest.raises(UserError, match=message):
-    mtcnn_weights.load(tmp_path)
+    mtcnn_conversion.load(tmp_path)

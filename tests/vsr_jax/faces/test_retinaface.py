@@ -21,7 +21,7 @@ from tests.parity import weights
 from tests.torch_writer import save_state_dict
 from vsr_jax import video
 from vsr_jax.errors import UserError
-from vsr_jax.faces import retinaface, retinaface_weights
+from vsr_jax.faces import retinaface, retinaface_conversion
 
 PARITY = Path(__file__).parents[2] / "parity"
 NETS = {"mobile": retinaface.MOBILE, "resnet50": retinaface.RESNET50}
@@ -51,7 +51,7 @@ def test_equals_the_released_code(name, tmp_path):
   """From a file of the released layout, its keys as data-parallel training leaves them."""
   file = tmp_path / "detector.pth"
   save_state_dict(file, {f"module.{key}": value for key, value in released(name).items()})
-  params = retinaface_weights.load(NETS[name], file)
+  params = retinaface_conversion.load(NETS[name], file)
   got = run(NETS[name], params, jnp.asarray(picture())[None])
   for key, value in zip(("scores", "boxes", "landmarks"), got, strict=True):
     want = golden()[f"{name}/{key}"]
@@ -62,7 +62,7 @@ def test_equals_the_released_code(name, tmp_path):
 
 def test_finds_what_the_released_code_finds(shared):
   file = shared / "weights" / "retinaface_mobilenet0.25_Final.pth"
-  params = retinaface_weights.load(retinaface.MOBILE_1MB, file)
+  params = retinaface_conversion.load(retinaface.MOBILE_1MB, file)
   clip = str(shared / "data" / "faces" / "liveportrait_s18.mp4")
   with video.open_reader(clip, 100, 101) as reader:
     frame = next(reader).image
@@ -100,7 +100,7 @@ def test_the_released_layout_fills_the_whole_resnet():
   manifest = json.loads((PARITY / "retinaface_resnet50.manifest.json").read_text())
   zero = np.zeros((), np.float32)
   state = {key: np.broadcast_to(zero, shape) for key, shape in manifest.items()}
-  params = retinaface_weights.from_state_dict(retinaface.RESNET50, state)
+  params = retinaface_conversion.from_state_dict(retinaface.RESNET50, state)
   counters = sum(key.endswith("num_batches_tracked") for key in manifest)
   total = sum(int(np.prod(shape)) for shape in manifest.values())
   assert sum(x.size for x in jax.tree.leaves(params)) == total - counters
@@ -145,4 +145,4 @@ def test_what_does_not_fit_is_named(fault):
     net = retinaface.RESNET50
     message = "unexpected body.stage1.0.0.weight"
   with pytest.raises(UserError, match=message):
-    retinaface_weights.from_state_dict(net, state)
+    retinaface_conversion.from_state_dict(net, state)

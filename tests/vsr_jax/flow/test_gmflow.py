@@ -17,9 +17,9 @@ import pytest
 
 from tests.parity import weights
 from tests.torch_writer import save_state_dict
+from vsr_jax.conversion import Rule, convert, to_state_dict
 from vsr_jax.errors import UserError
-from vsr_jax.flow import gmflow, gmflow_weights
-from vsr_jax.weights import Rule, convert, to_state_dict
+from vsr_jax.flow import gmflow, gmflow_conversion
 
 PARITY = Path(__file__).parents[2] / "parity"
 MANIFEST = PARITY / "gmflow.manifest.json"
@@ -47,7 +47,7 @@ def released() -> dict[str, np.ndarray]:
 
 @functools.cache
 def params() -> gmflow.Params:
-  return gmflow_weights.from_state_dict(released())
+  return gmflow_conversion.from_state_dict(released())
 
 
 def images() -> list[jax.Array]:
@@ -190,20 +190,20 @@ def test_position_code():
 @pytest.mark.parametrize("wrapper", [None, "model"])
 def test_loads_a_file(wrapper, tmp_path):
   save_state_dict(tmp_path / "x.pth", {wrapper: released()} if wrapper else released())
-  loaded = gmflow_weights.load(tmp_path / "x.pth")
+  loaded = gmflow_conversion.load(tmp_path / "x.pth")
   jax.tree.map(np.testing.assert_array_equal, loaded, params())
 
 
 def test_the_table_reads_both_ways():
   state = released()
-  back = to_state_dict(params(), gmflow_weights.rules(), {k: v.shape for k, v in state.items()})
+  back = to_state_dict(params(), gmflow_conversion.rules(), {k: v.shape for k, v in state.items()})
   jax.tree.map(np.testing.assert_array_equal, back, state)
 
 
 def test_the_table_inside_a_larger_model():
   """As in KEEP's checkpoints; a prefix is no pattern."""
   state = {f"flownet.model.{key}": value for key, value in released().items()}
-  rules = [*gmflow_weights.rules("flownet.model.", "flow/"), Rule(r"scale", "scale")]
+  rules = [*gmflow_conversion.rules("flownet.model.", "flow/"), Rule(r"scale", "scale")]
   template = {"flow": params(), "scale": np.ones(1, np.float32)}
   found = convert(state | {"scale": np.ones(1, np.float32)}, rules, template)
   jax.tree.map(np.testing.assert_array_equal, found["flow"], params())
@@ -218,7 +218,7 @@ def test_weights_of_another_shape_are_refused():
   del state["transformer.layers.5.cross_attn_ffn.norm2.bias"]
   state["backbone.trident_conv.weight"] = np.ones((128, 128, 3, 3), np.float32)
   with pytest.raises(UserError) as caught:
-    gmflow_weights.from_state_dict(state, "x.pth")
+    gmflow_conversion.from_state_dict(state, "x.pth")
   for part in (
     "x.pth",
     "encoder/conv1/kernel",

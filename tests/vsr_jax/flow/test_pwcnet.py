@@ -17,7 +17,7 @@ import scipy.ndimage
 from tests.parity import weights
 from tests.torch_writer import save_state_dict
 from vsr_jax.errors import UserError
-from vsr_jax.flow import pwcnet, pwcnet_weights, released
+from vsr_jax.flow import pwcnet, pwcnet_conversion, released
 
 PARITY = Path(__file__).parents[2] / "parity"
 PYRAMID = (3, 16, 32, 64, 96, 128, 196)
@@ -169,7 +169,7 @@ def test_equals_its_definition():
   assert 0.05 < inside.mean() < 0.95  # both kinds of samples count
   # Enlarged by 4, pixel centres at half-integers, the edges continued.
   want = scipy.ndimage.zoom(want, (4, 4, 1), order=1, mode="nearest", grid_mode=True)
-  flow = np.asarray(run(pwcnet_weights.from_state_dict(made_up()), *pair)[0])
+  flow = np.asarray(run(pwcnet_conversion.from_state_dict(made_up()), *pair)[0])
   # Rounding of float32, relative to the largest flow.
   np.testing.assert_allclose(flow, want, rtol=0, atol=1e-4 * np.abs(want).max())
 
@@ -188,7 +188,7 @@ def test_parameter_count():
 
 
 def test_pairs_of_a_batch_are_independent():
-  params = pwcnet_weights.from_state_dict(made_up())
+  params = pwcnet_conversion.from_state_dict(made_up())
   a, b = (np.concatenate([x[:, :, :64], x[:, :, 64:]]) for x in images())
   flow = run(params, a, b)
   assert flow.shape == (2, 64, 64, 2)
@@ -207,14 +207,14 @@ def test_wrong_shapes_are_refused(shape):
 
 @pytest.mark.parametrize("prefix", ["module", "net"])
 def test_both_layouts_are_understood(prefix, tmp_path):
-  want = pwcnet_weights.from_state_dict(made_up())
+  want = pwcnet_conversion.from_state_dict(made_up())
   state = {}
   for key, value in made_up().items():
     layer, _, leaf = key.rpartition(".")
     if not layer.startswith("deconv2"):
       state[f"{other_name(layer)}.{leaf}".replace("module", prefix)] = value
   save_state_dict(tmp_path / "network-default.pytorch", state)
-  got = pwcnet_weights.load(tmp_path / "network-default.pytorch")
+  got = pwcnet_conversion.load(tmp_path / "network-default.pytorch")
   jax.tree.map(np.testing.assert_array_equal, got, want)
   for path, layout in (("one.pth", state), ("two.pth", made_up())):
     save_state_dict(tmp_path / path, layout)
@@ -240,4 +240,4 @@ def test_what_does_not_fit_is_named(fault, message):
   else:
     state["conv1a.0.weight"] = np.zeros((16, 3, 5, 5), np.float32)
   with pytest.raises(UserError, match=message):
-    pwcnet_weights.from_state_dict(state)
+    pwcnet_conversion.from_state_dict(state)

@@ -18,7 +18,7 @@ import pytest
 from tests.parity import weights
 from tests.torch_writer import save_state_dict
 from vsr_jax.errors import UserError
-from vsr_jax.flow import raft, raft_weights
+from vsr_jax.flow import raft, raft_conversion
 
 PARITY = Path(__file__).parents[2] / "parity"
 VARIANTS = pytest.mark.parametrize(("name", "net"), [("small", raft.SMALL), ("large", raft.LARGE)])
@@ -49,7 +49,7 @@ def error(flow: jax.Array, reference: np.ndarray) -> float:
 @VARIANTS
 @pytest.mark.parametrize(("key", "iterations"), [("flow_iter1", 1), ("flow", 12)])
 def test_equals_the_released_code(name, net, key, iterations):
-  found, params = raft_weights.from_state_dict(released(name, golden()[f"{name}/gain"]))
+  found, params = raft_conversion.from_state_dict(released(name, golden()[f"{name}/gain"]))
   assert found == net
   flow = run(net, params, *images(), iterations)[:, :64, :80]
   # The reference's rounding, grown by 12 iterations: a tenth of what the released weights
@@ -59,7 +59,7 @@ def test_equals_the_released_code(name, net, key, iterations):
 
 @pytest.mark.parametrize(("key", "iterations"), [("flow_iter1", 1), ("flow", 12)])
 def test_equals_the_released_code_with_released_weights(shared, key, iterations):
-  net, params = raft_weights.load(shared / "weights" / "raft-small.pth")
+  net, params = raft_conversion.load(shared / "weights" / "raft-small.pth")
   flow = run(net, params, *images(), iterations)
   with np.load(shared / "golden" / "flow.npz") as file:
     reference = np.moveaxis(file[f"raft_small/{key}"], 1, -1)
@@ -67,7 +67,7 @@ def test_equals_the_released_code_with_released_weights(shared, key, iterations)
 
 
 def test_finds_a_known_motion(shared):
-  net, params = raft_weights.load(shared / "weights" / "raft-small.pth")
+  net, params = raft_conversion.load(shared / "weights" / "raft-small.pth")
   frame = images()[0]
   flow = run(net, params, frame, jnp.roll(frame, (-2, 3), (1, 2)), 12)
   inner = np.asarray(flow)[0, 24:-24, 24:-24]
@@ -87,7 +87,7 @@ def test_parameter_count(net, count):
 @VARIANTS
 def test_smallest_image_and_batches(name, net):
   """Down to one feature: levels that the image is too small for read zero."""
-  _, params = raft_weights.from_state_dict(released(name, 0.7))
+  _, params = raft_conversion.from_state_dict(released(name, 0.7))
   a, b = (jnp.concatenate([x[:, :8, :16], x[:, 40:48, 80:96]]) for x in images())
   flow = run(net, params, a, b, 2)
   assert flow.shape == (2, 8, 16, 2)
@@ -96,7 +96,7 @@ def test_smallest_image_and_batches(name, net):
 
 
 def test_starts_where_it_is_told():
-  net, params = raft_weights.from_state_dict(released("small"))
+  net, params = raft_conversion.from_state_dict(released("small"))
   start = jax.random.normal(jax.random.key(1), (1, 2, 3, 2))
   image = jnp.zeros((1, 16, 24, 3))
   flow = run(net, params, image, image, 0, start)
@@ -187,7 +187,7 @@ def test_convex_upsampling_chooses_neighbours_by_sub_pixel():
 def test_loads_a_file(prefix, wrapped, tmp_path):
   state = {prefix + key: value for key, value in released("small").items()}
   save_state_dict(tmp_path / "x.pth", {"state_dict": state} if wrapped else state)
-  net, params = raft_weights.load(tmp_path / "x.pth")
+  net, params = raft_conversion.load(tmp_path / "x.pth")
   assert net == raft.SMALL
   kernel = params["update"]["gru0_z"]["kernel"]
   original = state[f"{prefix}update_block.gru.convz.weight"]
@@ -198,7 +198,7 @@ def test_altered_repetition_is_refused(tmp_path):
   state = released("large")
   state["cnet.layer2.0.norm3.bias"] = state["cnet.layer2.0.norm3.bias"] + 1
   with pytest.raises(UserError, match=r"x.pth: cnet.layer2.0.norm3.bias differs"):
-    raft_weights.from_state_dict(state, "x.pth")
+    raft_conversion.from_state_dict(state, "x.pth")
 
 
 @pytest.mark.parametrize("name", ["small", "large"])
@@ -208,6 +208,6 @@ def test_weights_of_another_shape_are_refused(name):
   del state["cnet.conv2.bias"]
   state["fnet.extra"] = np.ones(1)
   with pytest.raises(UserError) as caught:
-    raft_weights.from_state_dict(state, "x.pth")
+    raft_conversion.from_state_dict(state, "x.pth")
   for part in ("features/conv1/kernel", "missing context/conv2/bias", "unexpected fnet.extra"):
     assert part in str(caught.value)

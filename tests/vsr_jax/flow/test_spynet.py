@@ -20,7 +20,7 @@ import scipy.ndimage
 from tests.parity import weights
 from tests.torch_writer import save_state_dict
 from vsr_jax.errors import UserError
-from vsr_jax.flow import raft, raft_weights, spynet, spynet_weights
+from vsr_jax.flow import raft, raft_conversion, spynet, spynet_conversion
 from vsr_jax.warp import backward_warp
 
 PARITY = Path(__file__).parents[2] / "parity"
@@ -95,15 +95,15 @@ def test_equals_its_definition():
   want = reference(released(), *(x[0] for x in pair))
   end = want + np.stack(np.mgrid[:64, :96][::-1], axis=-1)
   assert ((end < 0) | (end > [95, 63])).any(-1).mean() > 0.01  # the image's border counts
-  flow = run(spynet_weights.from_state_dict(released()), *pair)
+  flow = run(spynet_conversion.from_state_dict(released()), *pair)
   # Rounding of float32, of flows of some pixels.
   assert error(flow[0], want) < 1e-4
 
 
 def test_the_released_weights_agree_with_raft(shared):
   pair = images()
-  flow = run(spynet_weights.load(shared / "weights" / "spynet_sintel_final.npz"), *pair)
-  net, params = raft_weights.load(shared / "weights" / "raft-small.pth")
+  flow = run(spynet_conversion.load(shared / "weights" / "spynet_sintel_final.npz"), *pair)
+  net, params = raft_conversion.load(shared / "weights" / "raft-small.pth")
   other = jax.jit(raft.raft, static_argnums=0)(net, params, *pair)
   # Of 2.4 px on average; measured 0.87, as a PyTorch SPyNet has it, too.
   assert error(flow, other) < 1
@@ -114,7 +114,7 @@ def test_the_released_weights_agree_with_raft(shared):
 
 
 def test_finds_a_known_motion(shared):
-  params = spynet_weights.load(shared / "weights" / "spynet_sintel_final.npz")
+  params = spynet_conversion.load(shared / "weights" / "spynet_sintel_final.npz")
   frame = images()[0]
   flow = run(params, frame, jnp.roll(frame, (-2, 3), (1, 2)))
   inner = np.asarray(flow)[0, 24:-24, 24:-24]
@@ -127,7 +127,7 @@ def test_parameter_count():
 
 
 def test_pairs_of_a_batch_are_independent():
-  params = spynet_weights.from_state_dict(released())
+  params = spynet_conversion.from_state_dict(released())
   a, b = (np.concatenate([x[:, :32, :64], x[:, 64:96, 64:128]]) for x in images())
   flow = run(params, a, b)
   assert flow.shape == (2, 32, 64, 2)
@@ -151,18 +151,18 @@ def test_wrong_shapes_are_refused(shape):
   ],
 )
 def test_all_names_are_understood(layer, tmp_path):
-  want = spynet_weights.from_state_dict(released())
+  want = spynet_conversion.from_state_dict(released())
   state = dict(zip(names(layer), (released()[key] for key in names()), strict=True))
   save_state_dict(tmp_path / "spynet.pth", state)
-  jax.tree.map(np.testing.assert_array_equal, spynet_weights.load(tmp_path / "spynet.pth"), want)
+  jax.tree.map(np.testing.assert_array_equal, spynet_conversion.load(tmp_path / "spynet.pth"), want)
 
 
 def test_an_npz_file_is_read(tmp_path):
   keys = names("L{number}/conv{i}")
   state = dict(zip(keys, (released()[key] for key in names()), strict=True))
   np.savez(tmp_path / "spynet.npz", **state)
-  want = spynet_weights.from_state_dict(released())
-  jax.tree.map(np.testing.assert_array_equal, spynet_weights.load(tmp_path / "spynet.npz"), want)
+  want = spynet_conversion.from_state_dict(released())
+  jax.tree.map(np.testing.assert_array_equal, spynet_conversion.load(tmp_path / "spynet.npz"), want)
 
 
 def npz_bytes(shape: str, data: bytes = bytes(8), method: int = zipfile.ZIP_STORED) -> bytes:
@@ -192,7 +192,7 @@ def test_a_hostile_npz_file_is_refused_before_it_takes_memory(data, tmp_path):
   tracemalloc.start()
   try:
     with pytest.raises(UserError, match=r"x.npz is damaged or no .npz file") as error:
-      spynet_weights.load(tmp_path / "x.npz")
+      spynet_conversion.load(tmp_path / "x.npz")
     assert tracemalloc.get_traced_memory()[1] < 5e6
   finally:
     tracemalloc.stop()
@@ -216,7 +216,7 @@ def test_what_does_not_fit_is_named(fault, message):
   else:
     state["basic_module.0.basic_module.0.weight"] = np.zeros((32, 8, 5, 5), np.float32)
   with pytest.raises(UserError, match=message):
-    spynet_weights.from_state_dict(state)
+    spynet_conversion.from_state_dict(state)
 
 
 @pytest.mark.parametrize("contents", [None, b"", b"PK\x03\x04 no archive"])
@@ -225,4 +225,4 @@ def test_a_bad_npz_file_is_named(contents, tmp_path):
   if contents is not None:
     path.write_bytes(contents)
   with pytest.raises(UserError, match=r"spynet\.npz .*\.npz file"):
-    spynet_weights.load(path)
+    spynet_conversion.load(path)

@@ -15,17 +15,12 @@ import optax
 import pytest
 
 from tests.vsr_jax.train.toy import STAGE, Listed, batches, init_params, make_stage
+from vsr_jax import checkpoint
+from vsr_jax.checkpoint import export_params, find_checkpoint, read_meta, restore_params
 from vsr_jax.errors import UserError
-from vsr_jax.train import checkpoint
-from vsr_jax.train.checkpoint import (
-  Checkpoints,
-  export_params,
-  find_checkpoint,
-  read_meta,
-  restore_params,
-)
+from vsr_jax.sharding import make_mesh
+from vsr_jax.train.checkpoints import Checkpoints
 from vsr_jax.train.loop import fit
-from vsr_jax.train.mesh import make_mesh
 from vsr_jax.train.state import abstract_state, init_state
 
 

@@ -10,8 +10,8 @@ import types
 import numpy as np
 import pytest
 
+from vsr_jax.checkpoint import export_params, restore_params
 from vsr_jax.errors import UserError
-from vsr_jax.train.checkpoint import export_params, restore_params
 
 
 def test_params_that_are_not_finite_are_refused(tmp_path):
@@ -27,7 +27,7 @@ def test_arrays_beyond_what_the_files_hold_are_refused(tmp_path, monkeypatch):
   meta = json.loads(path.read_text())
   meta["arrays"]["params"]["net/a"] = "float32[1000000,1000]"
   path.write_text(json.dumps(meta))
-  monkeypatch.delattr("vsr_jax.train.checkpoint._load")
+  monkeypatch.delattr("vsr_jax.checkpoint.load_items")
   with pytest.raises(UserError, match="x: damaged, its meta tells of 4,000,000,000 bytes of arra"):
     restore_params(tmp_path / "x")
 

@@ -18,10 +18,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.vsr_jax.train.toy import STAGE, Listed, batches, images, init_params, loss, make_stage
 from vsr_jax import errors
+from vsr_jax.checkpoint import read_meta, restore_params
 from vsr_jax.errors import UserError
 from vsr_jax.locks import locked
 from vsr_jax.train import loop
-from vsr_jax.train.checkpoint import read_meta, restore_params
 from vsr_jax.train.loop import fit
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]

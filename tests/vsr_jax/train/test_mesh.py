@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType
 
 from vsr_jax.errors import UserError
-from vsr_jax.train.mesh import batch_sharding, make_mesh, param_sharding, place_batch
+from vsr_jax.sharding import batch_sharding, make_mesh, param_sharding, place_batch
 
 
 def test_the_mesh_has_two_automatic_axes():

@@ -10,7 +10,7 @@ import pytest
 
 from tests.vsr_jax.train.toy import STAGE, batches, init_params, loss, make_stage
 from vsr_jax.errors import UserError
-from vsr_jax.train.mesh import make_mesh, place_batch
+from vsr_jax.sharding import make_mesh, place_batch
 from vsr_jax.train.stage import split_nets
 from vsr_jax.train.state import abstract_state, init_state
 from vsr_jax.train.step import jit_train_step, keys_for, make_train_step

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from fmanet_jax.model import Architecture, FMANet, Params, param_shapes
-from vsr_jax.weights import (
+from vsr_jax.conversion import (
   Rule,
   Transform,
   as_is,

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vsr_jax import torch_files
+from vsr_jax.conversion import Rule, batch_norm, conv2d, convert, depthwise, with_bias
 from vsr_jax.faces.retinaface import ResNet50, RetinaFace, init
-from vsr_jax.weights import Rule, batch_norm, conv2d, convert, depthwise, with_bias
 
 
 def load(net: RetinaFace, path: str | Path) -> dict[str, Any]:

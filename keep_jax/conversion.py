@@ -11,8 +11,8 @@ import jax
 import numpy as np
 
 from keep_jax.model import KEEP, Architecture, Params, param_shapes
-from vsr_jax.flow import gmflow_weights
-from vsr_jax.weights import Rule, convert, dense, norm, reading_shapes, with_bias
+from vsr_jax.conversion import Rule, convert, dense, norm, reading_shapes, with_bias
+from vsr_jax.flow import gmflow_conversion
 
 # First names (v0.1.0) -> those of v1.0.0.
 RENAMED = {"cross_fuse.": "cfa.", "fuse_convs_dict.": "cft."}
@@ -169,7 +169,7 @@ def rules(arch: Architecture) -> list[Rule]:
     *_within("gain", gain_network(r"kalman_filter\.")),
     *cft(r"cft\.(\d+)", r"cft/\1"),
     *cfa(r"cfa\.(\d+)", r"cfa/\1"),
-    *gmflow_weights.rules("flownet.model.", "flow/"),
+    *gmflow_conversion.rules("flownet.model.", "flow/"),
   ]
 
 

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from vsr_jax import torch_files
+from vsr_jax.conversion import Rule, conv2d, convert, with_bias
 from vsr_jax.errors import UserError
 from vsr_jax.flow import spynet
 from vsr_jax.torch_pickle import shorten
-from vsr_jax.weights import Rule, conv2d, convert, with_bias
 
 _CONVOLUTIONS = 5  # a level
 _MAX_ENTRIES, _MAX_BYTES = 1000, 2**26  # of an .npz; in float64 the weights take 12 MB

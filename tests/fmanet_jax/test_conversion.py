@@ -7,27 +7,27 @@ import json
 import numpy as np
 import pytest
 
-from fmanet_jax import weights
+from fmanet_jax import conversion
 from fmanet_jax.model import Architecture
 from tests.fmanet_jax import golden
 from tests.parity.weights import array
+from vsr_jax.conversion import to_state_dict
 from vsr_jax.errors import UserError
-from vsr_jax.weights import to_state_dict
 
 ENTRY = "feature_extractor.0.weight"
 
 
 def networks(name="tiny"):
   """The state dicts of Net^D and Net^R, to be changed."""
-  return [dict(state) for state in weights.split_networks(golden.state_dict(name)).values()]
+  return [dict(state) for state in conversion.split_networks(golden.state_dict(name)).values()]
 
 
 @pytest.mark.parametrize("name", ["full", "tiny_t5", "tiny_biasfree"])
 def test_every_tensor_comes_back(name):
   case = golden.load(name)
-  for net, state in weights.split_networks(golden.state_dict(name)).items():
+  for net, state in conversion.split_networks(golden.state_dict(name)).items():
     shapes = {key: x.shape for key, x in state.items()}
-    back = to_state_dict(case.params[net], weights.rules(case.arch)[net], shapes)
+    back = to_state_dict(case.params[net], conversion.rules(case.arch)[net], shapes)
     assert back.keys() == state.keys()
     for key, x in state.items():
       np.testing.assert_array_equal(back[key], x, err_msg=key)
@@ -76,7 +76,7 @@ def other_scale(scale: int, kernel_up: int, kernel_down: int):
 
 @pytest.mark.parametrize(("scale", "kernel_up", "kernel_down"), [(1, 5, 9), (2, 3, 8), (3, 7, 7)])
 def test_other_scales(scale, kernel_up, kernel_down):
-  arch, params = weights.convert_released(*other_scale(scale, kernel_up, kernel_down))
+  arch, params = conversion.convert_released(*other_scale(scale, kernel_up, kernel_down))
   assert (arch.scale, arch.kernel_up, arch.kernel_down) == (scale, kernel_up, kernel_down)
   assert len(params["net_r"]["upsampler"]) == (1 if scale == 1 else 2)
 
@@ -86,7 +86,7 @@ def test_any_width_of_the_feed_forward_network(expansion):
   net_d, net_r = networks()
   hidden = int(18 * expansion)
   net_d["FRMA_blocks.0.multi_attn_block.0.ffn1.project_out.weight"] = np.ones((18, hidden, 1, 1))
-  arch = weights.infer_architecture(net_d, net_r)
+  arch = conversion.infer_architecture(net_d, net_r)
   assert int(arch.dim * arch.ffn_expansion) == hidden
 
 
@@ -115,7 +115,7 @@ def test_colour_order_is_folded_into_the_kernels():
 
 
 def test_invented_blocks_are_refused_before_a_model_of_them_is_made(monkeypatch):
-  monkeypatch.delattr(weights, "param_shapes")
+  monkeypatch.delattr(conversion, "param_shapes")
   for block, field in {
     "FRMA_blocks.{}.x": "frma_blocks",
     "feature_extractor.2.RDBs.{}.x": "rdb_blocks",
@@ -126,12 +126,12 @@ def test_invented_blocks_are_refused_before_a_model_of_them_is_made(monkeypatch)
     states[0] |= {block.format(i): np.ones(1, np.float32) for i in range(3000)}
     message = rf"x.pt does not hold an FMA-Net's weights: model.{field} = 3000: must be at most"
     with pytest.raises(UserError, match=message):
-      weights.convert_released(*states, "x.pt")
+      conversion.convert_released(*states, "x.pt")
 
 
 def test_input_triplets_may_be_counted_from_the_end():
   x = np.arange(8)[None]
-  flipped = weights.flip_inputs(lambda x: x, 0, -3)(x)
+  flipped = conversion.flip_inputs(lambda x: x, 0, -3)(x)
   np.testing.assert_array_equal(flipped, [[2, 1, 0, 3, 4, 7, 6, 5]])
 
 
@@ -152,29 +152,29 @@ def test_deviation_is_an_error(net, key, value, message):
   if value is not None:
     states[net][key] = value.astype(np.float32)
   with pytest.raises(UserError, match=message) as error:
-    weights.convert_released(*states, "x.pt")
+    conversion.convert_released(*states, "x.pt")
   assert "\n" not in str(error.value)
 
 
 def test_swapped_networks_are_refused():
   with pytest.raises(UserError, match="missing"):
-    weights.convert_released(*networks()[::-1])
+    conversion.convert_released(*networks()[::-1])
 
 
 def test_blocks_are_counted_by_their_numbers():
   net_d, net_r = networks()
   del net_d["FRMA_blocks.1.conv_Fw.weight"]
   with pytest.raises(UserError, match="missing frma_1/fuse/kernel"):
-    weights.convert_released(net_d, net_r)
+    conversion.convert_released(net_d, net_r)
   net_d = {key: x for key, x in networks()[0].items() if not key.startswith("FRMA_blocks.")}
   with pytest.raises(UserError, match="missing FRMA_blocks.0"):
-    weights.convert_released(net_d, net_r)
+    conversion.convert_released(net_d, net_r)
 
 
 def test_upsampling_kernels_are_reordered():
   """The released head's outputs are (sub-pixel, tap), ours (tap, sub-pixel)."""
   theirs = np.arange(4 * 9 * 2, dtype=np.float32).reshape(36, 2, 1, 1, 1)
-  table = weights.rules(Architecture(dim=18, scale=2, kernel_down=4, kernel_up=3))["net_r"]
+  table = conversion.rules(Architecture(dim=18, scale=2, kernel_down=4, kernel_up=3))["net_r"]
   rule = next(rule for rule in table if rule.pattern == r"r_conv\.2\.weight")
   ours = rule.transform(theirs)[0, 0]
   for subpixel, tap in np.ndindex(4, 9):

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vsr_jax import torch_files
+from vsr_jax.conversion import Rule, conv2d, convert, dense, norm, with_bias
 from vsr_jax.flow import gmflow
-from vsr_jax.weights import Rule, conv2d, convert, dense, norm, with_bias
 
 
 def load(path: str | Path) -> dict[str, Any]:

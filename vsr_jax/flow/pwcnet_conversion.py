@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vsr_jax import torch_files
+from vsr_jax.conversion import Rule, convert, with_bias
 from vsr_jax.flow import pwcnet
-from vsr_jax.weights import Rule, convert, with_bias
 
 # What pytorch-pwc calls level 1, 2, ... of anything.
 _NUMBERS = ("One", "Two", "Thr", "Fou", "Fiv", "Six")

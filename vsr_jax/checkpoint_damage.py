@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from vsr_jax.errors import UserError
-from vsr_jax.train.trees import shape_and_dtype
+from vsr_jax.trees import shape_and_dtype
 
 _COMPRESSION, _SMALL = 20, 2**28  # of weights that mean something; bytes that do no harm
 REMEDY = "delete it to fall back to the checkpoint before it, or copy or make it again"

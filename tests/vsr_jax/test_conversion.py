@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vsr_jax import weights
+from vsr_jax import conversion
+from vsr_jax.conversion import Rule, convert, to_state_dict
 from vsr_jax.errors import UserError
-from vsr_jax.weights import Rule, convert, to_state_dict
 
 RULES = [
-  Rule(r"layer(\d)\.conv\.weight", r"layer_\1/conv/kernel", weights.conv2d),
+  Rule(r"layer(\d)\.conv\.weight", r"layer_\1/conv/kernel", conversion.conv2d),
   Rule(r"layer(\d)\.conv\.bias", r"layer_\1/conv/bias"),
   Rule(r"head\.weight", "head/kernel", lambda x: x.T[::-1]),
   Rule(r"scale", "scale"),
@@ -139,10 +139,10 @@ def test_one_error_lists_the_first_problems_and_counts_the_rest():
 @given(
   case=st.sampled_from(
     [
-      (weights.conv2d, "oihw", "hwio"),
-      (weights.conv3d, "oithw", "thwio"),
-      (weights.depthwise, "o1hw", "hwo"),
-      (weights.frame_conv, "oi1hw", "hwio"),
+      (conversion.conv2d, "oihw", "hwio"),
+      (conversion.conv3d, "oithw", "thwio"),
+      (conversion.depthwise, "o1hw", "hwo"),
+      (conversion.frame_conv, "oi1hw", "hwio"),
     ]
   ),
   sizes=st.tuples(*[st.integers(1, 4)] * 5),

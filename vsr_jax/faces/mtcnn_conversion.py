@@ -12,9 +12,9 @@ import numpy as np
 from flax import traverse_util
 
 from vsr_jax import torch_files
+from vsr_jax.conversion import Rule, Transform, convert, dense, with_bias
 from vsr_jax.errors import UserError
 from vsr_jax.faces import mtcnn
-from vsr_jax.weights import Rule, Transform, convert, dense, with_bias
 
 ASSET = Path(__file__).parent / "assets" / "mtcnn.npz"
 FILES = {"proposal": "pnet.pt", "refine": "rnet.pt", "output": "onet.pt"}

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from vsr_jax import torch_files
+from vsr_jax.conversion import Rule, batch_norm, convert, with_bias
 from vsr_jax.errors import UserError
 from vsr_jax.flow import raft
-from vsr_jax.weights import Rule, batch_norm, convert, with_bias
 
 
 def load(path: str | Path) -> tuple[raft.Raft, dict[str, Any]]:
