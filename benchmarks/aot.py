@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 
 from benchmarks.restoration import count_flops
-from fmanet_jax.model import Architecture, FMANet, encode_frames, init_params, restore_window
+from fmanet_jax.architecture import Architecture
+from fmanet_jax.model import FMANet, encode_frames, init_params, restore_window
 from vsr_jax import errors
 from vsr_jax.errors import UserError
 

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fmanet_jax.model import Architecture, FMANet, Params, param_shapes
+from fmanet_jax.architecture import Architecture
+from fmanet_jax.model import FMANet, Params, param_shapes
 from vsr_jax.conversion import (
   Rule,
   Transform,

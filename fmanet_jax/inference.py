@@ -17,8 +17,8 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.stages import Compiled
 
+from fmanet_jax.architecture import Architecture
 from fmanet_jax.model import (
-  Architecture,
   FMANet,
   Params,
   encode_frames,

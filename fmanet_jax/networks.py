@@ -151,7 +151,7 @@ def centre_frame(frames: Frames) -> jax.Array:
 class NetD(nn.Module):
   """The degradation learning network: flow-mask pairs, kernels K^D and anchors.
 
-  Attributes as in `fmanet_jax.model.Architecture`.
+  Attributes as in `fmanet_jax.architecture.Architecture`.
   """
 
   dim: int

@@ -22,8 +22,8 @@ from data_prep import pipeline
 from data_prep.clips import Clip
 from data_prep.recorded import open_clips
 from fmanet_jax import recipe, stages
+from fmanet_jax.architecture import Architecture
 from fmanet_jax.model import (
-  Architecture,
   FMANet,
   Params,
   degrade,

@@ -61,7 +61,7 @@ def defaults() -> ConfigDict:
 
 
 def _model() -> ConfigDict:
-  """The arguments of fmanet_jax.model.Architecture, which explains them."""
+  """The arguments of fmanet_jax.architecture.Architecture, which explains them."""
   model = ConfigDict()
   model.dim = 90
   model.frames = 3

@@ -18,8 +18,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from fmanet_jax.architecture import Architecture
 from fmanet_jax.conversion import convert_released, split_networks
-from fmanet_jax.model import Architecture, FMANet, Params
+from fmanet_jax.model import FMANet, Params
 from tests.parity import weights
 
 PARITY = Path(__file__).parents[1] / "parity"

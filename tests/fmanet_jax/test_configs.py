@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 from configs.fmanet import ablations, base, demo
 from configs.fmanet.as_released import degradation as released_degradation
 from fmanet_jax import stages, train
-from fmanet_jax.model import Architecture, FMANet, init_params
+from fmanet_jax.architecture import Architecture
+from fmanet_jax.model import FMANet, init_params
 from vsr_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fmanet_jax import conversion
-from fmanet_jax.model import Architecture
+from fmanet_jax.architecture import Architecture
 from tests.fmanet_jax import golden
 from tests.parity.weights import array
 from vsr_jax.conversion import to_state_dict

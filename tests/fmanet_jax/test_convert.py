@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from fmanet_jax import convert
+from fmanet_jax.architecture import Architecture
 from fmanet_jax.conversion import PREFIXES, split_networks
-from fmanet_jax.model import Architecture, FMANet, learn_degradation, restore
+from fmanet_jax.model import FMANet, learn_degradation, restore
 from tests.fmanet_jax import golden
 from tests.torch_writer import save_state_dict
 from vsr_jax.checkpoint import read_meta, restore_params

@@ -14,7 +14,8 @@ import pytest
 
 from data_prep import clips
 from fmanet_jax import evaluate
-from fmanet_jax.model import Architecture, FMANet
+from fmanet_jax.architecture import Architecture
+from fmanet_jax.model import FMANet
 from tests.data_prep.helpers import texture, write_clip, write_clip_set, write_png
 from vsr_jax.metrics import ClipScore, Score, rgb_psnr, ssim, tof
 from vsr_jax.resize import resize_bicubic

@@ -15,8 +15,9 @@ import pytest
 import skimage
 
 from fmanet_jax import inference
+from fmanet_jax.architecture import Architecture
 from fmanet_jax.inference import OVERLAP, Restorer, estimate_memory, fitting_tile, restore_frames
-from fmanet_jax.model import Architecture, FMANet, init_params, learn_degradation, restore
+from fmanet_jax.model import FMANet, init_params, learn_degradation, restore
 from vsr_jax.checkpoint import export_params
 from vsr_jax.errors import UserError
 from vsr_jax.inference import tile_starts

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from fmanet_jax import model as fmanet
-from fmanet_jax.model import Architecture, FMANet, init_params, param_shapes
+from fmanet_jax.architecture import Architecture
+from fmanet_jax.model import FMANet, init_params, param_shapes
 from fmanet_jax.strips import by_strips
 from tests.fmanet_jax import golden
 from vsr_jax.errors import UserError

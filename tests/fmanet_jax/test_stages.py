@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from fmanet_jax import stages
-from fmanet_jax.model import Architecture, FMANet, init_params
+from fmanet_jax.architecture import Architecture
+from fmanet_jax.model import FMANet, init_params
 from tests.fmanet_jax import golden
 from vsr_jax import losses
 

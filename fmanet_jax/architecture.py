@@ -1,0 +1,80 @@
+"""The numbers and choices that make an FMA-Net."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Literal
+
+from vsr_jax.architecture import check_fields, wrong
+from vsr_jax.errors import UserError
+
+# Far beyond what is of use; a model of such numbers is still put together within seconds.
+_LIMITS = {
+  "dim": (1, 4096),
+  "frames": (1, 31),
+  "scale": (-math.inf, math.inf),
+  "kernel_down": (1, 128),
+  "kernel_up": (1, 63),
+  "flows": (1, 1024),
+  "frma_blocks": (1, 64),
+  "rdb_blocks": (1, 32),
+  "growth": (1, 1024),
+  "dense_layers": (1, 8),
+  "attention_blocks": (1, 32),
+  "heads": (1, 1024),
+  "ffn_expansion": (-math.inf, 64),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+  """The numbers that make an FMA-Net; the defaults are the released model (9.77 M parameters).
+
+  Raises:
+    UserError: a number does not fit the others; the text names both.
+  """
+
+  dim: int = 90
+  frames: int = 3  # T = 2N + 1
+  scale: int = 4
+  kernel_down: int = 20  # k_d
+  kernel_up: int = 5  # k_r
+  flows: int = 9  # n
+  frma_blocks: int = 4  # M
+  rdb_blocks: int = 12
+  growth: int = 18
+  dense_layers: int = 4
+  attention_blocks: int = 2
+  heads: int = 6
+  ffn_expansion: float = 2.66
+  norm_bias: bool = True
+  use_bias: bool = False
+  filtering: Literal["flow_guided", "conventional"] = "flow_guided"
+  attention: Literal["centre", "self"] = "centre"
+  modulation: Literal["degradation_attention", "sft"] = "degradation_attention"
+
+  def __post_init__(self):
+    check_fields(self, _LIMITS)
+    if int(self.dim * self.ffn_expansion) < 1:
+      raise UserError(
+        f"model.ffn_expansion = {self.ffn_expansion}: leaves no channel of model.dim = {self.dim}"
+      )
+    if self.scale not in (1, 2, 3, 4):
+      raise wrong("scale", self.scale, "1, 2, 3 or 4")
+    for name in ("frames", "kernel_up"):
+      if getattr(self, name) % 2 == 0:
+        raise UserError(f"model.{name} = {getattr(self, name)}: must be odd")
+    if self.kernel_down < self.scale or (self.kernel_down - self.scale) % 2:
+      raise UserError(
+        f"model.kernel_down = {self.kernel_down}: must be at least model.scale = {self.scale} "
+        "and of its parity"
+      )
+    for name in ("frames", "flows", "heads"):
+      if self.dim % getattr(self, name):
+        raise UserError(
+          f"model.{name} = {getattr(self, name)}: must divide the width model.dim = {self.dim}"
+        )
+
+
+RELEASED = Architecture()
