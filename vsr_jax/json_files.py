@@ -218,16 +218,6 @@ def number(low: float = -math.inf, high: float = math.inf) -> Schema:
   return check
 
 
-def one_of(*values: Any) -> Schema:
-  """One of some values, of their type."""
-
-  def check(value: Any, where: str) -> None:
-    if not any(type(value) is type(one) and value == one for one in values):
-      raise _wrong(value, where, "one of " + ", ".join(map(json.dumps, values)))
-
-  return check
-
-
 def optional(schema: Schema) -> Schema:
   """null, or a value of that schema."""
 

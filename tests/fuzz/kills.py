@@ -232,8 +232,7 @@ def two_at_once(folder: pathlib.Path) -> Iterator[Outcome]:
   for name, length in (("alley", 6), ("beach", 8)):
     write_flow(data, name, length, 3, 1)
 
-  for target in ("out.mp4", "out.png_frames"):
-    out = folder / target.replace(".png_frames", "_frames")
+  for out in (folder / "out.mp4", folder / "out_frames"):
     pair = [
       ("keep_jax.restore", "--identity", "--aligned", str(folder / f"{name}.mp4"), str(out))
       for name in ("one", "two")
