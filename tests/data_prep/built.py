@@ -7,10 +7,10 @@ import pathlib
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 
-import cv2
 import numpy as np
 
 from data_prep import record_files, records
+from vsr_jax.images import encode_image
 
 STREAMS = ("sharp", "sharp_bicubic", "blur_bicubic")
 LENGTHS = {"alley": 4, "beach": 3}  # frames by clip
@@ -48,7 +48,7 @@ def example(features: Mapping[str, Sequence[bytes] | np.ndarray]) -> bytes:
 def frame(seed: int, scale: int) -> bytes:
   y, x = np.mgrid[: scale * H, : scale * W]
   image = np.stack([x + seed, y, x + y], -1).astype(np.uint8)
-  return cv2.imencode(".png", image)[1].tobytes()
+  return encode_image(image)
 
 
 def features_of(name: str, length: int) -> dict[str, Sequence[bytes] | np.ndarray]:

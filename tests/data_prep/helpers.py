@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pathlib
 
-import cv2
 import numpy as np
 
 from data_prep import clips, degrade, flow_store
+from vsr_jax.images import encode_image
 
 
 def texture(h: int, w: int, dx: float = 0.0, dy: float = 0.0) -> np.ndarray:
@@ -23,7 +23,7 @@ def texture(h: int, w: int, dx: float = 0.0, dy: float = 0.0) -> np.ndarray:
 
 def write_png(path: pathlib.Path, image: np.ndarray) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
-  assert cv2.imwrite(str(path), image[..., ::-1])
+  path.write_bytes(encode_image(image))
 
 
 def write_clip(

@@ -16,6 +16,7 @@ from data_prep import face_pipeline, pipeline
 from data_prep.face_degrade import PRESETS, Degradation, degrade
 from tests.data_prep.helpers import texture
 from vsr_jax.errors import UserError
+from vsr_jax.images import encode_image
 
 SIZE = 64  # of the faces; the real size where it matters
 GENTLE = Degradation(sigma_x=(0.5, 1), sigma_y=(0.5, 1), noise=(0, 1), crf=(1, 5))
@@ -28,19 +29,15 @@ class Clip:
   landmarks: np.ndarray | None = None
 
 
-def encode(image: np.ndarray) -> bytes:
-  return cv2.imencode(".png", image[..., ::-1])[1].tobytes()
-
-
 def numbered_clip(name: str, length: int, size: int = SIZE, red: int = 0) -> Clip:
   """Aligned frames of one colour: green tells the frame, red the clip."""
   frames = [np.full((size, size, 3), (red, 4 * i, 0), np.uint8) for i in range(length)]
-  return Clip(name, {"sharp": [encode(frame) for frame in frames]})
+  return Clip(name, {"sharp": [encode_image(frame) for frame in frames]})
 
 
 def textured_clip(name: str, length: int, size: int = SIZE, landmarks=None) -> Clip:
   frames = [texture(size, size, 3 * i) for i in range(length)]
-  return Clip(name, {"sharp": [encode(frame) for frame in frames]}, landmarks)
+  return Clip(name, {"sharp": [encode_image(frame) for frame in frames]}, landmarks)
 
 
 SOURCE = [numbered_clip("anna", 60, red=50), numbered_clip("ben", 8, red=150)]
@@ -128,7 +125,7 @@ def test_drawn_frames_lie_in_the_clip_and_around_the_centre_where_they_fit(data)
 def test_low_quality_is_the_degradation_of_the_same_frames():
   # Grey: H.264 halves the resolution of colours, which at this size would be most of the distance.
   frames = [texture(SIZE, SIZE, 3 * i)[..., 1:2].repeat(3, -1) for i in range(30)]
-  source = [Clip("anna", {"sharp": [encode(frame) for frame in frames]})]
+  source = [Clip("anna", {"sharp": [encode_image(frame) for frame in frames]})]
   gentle = clips(source, [30], intervals=(3,))[5]
   reduced = np.stack([cv2.resize(f, (16, 16), interpolation=cv2.INTER_AREA) for f in gentle["gt"]])
   distance = np.abs(reduced[:, None].astype(int) - gentle["lq"][None]).mean((2, 3, 4))
@@ -179,7 +176,7 @@ def test_good_and_low_quality_frames_are_aligned_alike():
 def test_each_frame_has_its_own_landmarks():
   points = np.stack([landmarks_of(0, 1, (4 * i, 0), SIZE) for i in range(8)]).astype(np.float32)
   # The content moves with the landmarks, so that aligned frames all look the same.
-  frames = [encode(texture(SIZE, SIZE, 4 * i)) for i in range(8)]
+  frames = [encode_image(texture(SIZE, SIZE, 4 * i)) for i in range(8)]
   sample = clips([Clip("anna", {"sharp": frames}, points)], [8], intervals=(1, 2))[0]
   middle = sample["gt"][:, 20:44, 8:30].astype(int)
   assert np.abs(middle - middle[:1]).max() <= 8  # interpolation; a frame's motion makes 100
@@ -263,7 +260,7 @@ def test_evaluation_degrades_whole_clips_always_alike():
 
 
 def test_evaluation_takes_low_quality_frames_that_are_there():
-  small = [encode(np.full((16, 16, 3), i, np.uint8)) for i in range(5)]
+  small = [encode_image(np.full((16, 16, 3), i, np.uint8)) for i in range(5)]
   clip = Clip("anna", {**textured_clip("anna", 5).frames, "lq": small})
   (batch,) = face_pipeline.evaluation_batches([clip], [5], low_quality="lq", chunk=5, size=SIZE)
   assert batch["lq"][0, :, 3, 3, 0].tolist() == [0, 1, 2, 3, 4]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 import sys
 
-import cv2
 import grain
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from data_prep.vfhq import vfhq_dataset_builder as vfhq
 from tests.data_prep import layouts
 from tests.data_prep.test_builders import build
 from vsr_jax.errors import UserError
+from vsr_jax.images import read_image
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_the_sheet_shows_streams_and_landmarks(built, tmp_path, monkeypatch, cap
   assert "sharp: 512x512\n  low_quality: 128x128" in text
   assert f"{layouts.vfhq_name(2)}: 7 frames, 7 with landmarks" in text
   assert f"{layouts.vfhq_name(0)}, {layouts.vfhq_name(2)} of test" in text
-  sheet = cv2.imread(str(out))[..., ::-1]
+  sheet = read_image(out)
   side = show.WIDTH + show.MARGIN
   assert sheet.shape == (2 * (show.TITLE + 2 * side), 6 * side, 3)
   # Frame 6 of the second clip, the last column: each landmark where the text file has it.

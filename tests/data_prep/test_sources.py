@@ -9,7 +9,6 @@ import tracemalloc
 import zipfile
 from fractions import Fraction
 
-import cv2
 import numpy as np
 import pytest
 
@@ -18,6 +17,7 @@ from data_prep.sources import BadClip, ClipFiles, MissingError
 from tests.data_prep.built import mutants
 from tests.data_prep.layouts import archive, damage, png
 from vsr_jax.errors import UserError
+from vsr_jax.images import decode_image, encode_image
 from vsr_jax.resize import resize_bicubic
 
 
@@ -58,8 +58,8 @@ def test_reductions_are_matlabs(place):
   data = sources.read_clip(clip)
   assert list(data.frames) == ["small"]
   assert data.sizes == {"small": (2, 3)}
-  frame = cv2.imdecode(np.frombuffer(png(1, 8, 12), np.uint8), cv2.IMREAD_COLOR)
-  made = cv2.imdecode(np.frombuffer(data.frames["small"][1], np.uint8), cv2.IMREAD_COLOR)
+  frame = decode_image(png(1, 8, 12), "x")
+  made = decode_image(data.frames["small"][1], "x")
   np.testing.assert_array_equal(made, resize_bicubic(frame, Fraction(1, 4)))
 
 
@@ -197,7 +197,7 @@ def test_landmarks_belong_to_frames_by_name(place, tmp_path):
 
 def test_jpegs_are_taken_and_checked():
   frame = np.full((16, 24, 3), 90, np.uint8)
-  data = cv2.imencode(".jpg", frame)[1].tobytes()
+  data = encode_image(frame, ".jpg")
   assert sources.image_size(data, "x") == (16, 24)
   with pytest.raises(BadClip, match="x is damaged"):
     sources.image_size(data[:-10], "x")
