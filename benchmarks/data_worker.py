@@ -24,7 +24,7 @@ import grain
 import numpy as np
 
 from benchmarks import workload
-from data_prep import clips, degrade, face_degrade, face_pipeline, pipeline
+from data_prep import clips, exposure, face_degrade, face_pipeline, pipeline
 from vsr_jax import errors, video
 from vsr_jax.images import encode_image
 
@@ -96,7 +96,7 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
       )
     for i, frame in enumerate(frames[:NATURAL_FRAMES]):
       sharp = _resize(frame[:, :: 1 - 2 * k], 1280, 720)
-      small = degrade.downsample(sharp, 4)
+      small = exposure.downsample(sharp, 4)
       streams = {clips.SHARP: sharp, clips.SHARP_BICUBIC: small, clips.BLUR_BICUBIC: small}
       for stream, image in streams.items():
         _write(args.data / NATURAL / stream / f"clip{k}" / f"{i:08d}.png", image)

@@ -23,7 +23,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 
-from data_prep import records
+from data_prep import built
 from vsr_jax import errors, files, progress
 from vsr_jax.errors import UserError
 
@@ -39,7 +39,7 @@ def main() -> None:
   """Runs the command; see the module's docstring and `--help`."""
   args = _parse()
   if args.instructions:
-    print(importlib.import_module(f"data_prep.{args.dataset}").INSTRUCTIONS, end="")
+    print(importlib.import_module(f"data_prep.builders.{args.dataset}").INSTRUCTIONS, end="")
     return
   _check_folders(args)  # before what takes a minute to import
   builder_class = _import_builder(args.dataset)
@@ -102,7 +102,7 @@ def _parse() -> argparse.Namespace:
 def _import_builder(name: str) -> type:
   try:
     with _quiet():
-      module = importlib.import_module(f"data_prep.{name}.{name}_dataset_builder")
+      module = importlib.import_module(f"data_prep.builders.{name}.{name}_dataset_builder")
       importlib.import_module("tensorflow")  # which TFDS imports when it needs it
   except ModuleNotFoundError as e:
     raise UserError(f'{e.name} is not installed; pip install -e ".[build]"') from e
@@ -149,8 +149,8 @@ def _configure(args: argparse.Namespace):
 
 def summarize(folder: pathlib.Path) -> None:
   """Prints what a built data set holds and which clips were left out."""
-  for split in records.splits(folder):
-    source = records.Records(folder, split)
+  for split in built.splits(folder):
+    source = built.Records(folder, split)
     frames = sum(clip["frames"] for clip in source.clips)
     size = sum(clip["bytes"] for clip in source.clips)
     print(

@@ -25,7 +25,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from data_prep import flow_store, reds
+from data_prep import flow_store
+from data_prep.builders import reds
 from data_prep.flow_store import Labels, ReleasedFlow
 from vsr_jax import image_headers, images, json_files
 from vsr_jax.errors import UserError

@@ -45,7 +45,7 @@ BORDER = (135, 133, 132)
 
 
 class FaceClip(Protocol):
-  """A clip as it is stored; `data_prep.records` has such ones.
+  """A clip as it is stored; `data_prep.built` has such ones.
 
   Attributes:
     name: for errors.

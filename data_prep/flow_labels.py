@@ -31,7 +31,7 @@ import jax
 import numpy as np
 import tqdm
 
-from data_prep import clips, flow_store, records
+from data_prep import built, clips, flow_store
 from vsr_jax import errors, progress
 from vsr_jax.errors import UserError
 from vsr_jax.flow import raft, raft_conversion
@@ -116,8 +116,8 @@ def find_frames(
   Raises:
     UserError: no such folder or split, no sharp low-resolution frames, or no clip of T frames.
   """
-  if (root / records.INFO).exists():
-    return _find_in_records(records.Records(root, split), num_frames)
+  if (root / built.INFO).exists():
+    return _find_in_records(built.Records(root, split), num_frames)
   if split not in ("train", "test"):
     raise UserError(f"{root}: has no split {split}, only train and test")
   found = clips.find_clips(root, split=split, num_frames=num_frames)
@@ -135,7 +135,7 @@ def find_frames(
 
 
 def _find_in_records(
-  source: records.Records, num_frames: int
+  source: built.Records, num_frames: int
 ) -> tuple[pathlib.Path, list[Frames], int]:
   if clips.SHARP_BICUBIC not in source.streams:
     raise UserError(f"{source.folder}: has no stream {clips.SHARP_BICUBIC}, only {source.streams}")
@@ -161,14 +161,14 @@ def _read_file(clip: clips.Clip, frame: int) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=1)
-def _open_record(source: records.Records, clip: int) -> Sequence[bytes]:
+def _open_record(source: built.Records, clip: int) -> Sequence[bytes]:
   return source[clip].frames[clips.SHARP_BICUBIC]
 
 
-def _read_record(source: records.Records, clip: int, frame: int) -> np.ndarray:
+def _read_record(source: built.Records, clip: int, frame: int) -> np.ndarray:
   name = source.clips[clip]["name"]
   label = f"{source.folder}: clip {name}, frame {frame} of {clips.SHARP_BICUBIC}"
-  image = records.decode(_open_record(source, clip)[frame], label)
+  image = built.decode(_open_record(source, clip)[frame], label)
   if image.shape[:2] != tuple(source.clips[clip]["sizes"][clips.SHARP_BICUBIC]):
     raise UserError(f"{label}: of another size than its clip; build the data set again")
   return image

@@ -21,7 +21,8 @@ from typing import NamedTuple
 import numpy as np
 import tqdm
 
-from data_prep import meta_info, sources
+from data_prep import meta_info
+from data_prep.builders import releases
 from vsr_jax import errors, files, frames_folder, progress, video
 from vsr_jax.errors import UserError
 from vsr_jax.faces import detector, tracks
@@ -38,7 +39,7 @@ class Source(NamedTuple):
   name: str
   path: pathlib.Path
   frames: tuple[str, ...] | None
-  zipped: sources.Frames | None = None
+  zipped: releases.Frames | None = None
 
 
 def main() -> None:
@@ -123,7 +124,7 @@ def find_clips(inputs: Sequence[pathlib.Path]) -> list[Source]:
 
 def _clips_of(path: pathlib.Path) -> Iterator[Source]:
   if path.suffix == ".zip" and path.is_file():
-    for name, frames in sources.find_clips(path, "(?P<clip>[^/]+)").items():
+    for name, frames in releases.find_clips(path, "(?P<clip>[^/]+)").items():
       yield Source(name, path / frames.folder, frames.names, frames)
     return
   if not path.is_dir():
@@ -134,7 +135,7 @@ def _clips_of(path: pathlib.Path) -> Iterator[Source]:
     yield Source(path.name, path, tuple(names))
     return
   for entry in sorted(path.iterdir()):
-    if (entry.is_dir() or entry.suffix == ".zip") and not sources.leads_up(str(path), entry.name):
+    if (entry.is_dir() or entry.suffix == ".zip") and not releases.leads_up(str(path), entry.name):
       yield from _clips_of(entry)
 
 
@@ -174,11 +175,11 @@ def _open(source: Source) -> Iterator[tuple[float, Iterator[np.ndarray]]]:
     yield rate, (frame.image for frame in video.prefetch(reader))
 
 
-def _read_zipped(frames: sources.Frames) -> Iterator[np.ndarray]:
+def _read_zipped(frames: releases.Frames) -> Iterator[np.ndarray]:
   for name in frames.names:
     try:
-      data = sources.read_file(frames.source, f"{frames.folder}/{name}")
-    except sources.BadClip as e:
+      data = releases.read_file(frames.source, f"{frames.folder}/{name}")
+    except releases.BadClip as e:
       raise UserError(str(e)) from e
     damaged = "cannot be decoded; download the zip again"
     yield decode_image(data, f"{frames}/{name}", damaged=damaged)

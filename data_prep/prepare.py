@@ -3,7 +3,7 @@
   python -m data_prep.prepare INPUT... --out DIR [--halve auto|yes|no] [--frames A:B] ...
 
 Each input is a video file or a folder of frames; the exposure model is that of
-`degrade.expose`. Clips are cut at scene changes; finished ones are kept by a rerun.
+`exposure.expose`. Clips are cut at scene changes; finished ones are kept by a rerun.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import cv2
 import numpy as np
 import tqdm
 
-from data_prep import clips, degrade, flow_store
+from data_prep import clips, exposure, flow_store
 from vsr_jax import command, errors, files, progress, video
 from vsr_jax.errors import UserError
 from vsr_jax.guards import check_within, remove_within
@@ -266,14 +266,14 @@ def _make_clips(beside: pathlib.Path, origin: dict, entries: list[dict]) -> Iter
     frames = (frame.image for frame in reader)
     if settings["shake"]:
       rng = np.random.default_rng(zlib.crc32(origin["name"].encode()))
-      frames = degrade.hand_held(frames, settings["shake"], rng)
+      frames = exposure.hand_held(frames, settings["shake"], rng)
     auto = min(reader.info.height, reader.info.width) >= HALVED_FROM
     halve = settings["halve"] == "yes" or (settings["halve"] == "auto" and auto)
     source_rate = float(reader.info.frame_rate)
     high_rate = source_rate >= HIGH_FRAME_RATE
     stride = settings["stride"] * (round(source_rate / ORDINARY_RATE) if high_rate else 1)
     rate = source_rate / stride
-    exposed = degrade.expose(
+    exposed = exposure.expose(
       _sized(frames, halve, settings["scale"]),
       stride=stride,
       shutter=settings["shutter"],
@@ -302,7 +302,7 @@ def _make_clips(beside: pathlib.Path, origin: dict, entries: list[dict]) -> Iter
 def _sized(frames: Iterable[np.ndarray], halve: bool, scale: int) -> Iterator[np.ndarray]:
   """Halves if asked and crops to a multiple of the scale; refuses small frames."""
   for frame in frames:
-    frame = degrade.crop_to_multiple(degrade.halve(frame) if halve else frame, scale)
+    frame = exposure.crop_to_multiple(exposure.halve(frame) if halve else frame, scale)
     h, w = (size // scale for size in frame.shape[:2])
     if min(h, w) < SMALLEST_SIDE:
       raise UserError(
@@ -311,11 +311,13 @@ def _sized(frames: Iterable[np.ndarray], halve: bool, scale: int) -> Iterator[np
     yield frame
 
 
-def _write_frame(folder: pathlib.Path, index: int, frame: degrade.ExposedFrame, scale: int) -> None:
+def _write_frame(
+  folder: pathlib.Path, index: int, frame: exposure.ExposedFrame, scale: int
+) -> None:
   images = {
     clips.SHARP: frame.sharp,
-    clips.SHARP_BICUBIC: degrade.downsample(frame.sharp, scale),
-    clips.BLUR_BICUBIC: degrade.downsample(frame.blurry, scale),
+    clips.SHARP_BICUBIC: exposure.downsample(frame.sharp, scale),
+    clips.BLUR_BICUBIC: exposure.downsample(frame.blurry, scale),
   }
   for stream, image in images.items():
     (folder / stream).mkdir(parents=True, exist_ok=True)

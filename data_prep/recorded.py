@@ -1,4 +1,4 @@
-"""Clips of a built data set (`data_prep.records`) for the pipeline that also reads folders.
+"""Clips of a built data set (`data_prep.built`) for the pipeline that also reads folders.
 
 clips = open_clips("data/reds/x4/1.0.0", num_frames=3, need_flow=True)
 dataset = pipeline.make_dataset(clips, num_frames=3, batch_size=8, seed=0)
@@ -13,6 +13,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from data_prep.built import INFO, Records
 from data_prep.clips import (
   BLUR_BICUBIC,
   SHARP,
@@ -23,7 +24,6 @@ from data_prep.clips import (
   find_clips,
 )
 from data_prep.flow_store import Labels
-from data_prep.records import INFO, Records
 from vsr_jax.errors import UserError
 
 

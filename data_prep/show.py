@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from data_prep import records
+from data_prep import built
 from vsr_jax import errors, files
 from vsr_jax.errors import UserError
 from vsr_jax.files import write_whole
@@ -48,12 +48,12 @@ def main() -> None:
     raise UserError(f"{args.output}: the sheet is a PNG; name a file that ends in .png")
   files.check_place(args.output)
   files.remove_left(args.output.parent, args.output.name)
-  folder = records.find_folder(args.name, args.data_dir)
-  names = records.splits(folder)
+  folder = built.find_folder(args.name, args.data_dir)
+  names = built.splits(folder)
   for split in names:
-    print_statistics(records.Records(folder, split), split)
+    print_statistics(built.Records(folder, split), split)
   shown = args.split or names[0]
-  source = records.Records(folder, shown)
+  source = built.Records(folder, shown)
   picked = sorted(set(np.linspace(0, len(source) - 1, args.clips).round().astype(int).tolist()))
   clips = [source[i] for i in picked]
   for clip in clips:
@@ -62,7 +62,7 @@ def main() -> None:
   print(f"{args.output}: {', '.join(clip.name for clip in clips)} of {shown}")
 
 
-def print_statistics(source: records.Records, split: str) -> None:
+def print_statistics(source: built.Records, split: str) -> None:
   """Prints what the index says of a split."""
   lengths = [clip["frames"] for clip in source.clips]
   rates = sorted({clip["fps"] for clip in source.clips})
@@ -79,7 +79,7 @@ def print_statistics(source: records.Records, split: str) -> None:
     print(f"  {stream}: {text}")
 
 
-def print_clip(clip: records.Clip) -> None:
+def print_clip(clip: built.Clip) -> None:
   """Prints statistics of a clip's frames: their size, mean and deviation of grey levels."""
   print(f"{clip.name}: {clip.num_frames} frames, {len(clip.landmarks)} with landmarks")
   for stream, frames in clip.frames.items():
@@ -92,26 +92,26 @@ def print_clip(clip: records.Clip) -> None:
       )
 
 
-def sheet(clips: Sequence[records.Clip]) -> np.ndarray:
+def sheet(clips: Sequence[built.Clip]) -> np.ndarray:
   """The contact sheet: uint8 [h w 3], RGB."""
   return np.concatenate([_rows(clip) for clip in clips])
 
 
-def _columns(clip: records.Clip) -> list[int]:
+def _columns(clip: built.Clip) -> list[int]:
   return np.linspace(0, clip.num_frames - 1, COLUMNS).round().astype(int).tolist()
 
 
-def _decode(clip: records.Clip, stream: str) -> np.ndarray:
+def _decode(clip: built.Clip, stream: str) -> np.ndarray:
   """The frames shown: uint8 [n h w 3]."""
   frames = clip.frames[stream]
   label = f"clip {clip.name}, a frame of {stream}"
-  images = [records.decode(frames[i], label) for i in _columns(clip)]
+  images = [built.decode(frames[i], label) for i in _columns(clip)]
   if len({image.shape for image in images}) > 1:
     raise UserError(f"{label}: of another size than the others; build the data set again")
   return np.stack(images)
 
 
-def _rows(clip: records.Clip) -> np.ndarray:
+def _rows(clip: built.Clip) -> np.ndarray:
   title = np.zeros((TITLE, COLUMNS * (WIDTH + MARGIN), 3), np.uint8)
   rate = f"{clip.fps:g} frames a second" if clip.fps else "rate unknown"
   _write(title, f"{clip.name}: {clip.num_frames} frames, {rate}")

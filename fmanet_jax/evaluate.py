@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from data_prep import clips, recorded, records, reds
+from data_prep import built, clips, recorded
+from data_prep.builders import reds
 from data_prep.clips import Clip
 from fmanet_jax import inference
 from vsr_jax import errors, files, progress, video
@@ -318,8 +319,8 @@ def find_scored(args: argparse.Namespace, num_frames: int) -> tuple[list[Clip], 
     args.data, split=args.split, streams=(clips.SHARP,), num_frames=num_frames
   )
   # Damaged clips are left out; a table of REDS4 without one of them has to say so.
-  if (args.data / records.INFO).is_file():
-    source = records.Records(args.data, args.split)
+  if (args.data / built.INFO).is_file():
+    source = built.Records(args.data, args.split)
     listed = [entry["name"] for entry in (*source.clips, *source.skipped)]
   elif (args.data / clips.INDEX).exists():
     listed = [entry["name"] for entry in clips.read_index(args.data)]
@@ -328,9 +329,8 @@ def find_scored(args: argparse.Namespace, num_frames: int) -> tuple[list[Clip], 
   wanted = args.clips.split(",") if args.clips is not None else listed
   if unknown := [name for name in wanted if name not in listed]:
     raise UserError(f"{args.data}: no clip {' '.join(unknown)}; there are {' '.join(listed)}")
-  n = args.frames
   chosen = [
-    dataclasses.replace(clip, blurry=clip.blurry[:n], sharp=clip.sharp[:n])
+    dataclasses.replace(clip, blurry=clip.blurry[: args.frames], sharp=clip.sharp[: args.frames])
     for clip in found
     if clip.name in wanted
   ]

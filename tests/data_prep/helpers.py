@@ -6,7 +6,7 @@ import pathlib
 
 import numpy as np
 
-from data_prep import clips, degrade, flow_store
+from data_prep import clips, exposure, flow_store
 from vsr_jax.images import encode_image
 
 
@@ -31,7 +31,7 @@ def write_clip(
 ) -> None:
   """Writes sharp frames and their reductions; the "blurry" ones are dimmed to tell them apart."""
   for i, frame in enumerate(sharp):
-    small = degrade.downsample(frame, 4)
+    small = exposure.downsample(frame, 4)
     images = {
       clips.SHARP: frame,
       clips.SHARP_BICUBIC: small,

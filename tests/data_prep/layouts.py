@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from data_prep import meta_info
-from data_prep.vfhq import vfhq_dataset_builder as vfhq
+from data_prep.builders.vfhq import vfhq_dataset_builder as vfhq
 from vsr_jax.images import encode_image
 
 Write = Callable[[str, bytes], None]

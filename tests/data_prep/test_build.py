@@ -10,11 +10,12 @@ import sys
 import numpy as np
 import pytest
 
-from data_prep import build, clip_builder, flow_store, pipeline, records
-from data_prep.gopro import gopro_dataset_builder as gopro
+from data_prep import build, built, flow_store, pipeline
+from data_prep.builders import clip_builder
+from data_prep.builders.gopro import gopro_dataset_builder as gopro
+from data_prep.builders.reds import reds_dataset_builder as reds
+from data_prep.builders.vfhq import vfhq_dataset_builder as vfhq
 from data_prep.recorded import open_clips
-from data_prep.reds import reds_dataset_builder as reds
-from data_prep.vfhq import vfhq_dataset_builder as vfhq
 from tests.data_prep import layouts
 from vsr_jax import errors
 from vsr_jax.errors import UserError
@@ -77,7 +78,7 @@ def test_the_trainer_reads_what_was_built(run, tmp_path, small, monkeypatch):
   with pytest.raises(UserError, match="no clip of 5 frames"):
     open_clips(folder, num_frames=5)
 
-  source = records.Records(folder, "train")
+  source = built.Records(folder, "train")
   source.flow_folder.mkdir(parents=True)
   for i, entry in enumerate(source.clips):
     labels = np.full((4, 2, 24, 32, 2), i, np.float32)
@@ -281,7 +282,7 @@ def test_what_a_killed_run_left_is_removed(run, downloads, tmp_path):
   assert "train: 18 clips" in run("reds")
   assert [path.name for path in place.iterdir()] == ["1.0.0"]
   names = {path.name for path in (place / "1.0.0").iterdir() if "array_record" not in path.name}
-  assert names == {records.INDEX, records.INFO, "features.json"}
+  assert names == {built.INDEX, built.INFO, "features.json"}
 
 
 def test_a_mended_clip_gets_into_an_unfinished_build(run, downloads, tmp_path, monkeypatch):
@@ -306,7 +307,7 @@ def test_other_downloads_in_an_unfinished_build(run, downloads, tmp_path, monkey
   for stream in STREAMS[1:]:
     frame(downloads, stream, "001", "00000002.png").write_bytes(layouts.png(7, 2, 3))
   run("reds", "--partial")
-  clip = records.open_records("reds", tmp_path / "out", "train")[0]
+  clip = built.open_records("reds", tmp_path / "out", "train")[0]
   assert (clip.name, clip.num_frames) == ("001", 3)
 
 

@@ -11,8 +11,8 @@ import sys
 import numpy as np
 import pytest
 
-from data_prep import clips, flow_store, prepare, record_files
-from tests.data_prep.built import mutants
+from data_prep import array_record, clips, flow_store, prepare
+from tests.data_prep.built_sets import mutants
 from tests.data_prep.helpers import write_clip_set, write_flow
 from vsr_jax.errors import UserError
 
@@ -164,8 +164,8 @@ def test_a_frame_that_became_damaged_is_told_in_one_line(labelled, capfd):
 
 def read_all(root):
   """Every label of the clip, as a trainer reads them; damage is told or does not matter."""
-  record_files._records.cache_clear()
-  record_files._open.cache_clear()
+  array_record._records.cache_clear()
+  array_record._open.cache_clear()
   (clip,) = clips.find_clips(root, num_frames=3, need_flow=True)
   return np.stack([clip.flow.read(centre, 3) for centre in range(5)])
 

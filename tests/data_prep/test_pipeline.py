@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep import clips, degrade, pipeline
+from data_prep import clips, exposure, pipeline
 from tests.data_prep.helpers import write_clip, write_clip_set, write_flow
 from vsr_jax.errors import UserError
 
@@ -62,7 +62,7 @@ def test_batch_shapes_and_types(found):
 def test_crops_of_all_streams_show_the_same_place(found):
   for i in range(4):
     batch = make(found)[i]
-    reduced = degrade.downsample(batch["sharp"].reshape(-1, 64, 64, 3), 4)
+    reduced = exposure.downsample(batch["sharp"].reshape(-1, 64, 64, 3), 4)
     reduced = reduced.reshape(batch["sharp_lr"].shape)
     # The bicubic reaches two low-resolution pixels across the crop's edge; inside it is exact,
     # whether the crop is reduced or the reduction cropped, and however it is flipped.
@@ -160,7 +160,7 @@ def test_evaluation_shows_every_window_once_and_marks_what_fills_up(found):
     *(batches[0][name] for name in ("clip", "frame", "sharp", "blurry")), strict=True
   ):
     np.testing.assert_array_equal(sharp, clips.read_frame(found[index].sharp[frame]))
-    np.testing.assert_array_equal(blurry[1], degrade.downsample(sharp, 4) // 2)
+    np.testing.assert_array_equal(blurry[1], exposure.downsample(sharp, 4) // 2)
 
 
 def test_hosts_share_an_evaluation_in_equally_many_batches(found):

@@ -16,7 +16,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from data_prep import clips, degrade, prepare
+from data_prep import clips, exposure, prepare
 from tests.data_prep.helpers import texture, write_flow, write_png
 from vsr_jax import video
 from vsr_jax.errors import UserError
@@ -68,7 +68,7 @@ def test_a_set_is_made_and_a_rerun_keeps_it(inputs, tmp_path, monkeypatch, capsy
   assert (steady.height, steady.width, steady.scale) == (64, 65, 4)
   sharp = clips.read_frame(steady.sharp[0])
   np.testing.assert_array_equal(sharp, texture(257, 261, 2)[:256, :260])  # not the first frame
-  np.testing.assert_array_equal(clips.read_frame(steady.sharp_lr[0]), degrade.downsample(sharp, 4))
+  np.testing.assert_array_equal(clips.read_frame(steady.sharp_lr[0]), exposure.downsample(sharp, 4))
 
   times = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
   run(monkeypatch, inputs / "steady", inputs / "cut", "--out", out)

@@ -15,7 +15,7 @@ from vsr_jax.errors import UserError
 
 
 class Source:
-  """What `records.Records` promises, in memory; counts how often a record is opened."""
+  """What `built.Records` promises, in memory; counts how often a record is opened."""
 
   def __init__(self, found):
     streams = {"blur_bicubic": "blurry", "sharp": "sharp", "sharp_bicubic": "sharp_lr"}

@@ -7,30 +7,30 @@ import shutil
 
 import numpy as np
 
-from data_prep import clips, records
+from data_prep import built, clips
 from fmanet_jax import evaluate
 from tests.data_prep.helpers import write_clip_set
 from tests.data_prep.test_recorded import Source
 
 
 def test_a_built_set_is_found_and_read_as_its_folders(tmp_path, monkeypatch):
-  data, built = tmp_path / "data", tmp_path / "built"
+  data, folder = tmp_path / "data", tmp_path / "built"
   write_clip_set(data, {"alley": 4, "beach": 6})
   source = Source(clips.find_clips(data, num_frames=3))
   source.skipped = [{"name": "cove", "reason": "damaged"}]
-  for module in (evaluate.recorded, records):
+  for module in (evaluate.recorded, built):
     monkeypatch.setattr(module, "Records", lambda folder, split: source)
-  built.mkdir()
-  (built / records.INFO).write_text("{}")
+  folder.mkdir()
+  (folder / built.INFO).write_text("{}")
 
   chosen = {"split": "test", "clips": None, "frames": 5}
-  found, skipped = evaluate.find_scored(argparse.Namespace(data=built, **chosen), 3)
+  found, skipped = evaluate.find_scored(argparse.Namespace(data=folder, **chosen), 3)
   assert list(skipped) == ["cove"]
   want, _ = evaluate.find_scored(argparse.Namespace(data=data, **chosen), 3)
-  for clip, folder in zip(found, want, strict=True):
-    assert clip.name == folder.name
+  for clip, other in zip(found, want, strict=True):
+    assert clip.name == other.name
     for stream in ("sharp", "blurry"):
-      pairs = zip(getattr(clip, stream), getattr(folder, stream), strict=True)
+      pairs = zip(getattr(clip, stream), getattr(other, stream), strict=True)
       for frame, file in pairs:
         np.testing.assert_array_equal(clips.read_frame(frame), clips.read_frame(file))
 

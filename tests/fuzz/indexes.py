@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from data_prep import clips, flow_store, sources
+from data_prep import clips, flow_store
+from data_prep.builders import releases
 from data_prep.recorded import open_clips
 from tests.data_prep.helpers import texture, write_clip_set, write_flow, write_png
 from tests.fuzz.mutate import mutate
@@ -126,10 +127,10 @@ def _read_set(root: pathlib.Path) -> None:
 
 def _read_zip(root: pathlib.Path) -> None:
   """Reads a zip's clips as a build does, which leaves the damaged ones out."""
-  for frames in sources.find_clips(root / "clips.zip", "(?P<clip>[^/]+)").values():
-    clip = sources.ClipFiles("clip", 25, {"frames": frames})
-    with contextlib.suppress(sources.BadClip):
-      sources.read_clip(clip)
+  for frames in releases.find_clips(root / "clips.zip", "(?P<clip>[^/]+)").values():
+    clip = releases.ClipFiles("clip", 25, {"frames": frames})
+    with contextlib.suppress(releases.BadClip):
+      releases.read_clip(clip)
 
 
 def _check(place: pathlib.Path) -> None:

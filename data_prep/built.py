@@ -19,8 +19,8 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 
-from data_prep import flow_store, record_files
-from data_prep.record_files import Span
+from data_prep import array_record, flow_store
+from data_prep.array_record import Span
 from vsr_jax import json_files
 from vsr_jax.errors import UserError
 from vsr_jax.guards import is_name
@@ -140,8 +140,8 @@ class Records:
   def __getitem__(self, index: SupportsIndex) -> Clip:
     path, position = self._places[index]
     entry = self.clips[index]
-    record = record_files.record(path, position)
-    features = record_files.parse_example(record, most=_POINTS * entry["frames"])
+    record = array_record.record(path, position)
+    features = array_record.parse_example(record, most=_POINTS * entry["frames"])
     try:
       return _clip(features, entry, self.streams)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as e:

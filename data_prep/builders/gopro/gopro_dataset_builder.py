@@ -8,9 +8,9 @@ from typing import ClassVar
 
 import tensorflow_datasets as tfds
 
-from data_prep.clip_builder import ClipBuilder, ClipConfig
-from data_prep.gopro import HOMEPAGE, INSTRUCTIONS
-from data_prep.sources import ClipFiles, Frames, find_clips, locate, pair_streams
+from data_prep.builders.clip_builder import ClipBuilder, ClipConfig
+from data_prep.builders.gopro import HOMEPAGE, INSTRUCTIONS
+from data_prep.builders.releases import ClipFiles, Frames, find_clips, locate, pair_streams
 from vsr_jax.errors import UserError
 
 RECORDED_FPS = 240

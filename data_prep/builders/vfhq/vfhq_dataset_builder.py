@@ -10,8 +10,8 @@ from typing import ClassVar
 import tensorflow_datasets as tfds
 
 from data_prep import meta_info
-from data_prep.clip_builder import ClipBuilder, ClipConfig
-from data_prep.sources import (
+from data_prep.builders.clip_builder import ClipBuilder, ClipConfig
+from data_prep.builders.releases import (
   ClipFiles,
   Frames,
   MissingError,
@@ -21,7 +21,7 @@ from data_prep.sources import (
   locate,
   pair_streams,
 )
-from data_prep.vfhq import HOMEPAGE, INSTRUCTIONS, KEEP_HOMEPAGE, MILD
+from data_prep.builders.vfhq import HOMEPAGE, INSTRUCTIONS, KEEP_HOMEPAGE, MILD
 from vsr_jax.errors import UserError
 
 TRAIN = ("VFHQ-512-new", "VFHQ-512")

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from data_prep import record_files, records
+from data_prep import array_record, built
 from vsr_jax.images import encode_image
 
 STREAMS = ("sharp", "sharp_bicubic", "blur_bicubic")
@@ -72,7 +72,7 @@ def write_built(folder: pathlib.Path, examples: Sequence[bytes] | None = None) -
   folder.mkdir(parents=True)
   if examples is None:
     examples = [example(features_of(name, length)) for name, length in LENGTHS.items()]
-  with record_files.writing(str(folder / records.shard_name("reds", "train", 0, 1))) as write:
+  with array_record.writing(str(folder / built.shard_name("reds", "train", 0, 1))) as write:
     for data in examples:
       write(data)
   sizes = {"sharp": [4 * H, 4 * W], "sharp_bicubic": [H, W], "blur_bicubic": [H, W]}
@@ -88,9 +88,9 @@ def write_built(folder: pathlib.Path, examples: Sequence[bytes] | None = None) -
     for name, length in LENGTHS.items()
   ]
   index = {"train": {"clips": clips, "skipped": [], "streams": STREAMS}}
-  (folder / records.INDEX).write_text(json.dumps(index))
+  (folder / built.INDEX).write_text(json.dumps(index))
   splits = [{"name": "train", "shardLengths": [str(len(LENGTHS))], "numBytes": "1000"}]
-  (folder / records.INFO).write_text(json.dumps({"name": "reds", "splits": splits}))
+  (folder / built.INFO).write_text(json.dumps({"name": "reds", "splits": splits}))
 
 
 def mutants(data: bytes, count: int, seed: int = 0) -> Iterator[bytes]:

@@ -9,9 +9,9 @@ from typing import ClassVar
 
 import tensorflow_datasets as tfds
 
-from data_prep import reds
-from data_prep.clip_builder import ClipBuilder, ClipConfig
-from data_prep.sources import (
+from data_prep.builders import reds
+from data_prep.builders.clip_builder import ClipBuilder, ClipConfig
+from data_prep.builders.releases import (
   ClipFiles,
   Frames,
   MissingError,

@@ -32,8 +32,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
 
-from data_prep import record_files, records
-from data_prep.sources import BadClip, ClipFiles, image_size, read_clip
+from data_prep import array_record, built
+from data_prep.builders.releases import BadClip, ClipFiles, image_size, read_clip
 from vsr_jax import json_files
 from vsr_jax.errors import UserError
 from vsr_jax.files import write_whole
@@ -41,7 +41,7 @@ from vsr_jax.json_files import array, fields, text
 from vsr_jax.locks import locked
 
 _TOLD = 1000  # characters of what is said of a clip
-_NOTE = fields({"identity": text, "clips": array(records.CLIP), "skipped": array(records.SKIPPED)})
+_NOTE = fields({"identity": text, "clips": array(built.CLIP), "skipped": array(built.SKIPPED)})
 
 
 @dataclasses.dataclass
@@ -111,7 +111,7 @@ class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   partial = False
 
   def __init__(self, *, file_format: str | None = None, **kwargs: Any):
-    super().__init__(file_format=file_format or records.FORMAT, **kwargs)
+    super().__init__(file_format=file_format or built.FORMAT, **kwargs)
 
   def describe(self, description: str, citation: str, homepage: str) -> tfds.core.DatasetInfo:
     """TFDS's description of the data set, with the features of its variant."""
@@ -180,7 +180,7 @@ class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     groups = [tuple(clips[i : i + n]) for i in range(0, len(clips), n)]
     return [
       Shard(
-        str(folder / records.shard_name(self.name, split, i, len(groups))),
+        str(folder / built.shard_name(self.name, split, i, len(groups))),
         group,
         self.builder_config.streams,
       )
@@ -211,7 +211,7 @@ class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
           filename_template=self._get_filename_template(split_name=split),
         )
       )
-    pathlib.Path(self.data_dir, records.INDEX).write_text(json.dumps(index, indent=1) + "\n")
+    pathlib.Path(self.data_dir, built.INDEX).write_text(json.dumps(index, indent=1) + "\n")
     self.info.set_splits(tfds.core.splits.SplitDict(infos))
 
 
@@ -302,7 +302,7 @@ def make_shard(shard: Shard) -> None:
   """
   clips, skipped = [], []
   schema = features(shard.streams)
-  with record_files.writing(shard.path) as write:
+  with array_record.writing(shard.path) as write:
     for name, example in generate_examples(shard.clips, shard.streams, skipped):
       data = schema.serialize_example(example)
       write(data)
