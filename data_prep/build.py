@@ -24,6 +24,7 @@ import sys
 from collections.abc import Iterator
 
 from data_prep import built
+from data_prep.opening import open_clips
 from vsr_jax import errors, files, progress
 from vsr_jax.errors import UserError
 
@@ -150,15 +151,14 @@ def _configure(args: argparse.Namespace):
 def summarize(folder: pathlib.Path) -> None:
   """Prints what a built data set holds and which clips were left out."""
   for split in built.splits(folder):
-    source = built.Records(folder, split)
-    frames = sum(clip["frames"] for clip in source.clips)
-    size = sum(clip["bytes"] for clip in source.clips)
+    opened = open_clips(folder, split=split, streams=None, warn=False)
+    frames, size = sum(clip.length for clip in opened.clips), opened.bytes / 1e9
     print(
-      f"{folder}: {split}: {len(source)} clips, {frames} frames, {size / 1e9:.2f} GB; "
-      f"{len(source.skipped)} clips skipped"
+      f"{folder}: {split}: {len(opened.clips)} clips, {frames} frames, {size:.2f} GB; "
+      f"{len(opened.left_out)} clips skipped"
     )
-    for clip in source.skipped:
-      print(f"skipped {clip['name']}: {clip['reason']}")
+    for name, reason in opened.left_out.items():
+      print(f"skipped {name}: {reason}")
 
 
 if __name__ == "__main__":

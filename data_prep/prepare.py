@@ -1,4 +1,4 @@
-"""Command: makes a clip set (see clips.py) of blurry and sharp frames from ordinary video.
+"""Command: makes a clip set (see clip_set.py) of blurry and sharp frames from ordinary video.
 
   python -m data_prep.prepare INPUT... --out DIR [--halve auto|yes|no] [--frames A:B] ...
 
@@ -26,7 +26,8 @@ import cv2
 import numpy as np
 import tqdm
 
-from data_prep import clips, exposure, flow_store
+from data_prep import clip_set, exposure, flow_store
+from data_prep.clip import BLUR_BICUBIC, SHARP, SHARP_BICUBIC, STREAMS
 from vsr_jax import command, errors, files, progress, video
 from vsr_jax.errors import UserError
 from vsr_jax.guards import check_within, remove_within
@@ -46,9 +47,9 @@ def main() -> None:
   """Runs the command; see the module's docstring and `--help`."""
   args = _parse()
   sources = _named_sources(args)
-  for folder in (*clips.STREAMS, flow_store.FOLDER):  # in which clips are replaced
+  for folder in (*STREAMS, flow_store.FOLDER):  # in which clips are replaced
     check_within(args.out, args.out / folder)
-  for folder in (args.out / stream for stream in clips.STREAMS):
+  for folder in (args.out / stream for stream in STREAMS):
     if folder.exists():
       files.check_folder(folder)
   with contextlib.ExitStack() as stack:
@@ -90,7 +91,7 @@ def _inputs(count: int) -> str:
 
 def _read_finished(out: pathlib.Path) -> list[dict]:
   """Entries of the clips that are there, all of which tell where they come from."""
-  finished = clips.read_index(out) if (out / clips.INDEX).exists() else []
+  finished = clip_set.read_index(out) if (out / clip_set.INDEX).exists() else []
   if strange := [entry["name"] for entry in finished if "origin" not in entry]:
     raise UserError(f"{out}: clip {strange[0]} has no origin in its index; use another --out")
   return finished
@@ -215,9 +216,9 @@ def _commit(
   outdated = [entry for entry in finished if entry["origin"]["name"] == origin["name"]]
   if outdated:
     finished[:] = [entry for entry in finished if entry not in outdated]
-    clips.write_index(out, finished)
+    clip_set.write_index(out, finished)
   for entry in entries:
-    for stream in clips.STREAMS:
+    for stream in STREAMS:
       target = out / stream / entry["name"]
       remove_within(out, target)
       target.parent.mkdir(exist_ok=True)
@@ -226,7 +227,7 @@ def _commit(
   shutil.rmtree(beside)
   finished += entries
   finished.sort(key=lambda entry: entry["name"])
-  clips.write_index(out, finished)
+  clip_set.write_index(out, finished)
 
 
 def _work(
@@ -315,9 +316,9 @@ def _write_frame(
   folder: pathlib.Path, index: int, frame: exposure.ExposedFrame, scale: int
 ) -> None:
   images = {
-    clips.SHARP: frame.sharp,
-    clips.SHARP_BICUBIC: exposure.downsample(frame.sharp, scale),
-    clips.BLUR_BICUBIC: exposure.downsample(frame.blurry, scale),
+    SHARP: frame.sharp,
+    SHARP_BICUBIC: exposure.downsample(frame.sharp, scale),
+    BLUR_BICUBIC: exposure.downsample(frame.blurry, scale),
   }
   for stream, image in images.items():
     (folder / stream).mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from data_prep import meta_info
-from data_prep.builders.vfhq import vfhq_dataset_builder as vfhq
+from data_prep.builders import vfhq
+from data_prep.builders.vfhq import release
 from vsr_jax.images import encode_image
 
 Write = Callable[[str, bytes], None]
@@ -129,11 +130,11 @@ def write_vfhq_test(root: pathlib.Path, clips: range, frames: int = 2) -> None:
         128,
       ),
     ):
-      folder = root / vfhq.TEST / place
+      folder = root / release.TEST / place
       folder.mkdir(parents=True)
       for k in range(frames):
         (folder / f"{k:08d}.png").write_bytes(png(100 * i + 10 * (side == 512) + k, side, side))
-  write_meta(root / vfhq.TEST, clips, frames)
+  write_meta(root / release.TEST, clips, frames)
 
 
 def damage(data: bytes) -> bytes:

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 
 from data_prep import build, built, flow_store, pipeline
-from data_prep.builders import clip_builder
-from data_prep.builders.gopro import gopro_dataset_builder as gopro
-from data_prep.builders.reds import reds_dataset_builder as reds
-from data_prep.builders.vfhq import vfhq_dataset_builder as vfhq
-from data_prep.recorded import open_clips
+from data_prep.builders import clip_builder, vfhq
+from data_prep.builders.gopro import release as gopro
+from data_prep.builders.reds import release as reds
+from data_prep.opening import open_clips
 from tests.data_prep import layouts
 from vsr_jax import errors
 from vsr_jax.errors import UserError
@@ -75,7 +74,7 @@ def test_the_trainer_reads_what_was_built(run, tmp_path, small, monkeypatch):
   folder = tmp_path / "out/reds/x4/1.0.0"
   with pytest.raises(UserError, match="no flow labels for windows of 3.*data_prep.flow_labels"):
     open_clips(folder, num_frames=3, need_flow=True)
-  with pytest.raises(UserError, match="no clip of 5 frames"):
+  with pytest.raises(UserError, match="no usable clip of at least 5 frames"):
     open_clips(folder, num_frames=5)
 
   source = built.Records(folder, "train")
@@ -83,7 +82,7 @@ def test_the_trainer_reads_what_was_built(run, tmp_path, small, monkeypatch):
   for i, entry in enumerate(source.clips):
     labels = np.full((4, 2, 24, 32, 2), i, np.float32)
     flow_store.write_labels(source.flow_folder, entry["name"], labels, 3)
-  clips = open_clips(folder, num_frames=3, need_flow=True)
+  clips = open_clips(folder, num_frames=3, need_flow=True).clips
   assert (len(clips), clips[0].scale) == (18, 4)
   dataset = pipeline.make_dataset(clips, num_frames=3, crop=16, batch_size=2, seed=0)
   batch = dataset[0]
@@ -308,7 +307,7 @@ def test_other_downloads_in_an_unfinished_build(run, downloads, tmp_path, monkey
     frame(downloads, stream, "001", "00000002.png").write_bytes(layouts.png(7, 2, 3))
   run("reds", "--partial")
   clip = built.open_records("reds", tmp_path / "out", "train")[0]
-  assert (clip.name, clip.num_frames) == ("001", 3)
+  assert (clip.name, clip.length) == ("001", 3)
 
 
 def test_a_full_disk_ends_in_one_line_and_loses_nothing(

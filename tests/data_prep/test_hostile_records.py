@@ -9,8 +9,9 @@ import struct
 import numpy as np
 import pytest
 
-from data_prep import array_record, built, clips, face_pipeline, show
-from data_prep.recorded import open_clips
+from data_prep import array_record, built, show
+from data_prep.clip import check_frames
+from data_prep.opening import open_clips
 from tests.data_prep import built_sets
 from tests.data_prep.built_sets import LENGTHS, STREAMS, example, features_of, message, mutants
 from vsr_jax.errors import UserError
@@ -30,14 +31,16 @@ def read_all(folder):
   """What trainers, evaluators and `show` read; records that were read before are read anew."""
   array_record._records.cache_clear()
   array_record._open.cache_clear()
+  built._read.cache_clear()
   source = built.Records(folder, "train")
   found = [source[i] for i in range(len(source))]
   for clip in found:
     for stream, length in zip(STREAMS, itertools.repeat(LENGTHS[clip.name]), strict=False):
-      face_pipeline.decode_all(clip, stream, range(length))
-  for clip in open_clips(folder):
-    clips.check_frames(clip)
-  show.print_statistics(source, "train")
+      clip.decode_all(stream, range(length))
+  opened = open_clips(folder)
+  for clip in opened.clips:
+    check_frames(clip)
+  show.print_statistics(opened, "train")
   show.sheet(found)
   return found
 
@@ -45,9 +48,9 @@ def read_all(folder):
 def test_what_was_written_is_read(folder):
   for clip, (name, length) in zip(read_all(folder), LENGTHS.items(), strict=True):
     features = features_of(name, length)
-    assert (clip.name, clip.num_frames, clip.fps) == (name, length, 24)
-    np.testing.assert_array_equal(clip.landmarks.ravel(), features["landmarks"])
-    assert {stream: list(clip.frames[stream]) for stream in STREAMS} == {
+    assert (clip.name, clip.length, clip.rate) == (name, length, 24)
+    np.testing.assert_array_equal(np.ravel(clip.landmarks), features["landmarks"])
+    assert {stream: list(clip.streams[stream]) for stream in STREAMS} == {
       stream: features[stream] for stream in STREAMS
     }
 

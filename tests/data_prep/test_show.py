@@ -77,8 +77,8 @@ def test_the_source_serves_grain_and_its_workers(built_dir):
   copy = pickle.loads(pickle.dumps(source))
   assert repr(copy) == repr(source)
   clip = pickle.loads(pickle.dumps(copy[2]))
-  assert clip.frames["low_quality"][3] == layouts.png(203, 128, 128)
-  assert source.clips[2]["frames"] == len(clip.frames["sharp"]) == 7
+  assert clip.streams["low_quality"][3] == layouts.png(203, 128, 128)
+  assert source.clips[2]["frames"] == len(clip.streams["sharp"]) == 7
 
 
 def test_a_damaged_set_is_named(built_dir, tmp_path):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from data_prep import built, clips, flow_store
+from data_prep import built, clip_set, flow_store
 from tests.data_prep import layouts
 from tests.data_prep.helpers import write_clip_set, write_flow
 from tests.fuzz.runner import DONE, FAILED, REFUSED, Outcome
@@ -113,7 +113,7 @@ def built_clips(data_dir: pathlib.Path) -> dict[str, str]:
   folder = built.find_folder("gopro", data_dir)
   return {
     f"{split} {clip['name']}": hashlib.sha256(
-      b"".join(frame for frames in source[i].frames.values() for frame in frames)
+      b"".join(frame for frames in source[i].streams.values() for frame in frames)
     ).hexdigest()
     for split in built.splits(folder)
     for source in [built.Records(folder, split)]
@@ -247,7 +247,7 @@ def two_at_once(folder: pathlib.Path) -> Iterator[Outcome]:
   source, out = folder / "sources" / "river.mp4", folder / "set"
   prepare = ("data_prep.prepare", str(source), "--out", str(out))
   yield _pair(
-    "pairs: two preparations of one set", [prepare, prepare], lambda: clips.read_index(out), None
+    "pairs: two preparations of one set", [prepare, prepare], lambda: clip_set.read_index(out), None
   )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 from collections.abc import Mapping
 from typing import ClassVar
@@ -11,19 +10,9 @@ import tensorflow_datasets as tfds
 
 from data_prep.builders import reds
 from data_prep.builders.clip_builder import ClipBuilder, ClipConfig
-from data_prep.builders.releases import (
-  ClipFiles,
-  Frames,
-  MissingError,
-  check_complete,
-  find_clips,
-  locate,
-  pair_streams,
-)
+from data_prep.builders.reds import release
+from data_prep.builders.releases import ReleasedClip
 
-FPS = 24.0  # the frames are every fifth of a recording at 120 frames a second
-FRAMES = 100
-CLIPS = {"train": 240, "val": 30, "test": 30}
 _X4 = ("sharp", "sharp_bicubic", "blur_bicubic")
 _X1 = ("sharp", "blur")
 
@@ -75,71 +64,7 @@ class Builder(ClipBuilder):
   def _info(self) -> tfds.core.DatasetInfo:
     return self.describe(_DESCRIPTION, _CITATION, reds.HOMEPAGE)
 
-  def list_clips(self, root: pathlib.Path) -> Mapping[str, list[ClipFiles]]:
+  def list_clips(self, root: pathlib.Path) -> Mapping[str, list[ReleasedClip]]:
     official = self.builder_config.name.endswith("_official")
-    subsets = {
-      subset: self._find(root, subset) for subset in ("train", "val", "test")[: 2 + official]
-    }
-    _undo_move(subsets["train"], subsets["val"])
-    for subset, streams in subsets.items():
-      self._check(root, subset, streams)
-    clips = {subset: self._pair(streams) for subset, streams in subsets.items()}
-    if official:
-      return {"train": clips["train"], "validation": clips["val"], "test": clips["test"]}
-    return {
-      "train": [clip for clip in clips["train"] if clip.name not in reds.REDS4]
-      + [_renamed(clip) for clip in clips["val"]],
-      "test": [clip for clip in clips["train"] if clip.name in reds.REDS4],
-    }
-
-  def _find(self, root: pathlib.Path, subset: str) -> dict[str, dict[str, Frames]]:
-    """Frames by stream and clip."""
-    found = {}
-    for stream in self.builder_config.streams:
-      if (subset, stream) == ("test", "sharp"):  # kept secret
-        continue
-      name = f"{subset}_{stream}"
-      try:
-        source = locate(root, name, f"{subset}/{name}", origin=reds.HOMEPAGE)
-        found[stream] = find_clips(source, r"(?P<clip>\d{3})")
-      except MissingError:
-        if not self.partial:
-          raise
-        found[stream] = {}
-    return found
-
-  def _check(self, root: pathlib.Path, subset: str, found: Mapping[str, Mapping]) -> None:
-    if not self.partial:
-      expected = [f"{i:03d}" for i in range(CLIPS[subset])]
-      for stream, clips in found.items():
-        check_complete(root / f"{subset}_{stream}", clips, expected, reds.HOMEPAGE)
-
-  def _pair(self, found: Mapping[str, Mapping[str, Frames]]) -> list[ClipFiles]:
-    """The clips of a subset; one that lacks a stream is found bad when it is read."""
-    large, *small = found
-    ratio = 4 if large == "sharp" and "sharp_bicubic" in small else 1
-    return [
-      ClipFiles(
-        name=name,
-        fps=FPS,
-        streams=streams,
-        length=None if self.partial else FRAMES,
-        ratios={(large, stream): ratio for stream in small},
-      )
-      for name, streams in pair_streams(found).items()
-    ]
-
-
-def _renamed(clip: ClipFiles) -> ClipFiles:
-  return dataclasses.replace(clip, name=reds.training_name(int(clip.name)))
-
-
-def _undo_move(train: dict[str, dict[str, Frames]], val: dict[str, dict[str, Frames]]) -> None:
-  """Gives the clips back the places they were released in, if the released script moved them."""
-  for stream, clips in train.items():
-    if set(val[stream]) != set(reds.REDS4) or set(reds.REDS4) & set(clips):
-      continue
-    moved = {name for name in clips if int(name) >= reds.FIRST_VAL}
-    back = {f"{int(name) - reds.FIRST_VAL:03d}": clips.pop(name) for name in moved}
-    clips.update(val[stream])
-    val[stream] = back
+    streams = self.builder_config.streams
+    return release.list_clips(root, streams, official=official, partial=self.partial)
