@@ -28,6 +28,7 @@ from data_prep.clip import BLUR_BICUBIC, SHARP, SHARP_BICUBIC, Clip
 from data_prep.folders import FileStream
 from data_prep.opening import open_clips
 from vsr_jax import errors, video
+from vsr_jax.faces.align import SIZE, TEMPLATE
 from vsr_jax.images import encode_image
 
 VERSIONS = {
@@ -56,7 +57,7 @@ class FaceClips(Sequence[Clip]):
     names = tuple(f"{i:08d}.png" for i in range(CLIP_FRAMES))
     # A head that wanders about a little: the warp is not the identity.
     sway = 6 * np.sin(np.arange(len(names)))[:, None, None]
-    landmarks = face_pipeline.TEMPLATE * 0.9 + 25 + sway
+    landmarks = TEMPLATE * 0.9 + 25 + sway
     streams = {SHARP: FileStream(folder, "", names)}
     return Clip(folder.name, len(names), streams, landmarks=landmarks)
 
@@ -143,10 +144,10 @@ def timers() -> Iterator[defaultdict[str, float]]:
     return run
 
   def noise(image: np.ndarray, *_: Any) -> str:
-    return "noise" if len(image) == face_pipeline.SIZE else "noise, reduced"
+    return "noise" if len(image) == SIZE else "noise, reduced"
 
   def aligning(image: np.ndarray, *_: Any) -> str:
-    return "align" if len(image) == face_pipeline.SIZE else "align, reduced"
+    return "align" if len(image) == SIZE else "align, reduced"
 
   parts = [
     (Clip, "decode", lambda *_: "read and decode"),

@@ -18,6 +18,8 @@ from data_prep.clip import Clip
 from data_prep.face_degrade import PRESETS, Degradation, degrade
 from tests.data_prep.helpers import texture
 from vsr_jax.errors import UserError
+from vsr_jax.faces import align
+from vsr_jax.faces.align import TEMPLATE
 from vsr_jax.images import encode_image
 
 SIZE = 64  # of the faces; the real size where it matters
@@ -60,13 +62,13 @@ def places(points, matrix):
 
 def landmarks_of(turn: float, zoom: float, shift: tuple[float, float], size: int) -> np.ndarray:
   """The template's points turned (radians), zoomed and shifted about the middle."""
-  points = face_pipeline.TEMPLATE * (size / 512)
+  points = TEMPLATE * (size / 512)
   cos, sin = zoom * np.cos(turn), zoom * np.sin(turn)
   return (points - size / 2) @ np.array([[cos, sin], [-sin, cos]]) + size / 2 + np.array(shift)
 
 
 def test_batches_of_all_three_stages_have_the_released_shapes():
-  source = [textured_clip("anna", 9, 512, landmarks=np.tile(face_pipeline.TEMPLATE, (9, 1, 1)))]
+  source = [textured_clip("anna", 9, 512, landmarks=np.tile(TEMPLATE, (9, 1, 1)))]
   images = pipeline.batch(face_pipeline.images(source, seed=0), 4)
   assert {name: (x.shape, x.dtype.name) for name, x in images[0].items()} == {
     "gt": ((4, 512, 512, 3), "uint8")
@@ -132,6 +134,11 @@ def test_low_quality_is_the_degradation_of_the_same_frames():
   assert distance.diagonal().max() < 6
 
 
+def aligned(image: np.ndarray, points: np.ndarray) -> np.ndarray:
+  clip = clip_of("anna", [image], points[None])
+  return face_pipeline.align(image, face_pipeline.fit(clip, [0], 512)[0], 512, 1)
+
+
 @pytest.mark.parametrize("zoom", [0.8, 1.3])
 def test_alignment_leads_the_landmarks_to_the_template(zoom):
   points = landmarks_of(0.3, zoom, (20, -15), 512)
@@ -139,8 +146,8 @@ def test_alignment_leads_the_landmarks_to_the_template(zoom):
   y, x = np.mgrid[:512, :512]
   for k, (px, py) in enumerate(points[[0, 1, 4]]):  # a spot of a colour at three of them
     image[..., k] = 255 * np.exp(-((x - px) ** 2 + (y - py) ** 2) / 50)
-  got = face_pipeline.align(np.rint(image).astype(np.uint8), points, 512, 1, "x")
-  for k, place in enumerate(face_pipeline.TEMPLATE[[0, 1, 4]]):
+  got = aligned(np.rint(image).astype(np.uint8), points)
+  for k, place in enumerate(TEMPLATE[[0, 1, 4]]):
     left, top = np.rint(place).astype(int) - 30  # around it, without border
     spot = got[top : top + 61, left : left + 61, k].astype(float)
     row, column = scipy.ndimage.center_of_mass(spot)
@@ -150,7 +157,7 @@ def test_alignment_leads_the_landmarks_to_the_template(zoom):
 
 def test_what_lies_beyond_the_frame_is_grey():
   points = landmarks_of(0, 1, (100, 0), 512)
-  got = face_pipeline.align(np.zeros((512, 512, 3), np.uint8), points, 512, 1, "x")
+  got = aligned(np.zeros((512, 512, 3), np.uint8), points)
   assert tuple(got[200, -1]) == face_pipeline.BORDER
   assert not got[200, 200].any()
 
@@ -178,6 +185,18 @@ def test_each_frame_has_its_own_landmarks():
   sample = clips([clip_of("anna", frames, points)], intervals=(1, 2))[0]
   middle = sample["gt"][:, 20:44, 8:30].astype(int)
   assert np.abs(middle - middle[:1]).max() <= 8  # interpolation; a frame's motion makes 100
+
+
+def test_training_aligns_as_restoring_does_also_where_the_fit_goes_astray():
+  points = np.stack([landmarks_of(0, 1, (2 * i, 0), 512) for i in range(3)])
+  points[1, :, 0] = 256  # a profile: the landmarks lie on one line
+  points[2] = 256  # no face: the nearest frame's alignment is taken
+  clip = clip_of("anna", [texture(512, 512, 2 * i) for i in range(3)], points)
+  matrices = face_pipeline.fit(clip, [2, 1, 0], 512)
+  want, fallback = align.fit(points[::-1], 512)
+  np.testing.assert_array_equal(matrices, want)
+  assert fallback.tolist() == [True, True, False]
+  np.testing.assert_array_equal(matrices[0], matrices[1])
 
 
 def test_same_seed_same_batches_for_any_hosts_and_workers():
@@ -279,7 +298,10 @@ def broken(**changes):
     (broken(streams={"sharp": [b""] * 8}), r"clip anna, frame \d of sharp: cannot be"),
     (broken(landmarks=np.zeros((3, 5, 2))), r"clip anna, frame \d: has no landmarks|are no face"),
     (broken(landmarks=np.zeros((8, 5, 2))), r"clip anna, frame \d: its landmarks are no face"),
-    ([textured_clip("anna", 8, 72)], r"clip anna, frame \d: 72x72 without landmarks is no aligned"),
+    (
+      [textured_clip("anna", 8, 72)],
+      r"clip anna, frame \d: 72x72 without landmarks is no aligned",
+    ),
     ([textured_clip("anna", 8, 60)], "clip anna: frames of 60x60 cannot be reduced by 4"),
   ],
 )
