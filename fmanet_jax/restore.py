@@ -17,9 +17,9 @@ from collections.abc import Iterable, Iterator
 import jax
 import numpy as np
 
-from fmanet_jax import inference
+from fmanet_jax import streaming
 from vsr_jax import command, errors, progress, video
-from vsr_jax.resize import resize_bicubic
+from vsr_jax.ops.resize import resize_bicubic
 from vsr_jax.sharding import make_mesh
 
 
@@ -27,7 +27,7 @@ def main() -> None:
   """Runs the command; see the module's docstring and `--help`."""
   args = _parse()
   video.check_output(args.output, args.input)
-  reach = inference.load_architecture(args.checkpoint).frames // 2
+  reach = streaming.load_architecture(args.checkpoint).frames // 2
   with (
     command.readable(args.input) as args.copies,
     command.open_input(args, context=(reach, reach)) as reader,
@@ -40,14 +40,14 @@ def restore(reader: video.Reader, args: argparse.Namespace) -> None:
   """Restores the frames that a reader gives, as the command line says."""
   total = command.frame_total(reader, *args.frames)
   frames = command.counted_for(args.output, reader)
-  model, params = inference.load(args.checkpoint, args.dtype)
+  model, params = streaming.load(args.checkpoint, args.dtype)
   mesh = make_mesh() if jax.device_count() > 1 else None
-  restorer = inference.Restorer(model, params, mesh)
+  restorer = streaming.Restorer(model, params, mesh)
   info = reader.info
   height, width = (model.arch.scale * size for size in (info.height, info.width))
   shown_width = 2 * width if args.side_by_side else width
   command.check_size(args.output, height, shown_width)
-  tile = args.tile or inference.fitting_tile(restorer, info.height, info.width)
+  tile = args.tile or streaming.fitting_tile(restorer, info.height, info.width)
   if tile != args.tile:
     print(f"note: whole frames do not fit the memory; restoring by tiles of {tile} pixels")
   count = 0
@@ -69,7 +69,7 @@ def restore(reader: video.Reader, args: argparse.Namespace) -> None:
 
 
 def restored(
-  restorer: inference.Restorer, clip: Iterable[video.Frame], tile: int | None
+  restorer: streaming.Restorer, clip: Iterable[video.Frame], tile: int | None
 ) -> Iterator[tuple[video.Frame, np.ndarray]]:
   """Yields every frame of a clip but the context with its restored image, uint8 [sh sw 3]."""
   taken: collections.deque[video.Frame] = collections.deque()
@@ -80,7 +80,7 @@ def restored(
       yield frame.image
 
   with contextlib.closing(video.prefetch(clip)) as frames:
-    for image in inference.restore_frames(restorer, images(frames), tile):
+    for image in streaming.restore_frames(restorer, images(frames), tile):
       frame = taken.popleft()
       if not frame.is_context:
         yield frame, image
@@ -100,8 +100,8 @@ def _parse() -> argparse.Namespace:
     "--side-by-side", action="store_true", help="put the bicubically enlarged input at the left"
   )
   args = parser.parse_args()
-  if args.tile is not None and args.tile <= inference.OVERLAP:
-    parser.error(f"--tile {args.tile}: must be above the overlap of {inference.OVERLAP} pixels")
+  if args.tile is not None and args.tile <= streaming.OVERLAP:
+    parser.error(f"--tile {args.tile}: must be above the overlap of {streaming.OVERLAP} pixels")
   return args
 
 

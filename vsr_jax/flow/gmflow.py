@@ -19,7 +19,7 @@ import numpy as np
 
 from vsr_jax.flow.checks import check_frames, check_pair
 from vsr_jax.flow.raft import STRIDE, InstanceNorm, upsample_convex
-from vsr_jax.layers import gelu
+from vsr_jax.ops.activations import gelu
 
 WIDTH = 128  # of the features
 LAYERS = 6  # of the transformer

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from vsr_jax.layers import FrozenBatchNorm
-from vsr_jax.warp import sample_bilinear
+from vsr_jax.ops.warp import sample_bilinear
 
 LEVELS = 4  # of the correlation pyramid
 STRIDE = 8  # of the feature maps: image sides are multiples of it

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from vsr_jax.flow.checks import check_frames, check_pair
 from vsr_jax.flow.raft import upsample_bilinear
 from vsr_jax.layers import Conv
-from vsr_jax.warp import backward_warp
+from vsr_jax.ops.warp import backward_warp
 
 LEVELS = 6
 MULTIPLE = 2 ** (LEVELS - 1)  # image sides are multiples of it

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vsr_jax.devices import by_device, true_after
-from vsr_jax.resize import resize_bilinear
+from vsr_jax.ops.devices import by_device, true_after
+from vsr_jax.ops.resize import resize_bilinear
 
 
 def sample_bilinear(image: jax.Array, points: jax.Array) -> jax.Array:

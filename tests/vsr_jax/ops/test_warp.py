@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import map_coordinates
 
-from vsr_jax.warp import backward_warp, resize_flow, sample_bilinear
+from vsr_jax.ops.warp import backward_warp, resize_flow, sample_bilinear
 
-PARITY = pathlib.Path(__file__).resolve().parents[1] / "parity"
+PARITY = pathlib.Path(__file__).resolve().parents[2] / "parity"
 
 jitted_warp = jax.jit(backward_warp)
 
