@@ -143,6 +143,10 @@ class Restorer:
     padded = _replicate_ends(frames, (self._held - 1) * self.batch - reach, reach)
     for group, count in _groups(padded, self.batch):
       if not last or any(a is not b for a, b in zip(group, last, strict=True)):
+        features = first = None
+        if len(held) == self._held:  # let go before the next features are made
+          held.popleft()
+          firsts.popleft()
         features, first = self._encode(np.stack(group))
       held.append(features)
       firsts.append(first)

@@ -20,7 +20,7 @@ from fmanet_jax.model import FMANet, Params, warp_to_centre
 from fmanet_jax.networks import NetR, split_time
 from vsr_jax.layers import Conv
 from vsr_jax.ops.activations import leaky_relu
-from vsr_jax.ops.channels import concatenate_channels, like_channels
+from vsr_jax.ops.channels import like_channels
 from vsr_jax.ops.convolution import convolve
 from vsr_jax.ops.devices import after, parts_of
 from vsr_jax.ops.dynamic_filter import dynamic_upsample
@@ -166,7 +166,7 @@ def _refine(
   else:
     features = after(features, flow_mask if aligned is None else aligned)
     by_frame = [
-      concatenate_channels([flow_mask[:, i], warp_features(x, flow_mask[:, i])])
+      jnp.concatenate([flow_mask[:, i], warp_features(x, flow_mask[:, i])], axis=-1)
       for i, x in enumerate(features)
     ]
     flow_mask += _update_flow(block.flow_update, after(centre, by_frame[-1]), by_frame)
