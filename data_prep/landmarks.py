@@ -22,7 +22,7 @@ import numpy as np
 import tqdm
 
 from data_prep import meta_info, sources
-from vsr_jax import errors, files, frames_folder, progress, video
+from vsr_jax import errors, files, progress, video
 from vsr_jax.errors import UserError
 from vsr_jax.faces import detector, tracks
 from vsr_jax.faces.detections import Detections
@@ -30,6 +30,7 @@ from vsr_jax.files import write_whole
 from vsr_jax.guards import is_name
 from vsr_jax.images import decode_image
 from vsr_jax.locks import locked
+from vsr_jax.video import frames_folder
 
 
 class Source(NamedTuple):

@@ -30,9 +30,9 @@ from data_prep.clips import Clip
 from fmanet_jax import inference
 from vsr_jax import errors, files, progress, video
 from vsr_jax.errors import UserError
-from vsr_jax.frames_folder import natural_key
 from vsr_jax.metrics import ClipScore, Score, motion
 from vsr_jax.resize import resize_bicubic
+from vsr_jax.video.frames_folder import natural_key
 
 SMALLEST_TRUTH = 48  # pixels: tOF leaves out the edges, and nothing would be left
 MARGIN_OF_OUTPUTS = 1  # frames at each end that are not scored, as for windows of T = 3

@@ -8,10 +8,11 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 
-from vsr_jax import images, spool, video
+from vsr_jax import images, video
 from vsr_jax.errors import Parser, UserError
-from vsr_jax.frames_folder import several_frames
-from vsr_jax.video_encode import CONTAINERS
+from vsr_jax.video import spool
+from vsr_jax.video.encode import CONTAINERS
+from vsr_jax.video.frames_folder import several_frames
 
 LARGEST_SIDE = 16_384  # of H.264 pictures as x264 takes them
 

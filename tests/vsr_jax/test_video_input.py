@@ -20,8 +20,9 @@ import pytest
 from av.stream import Disposition
 
 from tests.vsr_jax.clips import encode, grey_levels, moving_waves, number_of
-from vsr_jax import command, video, video_filters, video_open
+from vsr_jax import command, video
 from vsr_jax.errors import UserError
+from vsr_jax.video import containers, filters
 
 
 def read(path, *frame_range, **arguments) -> list[video.Frame]:
@@ -227,9 +228,9 @@ def test_a_name_is_never_a_pattern_of_names(tmp_path):
       stream.width, stream.height, stream.pix_fmt = 64, 48, "rgb24"
       file.mux(stream.encode(av.VideoFrame.from_ndarray(grey_levels(1)[0], format="rgb24")))
     os.rename(tmp_path / "a", tmp_path / name)
-  assert video_open.open_container(str(tmp_path / "0.png")).format.name == "png_pipe"
+  assert containers.open_container(str(tmp_path / "0.png")).format.name == "png_pipe"
   with pytest.raises(UserError, match="%d.png"):
-    video_open.open_container(str(tmp_path / "%d.png"))
+    containers.open_container(str(tmp_path / "%d.png"))
 
 
 def refer_to(data: bytes, other: str) -> bytes:
@@ -265,7 +266,7 @@ def test_a_movie_whose_media_are_in_another_file_is_refused(tmp_path):
 def test_what_is_no_regular_file_is_not_waited_for(tmp_path):
   os.mkfifo(tmp_path / "pipe")
   with pytest.raises(UserError, match="pipe: is not a regular file"):
-    video_open.open_container(str(tmp_path / "pipe"))
+    containers.open_container(str(tmp_path / "pipe"))
   with pytest.raises(UserError, match="/dev/zero: is a device"):
     video.probe("/dev/zero")
 
@@ -371,6 +372,6 @@ def test_what_the_filters_do_not_take_is_told_in_one_line(tmp_path, monkeypatch,
     raise av.error.ArgumentError(22, "Invalid argument")
 
   name = "_bwdif_graph" if deinterlace else "scale_graph"
-  monkeypatch.setattr(video_filters, name, refuse)
+  monkeypatch.setattr(filters, name, refuse)
   with pytest.raises(UserError, match="a.mp4: its pictures cannot be converted .Invalid argument"):
     read(tmp_path / "a.mp4", deinterlace=deinterlace)

@@ -14,12 +14,13 @@ from fractions import Fraction
 
 import numpy as np
 
-from vsr_jax import spool, threads
+from vsr_jax import threads
 from vsr_jax.errors import UserError
-from vsr_jax.frames_folder import ImageFiles
 from vsr_jax.image_headers import read_header
 from vsr_jax.images import MAX_PIXELS, SUFFIXES
-from vsr_jax.video_decode import VideoFile, VideoInfo
+from vsr_jax.video import spool
+from vsr_jax.video.decode import VideoFile, VideoInfo
+from vsr_jax.video.frames_folder import ImageFiles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,10 +165,10 @@ def open_reader(
 ) -> Reader:
   """Opens a clip for reading frame by frame; use it as a context manager.
 
-  Takes video files of the containers in `video_open`, folders of image files (PNG, JPEG, BMP, TIFF,
+  Takes video files of the containers in `containers`, folders of image files (PNG, JPEG, BMP, TIFF,
   WebP; frame2 before frame10; 25 frames a second), single image files, and pipes, which are copied
   first. Frames are turned upright, alpha is dropped, more than 8 bits are rounded; see
-  `video_filters` for colour.
+  `filters` for colour.
 
   Args:
     path: the file, folder or pipe, `-` for standard input.
