@@ -1,4 +1,4 @@
-"""Worker: restores a clip of aligned faces with `keep_jax.inference.Restorer`, as one process.
+"""Worker: restores a clip of aligned faces with `keep_jax.streaming.Restorer`, as one process.
 
     python -m benchmarks.keep convert --checkpoint DIR [--model full]
     python -m benchmarks.keep time|stream|output|work|faces --checkpoint DIR [--frames 6] ...
@@ -38,7 +38,6 @@ from benchmarks.restoration import (
 )
 from keep_jax.conversion import convert_released
 from keep_jax.faces import find_faces, restore_faces, unchanged
-from keep_jax.inference import WINDOW, Restorer, load
 from keep_jax.model import (
   calculate_gains,
   clip_flows,
@@ -49,6 +48,7 @@ from keep_jax.model import (
   restore_clip,
   step,
 )
+from keep_jax.streaming import WINDOW, Restorer, load
 from vsr_jax import errors
 from vsr_jax.checkpoint import export_params
 from vsr_jax.errors import UserError

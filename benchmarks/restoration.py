@@ -26,7 +26,7 @@ from fmanet_jax.conversion import convert_released, split_networks
 from fmanet_jax.inference import Restorer
 from fmanet_jax.model import FMANet, Params, encode_frames, restore_window
 from vsr_jax import errors
-from vsr_jax.memory import return_freed_memory
+from vsr_jax.runtime import return_freed_memory
 
 VERSIONS = {"jax": jax.__version__, "flax": flax.__version__, "numpy": np.__version__}
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"

@@ -35,8 +35,8 @@ from data_prep import clips, flow_store, records
 from vsr_jax import errors, progress
 from vsr_jax.errors import UserError
 from vsr_jax.flow import raft, raft_conversion
-from vsr_jax.inference import CompiledByShape
 from vsr_jax.locks import locked
+from vsr_jax.programs import CompiledByShape
 
 LARGEST_BATCH = 1024  # the last one of a clip is filled up
 ITERATIONS = 12  # as the released labels
@@ -276,7 +276,7 @@ def make_estimate(net: raft.Raft, params: dict, *, bgr: bool = False) -> Estimat
   @jax.jit
   def run(params, image1, image2):
     h, w = image1.shape[1:3]
-    bottom, right = -h % raft.STRIDE, -w % raft.STRIDE
+    bottom, right = -h % raft.MULTIPLE, -w % raft.STRIDE
     if bgr:
       image1, image2 = image1[..., ::-1], image2[..., ::-1]
     padding = ((0, 0), (0, bottom), (0, right), (0, 0))  # zeros, as the released labels

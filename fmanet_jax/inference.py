@@ -30,13 +30,9 @@ from vsr_jax.checkpoint import read_meta, restore_params
 from vsr_jax.compiling import compiling
 from vsr_jax.errors import UserError
 from vsr_jax.frames import as_frames_of_one_size
-from vsr_jax.inference import (
-  compiler_options,
-  enable_compilation_cache,
-  largest_tile,
-  restore_tiled,
-)
-from vsr_jax.memory import free_memory, release_freed_memory, return_freed_memory
+from vsr_jax.memory import free_memory, release_freed_memory
+from vsr_jax.runtime import compiler_options, enable_compilation_cache, return_freed_memory
+from vsr_jax.tiling import largest_tile, restore_tiled
 
 DEMO_WEIGHTS = pathlib.Path(__file__).parent / "assets" / "demo_weights"
 OVERLAP = 16  # input pixels that neighbouring tiles share and are blended over

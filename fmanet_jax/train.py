@@ -34,8 +34,7 @@ from fmanet_jax.model import (
 )
 from vsr_jax import command, errors, progress
 from vsr_jax.checkpoint import read_meta, restore_params
-from vsr_jax.inference import enable_compilation_cache
-from vsr_jax.memory import keep_freed_memory
+from vsr_jax.runtime import enable_compilation_cache, keep_freed_memory
 from vsr_jax.train.loop import fit
 from vsr_jax.train.stage import Stage
 

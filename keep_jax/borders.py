@@ -18,7 +18,7 @@ from types import ModuleType
 import cv2
 import numpy as np
 
-from keep_jax import inference
+from keep_jax import streaming
 from vsr_jax import command, errors, progress, video
 from vsr_jax.errors import UserError
 
@@ -31,7 +31,7 @@ def main() -> None:
   video.check_output(args.output, args.input)
   _import_figure()  # not only after the work
   with progress.Clock():
-    model, params = inference.load(args.checkpoint)
+    model, params = streaming.load(args.checkpoint)
     size = model.arch.image_size
     with video.open_reader(args.input, *args.frames) as reader:
       frames = [cv2.resize(frame.image, (size, size)) for frame in reader]
@@ -40,7 +40,7 @@ def main() -> None:
     flows = list(input_flows(frames))
     curves = {"input": list(differences(frames, flows))}
     for mode in ("stream", "as_released"):
-      restorer = inference.Restorer(model, params, mode, args.window)
+      restorer = streaming.Restorer(model, params, mode, args.window)
       curves[mode] = []
       with progress.bar(mode, len(frames) - 1) as bar:
         for difference in differences(restorer.stream(frames), flows):
@@ -107,11 +107,11 @@ def _parse() -> argparse.Namespace:
   add("output", metavar="PLOT.png")
   add("--checkpoint", metavar="DIR", required=True, help="what keep_jax.convert wrote")
   add("--label", metavar="TEXT", help="names the weights; default: the checkpoint's folder")
-  add("--window", type=int, default=inference.WINDOW, metavar="N", help="frames of a chunk")
+  add("--window", type=int, default=streaming.WINDOW, metavar="N", help="frames of a chunk")
   add("--frames", type=command.frame_range, metavar="A:B", default=(0, None))
   args = parser.parse_args()
-  if not inference.LOOK_AHEAD + 2 <= args.window <= inference.LONGEST_WINDOW:
-    span = f"{inference.LOOK_AHEAD + 2} to {inference.LONGEST_WINDOW}"
+  if not streaming.LOOK_AHEAD + 2 <= args.window <= streaming.LONGEST_WINDOW:
+    span = f"{streaming.LOOK_AHEAD + 2} to {streaming.LONGEST_WINDOW}"
     parser.error(f"--window {args.window}: must be {span}")
   return args
 

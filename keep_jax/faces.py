@@ -24,7 +24,7 @@ from vsr_jax.faces.detections import Detector
 from vsr_jax.frames import as_frames
 from vsr_jax.video import Frame
 
-# Restores the faces of each frame, by track; see `inference.Restorer.stream_tracks`.
+# Restores the faces of each frame, by track; see `streaming.Restorer.stream_tracks`.
 StreamTracks = Callable[
   [Iterable[Mapping[Hashable, np.ndarray]]], Iterator[Mapping[Hashable, np.ndarray]]
 ]

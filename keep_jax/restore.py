@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator
 import cv2
 import numpy as np
 
-from keep_jax import inference, show
+from keep_jax import show, streaming
 from keep_jax.choice import Choice, Face
 from keep_jax.faces import Restored, StreamTracks, find_faces, restore_faces, unchanged
 from vsr_jax import command, errors, files, progress, video
@@ -227,8 +227,8 @@ def _network(args: argparse.Namespace) -> tuple[StreamTracks, int]:
       "KEEP's weights do not ship, their licence is non-commercial; convert the released file with "
       "keep_jax.convert and name it with --checkpoint, or try the way without a network: --identity"
     )
-  model, params = inference.load(args.checkpoint, args.dtype)
-  restorer = inference.Restorer(
+  model, params = streaming.load(args.checkpoint, args.dtype)
+  restorer = streaming.Restorer(
     model, params, args.mode, args.window, args.look_ahead, args.fidelity
   )
   return restorer.stream_tracks, model.arch.image_size
@@ -277,7 +277,7 @@ def _parse() -> argparse.Namespace:
   add("--aligned", action="store_true", help="the input is one aligned face, the output too")
   add(
     "--mode",
-    choices=inference.MODES,
+    choices=streaming.MODES,
     default="stream",
     help="state carried over the whole clip; or chunks of --window frames, as in the released code "
     "or (experimental) restored from both directions",
@@ -285,14 +285,14 @@ def _parse() -> argparse.Namespace:
   add(
     "--window",
     type=int,
-    default=inference.WINDOW,
+    default=streaming.WINDOW,
     metavar="N",
     help="frames a gain sees; default: %(default)s",
   )
   add(
     "--look-ahead",
     type=int,
-    default=inference.LOOK_AHEAD,
+    default=streaming.LOOK_AHEAD,
     metavar="N",
     help="of them at most after it, beyond the clip's first window, whose gains see all of it; "
     "default: %(default)s",
@@ -375,8 +375,8 @@ def _check_arguments(parser: errors.Parser, args: argparse.Namespace) -> None:
         parser.error(f"--{name.replace('_', '-')} is for whole frames, not for --aligned")
     if args.upscale != 1:
       parser.error("--upscale is for whole frames, not for --aligned")
-  if not 2 <= args.window <= inference.LONGEST_WINDOW:
-    parser.error(f"--window {args.window}: must be 2 to {inference.LONGEST_WINDOW}")
+  if not 2 <= args.window <= streaming.LONGEST_WINDOW:
+    parser.error(f"--window {args.window}: must be 2 to {streaming.LONGEST_WINDOW}")
   if args.mode == "stream" and not 0 <= args.look_ahead < args.window - 1:
     parser.error(f"--look-ahead {args.look_ahead}: must be 0 to --window {args.window} - 2")
   if not args.min_face >= 0:

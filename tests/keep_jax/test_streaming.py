@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from keep_jax.conversion import convert_released
-from keep_jax.inference import Restorer
 from keep_jax.model import KEEP, clip_flows, restore_clip
+from keep_jax.streaming import Restorer
 from tests.keep_jax import golden, tiny
 
 

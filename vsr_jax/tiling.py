@@ -1,4 +1,4 @@
-"""Restoring at constant memory: tiles of large frames, what fits, compiling once.
+"""Restoring large frames by tiles, at a memory that does not grow with the clip.
 
 Nothing here knows a model: a restorer is any function that turns a stream of
 frames into a stream of frames `scale` times their size.
@@ -8,68 +8,14 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
-import pathlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
-import jax
 import numpy as np
-
-from vsr_jax.compiling import compiling
 
 Stream = Callable[[Iterable[np.ndarray]], Iterator[np.ndarray]]
 
 _CANVAS_BYTES = 2**28  # of finished frames that are held while their tiles are made
 _CHUNK_FRAMES = (4, 32)  # at least, or context would cost as much as work; at most
-
-
-def compiler_options() -> dict[str, str]:
-  """Options for `jax.jit` of programs that restore frames."""
-  if jax.default_backend() != "cpu":
-    return {}
-  # XLA's own loops (norms, activations, softmax) otherwise use half of an AVX-512 register.
-  return {"xla_cpu_prefer_vector_width": "512"}
-
-
-def enable_compilation_cache() -> None:
-  """Keeps compiled programs on disk, so that only the first clip of a size waits for one.
-
-  The folder is JAX_COMPILATION_CACHE_DIR or else a folder in the user's cache;
-  where neither can be written, programs are compiled anew by every process.
-  """
-  if jax.config.jax_compilation_cache_dir is not None:
-    return
-  try:
-    root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    folder = pathlib.Path(root) / "vsr_jax"
-    folder.mkdir(parents=True, exist_ok=True)
-  except (OSError, RuntimeError):  # no home, or one that cannot be written
-    return
-  if os.access(folder, os.W_OK | os.X_OK):
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-
-
-class CompiledByShape:
-  """A jitted function of params and more, compiled before it runs, within `compiling`."""
-
-  def __init__(self, jitted: Callable, name: Callable[..., str]):
-    """Takes what `jax.jit` gave.
-
-    Args:
-      jitted: its first argument is of the same shapes in every call; no argument is static.
-      name: of the other arguments, what is compiled; see `compiling`.
-    """
-    self._jitted, self._name = jitted, name
-    self._programs: dict[Any, jax.stages.Compiled] = {}
-
-  def __call__(self, params: Any, *args: Any) -> Any:
-    leaves, structure = jax.tree.flatten(args)
-    key = structure, *((x.shape, x.dtype) for x in leaves)
-    if key not in self._programs:
-      with compiling(self._name(*args)):
-        self._programs[key] = self._jitted.lower(params, *args).compile()
-    return self._programs[key](params, *args)
 
 
 def largest_tile(height: int, width: int, pixels: int) -> int:

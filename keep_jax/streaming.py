@@ -35,8 +35,9 @@ from vsr_jax.checkpoint import read_meta, restore_params
 from vsr_jax.errors import UserError
 from vsr_jax.flow.estimators import Features
 from vsr_jax.frames import as_frames, as_frames_of_one_size
-from vsr_jax.inference import CompiledByShape, compiler_options, enable_compilation_cache
-from vsr_jax.memory import keep_freed_memory, release_freed_memory
+from vsr_jax.memory import release_freed_memory
+from vsr_jax.programs import CompiledByShape
+from vsr_jax.runtime import compiler_options, enable_compilation_cache, keep_freed_memory
 
 WINDOW = 20  # frames that gains are blended over, as released
 LONGEST_WINDOW = 1000  # which are held at a time, with what is seen of them
