@@ -49,7 +49,7 @@ from keep_jax.model import (
   step,
 )
 from keep_jax.streaming import WINDOW, Restorer, load
-from vsr_jax import errors
+from vsr_jax import cli
 from vsr_jax.checkpoint import export_params
 from vsr_jax.errors import UserError
 from vsr_jax.faces.detector import make_detector
@@ -185,4 +185,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  errors.run(main)
+  cli.run(main)

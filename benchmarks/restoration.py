@@ -25,7 +25,7 @@ from benchmarks import workload
 from fmanet_jax.conversion import convert_released, split_networks
 from fmanet_jax.inference import Restorer
 from fmanet_jax.model import FMANet, Params, encode_frames, restore_window
-from vsr_jax import errors
+from vsr_jax import cli
 from vsr_jax.runtime import return_freed_memory
 
 VERSIONS = {"jax": jax.__version__, "flax": flax.__version__, "numpy": np.__version__}
@@ -170,4 +170,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  errors.run(main)
+  cli.run(main)

@@ -19,6 +19,11 @@ zstd would save another sixth and make reading three times as slow.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+  from vsr_jax import cli
+
+  cli.begin()  # before the imports that take seconds
+
 import argparse
 import functools
 import itertools
@@ -32,7 +37,7 @@ import numpy as np
 import tqdm
 
 from data_prep import clips, flow_store, records
-from vsr_jax import errors, progress
+from vsr_jax import cli, progress
 from vsr_jax.errors import UserError
 from vsr_jax.flow import raft, raft_conversion
 from vsr_jax.locks import locked
@@ -62,7 +67,7 @@ class Frames(NamedTuple):
 
 def main() -> None:
   """Runs the command; see the module's docstring and `--help`."""
-  parser = errors.Parser("data_prep.flow_labels", __doc__)
+  parser = cli.Parser("data_prep.flow_labels", __doc__)
   parser.add_argument("root", type=pathlib.Path, metavar="DIR")
   source = parser.add_mutually_exclusive_group(required=True)
   source.add_argument("--weights", type=pathlib.Path, help="a released RAFT .pth")
@@ -337,4 +342,4 @@ def _labels(
 
 
 if __name__ == "__main__":
-  errors.run(main)
+  cli.run(main)

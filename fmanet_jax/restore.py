@@ -9,6 +9,11 @@ stream from the decoder, a thread, through the model to the encoder, another thr
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+  from vsr_jax import cli
+
+  cli.begin()  # before the imports that take seconds
+
 import argparse
 import collections
 import contextlib
@@ -18,7 +23,7 @@ import jax
 import numpy as np
 
 from fmanet_jax import inference
-from vsr_jax import command, errors, progress, video
+from vsr_jax import cli, progress, video, video_cli
 from vsr_jax.resize import resize_bicubic
 from vsr_jax.sharding import make_mesh
 
@@ -29,24 +34,24 @@ def main() -> None:
   video.check_output(args.output, args.input)
   reach = inference.load_architecture(args.checkpoint).frames // 2
   with (
-    command.readable(args.input) as args.copies,
-    command.open_input(args, context=(reach, reach)) as reader,
-    command.memory_errors(args.input, "give a smaller --tile"),
+    video_cli.readable(args.input) as args.copies,
+    video_cli.open_input(args, context=(reach, reach)) as reader,
+    cli.memory_errors(args.input, "give a smaller --tile"),
   ):
     restore(reader, args)
 
 
 def restore(reader: video.Reader, args: argparse.Namespace) -> None:
   """Restores the frames that a reader gives, as the command line says."""
-  total = command.frame_total(reader, *args.frames)
-  frames = command.counted_for(args.output, reader)
+  total = video_cli.frame_total(reader, *args.frames)
+  frames = video_cli.counted_for(args.output, reader)
   model, params = inference.load(args.checkpoint, args.dtype)
   mesh = make_mesh() if jax.device_count() > 1 else None
   restorer = inference.Restorer(model, params, mesh)
   info = reader.info
   height, width = (model.arch.scale * size for size in (info.height, info.width))
   shown_width = 2 * width if args.side_by_side else width
-  command.check_size(args.output, height, shown_width)
+  video_cli.check_size(args.output, height, shown_width)
   tile = args.tile or inference.fitting_tile(restorer, info.height, info.width)
   if tile != args.tile:
     print(f"note: whole frames do not fit the memory; restoring by tiles of {tile} pixels")
@@ -87,8 +92,8 @@ def restored(
 
 
 def _parse() -> argparse.Namespace:
-  parser = errors.Parser("fmanet_jax.restore", __doc__)
-  command.add_video_arguments(parser)
+  parser = cli.Parser("fmanet_jax.restore", __doc__)
+  video_cli.add_video_arguments(parser)
   parser.add_argument("--checkpoint", metavar="DIR", help="default: the demonstration weights")
   parser.add_argument(
     "--tile",
@@ -106,4 +111,4 @@ def _parse() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-  errors.run(main)
+  cli.run(main)

@@ -10,6 +10,11 @@ flicker. Needs matplotlib: `pip install -e ".[plot]"`.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+  from vsr_jax import cli
+
+  cli.begin()  # before the imports that take seconds
+
 import argparse
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,7 +24,7 @@ import cv2
 import numpy as np
 
 from keep_jax import streaming
-from vsr_jax import command, errors, progress, video
+from vsr_jax import cli, progress, video, video_cli
 from vsr_jax.errors import UserError
 
 EDGE = 1 / 32  # of the face's size: not compared at its border, where flow leaves the picture
@@ -101,14 +106,14 @@ def _import_figure() -> ModuleType:
 
 
 def _parse() -> argparse.Namespace:
-  parser = errors.Parser("keep_jax.borders", __doc__)
+  parser = cli.Parser("keep_jax.borders", __doc__)
   add = parser.add_argument
   add("input", metavar="FACE", help="a clip of one aligned face, longer than a chunk")
   add("output", metavar="PLOT.png")
   add("--checkpoint", metavar="DIR", required=True, help="what keep_jax.convert wrote")
   add("--label", metavar="TEXT", help="names the weights; default: the checkpoint's folder")
   add("--window", type=int, default=streaming.WINDOW, metavar="N", help="frames of a chunk")
-  add("--frames", type=command.frame_range, metavar="A:B", default=(0, None))
+  add("--frames", type=video_cli.frame_range, metavar="A:B", default=(0, None))
   args = parser.parse_args()
   if not streaming.LOOK_AHEAD + 2 <= args.window <= streaming.LONGEST_WINDOW:
     span = f"{streaming.LOOK_AHEAD + 2} to {streaming.LONGEST_WINDOW}"
@@ -117,4 +122,4 @@ def _parse() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-  errors.run(main)
+  cli.run(main)

@@ -20,7 +20,7 @@ import pytest
 from av.stream import Disposition
 
 from tests.vsr_jax.clips import encode, grey_levels, moving_waves, number_of
-from vsr_jax import command, video
+from vsr_jax import video, video_cli
 from vsr_jax.errors import UserError
 from vsr_jax.video import containers, filters
 
@@ -172,7 +172,7 @@ def test_pictures_that_are_not_marked_are_deinterlaced_on_demand(tmp_path):
 
 
 def open_arguments(path) -> argparse.Namespace:
-  """What `command.open_input` takes."""
+  """What `video_cli.open_input` takes."""
   return argparse.Namespace(
     input=path,
     output="out.mp4",
@@ -197,12 +197,12 @@ def test_what_the_frames_will_lack_is_told_before_work(tmp_path, capsys):
   with video.open_reader(str(tmp_path / "fields.ts"), deinterlace=True) as reader:
     assert reader.info.notes == ()
   args = open_arguments(f"{tmp_path}/pq.mkv")
-  with command.readable(args.input, None) as args.copies:
+  with video_cli.readable(args.input, None) as args.copies:
     for tell in (True, False):
-      command.open_input(args, tell=tell).close()
+      video_cli.open_input(args, tell=tell).close()
   assert capsys.readouterr().out.count("note: ") == 1
   args.quality = 0
-  command.open_input(args).close()
+  video_cli.open_input(args).close()
   assert "note: out.mp4: lossless RGB, which few players show" in capsys.readouterr().out
 
 
@@ -310,9 +310,9 @@ def test_a_pipe_is_read_twice_by_its_copy(tmp_path, temporary, capsys):
   os.mkfifo(tmp_path / "pipe")
   fill(tmp_path / "pipe", (tmp_path / "a.mkv").read_bytes())
   args = open_arguments(f"{tmp_path}/pipe")
-  with command.readable(args.input, None) as args.copies:
+  with video_cli.readable(args.input, None) as args.copies:
     for _ in range(2):
-      with command.open_input(args) as reader:
+      with video_cli.open_input(args) as reader:
         assert len(list(reader)) == 8
     assert len(os.listdir(temporary)) == 1
   assert os.listdir(temporary) == []
