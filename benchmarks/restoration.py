@@ -54,7 +54,7 @@ def compile_times() -> list[float]:
 def time_clip(args: argparse.Namespace) -> dict[str, Any]:
   """Restores the clip and tells when each frame came; times are from the process's start."""
   compiling = compile_times()
-  return_freed_memory()  # as `fmanet_jax.inference.load` does
+  return_freed_memory()  # as `fmanet_jax.restore` does
   model, params = load(args.model)
   restorer = Restorer(model, params)
   frames = workload.clip(args.frames, args.height, args.width)

@@ -23,7 +23,7 @@ import numpy as np
 
 from fmanet_jax import inference, score_table
 from fmanet_jax.score_table import ScoreTable
-from vsr_jax import cli, files, progress, video
+from vsr_jax import cli, files, progress, runtime, video
 from vsr_jax.errors import UserError
 from vsr_jax.metrics import ClipScore, motion, rgb_psnr
 from vsr_jax.resize import resize_bicubic
@@ -54,6 +54,8 @@ def main() -> None:
       "or name other weights with --checkpoint"
     )
   files.check_folder(args.out)
+  runtime.enable_compilation_cache()
+  runtime.return_freed_memory()
   restorer = inference.Restorer(*inference.load(args.checkpoint))
   files.make_folder(args.out)
   video.check_output(str(args.out / "side_by_side.png"))

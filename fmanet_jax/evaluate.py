@@ -30,7 +30,7 @@ from data_prep import clips, recorded, records, reds
 from data_prep.clips import Clip
 from fmanet_jax import inference, score_table
 from fmanet_jax.score_table import ScoreTable
-from vsr_jax import cli, files, progress, video
+from vsr_jax import cli, files, progress, runtime, video
 from vsr_jax.errors import UserError
 from vsr_jax.metrics import ClipScore, Score, motion
 from vsr_jax.resize import resize_bicubic
@@ -50,6 +50,8 @@ def main() -> None:
   if args.outputs:
     method, margin, model = args.outputs.resolve().name, MARGIN_OF_OUTPUTS, None
   else:
+    runtime.enable_compilation_cache()
+    runtime.return_freed_memory()
     model, params = inference.load(args.checkpoint, args.dtype)
     method, margin = "FMA-Net", model.arch.frames // 2
   if args.all_frames:

@@ -31,7 +31,7 @@ from vsr_jax.compiling import compiling
 from vsr_jax.errors import UserError
 from vsr_jax.frames import as_frames_of_one_size
 from vsr_jax.memory import free_memory, release_freed_memory
-from vsr_jax.runtime import compiler_options, enable_compilation_cache, return_freed_memory
+from vsr_jax.runtime import compiler_options
 from vsr_jax.tiling import largest_tile, restore_tiled
 
 DEMO_WEIGHTS = pathlib.Path(__file__).parent / "assets" / "demo_weights"
@@ -46,9 +46,6 @@ def load(
 ) -> tuple[FMANet, Params]:
   """Loads a model and its parameters.
 
-  Turns JAX's persistent compilation cache on and has freed arrays given back to the system, so that
-  a long clip takes no more memory than a short one (`return_freed_memory`).
-
   Args:
     checkpoint: a run's folder, a checkpoint, or what `fmanet_jax.convert` wrote;
       None for the demonstration weights that ship with the package.
@@ -60,8 +57,6 @@ def load(
   Raises:
     UserError: there is no such checkpoint, or it is damaged, not of an FMA-Net or of stage 1.
   """
-  enable_compilation_cache()
-  return_freed_memory()
   checkpoint = DEMO_WEIGHTS if checkpoint is None else checkpoint
   arch = load_architecture(checkpoint)
   model = FMANet(arch, jnp.dtype(dtype))

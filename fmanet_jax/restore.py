@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from fmanet_jax import inference
-from vsr_jax import cli, progress, video, video_cli
+from vsr_jax import cli, progress, runtime, video, video_cli
 from vsr_jax.resize import resize_bicubic
 from vsr_jax.sharding import make_mesh
 
@@ -45,6 +45,8 @@ def restore(reader: video.Reader, args: argparse.Namespace) -> None:
   """Restores the frames that a reader gives, as the command line says."""
   total = video_cli.frame_total(reader, *args.frames)
   frames = video_cli.counted_for(args.output, reader)
+  runtime.enable_compilation_cache()
+  runtime.return_freed_memory()
   model, params = inference.load(args.checkpoint, args.dtype)
   mesh = make_mesh() if jax.device_count() > 1 else None
   restorer = inference.Restorer(model, params, mesh)

@@ -37,9 +37,8 @@ from fmanet_jax.model import (
   param_shapes,
   restore,
 )
-from vsr_jax import cli, errors, progress
+from vsr_jax import cli, errors, progress, runtime
 from vsr_jax.checkpoint import read_meta, restore_params
-from vsr_jax.runtime import enable_compilation_cache, keep_freed_memory
 from vsr_jax.train.loop import fit
 from vsr_jax.train.stage import Stage
 
@@ -80,8 +79,8 @@ def main() -> None:
     raise errors.UserError("give --config FILE and --workdir DIR; --help tells the rest")
   if _MULTIHOST.value:
     jax.distributed.initialize()
-  keep_freed_memory()
-  enable_compilation_cache()  # a resumed run does not compile its step again
+  runtime.keep_freed_memory()
+  runtime.enable_compilation_cache()  # a resumed run does not compile its step again
   train(config, _WORKDIR.value)
 
 

@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 
 from keep_jax import streaming
-from vsr_jax import cli, progress, video, video_cli
+from vsr_jax import cli, progress, runtime, video, video_cli
 from vsr_jax.errors import UserError
 
 EDGE = 1 / 32  # of the face's size: not compared at its border, where flow leaves the picture
@@ -36,6 +36,8 @@ def main() -> None:
   video.check_output(args.output, args.input)
   _import_figure()  # not only after the work
   with progress.Clock():
+    runtime.enable_compilation_cache()
+    runtime.keep_freed_memory()
     model, params = streaming.load(args.checkpoint)
     size = model.arch.image_size
     with video.open_reader(args.input, *args.frames) as reader:

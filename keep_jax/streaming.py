@@ -37,7 +37,7 @@ from vsr_jax.flow.estimators import Features
 from vsr_jax.frames import as_frames, as_frames_of_one_size
 from vsr_jax.memory import release_freed_memory
 from vsr_jax.programs import CompiledByShape
-from vsr_jax.runtime import compiler_options, enable_compilation_cache, keep_freed_memory
+from vsr_jax.runtime import compiler_options
 
 WINDOW = 20  # frames that gains are blended over, as released
 LONGEST_WINDOW = 1000  # which are held at a time, with what is seen of them
@@ -52,9 +52,6 @@ T = TypeVar("T")
 def load(checkpoint: str | pathlib.Path, dtype: str = "float32") -> tuple[KEEP, Params]:
   """Loads a model and its parameters for restoring.
 
-  Turns JAX's persistent compilation cache on and, on CPU, `keep_freed_memory`: a frame's
-  temporaries, 0.5 GB and allocated anew, are otherwise a twelfth of its time.
-
   Args:
     checkpoint: what `keep_jax.convert` wrote.
     dtype: compute type, "float32" or "bfloat16".
@@ -65,8 +62,6 @@ def load(checkpoint: str | pathlib.Path, dtype: str = "float32") -> tuple[KEEP, 
   Raises:
     UserError: there is no such checkpoint, or it is damaged or not of a KEEP.
   """
-  enable_compilation_cache()
-  keep_freed_memory()
   if not pathlib.Path(checkpoint).is_dir():
     raise UserError(
       f"{checkpoint}: no such folder; make it of the released weights with "
@@ -211,7 +206,8 @@ class Restorer:
 
     Yields:
       Of each frame its restored faces by track, uint8 RGB [size size 3]; while they are handed out,
-      those of the next frame are computed (on CPU only where `keep_freed_memory` is not in force).
+      those of the next frame are computed (on CPU only where `keep_freed_memory` of
+      `vsr_jax.runtime` is not in force).
     """
     tracks: dict[Hashable, _Track] = {}
     pending: collections.deque[dict[Hashable, tuple[_Track, _Seen]]] = collections.deque()

@@ -95,7 +95,7 @@ def test_stopping_leaves_finished_clips_and_nothing_half_written(inputs, tmp_pat
   # A shell in the background would have had Ctrl-C ignored.
   start = (
     "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    "from data_prep import prepare; from vsr_jax import errors; cli.run(prepare.main)"
+    "from data_prep import prepare; from vsr_jax import cli; cli.run(prepare.main)"
   )
   process = subprocess.Popen(
     [sys.executable, "-c", start, frames, inputs / "steady", "--workers", "1", "--out", tmp_path],
