@@ -90,12 +90,12 @@ def restore(restorer: inference.Restorer, out: pathlib.Path, table: ScoreTable) 
       )
       for name, width in (("restored.mp4", info.width), ("side_by_side.mp4", 2 * info.width))
     )
-    inputs = [frame.image for frame in blurry]
     stack.enter_context(progress.Clock())
-    bar = stack.enter_context(progress.bar("restoring", len(inputs)))
+    bar = stack.enter_context(progress.bar("restoring", blurry.info.frame_count))
     previous = None
-    for lr, output, frame in zip(inputs, restorer.stream(inputs), truths, strict=True):
-      enlarged, truth = resize_bicubic(lr, scale), frame.image
+    for frame, true_frame in zip(restorer.stream(blurry), truths, strict=True):
+      enlarged, truth = resize_bicubic(frame.restored_from, scale), true_frame.image
+      output = frame.image
       truth_motion = None if previous is None else motion(previous, truth)
       bicubic.add(truth, enlarged, truth_motion)
       restored.add(truth, output, truth_motion)

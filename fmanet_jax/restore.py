@@ -15,9 +15,7 @@ if __name__ == "__main__":
   cli.begin()  # before the imports that take seconds
 
 import argparse
-import collections
 import contextlib
-from collections.abc import Iterable, Iterator
 
 import jax
 import numpy as np
@@ -63,34 +61,19 @@ def restore(reader: video.Reader, args: argparse.Namespace) -> None:
     video.open_writer(
       args.output, height, shown_width, info.frame_rate, source=info, quality=args.quality
     ) as writer,
-    contextlib.closing(restored(restorer, frames, tile)) as results,
+    contextlib.closing(video.prefetch(frames)) as read,
     progress.bar("restoring", total) as bar,
   ):
-    for frame, image in results:
+    for frame in inference.restore_frames(restorer, read, tile):
+      if frame.is_context:
+        continue
+      image = frame.image
       if args.side_by_side:
-        image = np.hstack([resize_bicubic(frame.image, model.arch.scale), image])
+        image = np.hstack([resize_bicubic(frame.restored_from, model.arch.scale), image])
       writer.write(image, frame.time, frame.duration, frame.name)
       count += 1
       bar.update()
   print(f"{args.output}: {count} frames of {shown_width}x{height}{clock.speed(count)}")
-
-
-def restored(
-  restorer: inference.Restorer, clip: Iterable[video.Frame], tile: int | None
-) -> Iterator[tuple[video.Frame, np.ndarray]]:
-  """Yields every frame of a clip but the context with its restored image, uint8 [sh sw 3]."""
-  taken: collections.deque[video.Frame] = collections.deque()
-
-  def images(frames):
-    for frame in frames:
-      taken.append(frame)
-      yield frame.image
-
-  with contextlib.closing(video.prefetch(clip)) as frames:
-    for image in inference.restore_frames(restorer, images(frames), tile):
-      frame = taken.popleft()
-      if not frame.is_context:
-        yield frame, image
 
 
 def _parse() -> argparse.Namespace:

@@ -38,6 +38,7 @@ from keep_jax.faces import Restored, StreamTracks, find_faces, restore_faces, un
 from vsr_jax import cli, files, progress, runtime, video, video_cli
 from vsr_jax.errors import UserError
 from vsr_jax.faces import align, detector, parsenet, paste, sharpness, tracks, turned
+from vsr_jax.frames import paired
 
 
 def main() -> None:
@@ -81,13 +82,6 @@ def restore_aligned(args: argparse.Namespace) -> None:
     total = video_cli.frame_total(reader, *args.frames)
     counted = video_cli.counted_for(args.output, reader)
     width = 2 * size if args.side_by_side else size
-    taken: collections.deque[video.Frame] = collections.deque()
-
-    def faces(frames):
-      for frame in frames:
-        taken.append(frame)
-        yield {0: frame.image}
-
     args.clock.start()
     count = 0
     with (
@@ -95,10 +89,10 @@ def restore_aligned(args: argparse.Namespace) -> None:
       contextlib.closing(video.prefetch(counted)) as frames,
       progress.bar("restoring", total) as bar,
     ):
-      for restored in restore(faces(frames)):
-        frame, image = taken.popleft(), restored[0]
+      for faces, frame in paired(restore, (({0: frame.image}, frame) for frame in frames)):
         if frame.is_context:
           break
+        image = faces[0]
         before = cv2.resize(frame.image, (size, size), interpolation=cv2.INTER_LINEAR)
         if image.shape != before.shape:  # the network that changes nothing
           image = before

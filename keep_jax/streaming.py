@@ -34,7 +34,7 @@ from vsr_jax.architecture import from_entries
 from vsr_jax.checkpoint import read_meta, restore_params
 from vsr_jax.errors import UserError
 from vsr_jax.flow.estimators import Features
-from vsr_jax.frames import as_frames, as_frames_of_one_size
+from vsr_jax.frames import Frame, as_frames, as_frames_of_one_size, stream_frames
 from vsr_jax.memory import release_freed_memory
 from vsr_jax.programs import CompiledByShape
 from vsr_jax.runtime import compiler_options
@@ -179,19 +179,22 @@ class Restorer:
       lambda *x: f"the restoration of {len(x[2])} frames", restore_observed, fidelity
     )
 
-  def stream(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+  def stream(self, frames: Any) -> Iterator[np.ndarray] | Iterator[Frame]:
     """Restores every frame of a clip with one face.
 
     Args:
       frames: uint8 or float in [0, 1], RGB [h w 3], resized bilinearly to the model's size where
-        they are not of it; see `as_frames`.
+        they are not of it; see `as_frames`. Or of `Frame`, which keep their times.
 
-    Yields:
-      uint8 RGB [size size 3], one a frame.
+    Returns:
+      uint8 RGB [size size 3], one a frame, or `Frame`s of such images.
 
     Raises:
-      ValueError: a frame is of another form.
+      ValueError: from iteration: a frame is of another form.
     """
+    return stream_frames(self._stream_images, frames)
+
+  def _stream_images(self, frames: Any) -> Iterator[np.ndarray]:
     for faces in self.stream_tracks({0: frame} for frame in as_frames(frames)):
       yield faces[0]
 

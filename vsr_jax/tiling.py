@@ -9,8 +9,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
+
+from vsr_jax.frames import Frame, as_frames_of_one_size, stream_frames
 
 Stream = Callable[[Iterable[np.ndarray]], Iterator[np.ndarray]]
 
@@ -41,13 +44,13 @@ def tile_starts(size: int, tile: int, overlap: int) -> list[int]:
 
 def restore_tiled(
   restore: Stream,
-  frames: Iterable[np.ndarray],
+  frames: Any,
   *,
   tile: int,
   overlap: int,
   context: int,
   scale: int,
-) -> Iterator[np.ndarray]:
+) -> Iterator[np.ndarray] | Iterator[Frame]:
   """Restores a stream tile by tile, at a memory that does not grow with the clip.
 
   The stream is cut into chunks of frames; in every chunk each tile is restored
@@ -56,19 +59,37 @@ def restore_tiled(
 
   Args:
     restore: one output a frame, the ends of a stream continued by replication.
-    frames: uint8 [h w 3], all of one size.
+    frames: all of one size, see `as_frames`; or of `Frame`, which keep their times.
     tile: side of the square tiles, in input pixels.
     overlap: least number of input pixels that neighbours share, below `tile`.
     context: frames before and after a frame that its restoration sees.
     scale: output pixels an input pixel.
 
-  Yields:
-    uint8 [scale*h scale*w 3], one a frame.
+  Returns:
+    uint8 [scale*h scale*w 3], one a frame, or `Frame`s of such images.
 
   Raises:
-    ValueError: the overlap is negative or not smaller than the tile.
+    ValueError: from iteration: the overlap is negative or not smaller than the tile, or the frames
+      are of another form or of several sizes.
   """
-  frames = iter(frames)
+
+  def restore_images(images):
+    return _restore_tiled(
+      restore, as_frames_of_one_size(images), tile, overlap, context=context, scale=scale
+    )
+
+  return stream_frames(restore_images, frames)
+
+
+def _restore_tiled(
+  restore: Stream,
+  frames: Iterator[np.ndarray],
+  tile: int,
+  overlap: int,
+  *,
+  context: int,
+  scale: int,
+) -> Iterator[np.ndarray]:
   first = next(frames, None)
   if first is None:
     return

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vsr_jax import tiling
+from vsr_jax.frames import Frame
 from vsr_jax.tiling import largest_tile, restore_tiled, tile_starts
 
 
@@ -80,6 +83,14 @@ def test_what_depends_on_a_neighbourhood_only_is_the_same_by_tiles(
   monkeypatch.setattr(tiling, "_CANVAS_BYTES", 0)  # chunks of the least length, 4
   frames = noise(count, height, width)
   np.testing.assert_array_equal(tiled(frames, 12, 5), list(enlarge(frames)))
+
+
+def test_frames_keep_their_times_by_tiles():
+  images = noise(5, 23, 29)
+  frames = [Frame(image, Fraction(i, 25), i) for i, image in enumerate(images)]
+  restored = list(restore_tiled(enlarge, frames, tile=12, overlap=5, context=1, scale=2))
+  np.testing.assert_array_equal([frame.image for frame in restored], tiled(images, 12, 5))
+  assert [frame.time for frame in restored] == [frame.time for frame in frames]
 
 
 def test_a_stream_of_no_frame_gives_none():

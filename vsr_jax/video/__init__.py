@@ -7,12 +7,12 @@ sound; what is written appears under its name only once it is complete.
 
 from __future__ import annotations
 
+from vsr_jax.frames import Frame as Frame
 from vsr_jax.images import read_image as read_image
 from vsr_jax.threads import prefetch as prefetch
 from vsr_jax.video.decode import VideoInfo as VideoInfo
 from vsr_jax.video.outputs import check_output as check_output
 from vsr_jax.video.outputs import holds_one_frame as holds_one_frame
-from vsr_jax.video.reader import Frame as Frame
 from vsr_jax.video.reader import Reader as Reader
 from vsr_jax.video.reader import open_reader as open_reader
 from vsr_jax.video.reader import probe as probe

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import dataclasses
 import os
 import stat
 import threading
@@ -16,33 +15,12 @@ import numpy as np
 
 from vsr_jax import threads
 from vsr_jax.errors import UserError
+from vsr_jax.frames import Frame
 from vsr_jax.image_headers import read_header
 from vsr_jax.images import MAX_PIXELS, SUFFIXES
 from vsr_jax.video import spool
 from vsr_jax.video.decode import VideoFile, VideoInfo
 from vsr_jax.video.frames_folder import ImageFiles
-
-
-@dataclasses.dataclass(frozen=True)
-class Frame:
-  """One frame of a clip.
-
-  Attributes:
-    image: uint8 RGB [h w 3], upright.
-    time: seconds after the clip's first frame.
-    index: its number in the clip, from 0.
-    duration: seconds that it stands: up to the next frame, or as long as the file says of the last
-      one; None of a `Frame` that was made without.
-    name: of an image file: the name that it gets as a PNG; None of a video's.
-    is_context: whether it was not asked for, but for its neighbours' sake.
-  """
-
-  image: np.ndarray
-  time: Fraction
-  index: int
-  duration: Fraction | None = None
-  name: str | None = None
-  is_context: bool = False
 
 
 class Reader(Iterator[Frame]):
