@@ -25,7 +25,7 @@ import numpy as np
 
 from benchmarks import workload
 from data_prep import clips, degrade, face_degrade, face_pipeline, pipeline
-from vsr_jax import errors, video
+from vsr_jax import cli, video
 from vsr_jax.images import encode_image
 
 VERSIONS = {
@@ -234,4 +234,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  errors.run(main)
+  cli.run(main)

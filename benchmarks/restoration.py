@@ -26,8 +26,8 @@ from fmanet_jax.conversion import convert_released, split_networks
 from fmanet_jax.model import FMANet, Params
 from fmanet_jax.streaming import Restorer
 from fmanet_jax.window import encode_frames, fold_kernels, restore_window
-from vsr_jax import errors
-from vsr_jax.memory import return_freed_memory
+from vsr_jax import cli
+from vsr_jax.runtime import return_freed_memory
 
 VERSIONS = {"jax": jax.__version__, "flax": flax.__version__, "numpy": np.__version__}
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
@@ -55,7 +55,7 @@ def compile_times() -> list[float]:
 def time_clip(args: argparse.Namespace) -> dict[str, Any]:
   """Restores the clip and tells when each frame came; times are from the process's start."""
   compiling = compile_times()
-  return_freed_memory()  # as `fmanet_jax.streaming.load` does
+  return_freed_memory()  # as `fmanet_jax.restore` does
   model, params = load(args.model)
   restorer = Restorer(model, params)
   frames = workload.clip(args.frames, args.height, args.width)
@@ -174,4 +174,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  errors.run(main)
+  cli.run(main)

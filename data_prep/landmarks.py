@@ -12,6 +12,11 @@ is left as it is, so that a run can be gone on with.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+  from vsr_jax import cli
+
+  cli.begin()  # before the imports that take seconds
+
 import argparse
 import contextlib
 import pathlib
@@ -22,7 +27,7 @@ import numpy as np
 import tqdm
 
 from data_prep import meta_info, sources
-from vsr_jax import errors, files, frames_folder, progress, video
+from vsr_jax import cli, files, progress, video
 from vsr_jax.errors import UserError
 from vsr_jax.faces import detector, tracks
 from vsr_jax.faces.detections import Detections
@@ -30,6 +35,7 @@ from vsr_jax.files import write_whole
 from vsr_jax.guards import is_name
 from vsr_jax.images import decode_image
 from vsr_jax.locks import locked
+from vsr_jax.video import frames_folder
 
 
 class Source(NamedTuple):
@@ -193,7 +199,7 @@ def spread(parts: Sequence[tracks.Track], count: int) -> np.ndarray:
 
 
 def _parse() -> argparse.Namespace:
-  parser = errors.Parser("data_prep.landmarks", __doc__)
+  parser = cli.Parser("data_prep.landmarks", __doc__)
   add = parser.add_argument
   add(
     "inputs",
@@ -213,4 +219,4 @@ def _parse() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-  errors.run(main)
+  cli.run(main)

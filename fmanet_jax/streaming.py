@@ -24,14 +24,10 @@ from vsr_jax.architecture import from_entries
 from vsr_jax.checkpoint import read_meta, restore_params
 from vsr_jax.compiling import compiling
 from vsr_jax.errors import UserError
-from vsr_jax.frames import as_frames_of_one_size
-from vsr_jax.inference import (
-  compiler_options,
-  enable_compilation_cache,
-  largest_tile,
-  restore_tiled,
-)
-from vsr_jax.memory import free_memory, release_freed_memory, return_freed_memory
+from vsr_jax.frames import Frame, as_frames_of_one_size, stream_frames
+from vsr_jax.memory import free_memory, release_freed_memory
+from vsr_jax.runtime import compiler_options
+from vsr_jax.tiling import largest_tile, restore_tiled
 
 DEMO_WEIGHTS = pathlib.Path(__file__).parent / "assets" / "demo_weights"
 OVERLAP = 16  # input pixels that neighbouring tiles share and are blended over
@@ -45,9 +41,6 @@ def load(
 ) -> tuple[FMANet, Params]:
   """Loads a model and its parameters.
 
-  Turns JAX's persistent compilation cache on and has freed arrays given back to the system, so that
-  a long clip takes no more memory than a short one (`return_freed_memory`).
-
   Args:
     checkpoint: a run's folder, a checkpoint, or what `fmanet_jax.convert` wrote;
       None for the demonstration weights that ship with the package.
@@ -59,8 +52,6 @@ def load(
   Raises:
     UserError: there is no such checkpoint, or it is damaged, not of an FMA-Net or of stage 1.
   """
-  enable_compilation_cache()
-  return_freed_memory()
   checkpoint = DEMO_WEIGHTS if checkpoint is None else checkpoint
   arch = load_architecture(checkpoint)
   model = FMANet(arch, jnp.dtype(dtype))
@@ -121,19 +112,23 @@ class Restorer:
   def _on_mesh(self) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
-  def stream(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+  def stream(self, frames: Any) -> Iterator[np.ndarray] | Iterator[Frame]:
     """Restores every frame; the stream is continued at both ends by copies of its end frames.
 
     Args:
-      frames: uint8 or float in [0, 1], RGB [h w 3], all of one size; see `as_frames`.
+      frames: uint8 or float in [0, 1], RGB [h w 3], all of one size; see `as_frames`. Or of
+        `Frame`, which keep their times.
 
-    Yields:
-      uint8 RGB [sh sw 3], one a frame; while a group of frames is handed out, the next one is
-      computed.
+    Returns:
+      uint8 RGB [sh sw 3], one a frame, or `Frame`s of such images; while a group of frames is
+      handed out, the next one is computed.
 
     Raises:
-      ValueError: the frames are of another form or of several sizes.
+      ValueError: from iteration: the frames are of another form or of several sizes.
     """
+    return stream_frames(self._stream_images, frames)
+
+  def _stream_images(self, frames: Any) -> Iterator[np.ndarray]:
     frames = as_frames_of_one_size(frames)
     reach = self.model.arch.frames // 2
     held = collections.deque(maxlen=self._held)
@@ -266,8 +261,8 @@ def _handed_out(images: jax.Array, count: int) -> Iterator[np.ndarray]:
 
 
 def restore_frames(
-  restorer: Restorer, frames: Iterable[np.ndarray], tile: int | None = None
-) -> Iterator[np.ndarray]:
+  restorer: Restorer, frames: Any, tile: int | None = None
+) -> Iterator[np.ndarray] | Iterator[Frame]:
   """Restores a stream whole or, with `tile`, by overlapping tiles of that side.
 
   Args:
@@ -276,14 +271,14 @@ def restore_frames(
     tile: side of a tile in input pixels, above `OVERLAP`; None for whole frames.
 
   Returns:
-    uint8 RGB [sh sw 3], one a frame.
+    uint8 RGB [sh sw 3], one a frame, or `Frame`s of such images.
   """
   if tile is None:
     return restorer.stream(frames)
   arch = restorer.model.arch
   return restore_tiled(
     restorer.stream,
-    as_frames_of_one_size(frames),
+    frames,
     tile=tile,
     overlap=OVERLAP,
     context=arch.frames // 2,

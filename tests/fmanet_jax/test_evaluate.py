@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from data_prep import clips
-from fmanet_jax import evaluate
+from fmanet_jax import evaluate, score_table
 from fmanet_jax.architecture import Architecture
 from fmanet_jax.model import FMANet
 from tests.data_prep.helpers import texture, write_clip, write_clip_set, write_png
@@ -178,12 +178,12 @@ def test_the_table_shows_what_the_json_holds(run, data, tmp_path, capsys):
   ids=["a perfect frame", "a single frame"],
 )
 def test_numbers_that_are_none_become_null(score, none, cells):
-  report = evaluate.Report("a|b", {"left_out_at_each_end": 1}, {"clip": (Score(), score)})
-  found = evaluate.to_json(report)
+  report = score_table.ScoreTable("a|b", {"left_out_at_each_end": 1}, {"clip": (Score(), score)})
+  found = score_table.to_json(report)
   row = json.loads(json.dumps(found, allow_nan=False))["clips"][0]
   assert [key for key, value in row["restored"].items() if value is None] == [none]
   assert list(row["bicubic"].values()) == list(row["difference"].values()) == [None] * 3
-  head, _, shown, *_ = evaluate.to_markdown(found).splitlines()
+  head, _, shown, *_ = score_table.to_markdown(found).splitlines()
   assert r"| a\|b PSNR |" in head
   assert shown == f"| clip | {score.frames} | – | – | – | {cells} | – | – | – |"
 

@@ -20,7 +20,7 @@ from fmanet_jax.model import FMANet
 from tests.fmanet_jax.test_streaming import TINY, random_params
 from tests.interrupts import send_when_seen
 from tests.vsr_jax.clips import encode, moving_waves
-from vsr_jax import command, video
+from vsr_jax import video, video_cli
 from vsr_jax.checkpoint import export_params
 from vsr_jax.images import encode_image
 from vsr_jax.ops.resize import resize_bicubic
@@ -208,7 +208,7 @@ def test_bad_outputs_are_refused(run, clip, tmp_path, monkeypatch):
   assert_refused(run(clip, tmp_path / "no/out.mp4", code=2), "there is no folder")
   assert_refused(run(clip, tmp_path / "out.gif", code=2), "unknown kind of output .gif")
   assert_refused(run(clip, clip, code=2), "clip.mkv: is the input; name another output")
-  monkeypatch.setattr(command, "LARGEST_SIDE", 60)
+  monkeypatch.setattr(video_cli, "LARGEST_SIDE", 60)
   run(clip, tmp_path / "whole.mp4", "--frames", ":1")
   said = run(clip, tmp_path / "out.mp4", "--side-by-side", code=2)
   assert_refused(said, "H.264 takes no frames of 96x32")

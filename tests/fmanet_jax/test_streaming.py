@@ -20,9 +20,9 @@ from fmanet_jax.model import FMANet, init_params, learn_degradation, restore
 from fmanet_jax.streaming import OVERLAP, Restorer, estimate_memory, fitting_tile, restore_frames
 from vsr_jax.checkpoint import export_params
 from vsr_jax.errors import UserError
-from vsr_jax.inference import tile_starts
 from vsr_jax.ops.resize import resize_bicubic
 from vsr_jax.sharding import make_mesh
+from vsr_jax.tiling import tile_starts
 
 # As small as it can be: what counts here is which frames meet in a window.
 TINY = Architecture(

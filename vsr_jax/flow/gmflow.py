@@ -17,8 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vsr_jax.flow.checks import check_frames, check_pair
-from vsr_jax.flow.raft import STRIDE, InstanceNorm, upsample_convex
+from vsr_jax.flow.common import (
+  STRIDE,
+  InstanceNorm,
+  check_frames,
+  check_pair,
+  normalized_as_imagenet,
+  upsample_convex,
+)
 from vsr_jax.ops.activations import gelu
 
 WIDTH = 128  # of the features
@@ -29,8 +35,6 @@ MULTIPLE = STRIDE * WINDOWS  # image sides are multiples of it
 _EXPANSION = 4  # of the feed-forward network, of its input's width
 _QUERIES = 512  # of a global attention, scored at a time
 _EPSILON = 1e-5  # of the layer norms
-_MEAN = (0.485, 0.456, 0.406)  # of ImageNet's RGB in [0, 1]
-_DEVIATION = (0.229, 0.224, 0.225)
 
 Params = Mapping[str, Any]
 Windows = tuple[Sequence[int], Sequence[int]]  # their heights, top down, and widths, left to right
@@ -69,8 +73,7 @@ class Encoder(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    x = x.astype(jnp.float32) / 255 - jnp.array(_MEAN).reshape(1, 1, 1, 3)
-    x = x / jnp.array(_DEVIATION).reshape(1, 1, 1, 3)
+    x = normalized_as_imagenet(x)
     x = nn.Conv(64, (7, 7), 2, 3, use_bias=False, dtype=self.dtype, name="conv1")(x)
     x = nn.relu(_normalize(x))
     for i, width in enumerate((64, 96, 128), 1):

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vsr_jax.flow.checks import check_frames, check_pair
+from vsr_jax.flow.common import check_frames, check_pair
 from vsr_jax.ops.resize import resize_bilinear
 from vsr_jax.ops.warp import backward_warp
 

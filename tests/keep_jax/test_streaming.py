@@ -6,6 +6,7 @@ import functools
 import itertools
 import logging
 import re
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +14,10 @@ import numpy as np
 import pytest
 
 from keep_jax.conversion import convert_released
-from keep_jax.inference import Restorer
 from keep_jax.model import KEEP, clip_flows, restore_clip
+from keep_jax.streaming import Restorer
 from tests.keep_jax import golden, tiny
+from vsr_jax.frames import Frame
 
 
 @functools.cache
@@ -61,6 +63,13 @@ def test_a_clip_within_the_window_equals_the_whole_clip(clip, length):
   want = tiny.as_uint8(jnp.clip(whole.image, -1, 1))
   # Rounding may move a pixel by one step.
   assert np.abs(restored(restorer(), clip[:length]).astype(int) - want).max() <= 1
+
+
+def test_frames_keep_their_times(clip):
+  frames = [Frame(image, Fraction(i, 25), i) for i, image in enumerate(clip[:6])]
+  got = list(restorer().stream(frames))
+  np.testing.assert_array_equal([frame.image for frame in got], restored(restorer(), clip[:6]))
+  assert [frame.time for frame in got] == [frame.time for frame in frames]
 
 
 @pytest.mark.slow

@@ -1,9 +1,4 @@
-"""Video files and folders of frames <-> uint8 RGB frames, as a stream in constant memory.
-
-The one door to codecs: PyAV behind it reads any common container, image files or a folder of them,
-and writes H.264 (mp4, mkv, mov) or PNG frames. Frames keep their times, the output its source's
-sound; what is written appears under its name only once it is complete.
-"""
+"""Writes a clip frame by frame; what is written appears under its name only once complete."""
 
 from __future__ import annotations
 
@@ -16,19 +11,12 @@ from fractions import Fraction
 
 import numpy as np
 
-from vsr_jax import files, frames_folder, threads
+from vsr_jax import files, threads
 from vsr_jax.files import naming
-from vsr_jax.images import read_image as read_image
-from vsr_jax.outputs import check_output as check_output
-from vsr_jax.outputs import holds_one_frame as holds_one_frame
-from vsr_jax.outputs import output_form
-from vsr_jax.threads import prefetch as prefetch
-from vsr_jax.video_decode import VideoInfo
-from vsr_jax.video_encode import CONTAINERS, VideoSink
-from vsr_jax.video_reader import Frame as Frame
-from vsr_jax.video_reader import Reader as Reader
-from vsr_jax.video_reader import open_reader as open_reader
-from vsr_jax.video_reader import probe as probe
+from vsr_jax.video import frames_folder
+from vsr_jax.video.decode import VideoInfo
+from vsr_jax.video.encode import CONTAINERS, VideoSink
+from vsr_jax.video.outputs import check_output, output_form
 
 
 class Writer:

@@ -9,7 +9,7 @@ from fractions import Fraction
 
 import av
 
-from vsr_jax.video_decode import VideoInfo
+from vsr_jax.video.decode import VideoInfo
 
 # Seconds on the clip's own clock, its duration in seconds, and what is to be written then.
 Item = tuple[Fraction, Fraction, av.Packet | av.AudioFrame]

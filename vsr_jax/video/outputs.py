@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 
-from vsr_jax import files, frames_folder, spool
+from vsr_jax import files
 from vsr_jax.errors import UserError
-from vsr_jax.video_encode import CONTAINERS
+from vsr_jax.video import frames_folder, spool
+from vsr_jax.video.encode import CONTAINERS
 
 _IMAGE_OUTPUTS = (".png", ".jpg", ".jpeg")
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from vsr_jax import image_headers, images
 from vsr_jax.errors import UserError
-from vsr_jax.video_decode import DEFAULT_RATE, VideoInfo
+from vsr_jax.video.decode import DEFAULT_RATE, VideoInfo
 
 # Behind the head of each PNG of a folder that we write, by which we know it again: a PNG's text.
 _HEAD = 33  # bytes: the signature and IHDR

@@ -11,10 +11,10 @@ from fractions import Fraction
 import av
 import numpy as np
 
-from vsr_jax.video_decode import VideoInfo
-from vsr_jax.video_filters import scale_graph
-from vsr_jax.video_open import open_container
-from vsr_jax.video_tracks import Tracks
+from vsr_jax.video.containers import open_container
+from vsr_jax.video.decode import VideoInfo
+from vsr_jax.video.filters import scale_graph
+from vsr_jax.video.tracks import Tracks
 
 CONTAINERS = {".mp4": "mp4", ".mkv": "matroska", ".mov": "mov"}
 

@@ -12,10 +12,10 @@ import av
 from av.stream import Disposition
 
 from vsr_jax.errors import UserError
-from vsr_jax.video_clock import bridged
-from vsr_jax.video_decode import VideoInfo
-from vsr_jax.video_open import open_container
-from vsr_jax.video_sound import Item, SoundTrack, as_fraction
+from vsr_jax.video.clock import bridged
+from vsr_jax.video.containers import open_container
+from vsr_jax.video.decode import VideoInfo
+from vsr_jax.video.sound import Item, SoundTrack, as_fraction
 
 # Tags that speak of the file they are in, or that the pictures outdate (they are upright).
 _STALE_TAGS = {

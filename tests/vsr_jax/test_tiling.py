@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+from fractions import Fraction
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vsr_jax import inference
-from vsr_jax.inference import largest_tile, restore_tiled, tile_starts
+from vsr_jax import tiling
+from vsr_jax.frames import Frame
+from vsr_jax.tiling import largest_tile, restore_tiled, tile_starts
 
 
 @given(st.integers(1, 300), st.integers(1, 80), st.integers(0, 79))
@@ -37,7 +36,7 @@ def test_an_overlap_that_does_not_fit_is_refused(overlap):
 @given(st.integers(0, 60), st.integers(1, 9), st.integers(0, 12))
 def test_chunks_hold_every_frame_once_with_its_context(count, length, context):
   done = 0
-  for chunk, before, after in inference._chunks(iter(range(count)), length, context):
+  for chunk, before, after in tiling._chunks(iter(range(count)), length, context):
     core = chunk[before : len(chunk) - after]
     assert 1 <= len(core) <= length
     assert before == min(done, context)
@@ -81,9 +80,17 @@ def tiled(frames, tile, overlap, restore=enlarge):
 def test_what_depends_on_a_neighbourhood_only_is_the_same_by_tiles(
   monkeypatch, count, height, width
 ):
-  monkeypatch.setattr(inference, "_CANVAS_BYTES", 0)  # chunks of the least length, 4
+  monkeypatch.setattr(tiling, "_CANVAS_BYTES", 0)  # chunks of the least length, 4
   frames = noise(count, height, width)
   np.testing.assert_array_equal(tiled(frames, 12, 5), list(enlarge(frames)))
+
+
+def test_frames_keep_their_times_by_tiles():
+  images = noise(5, 23, 29)
+  frames = [Frame(image, Fraction(i, 25), i) for i, image in enumerate(images)]
+  restored = list(restore_tiled(enlarge, frames, tile=12, overlap=5, context=1, scale=2))
+  np.testing.assert_array_equal([frame.image for frame in restored], tiled(images, 12, 5))
+  assert [frame.time for frame in restored] == [frame.time for frame in frames]
 
 
 def test_a_stream_of_no_frame_gives_none():
@@ -135,31 +142,3 @@ def test_a_long_stream_is_not_read_ahead():
   results = restore_tiled(enlarge, frames(), tile=3, overlap=1, context=1, scale=2)
   for i, _ in enumerate(results):
     assert taken <= i + 34
-
-
-CACHE = """
-import jax
-from vsr_jax.inference import enable_compilation_cache
-enable_compilation_cache()
-print(jax.config.jax_compilation_cache_dir)
-"""
-
-
-def cache_folder(**environment):
-  kept = {k: v for k, v in os.environ.items() if k not in ("XDG_CACHE_HOME", "HOME")}
-  result = subprocess.run(
-    [sys.executable, "-c", CACHE],
-    env={**kept, "JAX_PLATFORMS": "cpu", **environment},
-    capture_output=True,
-    text=True,
-    check=True,
-  )
-  return result.stdout.strip()
-
-
-def test_the_compilation_cache_does_without_a_home_that_can_be_written(tmp_path):
-  blocked = tmp_path / "file"
-  blocked.write_text("a file, so that nothing can be made below")
-  assert cache_folder(HOME=str(blocked)) == "None"
-  assert cache_folder(HOME=str(tmp_path)) == str(tmp_path / ".cache/vsr_jax")
-  assert cache_folder(XDG_CACHE_HOME=str(tmp_path / "x")) == str(tmp_path / "x/vsr_jax")

@@ -1,4 +1,4 @@
-"""Restoring at constant memory: tiles of large frames, what fits, compiling once.
+"""Restoring large frames by tiles, at a memory that does not grow with the clip.
 
 Nothing here knows a model: a restorer is any function that turns a stream of
 frames into a stream of frames `scale` times their size.
@@ -8,68 +8,17 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
-import pathlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import jax
 import numpy as np
 
-from vsr_jax.compiling import compiling
+from vsr_jax.frames import Frame, as_frames_of_one_size, stream_frames
 
 Stream = Callable[[Iterable[np.ndarray]], Iterator[np.ndarray]]
 
 _CANVAS_BYTES = 2**28  # of finished frames that are held while their tiles are made
 _CHUNK_FRAMES = (4, 32)  # at least, or context would cost as much as work; at most
-
-
-def compiler_options() -> dict[str, str]:
-  """Options for `jax.jit` of programs that restore frames."""
-  if jax.default_backend() != "cpu":
-    return {}
-  # XLA's own loops (norms, activations, softmax) otherwise use half of an AVX-512 register.
-  return {"xla_cpu_prefer_vector_width": "512"}
-
-
-def enable_compilation_cache() -> None:
-  """Keeps compiled programs on disk, so that only the first clip of a size waits for one.
-
-  The folder is JAX_COMPILATION_CACHE_DIR or else a folder in the user's cache;
-  where neither can be written, programs are compiled anew by every process.
-  """
-  if jax.config.jax_compilation_cache_dir is not None:
-    return
-  try:
-    root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    folder = pathlib.Path(root) / "vsr_jax"
-    folder.mkdir(parents=True, exist_ok=True)
-  except (OSError, RuntimeError):  # no home, or one that cannot be written
-    return
-  if os.access(folder, os.W_OK | os.X_OK):
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-
-
-class CompiledByShape:
-  """A jitted function of params and more, compiled before it runs, within `compiling`."""
-
-  def __init__(self, jitted: Callable, name: Callable[..., str]):
-    """Takes what `jax.jit` gave.
-
-    Args:
-      jitted: its first argument is of the same shapes in every call; no argument is static.
-      name: of the other arguments, what is compiled; see `compiling`.
-    """
-    self._jitted, self._name = jitted, name
-    self._programs: dict[Any, jax.stages.Compiled] = {}
-
-  def __call__(self, params: Any, *args: Any) -> Any:
-    leaves, structure = jax.tree.flatten(args)
-    key = structure, *((x.shape, x.dtype) for x in leaves)
-    if key not in self._programs:
-      with compiling(self._name(*args)):
-        self._programs[key] = self._jitted.lower(params, *args).compile()
-    return self._programs[key](params, *args)
 
 
 def largest_tile(height: int, width: int, pixels: int) -> int:
@@ -95,13 +44,13 @@ def tile_starts(size: int, tile: int, overlap: int) -> list[int]:
 
 def restore_tiled(
   restore: Stream,
-  frames: Iterable[np.ndarray],
+  frames: Any,
   *,
   tile: int,
   overlap: int,
   context: int,
   scale: int,
-) -> Iterator[np.ndarray]:
+) -> Iterator[np.ndarray] | Iterator[Frame]:
   """Restores a stream tile by tile, at a memory that does not grow with the clip.
 
   The stream is cut into chunks of frames; in every chunk each tile is restored
@@ -110,19 +59,37 @@ def restore_tiled(
 
   Args:
     restore: one output a frame, the ends of a stream continued by replication.
-    frames: uint8 [h w 3], all of one size.
+    frames: all of one size, see `as_frames`; or of `Frame`, which keep their times.
     tile: side of the square tiles, in input pixels.
     overlap: least number of input pixels that neighbours share, below `tile`.
     context: frames before and after a frame that its restoration sees.
     scale: output pixels an input pixel.
 
-  Yields:
-    uint8 [scale*h scale*w 3], one a frame.
+  Returns:
+    uint8 [scale*h scale*w 3], one a frame, or `Frame`s of such images.
 
   Raises:
-    ValueError: the overlap is negative or not smaller than the tile.
+    ValueError: from iteration: the overlap is negative or not smaller than the tile, or the frames
+      are of another form or of several sizes.
   """
-  frames = iter(frames)
+
+  def restore_images(images):
+    return _restore_tiled(
+      restore, as_frames_of_one_size(images), tile, overlap, context=context, scale=scale
+    )
+
+  return stream_frames(restore_images, frames)
+
+
+def _restore_tiled(
+  restore: Stream,
+  frames: Iterator[np.ndarray],
+  tile: int,
+  overlap: int,
+  *,
+  context: int,
+  scale: int,
+) -> Iterator[np.ndarray]:
   first = next(frames, None)
   if first is None:
     return

@@ -16,9 +16,9 @@ import numpy as np
 from vsr_jax.errors import UserError
 from vsr_jax.image_headers import is_scattered, read_header
 from vsr_jax.images import MAX_PIXELS, check_header, check_pixels, read_file
-from vsr_jax.video_clock import bridged
-from vsr_jax.video_filters import RgbConverter, deinterlaced
-from vsr_jax.video_open import is_cut, open_container, picture_streams
+from vsr_jax.video.clock import bridged
+from vsr_jax.video.containers import is_cut, open_container, picture_streams
+from vsr_jax.video.filters import RgbConverter, deinterlaced
 
 # Rate of clips that do not tell one (FFmpeg's own choice for raw streams and image folders).
 DEFAULT_RATE = Fraction(25)

@@ -8,10 +8,12 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 
-from vsr_jax import images, spool, video
-from vsr_jax.errors import Parser, UserError
-from vsr_jax.frames_folder import several_frames
-from vsr_jax.video_encode import CONTAINERS
+from vsr_jax import images, video
+from vsr_jax.cli import Parser
+from vsr_jax.errors import UserError
+from vsr_jax.video import spool
+from vsr_jax.video.encode import CONTAINERS
+from vsr_jax.video.frames_folder import several_frames
 
 LARGEST_SIDE = 16_384  # of H.264 pictures as x264 takes them
 
@@ -169,14 +171,3 @@ def accompanied(
     if not frame.is_context and next(others, None) is None:
       raise UserError(f"{path}: ends before frame {frame.index}; give one that is as long")
     yield frame
-
-
-@contextlib.contextmanager
-def memory_errors(path: str, remedy: str) -> Iterator[None]:
-  """Within it a device that runs out of memory is a `UserError`."""
-  try:
-    yield
-  except RuntimeError as e:  # what XLA raises is one
-    if "RESOURCE_EXHAUSTED" not in str(e):
-      raise
-    raise UserError(f"{path}: the device's memory is too small for this; {remedy}") from e

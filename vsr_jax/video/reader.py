@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import dataclasses
 import os
 import stat
 import threading
@@ -14,34 +13,14 @@ from fractions import Fraction
 
 import numpy as np
 
-from vsr_jax import spool, threads
+from vsr_jax import threads
 from vsr_jax.errors import UserError
-from vsr_jax.frames_folder import ImageFiles
+from vsr_jax.frames import Frame
 from vsr_jax.image_headers import read_header
 from vsr_jax.images import MAX_PIXELS, SUFFIXES
-from vsr_jax.video_decode import VideoFile, VideoInfo
-
-
-@dataclasses.dataclass(frozen=True)
-class Frame:
-  """One frame of a clip.
-
-  Attributes:
-    image: uint8 RGB [h w 3], upright.
-    time: seconds after the clip's first frame.
-    index: its number in the clip, from 0.
-    duration: seconds that it stands: up to the next frame, or as long as the file says of the last
-      one; None of a `Frame` that was made without.
-    name: of an image file: the name that it gets as a PNG; None of a video's.
-    is_context: whether it was not asked for, but for its neighbours' sake.
-  """
-
-  image: np.ndarray
-  time: Fraction
-  index: int
-  duration: Fraction | None = None
-  name: str | None = None
-  is_context: bool = False
+from vsr_jax.video import spool
+from vsr_jax.video.decode import VideoFile, VideoInfo
+from vsr_jax.video.frames_folder import ImageFiles
 
 
 class Reader(Iterator[Frame]):
@@ -164,10 +143,10 @@ def open_reader(
 ) -> Reader:
   """Opens a clip for reading frame by frame; use it as a context manager.
 
-  Takes video files of the containers in `video_open`, folders of image files (PNG, JPEG, BMP, TIFF,
+  Takes video files of the containers in `containers`, folders of image files (PNG, JPEG, BMP, TIFF,
   WebP; frame2 before frame10; 25 frames a second), single image files, and pipes, which are copied
   first. Frames are turned upright, alpha is dropped, more than 8 bits are rounded; see
-  `video_filters` for colour.
+  `filters` for colour.
 
   Args:
     path: the file, folder or pipe, `-` for standard input.

@@ -34,9 +34,10 @@ from vsr_jax.architecture import from_entries
 from vsr_jax.checkpoint import read_meta, restore_params
 from vsr_jax.errors import UserError
 from vsr_jax.flow.estimators import Features
-from vsr_jax.frames import as_frames, as_frames_of_one_size
-from vsr_jax.inference import CompiledByShape, compiler_options, enable_compilation_cache
-from vsr_jax.memory import keep_freed_memory, release_freed_memory
+from vsr_jax.frames import Frame, as_frames, as_frames_of_one_size, stream_frames
+from vsr_jax.memory import release_freed_memory
+from vsr_jax.programs import CompiledByShape
+from vsr_jax.runtime import compiler_options
 
 WINDOW = 20  # frames that gains are blended over, as released
 LONGEST_WINDOW = 1000  # which are held at a time, with what is seen of them
@@ -51,9 +52,6 @@ T = TypeVar("T")
 def load(checkpoint: str | pathlib.Path, dtype: str = "float32") -> tuple[KEEP, Params]:
   """Loads a model and its parameters for restoring.
 
-  Turns JAX's persistent compilation cache on and, on CPU, `keep_freed_memory`: a frame's
-  temporaries, 0.5 GB and allocated anew, are otherwise a twelfth of its time.
-
   Args:
     checkpoint: what `keep_jax.convert` wrote.
     dtype: compute type, "float32" or "bfloat16".
@@ -64,8 +62,6 @@ def load(checkpoint: str | pathlib.Path, dtype: str = "float32") -> tuple[KEEP, 
   Raises:
     UserError: there is no such checkpoint, or it is damaged or not of a KEEP.
   """
-  enable_compilation_cache()
-  keep_freed_memory()
   if not pathlib.Path(checkpoint).is_dir():
     raise UserError(
       f"{checkpoint}: no such folder; make it of the released weights with "
@@ -183,19 +179,22 @@ class Restorer:
       lambda *x: f"the restoration of {len(x[2])} frames", restore_observed, fidelity
     )
 
-  def stream(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+  def stream(self, frames: Any) -> Iterator[np.ndarray] | Iterator[Frame]:
     """Restores every frame of a clip with one face.
 
     Args:
       frames: uint8 or float in [0, 1], RGB [h w 3], resized bilinearly to the model's size where
-        they are not of it; see `as_frames`.
+        they are not of it; see `as_frames`. Or of `Frame`, which keep their times.
 
-    Yields:
-      uint8 RGB [size size 3], one a frame.
+    Returns:
+      uint8 RGB [size size 3], one a frame, or `Frame`s of such images.
 
     Raises:
-      ValueError: a frame is of another form.
+      ValueError: from iteration: a frame is of another form.
     """
+    return stream_frames(self._stream_images, frames)
+
+  def _stream_images(self, frames: Any) -> Iterator[np.ndarray]:
     for faces in self.stream_tracks({0: frame} for frame in as_frames(frames)):
       yield faces[0]
 
@@ -210,7 +209,8 @@ class Restorer:
 
     Yields:
       Of each frame its restored faces by track, uint8 RGB [size size 3]; while they are handed out,
-      those of the next frame are computed (on CPU only where `keep_freed_memory` is not in force).
+      those of the next frame are computed (on CPU only where `keep_freed_memory` of
+      `vsr_jax.runtime` is not in force).
     """
     tracks: dict[Hashable, _Track] = {}
     pending: collections.deque[dict[Hashable, tuple[_Track, _Seen]]] = collections.deque()
