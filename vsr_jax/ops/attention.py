@@ -1,11 +1,19 @@
-"""Transposed attention, between channels, as one operation."""
+"""Attention between pixels, whole or in windows, and transposed attention between channels."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+Windows = tuple[Sequence[int], Sequence[int]]  # their heights, top down, and widths, left to right
 
 SMALLEST_NORM = 1e-12  # as PyTorch's `normalize` has it
+_QUERIES = 512  # of a global attention, scored at a time
 
 
 def channel_attention_definition(
@@ -69,3 +77,66 @@ def channel_attention(
 def _norm(x: jax.Array) -> jax.Array:
   """Euclidean norms over the pixels, the second axis; the root of 0 has no gradient."""
   return jnp.sqrt(jnp.maximum(jnp.square(x).sum(1), SMALLEST_NORM**2))
+
+
+def attend_in_windows(
+  query: jax.Array, key: jax.Array, value: jax.Array, windows: Windows
+) -> jax.Array:
+  """Attention of each window to the same window: three times [... h w c] -> [... h w c].
+
+  On CPU a frame at a time: the scores stay in the cache.
+  """
+  attend_all = functools.partial(attend_in_windows_definition, windows=windows)
+
+  def in_turn(*arrays):
+    flat = [x.reshape(-1, *x.shape[-3:]) for x in arrays]
+    return lax.map(lambda frame: attend_all(*frame), flat).reshape(value.shape)
+
+  return lax.platform_dependent(query, key, value, cpu=in_turn, default=attend_all)
+
+
+def attend_in_windows_definition(
+  query: jax.Array, key: jax.Array, value: jax.Array, windows: Windows
+) -> jax.Array:
+  """The definition of `attend_in_windows`, all frames at once."""
+  rows = []
+  for y, height in zip(np.cumsum(windows[0]), windows[0], strict=True):
+    row = []
+    for x, width in zip(np.cumsum(windows[1]), windows[1], strict=True):
+      parts = [a[..., y - height : y, x - width : x, :] for a in (query, key, value)]
+      flat = [a.reshape(*a.shape[:-3], height * width, a.shape[-1]) for a in parts]
+      row.append(attend(*flat).reshape(parts[2].shape).astype(value.dtype))
+    rows.append(jnp.concatenate(row, axis=-2))
+  return jnp.concatenate(rows, axis=-3)
+
+
+def attend_globally(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+  """Attention of every pixel to all: [b h w c] twice and values [b h w d] -> [b h w d] float32.
+
+  Scored by some queries at a time: all scores of a 512x512 frame are 64 MB.
+  """
+
+  def one_image(query, key, value):
+    h, w, c = query.shape
+    key, value = key.reshape(h * w, c), value.reshape(h * w, -1)
+    rows = lax.map(
+      lambda query: attend(query[None], key, value)[0],
+      query.reshape(h * w, c),
+      batch_size=min(h * w, _QUERIES),
+    )
+    return rows.reshape(h, w, -1)
+
+  return jax.vmap(one_image)(query, key, value)
+
+
+def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+  """Softmax attention, [... n c], [... m c] and [... m d] -> [... n d] float32."""
+  scores = jnp.einsum("...nc,...mc->...nm", query, key, preferred_element_type=jnp.float32)
+  scores = (scores - scores.max(-1, keepdims=True)) / np.sqrt(query.shape[-1])
+  weights = jnp.exp(scores)
+  # Divided by their sum only after the product: it has fewer elements.
+  total = weights.sum(-1, keepdims=True)
+  weights = weights.astype(value.dtype)
+  return (
+    jnp.einsum("...nm,...md->...nd", weights, value, preferred_element_type=jnp.float32) / total
+  )
