@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Sequence
 
 from benchmarks import compare, compare_keep, data, report, workload
-from vsr_jax import errors, files
+from vsr_jax import cli, files
 from vsr_jax.errors import UserError
 
 PARTS = {
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
   cpus = len(workload.available_cpus())
-  parser = errors.Parser("benchmarks", __doc__)
+  parser = cli.Parser("benchmarks", __doc__)
   add = parser.add_argument
   add("--reference", type=pathlib.Path, metavar="DIR", help="a checkout of the released FMA-Net")
   add("--keep-reference", type=pathlib.Path, metavar="DIR", help="one of KEEP, with submodules")
@@ -107,4 +107,4 @@ def _count(least: int):
 
 
 if __name__ == "__main__":
-  errors.run(main)
+  cli.run(main)

@@ -18,8 +18,9 @@ from jax.experimental import topologies
 
 from benchmarks.restoration import count_flops
 from fmanet_jax.architecture import Architecture
-from fmanet_jax.model import FMANet, encode_frames, init_params, restore_window
-from vsr_jax import errors
+from fmanet_jax.model import FMANet, init_params
+from fmanet_jax.window import encode_frames, fold_kernels, restore_window
+from vsr_jax import cli
 from vsr_jax.errors import UserError
 
 ENVIRONMENT = {  # without them libtpu asks a cloud's metadata server where it is
@@ -73,7 +74,7 @@ def report(name: str, device: jax.Device, function: Any, *args: Any) -> None:
 
 def main() -> None:
   """Runs the command; see the module's docstring."""
-  parser = errors.Parser("benchmarks.aot", __doc__)
+  parser = cli.Parser("benchmarks.aot", __doc__)
   parser.add_argument("--topology", default="v5e:2x4", help="default: %(default)s")
   parser.add_argument("--height", type=int, default=180, help="of a frame; default: %(default)s")
   parser.add_argument("--width", type=int, default=320, help="default: %(default)s")
@@ -89,8 +90,9 @@ def main() -> None:
   report("Features of a frame", device, encode, params, frame)
   part = (frame, *jax.eval_shape(encode, params, frame))
   window = jax.tree.map(lambda x: (x,) * model.arch.frames, part)
-  report("A window", device, restore, params, *window)
+  folded = jax.eval_shape(functools.partial(fold_kernels, model), params)
+  report("A window", device, restore, params, folded, *window)
 
 
 if __name__ == "__main__":
-  errors.run(main)
+  cli.run(main)

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks import compare
-from vsr_jax import errors
+from vsr_jax import cli
 from vsr_jax.files import write_whole
 
 # Frames of a sample, samples of a measured batch, and those of the paper's batch in a step.
@@ -125,4 +125,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-  errors.run(main)
+  cli.run(main)

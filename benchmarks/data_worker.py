@@ -27,7 +27,7 @@ from data_prep import clip_set, exposure, face_degrade, face_pipeline, pipeline
 from data_prep.clip import BLUR_BICUBIC, SHARP, SHARP_BICUBIC, Clip
 from data_prep.folders import FileStream
 from data_prep.opening import open_clips
-from vsr_jax import errors, video
+from vsr_jax import cli, video
 from vsr_jax.faces.align import SIZE, TEMPLATE
 from vsr_jax.images import encode_image
 
@@ -213,4 +213,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  errors.run(main)
+  cli.run(main)

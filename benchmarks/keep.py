@@ -1,4 +1,4 @@
-"""Worker: restores a clip of aligned faces with `keep_jax.inference.Restorer`, as one process.
+"""Worker: restores a clip of aligned faces with `keep_jax.streaming.Restorer`, as one process.
 
     python -m benchmarks.keep convert --checkpoint DIR [--model full]
     python -m benchmarks.keep time|stream|output|work|faces --checkpoint DIR [--frames 6] ...
@@ -38,8 +38,9 @@ from benchmarks.restoration import (
 )
 from keep_jax.conversion import convert_released
 from keep_jax.faces import find_faces, restore_faces, unchanged
-from keep_jax.inference import WINDOW, Restorer, load
 from keep_jax.model import (
+  KEEP,
+  Params,
   calculate_gains,
   clip_flows,
   flow_between,
@@ -49,7 +50,8 @@ from keep_jax.model import (
   restore_clip,
   step,
 )
-from vsr_jax import errors
+from keep_jax.streaming import WINDOW, Restorer, load
+from vsr_jax import cli, runtime
 from vsr_jax.checkpoint import export_params
 from vsr_jax.errors import UserError
 from vsr_jax.faces.detector import make_detector
@@ -73,7 +75,7 @@ def time_clip(args: argparse.Namespace) -> dict[str, Any]:
   What is compiled within them, the gains of another number of frames, is taken off.
   """
   compiling = compile_times()
-  model, params = load(args.checkpoint)
+  model, params = load_as_the_command(args.checkpoint)
   restorer = Restorer(model, params)
   frames = list(workload.keep_clip(args.frames, model.arch.image_size))
   ready = time.time() - args.started
@@ -106,7 +108,7 @@ def time_clip(args: argparse.Namespace) -> dict[str, Any]:
 
 def time_stream(args: argparse.Namespace) -> dict[str, Any]:
   """Restores a stream of frames one by one; its times, beyond the first window, and its memory."""
-  model, params = load(args.checkpoint)
+  model, params = load_as_the_command(args.checkpoint)
   ends = []
   for _ in Restorer(model, params).stream(workload.keep_clip(args.frames, model.arch.image_size)):
     ends.append(time.time() - args.started)
@@ -116,6 +118,13 @@ def time_stream(args: argparse.Namespace) -> dict[str, Any]:
     "memory": workload.peak_memory(),
     "device_memory": device_memory(),
   }
+
+
+def load_as_the_command(checkpoint: pathlib.Path) -> tuple[KEEP, Params]:
+  """Loads a model under the settings of `keep_jax.restore`."""
+  runtime.enable_compilation_cache()
+  runtime.keep_freed_memory()
+  return load(checkpoint)
 
 
 def time_faces(args: argparse.Namespace) -> dict[str, Any]:
@@ -139,7 +148,7 @@ def time_faces(args: argparse.Namespace) -> dict[str, Any]:
 
 def compute_output(args: argparse.Namespace) -> dict[str, Any]:
   """Writes the chunk's restored frames [t h w 3], not clipped, and logits [t n codes]."""
-  model, params = load(args.checkpoint)
+  model, params = load_as_the_command(args.checkpoint)
   frames = np.stack(list(workload.keep_clip(args.frames, model.arch.image_size)))
   frames = jnp.asarray(frames)[None].astype(jnp.float32) / 127.5 - 1
 
@@ -153,7 +162,7 @@ def compute_output(args: argparse.Namespace) -> dict[str, Any]:
 
 def count_work(args: argparse.Namespace) -> dict[str, Any]:
   """Counts the FLOPs of a frame in a chunk."""
-  model, params = load(args.checkpoint)
+  model, params = load_as_the_command(args.checkpoint)
   side = model.arch.image_size
   frame = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
   encode, between = (functools.partial(part, model) for part in (flow_features, flow_between))
@@ -185,4 +194,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  errors.run(main)
+  cli.run(main)

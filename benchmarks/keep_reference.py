@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import workload
-from vsr_jax import errors
+from vsr_jax import cli
 from vsr_jax.errors import UserError
 
 try:
@@ -134,4 +134,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  errors.run(main)
+  cli.run(main)

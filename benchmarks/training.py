@@ -17,8 +17,8 @@ from benchmarks.restoration import VERSIONS, device_memory, device_name, load
 from configs.fmanet import joint
 from fmanet_jax.model import init_params
 from fmanet_jax.train import make_stage
-from vsr_jax import errors
-from vsr_jax.memory import keep_freed_memory
+from vsr_jax import cli
+from vsr_jax.runtime import keep_freed_memory
 from vsr_jax.sharding import make_mesh, place_batch, replicated
 from vsr_jax.train.state import abstract_state, init_state
 from vsr_jax.train.step import jit_train_step, make_train_step
@@ -65,4 +65,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  errors.run(main)
+  cli.run(main)

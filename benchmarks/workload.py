@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from tests.parity import weights
-from vsr_jax import errors
+from vsr_jax import cli
 from vsr_jax.errors import UserError
 
 PARITY = pathlib.Path(weights.__file__).parent
@@ -184,7 +184,7 @@ def run_reference(
 
 def worker_parser(command: str, doc: str) -> argparse.ArgumentParser:
   """The options of a worker, which `benchmarks.compare` starts."""
-  parser = errors.Parser(command, doc)
+  parser = cli.Parser(command, doc)
   parser.add_argument("job", help="what to measure")
   parser.add_argument("--model", choices=MODELS, default="full")
   parser.add_argument("--height", type=int, default=180)

@@ -1,8 +1,3 @@
 """From clips on disk to training batches."""
 
 from __future__ import annotations
-
-from vsr_jax import errors
-
-errors.catch_signals_of_a_command()
-errors.silence_xla_of_a_command()

@@ -12,6 +12,11 @@ Needs TensorFlow and Beam: pip install -e ".[build]".
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+  from vsr_jax import cli
+
+  cli.begin()  # before the imports that take seconds
+
 import argparse
 import contextlib
 import importlib
@@ -25,7 +30,7 @@ from collections.abc import Iterator
 
 from data_prep import built
 from data_prep.opening import open_clips
-from vsr_jax import errors, files, progress
+from vsr_jax import cli, files, progress
 from vsr_jax.errors import UserError
 
 DATASETS = ("reds", "vfhq", "gopro")
@@ -76,7 +81,7 @@ def _check_folders(args: argparse.Namespace) -> None:
 
 
 def _parse() -> argparse.Namespace:
-  parser = errors.Parser("data_prep.build", __doc__)
+  parser = cli.Parser("data_prep.build", __doc__)
   parser.add_argument("dataset", choices=DATASETS)
   parser.add_argument("--manual-dir", type=pathlib.Path, metavar="DIR", help="the downloads")
   parser.add_argument("--data-dir", type=pathlib.Path, metavar="DIR", help="where to write")
@@ -162,4 +167,4 @@ def summarize(folder: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-  errors.run(main)
+  cli.run(main)

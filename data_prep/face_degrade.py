@@ -11,6 +11,11 @@ integers; the codecs run in one thread, on which their result depends.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+  from vsr_jax import cli
+
+  cli.begin()  # before the imports that take seconds
+
 import dataclasses
 import itertools
 import math
@@ -23,7 +28,7 @@ import av
 import cv2
 import numpy as np
 
-from vsr_jax import errors, files, video
+from vsr_jax import cli, files, video
 from vsr_jax.errors import UserError
 from vsr_jax.files import write_whole
 from vsr_jax.images import encode_image
@@ -291,7 +296,7 @@ def draw_strip(clip: np.ndarray, seed: int, rows: int = 2) -> np.ndarray:
 
 def main() -> None:
   """Runs the command; see the module's docstring and `--help`."""
-  parser = errors.Parser("data_prep.face_degrade", __doc__)
+  parser = cli.Parser("data_prep.face_degrade", __doc__)
   parser.add_argument("clip", metavar="CLIP", help="a video file or a folder of frames")
   parser.add_argument("out", metavar="OUT.png", type=pathlib.Path)
   parser.add_argument("--start", type=int, default=0, metavar="N", help="first frame")
@@ -322,4 +327,4 @@ def _squares(path: str, start: int, count: int, size: int) -> Iterator[np.ndarra
 
 
 if __name__ == "__main__":
-  errors.run(main)
+  cli.run(main)

@@ -19,6 +19,11 @@ zstd would save another sixth and make reading three times as slow.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+  from vsr_jax import cli
+
+  cli.begin()  # before the imports that take seconds
+
 import argparse
 import functools
 import itertools
@@ -32,11 +37,11 @@ import tqdm
 
 from data_prep import flow_store, opening
 from data_prep.clip import SHARP_BICUBIC, Clip, check_frames
-from vsr_jax import errors, progress
+from vsr_jax import cli, progress
 from vsr_jax.errors import UserError
 from vsr_jax.flow import raft, raft_conversion
-from vsr_jax.inference import CompiledByShape
 from vsr_jax.locks import locked
+from vsr_jax.programs import CompiledByShape
 
 LARGEST_BATCH = 1024  # the last one of a clip is filled up
 ITERATIONS = 12  # as the released labels
@@ -46,7 +51,7 @@ Estimate = Callable[[np.ndarray, np.ndarray], jax.Array]
 
 def main() -> None:
   """Runs the command; see the module's docstring and `--help`."""
-  parser = errors.Parser("data_prep.flow_labels", __doc__)
+  parser = cli.Parser("data_prep.flow_labels", __doc__)
   parser.add_argument("root", type=pathlib.Path, metavar="DIR")
   source = parser.add_mutually_exclusive_group(required=True)
   source.add_argument("--weights", type=pathlib.Path, help="a released RAFT .pth")
@@ -220,7 +225,7 @@ def make_estimate(net: raft.Raft, params: dict, *, bgr: bool = False) -> Estimat
   @jax.jit
   def run(params, image1, image2):
     h, w = image1.shape[1:3]
-    bottom, right = -h % raft.STRIDE, -w % raft.STRIDE
+    bottom, right = -h % raft.MULTIPLE, -w % raft.STRIDE
     if bgr:
       image1, image2 = image1[..., ::-1], image2[..., ::-1]
     padding = ((0, 0), (0, bottom), (0, right), (0, 0))  # zeros, as the released labels
@@ -283,4 +288,4 @@ def _labels(
 
 
 if __name__ == "__main__":
-  errors.run(main)
+  cli.run(main)

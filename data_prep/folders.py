@@ -14,9 +14,10 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 
-from vsr_jax import frames_folder, image_headers
+from vsr_jax import image_headers
 from vsr_jax.errors import UserError
 from vsr_jax.guards import TooLarge, read_bytes
+from vsr_jax.video import frames_folder
 
 IMAGES = (".png", ".jpg", ".jpeg")
 LARGEST_SIDE = 2**16  # pixels of a frame

@@ -13,6 +13,11 @@ is left as it is, so that a run can be gone on with.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+  from vsr_jax import cli
+
+  cli.begin()  # before the imports that take seconds
+
 import argparse
 import contextlib
 import pathlib
@@ -26,7 +31,7 @@ from data_prep import meta_info
 from data_prep.clip import SHARP, Clip
 from data_prep.folders import FileStream
 from data_prep.opening import open_clips
-from vsr_jax import errors, files, progress, video
+from vsr_jax import cli, files, progress, video
 from vsr_jax.errors import UserError
 from vsr_jax.faces import detector, tracks
 from vsr_jax.faces.detections import Detections
@@ -185,7 +190,7 @@ def spread(parts: Sequence[tracks.Track], count: int) -> np.ndarray:
 
 
 def _parse() -> argparse.Namespace:
-  parser = errors.Parser("data_prep.landmarks", __doc__)
+  parser = cli.Parser("data_prep.landmarks", __doc__)
   add = parser.add_argument
   add(
     "inputs",
@@ -205,4 +210,4 @@ def _parse() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-  errors.run(main)
+  cli.run(main)

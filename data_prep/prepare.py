@@ -8,6 +8,11 @@ Each input is a video file or a folder of frames; the exposure model is that of
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+  from vsr_jax import cli
+
+  cli.begin()  # before the imports that take seconds
+
 import argparse
 import contextlib
 import itertools
@@ -28,7 +33,7 @@ import tqdm
 
 from data_prep import clip_set, exposure, flow_store
 from data_prep.clip import BLUR_BICUBIC, SHARP, SHARP_BICUBIC, STREAMS
-from vsr_jax import command, errors, files, progress, video
+from vsr_jax import cli, files, progress, video, video_cli
 from vsr_jax.errors import UserError
 from vsr_jax.guards import check_within, remove_within
 from vsr_jax.images import encode_image
@@ -107,7 +112,7 @@ def _check_origin(out: pathlib.Path, clip: str, new: dict, old: dict) -> None:
 
 
 def _parse() -> argparse.Namespace:
-  parser = errors.Parser("data_prep.prepare", __doc__)
+  parser = cli.Parser("data_prep.prepare", __doc__)
   parser.add_argument("inputs", nargs="+", metavar="INPUT", type=pathlib.Path)
   parser.add_argument("--out", required=True, type=pathlib.Path, metavar="DIR")
   parser.add_argument(
@@ -129,7 +134,7 @@ def _parse() -> argparse.Namespace:
   parser.add_argument("--scale", type=int, default=4, help="of the low-resolution frames")
   parser.add_argument(
     "--frames",
-    type=lambda text: list(command.frame_range(text)),  # as JSON gives it back
+    type=lambda text: list(video_cli.frame_range(text)),  # as JSON gives it back
     metavar="A:B",
     help="only source frames A..B-1",
   )
@@ -326,4 +331,4 @@ def _write_frame(
 
 
 if __name__ == "__main__":
-  errors.run(main)
+  cli.run(main)

@@ -9,6 +9,11 @@ and landmarks drawn as dots. The clips are spread evenly over the split.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+  from vsr_jax import cli
+
+  cli.begin()  # before the imports that take seconds
+
 import pathlib
 import statistics
 from collections.abc import Sequence
@@ -19,7 +24,7 @@ import numpy as np
 from data_prep import built
 from data_prep.clip import Clip
 from data_prep.opening import OpenedSet, open_clips
-from vsr_jax import errors, files
+from vsr_jax import cli, files
 from vsr_jax.errors import UserError
 from vsr_jax.files import write_whole
 from vsr_jax.images import encode_image
@@ -33,7 +38,7 @@ COLOURS = ((255, 64, 64), (64, 255, 64), (64, 128, 255), (255, 255, 0), (255, 0,
 
 def main() -> None:
   """Runs the command; see the module's docstring and `--help`."""
-  parser = errors.Parser("data_prep.show", __doc__)
+  parser = cli.Parser("data_prep.show", __doc__)
   parser.add_argument("name", metavar="NAME", help="such as reds/x4")
   parser.add_argument("--data-dir", default="data", type=pathlib.Path, metavar="DIR")
   parser.add_argument(
@@ -143,4 +148,4 @@ def _write(image: np.ndarray, text: str) -> None:
 
 
 if __name__ == "__main__":
-  errors.run(main)
+  cli.run(main)

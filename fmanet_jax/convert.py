@@ -9,6 +9,11 @@ the checkpoint is of an RGB model. What it is a model of is read off the tensors
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+  from vsr_jax import cli
+
+  cli.begin()  # before the imports that take seconds
+
 import argparse
 import dataclasses
 import pathlib
@@ -18,7 +23,7 @@ import jax
 import numpy as np
 
 from fmanet_jax.conversion import PREFIXES, convert_released, split_networks
-from vsr_jax import errors, progress, torch_files
+from vsr_jax import cli, progress, torch_files
 from vsr_jax.checkpoint import check_export, export_params
 from vsr_jax.errors import UserError
 
@@ -108,7 +113,7 @@ def _by_network(state: State, path: str) -> dict[str, State]:
 
 
 def _parse() -> argparse.Namespace:
-  parser = errors.Parser(
+  parser = cli.Parser(
     "fmanet_jax.convert", __doc__, usage="%(prog)s [-h] model_D.pt model_R.pt DIR"
   )
   parser.add_argument("files", nargs="+", metavar="FILE", help="of each network, or one of both")
@@ -120,4 +125,4 @@ def _parse() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-  errors.run(main)
+  cli.run(main)

@@ -8,6 +8,11 @@ truth, and a detail of each below) and the scores of all frames, metrics.json an
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+  from vsr_jax import cli
+
+  cli.begin()  # before the imports that take seconds
+
 import contextlib
 import dataclasses
 import pathlib
@@ -16,11 +21,12 @@ from fractions import Fraction
 import cv2
 import numpy as np
 
-from fmanet_jax import evaluate, inference
-from vsr_jax import errors, files, progress, video
+from fmanet_jax import score_table, streaming
+from fmanet_jax.score_table import ScoreTable
+from vsr_jax import cli, files, progress, runtime, video
 from vsr_jax.errors import UserError
 from vsr_jax.metrics import ClipScore, motion, rgb_psnr
-from vsr_jax.resize import resize_bicubic
+from vsr_jax.ops.resize import resize_bicubic
 
 CLIP = pathlib.Path(__file__).parent / "assets" / "demo_clip"
 ZOOM = 4  # of the details
@@ -36,35 +42,37 @@ class Picture:
 
 def main() -> None:
   """Runs the command; see the module's docstring and `--help`."""
-  parser = errors.Parser("fmanet_jax.demo", __doc__)
+  parser = cli.Parser("fmanet_jax.demo", __doc__)
   parser.add_argument(
     "--out", type=pathlib.Path, metavar="DIR", default="demo_output", help="default: demo_output"
   )
   parser.add_argument("--checkpoint", metavar="DIR", help="default: the packaged weights")
   args = parser.parse_args()
-  if args.checkpoint is None and not inference.DEMO_WEIGHTS.is_dir():
+  if args.checkpoint is None and not streaming.DEMO_WEIGHTS.is_dir():
     raise UserError(
-      f"{inference.DEMO_WEIGHTS}: the demonstration weights are missing; get the whole repository, "
+      f"{streaming.DEMO_WEIGHTS}: the demonstration weights are missing; get the whole repository, "
       "or name other weights with --checkpoint"
     )
   files.check_folder(args.out)
-  restorer = inference.Restorer(*inference.load(args.checkpoint))
+  runtime.enable_compilation_cache()
+  runtime.return_freed_memory()
+  restorer = streaming.Restorer(*streaming.load(args.checkpoint))
   files.make_folder(args.out)
   video.check_output(str(args.out / "side_by_side.png"))
   files.remove_left(args.out)
-  report = evaluate.Report(
+  table = ScoreTable(
     "FMA-Net", {"data": CLIP.name, "checkpoint": args.checkpoint, "left_out_at_each_end": 0}
   )
-  picture = restore(restorer, args.out, report)
+  picture = restore(restorer, args.out, table)
   write_image(args.out / "side_by_side.png", side_by_side(picture.images))
-  report.complete = True
-  evaluate.write(args.out, report)
-  print(evaluate.to_markdown(evaluate.to_json(report)))
+  table.complete = True
+  score_table.write(args.out, table)
+  print(score_table.to_markdown(score_table.to_json(table)))
   print(f"\nwritten to {args.out}: restored.mp4, side_by_side.mp4 (bicubic | restored),")
   print("side_by_side.png (bicubic | restored | truth), metrics.json and metrics.md")
 
 
-def restore(restorer: inference.Restorer, out: pathlib.Path, report: evaluate.Report) -> Picture:
+def restore(restorer: streaming.Restorer, out: pathlib.Path, table: ScoreTable) -> Picture:
   """Restores and scores the clip, writes both videos and finds the frame to show."""
   scale = restorer.model.arch.scale
   bicubic, restored, picture = ClipScore(), ClipScore(), Picture()
@@ -82,12 +90,12 @@ def restore(restorer: inference.Restorer, out: pathlib.Path, report: evaluate.Re
       )
       for name, width in (("restored.mp4", info.width), ("side_by_side.mp4", 2 * info.width))
     )
-    inputs = [frame.image for frame in blurry]
     stack.enter_context(progress.Clock())
-    bar = stack.enter_context(progress.bar("restoring", len(inputs)))
+    bar = stack.enter_context(progress.bar("restoring", blurry.info.frame_count))
     previous = None
-    for lr, output, frame in zip(inputs, restorer.stream(inputs), truths, strict=True):
-      enlarged, truth = resize_bicubic(lr, scale), frame.image
+    for frame, true_frame in zip(restorer.stream(blurry), truths, strict=True):
+      enlarged, truth = resize_bicubic(frame.restored_from, scale), true_frame.image
+      output = frame.image
       truth_motion = None if previous is None else motion(previous, truth)
       bicubic.add(truth, enlarged, truth_motion)
       restored.add(truth, output, truth_motion)
@@ -98,7 +106,7 @@ def restore(restorer: inference.Restorer, out: pathlib.Path, report: evaluate.Re
         picture = Picture(gain, (enlarged, output, truth))
       previous = truth
       bar.update()
-  report.scores["bigbuckbunny"] = bicubic.score, restored.score
+  table.scores["bigbuckbunny"] = bicubic.score, restored.score
   return picture
 
 
@@ -125,4 +133,4 @@ def write_image(path: pathlib.Path, image: np.ndarray) -> None:
 
 
 if __name__ == "__main__":
-  errors.run(main)
+  cli.run(main)

@@ -11,17 +11,18 @@ that an interrupted run leaves what it has finished.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+  from vsr_jax import cli
+
+  cli.begin()  # before the imports that take seconds
+
 import argparse
 import contextlib
 import dataclasses
-import errno
 import functools
-import json
-import math
 import pathlib
 from collections.abc import Callable, Generator, Sequence
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 import tqdm
@@ -29,41 +30,21 @@ import tqdm
 from data_prep.clip import BLUR_BICUBIC, SHARP, Clip
 from data_prep.folders import FileStream
 from data_prep.opening import open_clips
-from fmanet_jax import inference
-from vsr_jax import errors, files, progress, video
+from fmanet_jax import score_table, streaming
+from fmanet_jax.score_table import ScoreTable
+from vsr_jax import cli, files, progress, runtime, video
 from vsr_jax.errors import UserError
-from vsr_jax.frames_folder import natural_key
 from vsr_jax.images import read_image
 from vsr_jax.metrics import ClipScore, Score, motion
-from vsr_jax.resize import resize_bicubic
+from vsr_jax.ops.resize import resize_bicubic
+from vsr_jax.video.frames_folder import natural_key
 
 SMALLEST_TRUTH = 48  # pixels: tOF leaves out the edges, and nothing would be left
 MARGIN_OF_OUTPUTS = 1  # frames at each end that are not scored, as for windows of T = 3
 SAVED_RATE = Fraction(25)  # nominal: image files have none
-PLACES = {"psnr": 2, "ssim": 4, "tof": 3}
-LABELS = {"psnr": "PSNR", "ssim": "SSIM", "tof": "tOF"}
 
 # Frame numbers and restored frames of a clip, uint8 RGB, in order; more than are scored, perhaps.
 Outputs = Generator[tuple[int, np.ndarray], None, None]
-
-
-@dataclasses.dataclass
-class Report:
-  """What an evaluation has found so far.
-
-  Attributes:
-    method: whose outputs are scored; a heading of the table.
-    setting: JSON entries that tell how the numbers came about.
-    scores: by clip, those of bicubic enlargement and of the method.
-    skipped: by clip, why it could not be scored.
-    complete: whether no clip is left to do.
-  """
-
-  method: str
-  setting: dict[str, Any]
-  scores: dict[str, tuple[Score, Score]] = dataclasses.field(default_factory=dict)
-  skipped: dict[str, str] = dataclasses.field(default_factory=dict)
-  complete: bool = False
 
 
 def main() -> None:
@@ -72,7 +53,9 @@ def main() -> None:
   if args.outputs:
     method, margin, model = args.outputs.resolve().name, MARGIN_OF_OUTPUTS, None
   else:
-    model, params = inference.load(args.checkpoint, args.dtype)
+    runtime.enable_compilation_cache()
+    runtime.return_freed_memory()
+    model, params = streaming.load(args.checkpoint, args.dtype)
     method, margin = "FMA-Net", model.arch.frames // 2
   if args.all_frames:
     margin = 0
@@ -85,7 +68,7 @@ def main() -> None:
     _check_scale(chosen, model.arch.scale)
     if args.save_frames:
       _prepare_saving(args, chosen)
-    restorer = inference.Restorer(model, params)
+    restorer = streaming.Restorer(model, params)
     outputs_of = functools.partial(restored, restorer, args.save_frames)
   setting = {
     "data": str(args.data),
@@ -96,11 +79,11 @@ def main() -> None:
   }
   files.make_folder(args.out)
   files.remove_left(args.out)
-  report = Report(method, setting, skipped=skipped)
-  evaluate(chosen, outputs_of, margin, report, functools.partial(write, args.out))
-  print(to_markdown(to_json(report)))
+  table = ScoreTable(method, setting, skipped=skipped)
+  evaluate(chosen, outputs_of, margin, table, functools.partial(score_table.write, args.out))
+  print(score_table.to_markdown(score_table.to_json(table)))
   print(f"written to {args.out}/metrics.json and metrics.md")
-  if not report.scores:
+  if not table.scores:
     raise UserError(f"{args.data}: no clip could be scored; the reasons are above")
 
 
@@ -108,20 +91,20 @@ def evaluate(
   chosen: Sequence[Clip],
   outputs_of: Callable[[Clip], Outputs],
   margin: int,
-  report: Report,
-  save: Callable[[Report], None],
+  table: ScoreTable,
+  save: Callable[[ScoreTable], None],
 ) -> None:
-  """Scores clips one by one into a report; one that cannot be read is skipped and named.
+  """Scores clips one by one into a table; one that cannot be read is skipped and named.
 
   Args:
     chosen: the clips, with their truth.
     outputs_of: opens the restored frames of a clip; raises `UserError` if it cannot.
     margin: frames at each end of a clip that are not scored.
-    report: filled in.
-    save: called with the report at the start, which shows whether it can be written, and
+    table: filled in.
+    save: called with the table at the start, which shows whether it can be written, and
       after every clip.
   """
-  save(report)
+  save(table)
   with progress.Clock(), progress.bar(None, sum(c.length - 2 * margin for c in chosen)) as bar:
     done = 0
     for clip in chosen:
@@ -129,14 +112,14 @@ def evaluate(
       span = range(margin, clip.length - margin)
       try:
         with contextlib.closing(outputs_of(clip)) as outputs:
-          report.scores[clip.name] = score_clip(clip, outputs, span, bar.update)
+          table.scores[clip.name] = score_clip(clip, outputs, span, bar.update)
       except UserError as e:
-        report.skipped[clip.name] = str(e)
+        table.skipped[clip.name] = str(e)
         bar.write(f"skipped {clip.name}: {e}")
       done += len(span)
       bar.update(done - bar.n)  # what was skipped
-      report.complete = clip is chosen[-1]
-      save(report)
+      table.complete = clip is chosen[-1]
+      save(table)
 
 
 def score_clip(
@@ -178,7 +161,7 @@ def score_clip(
   return bicubic.score, restored.score
 
 
-def restored(restorer: inference.Restorer, folder: pathlib.Path | None, clip: Clip) -> Outputs:
+def restored(restorer: streaming.Restorer, folder: pathlib.Path | None, clip: Clip) -> Outputs:
   """Restores a clip as a stream, and saves all its frames in FOLDER/CLIP if a folder is given."""
   with contextlib.ExitStack() as stack:
     writer = None
@@ -186,10 +169,10 @@ def restored(restorer: inference.Restorer, folder: pathlib.Path | None, clip: Cl
       path = _saved_clip(folder, clip)
       writer = stack.enter_context(video.open_writer(path, *clip.sizes[SHARP], SAVED_RATE))
     frames = clip.decode_each(BLUR_BICUBIC, range(clip.length))
-    tile = inference.fitting_tile(restorer, *clip.sizes[BLUR_BICUBIC])
+    tile = streaming.fitting_tile(restorer, *clip.sizes[BLUR_BICUBIC])
     if tile:
       tqdm.tqdm.write(f"note: {clip.name} does not fit whole, restored by tiles of {tile} pixels")
-    for number, output in enumerate(inference.restore_frames(restorer, frames, tile)):
+    for number, output in enumerate(streaming.restore_frames(restorer, frames, tile)):
       if writer:
         writer.write(output)
       yield number, output
@@ -227,88 +210,6 @@ def find_outputs(folder: pathlib.Path, clip: Clip, margin: int) -> list[pathlib.
     f"{folder}: {len(found)} PNGs, but {clip.name} has {clip.length} frames of which "
     f"{scored} are scored; name them as the truth's"
   )
-
-
-def to_json(report: Report) -> dict[str, Any]:
-  """The report as JSON entries: means in full precision, null where there is none.
-
-  An infinite PSNR, of a frame that equals its truth, and the tOF of a single frame become null.
-  """
-  total = [sum(scores, Score()) for scores in zip(*report.scores.values(), strict=True)]
-  return {
-    "complete": report.complete,
-    "method": report.method,
-    **report.setting,
-    "clips": [{"name": name, **_row(*scores)} for name, scores in report.scores.items()],
-    "total": _row(*(total or (Score(), Score()))),
-    "skipped": report.skipped,
-  }
-
-
-def _row(bicubic: Score, restored: Score) -> dict[str, Any]:
-  baseline, ours = bicubic.compute(), restored.compute()
-  difference = {name: ours[name] - baseline[name] for name in ours}
-  columns = {"bicubic": baseline, "restored": ours, "difference": difference}
-  finite = {
-    column: {name: x if math.isfinite(x) else None for name, x in means.items()}
-    for column, means in columns.items()
-  }
-  return {"frames": restored.frames, **finite}
-
-
-def to_markdown(entries: dict[str, Any]) -> str:
-  """The entries of `to_json` as a Markdown table with notes."""
-  head = ["clip", "frames"]
-  for column in ("bicubic", _cell(entries["method"]), "difference"):
-    head += [f"{column} {label}" for label in LABELS.values()]
-  lines = [head, ["---"] + ["---:"] * (len(head) - 1)]
-  for row in [*entries["clips"], {"name": "total", **entries["total"]}]:
-    cells = [_cell(row["name"]), str(row["frames"])]
-    for column, sign in (("bicubic", ""), ("restored", ""), ("difference", "+")):
-      for name, places in PLACES.items():
-        x = row[column][name]
-        cells.append("–" if x is None else f"{x:{sign}.{places}f}")
-    lines.append(cells)
-  margin = entries["left_out_at_each_end"]
-  left_out = f"all frames but {margin} at each end of a clip" if margin else "all frames"
-  notes = [
-    f"RGB PSNR in dB, SSIM, tOF in pixels (lower is better): means over {left_out}; "
-    "4 pixels along the edges are left out of PSNR and SSIM."
-  ]
-  if not entries["complete"]:
-    notes.append("Incomplete: the run has not reached every clip.")
-  if entries["skipped"]:
-    skipped = [f"{name} ({reason})" for name, reason in entries["skipped"].items()]
-    count = len(skipped) + len(entries["clips"])
-    notes.append(f"Skipped {len(skipped)} of {count} clips: {'; '.join(skipped)}.")
-  table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-  return "\n\n".join([table, *notes])
-
-
-def _cell(text: str) -> str:
-  return text.replace("|", r"\|")
-
-
-def write(folder: pathlib.Path, report: Report) -> None:
-  """Writes metrics.json and metrics.md, each beside its place first.
-
-  Raises:
-    UserError: a file cannot be written.
-    OSError: the disk is full.
-  """
-  entries = to_json(report)
-  texts = {
-    "metrics.json": json.dumps(entries, indent=1, allow_nan=False),
-    "metrics.md": to_markdown(entries),
-  }
-  for name, text in texts.items():
-    path = folder / name
-    try:
-      files.write_whole(path, f"{text}\n")
-    except OSError as e:
-      if e.errno in (errno.ENOSPC, errno.EDQUOT):
-        raise
-      raise UserError(f"{path}: cannot be written ({e.strerror}); name another --out") from e
 
 
 def find_scored(args: argparse.Namespace, num_frames: int) -> tuple[list[Clip], dict[str, str]]:
@@ -360,7 +261,7 @@ def _saved_clip(folder: pathlib.Path, clip: Clip) -> str:
 
 
 def _parse() -> argparse.Namespace:
-  parser = errors.Parser("fmanet_jax.evaluate", __doc__)
+  parser = cli.Parser("fmanet_jax.evaluate", __doc__)
   parser.add_argument("data", metavar="DATA", type=pathlib.Path, help="clip set, REDS, built set")
   parser.add_argument("--split", default="test", help="of a release or a built set; default: test")
   parser.add_argument("--clips", metavar="A,B", help="names of the clips to score; default: all")
@@ -389,4 +290,4 @@ def _parse() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-  errors.run(main)
+  cli.run(main)

@@ -9,17 +9,20 @@ stream from the decoder, a thread, through the model to the encoder, another thr
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+  from vsr_jax import cli
+
+  cli.begin()  # before the imports that take seconds
+
 import argparse
-import collections
 import contextlib
-from collections.abc import Iterable, Iterator
 
 import jax
 import numpy as np
 
-from fmanet_jax import inference
-from vsr_jax import command, errors, progress, video
-from vsr_jax.resize import resize_bicubic
+from fmanet_jax import streaming
+from vsr_jax import cli, progress, runtime, video, video_cli
+from vsr_jax.ops.resize import resize_bicubic
 from vsr_jax.sharding import make_mesh
 
 
@@ -27,27 +30,29 @@ def main() -> None:
   """Runs the command; see the module's docstring and `--help`."""
   args = _parse()
   video.check_output(args.output, args.input)
-  reach = inference.load_architecture(args.checkpoint).frames // 2
+  reach = streaming.load_architecture(args.checkpoint).frames // 2
   with (
-    command.readable(args.input) as args.copies,
-    command.open_input(args, context=(reach, reach)) as reader,
-    command.memory_errors(args.input, "give a smaller --tile"),
+    video_cli.readable(args.input) as args.copies,
+    video_cli.open_input(args, context=(reach, reach)) as reader,
+    cli.memory_errors(args.input, "give a smaller --tile"),
   ):
     restore(reader, args)
 
 
 def restore(reader: video.Reader, args: argparse.Namespace) -> None:
   """Restores the frames that a reader gives, as the command line says."""
-  total = command.frame_total(reader, *args.frames)
-  frames = command.counted_for(args.output, reader)
-  model, params = inference.load(args.checkpoint, args.dtype)
+  total = video_cli.frame_total(reader, *args.frames)
+  frames = video_cli.counted_for(args.output, reader)
+  runtime.enable_compilation_cache()
+  runtime.return_freed_memory()
+  model, params = streaming.load(args.checkpoint, args.dtype)
   mesh = make_mesh() if jax.device_count() > 1 else None
-  restorer = inference.Restorer(model, params, mesh)
+  restorer = streaming.Restorer(model, params, mesh)
   info = reader.info
   height, width = (model.arch.scale * size for size in (info.height, info.width))
   shown_width = 2 * width if args.side_by_side else width
-  command.check_size(args.output, height, shown_width)
-  tile = args.tile or inference.fitting_tile(restorer, info.height, info.width)
+  video_cli.check_size(args.output, height, shown_width)
+  tile = args.tile or streaming.fitting_tile(restorer, info.height, info.width)
   if tile != args.tile:
     print(f"note: whole frames do not fit the memory; restoring by tiles of {tile} pixels")
   count = 0
@@ -56,39 +61,24 @@ def restore(reader: video.Reader, args: argparse.Namespace) -> None:
     video.open_writer(
       args.output, height, shown_width, info.frame_rate, source=info, quality=args.quality
     ) as writer,
-    contextlib.closing(restored(restorer, frames, tile)) as results,
+    contextlib.closing(video.prefetch(frames)) as read,
     progress.bar("restoring", total) as bar,
   ):
-    for frame, image in results:
+    for frame in streaming.restore_frames(restorer, read, tile):
+      if frame.is_context:
+        continue
+      image = frame.image
       if args.side_by_side:
-        image = np.hstack([resize_bicubic(frame.image, model.arch.scale), image])
+        image = np.hstack([resize_bicubic(frame.restored_from, model.arch.scale), image])
       writer.write(image, frame.time, frame.duration, frame.name)
       count += 1
       bar.update()
   print(f"{args.output}: {count} frames of {shown_width}x{height}{clock.speed(count)}")
 
 
-def restored(
-  restorer: inference.Restorer, clip: Iterable[video.Frame], tile: int | None
-) -> Iterator[tuple[video.Frame, np.ndarray]]:
-  """Yields every frame of a clip but the context with its restored image, uint8 [sh sw 3]."""
-  taken: collections.deque[video.Frame] = collections.deque()
-
-  def images(frames):
-    for frame in frames:
-      taken.append(frame)
-      yield frame.image
-
-  with contextlib.closing(video.prefetch(clip)) as frames:
-    for image in inference.restore_frames(restorer, images(frames), tile):
-      frame = taken.popleft()
-      if not frame.is_context:
-        yield frame, image
-
-
 def _parse() -> argparse.Namespace:
-  parser = errors.Parser("fmanet_jax.restore", __doc__)
-  command.add_video_arguments(parser)
+  parser = cli.Parser("fmanet_jax.restore", __doc__)
+  video_cli.add_video_arguments(parser)
   parser.add_argument("--checkpoint", metavar="DIR", help="default: the demonstration weights")
   parser.add_argument(
     "--tile",
@@ -100,10 +90,10 @@ def _parse() -> argparse.Namespace:
     "--side-by-side", action="store_true", help="put the bicubically enlarged input at the left"
   )
   args = parser.parse_args()
-  if args.tile is not None and args.tile <= inference.OVERLAP:
-    parser.error(f"--tile {args.tile}: must be above the overlap of {inference.OVERLAP} pixels")
+  if args.tile is not None and args.tile <= streaming.OVERLAP:
+    parser.error(f"--tile {args.tile}: must be above the overlap of {streaming.OVERLAP} pixels")
   return args
 
 
 if __name__ == "__main__":
-  errors.run(main)
+  cli.run(main)

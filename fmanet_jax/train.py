@@ -6,6 +6,11 @@ python -m fmanet_jax.train --config configs/fmanet/degradation.py --workdir RUN
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+  from vsr_jax import cli
+
+  cli.begin()  # before the imports that take seconds
+
 import dataclasses
 import pathlib
 import sys
@@ -32,10 +37,8 @@ from fmanet_jax.model import (
   param_shapes,
   restore,
 )
-from vsr_jax import command, errors, progress
+from vsr_jax import cli, errors, progress, runtime
 from vsr_jax.checkpoint import read_meta, restore_params
-from vsr_jax.inference import enable_compilation_cache
-from vsr_jax.memory import keep_freed_memory
 from vsr_jax.train.loop import fit
 from vsr_jax.train.stage import Stage
 
@@ -76,8 +79,8 @@ def main() -> None:
     raise errors.UserError("give --config FILE and --workdir DIR; --help tells the rest")
   if _MULTIHOST.value:
     jax.distributed.initialize()
-  keep_freed_memory()
-  enable_compilation_cache()  # a resumed run does not compile its step again
+  runtime.keep_freed_memory()
+  runtime.enable_compilation_cache()  # a resumed run does not compile its step again
   train(config, _WORKDIR.value)
 
 
@@ -128,7 +131,7 @@ def train(config: ConfigDict, workdir: str) -> None:
   dataset = _training_set(config, clips, need_flow)
   identity = pipeline.identity(clips, batch_size=config.data.batch, seed=config.seed)
   with (
-    command.memory_errors(workdir, "lower data.batch, raise train.accumulate or set train.remat"),
+    cli.memory_errors(workdir, "lower data.batch, raise train.accumulate or set train.remat"),
     pipeline.Batches(dataset, workers=config.data.workers, identity=identity) as batches,
   ):
     state = fit(
@@ -252,4 +255,4 @@ def _starting_params(config: ConfigDict, model: FMANet, workdir: str) -> Params 
 
 
 if __name__ == "__main__":
-  errors.run(main)
+  cli.run(main)

@@ -1,8 +1,3 @@
 """KEEP (ECCV 2024): video face super-resolution by Kalman-inspired feature propagation."""
 
 from __future__ import annotations
-
-from vsr_jax import errors
-
-errors.catch_signals_of_a_command()
-errors.silence_xla_of_a_command()

@@ -10,6 +10,11 @@ flicker. Needs matplotlib: `pip install -e ".[plot]"`.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+  from vsr_jax import cli
+
+  cli.begin()  # before the imports that take seconds
+
 import argparse
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,8 +23,8 @@ from types import ModuleType
 import cv2
 import numpy as np
 
-from keep_jax import inference
-from vsr_jax import command, errors, progress, video
+from keep_jax import streaming
+from vsr_jax import cli, progress, runtime, video, video_cli
 from vsr_jax.errors import UserError
 
 EDGE = 1 / 32  # of the face's size: not compared at its border, where flow leaves the picture
@@ -31,7 +36,9 @@ def main() -> None:
   video.check_output(args.output, args.input)
   _import_figure()  # not only after the work
   with progress.Clock():
-    model, params = inference.load(args.checkpoint)
+    runtime.enable_compilation_cache()
+    runtime.keep_freed_memory()
+    model, params = streaming.load(args.checkpoint)
     size = model.arch.image_size
     with video.open_reader(args.input, *args.frames) as reader:
       frames = [cv2.resize(frame.image, (size, size)) for frame in reader]
@@ -40,7 +47,7 @@ def main() -> None:
     flows = list(input_flows(frames))
     curves = {"input": list(differences(frames, flows))}
     for mode in ("stream", "as_released"):
-      restorer = inference.Restorer(model, params, mode, args.window)
+      restorer = streaming.Restorer(model, params, mode, args.window)
       curves[mode] = []
       with progress.bar(mode, len(frames) - 1) as bar:
         for difference in differences(restorer.stream(frames), flows):
@@ -101,20 +108,20 @@ def _import_figure() -> ModuleType:
 
 
 def _parse() -> argparse.Namespace:
-  parser = errors.Parser("keep_jax.borders", __doc__)
+  parser = cli.Parser("keep_jax.borders", __doc__)
   add = parser.add_argument
   add("input", metavar="FACE", help="a clip of one aligned face, longer than a chunk")
   add("output", metavar="PLOT.png")
   add("--checkpoint", metavar="DIR", required=True, help="what keep_jax.convert wrote")
   add("--label", metavar="TEXT", help="names the weights; default: the checkpoint's folder")
-  add("--window", type=int, default=inference.WINDOW, metavar="N", help="frames of a chunk")
-  add("--frames", type=command.frame_range, metavar="A:B", default=(0, None))
+  add("--window", type=int, default=streaming.WINDOW, metavar="N", help="frames of a chunk")
+  add("--frames", type=video_cli.frame_range, metavar="A:B", default=(0, None))
   args = parser.parse_args()
-  if not inference.LOOK_AHEAD + 2 <= args.window <= inference.LONGEST_WINDOW:
-    span = f"{inference.LOOK_AHEAD + 2} to {inference.LONGEST_WINDOW}"
+  if not streaming.LOOK_AHEAD + 2 <= args.window <= streaming.LONGEST_WINDOW:
+    span = f"{streaming.LOOK_AHEAD + 2} to {streaming.LONGEST_WINDOW}"
     parser.error(f"--window {args.window}: must be {span}")
   return args
 
 
 if __name__ == "__main__":
-  errors.run(main)
+  cli.run(main)

@@ -12,6 +12,11 @@ trained otherwise. PyTorch is not needed.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+  from vsr_jax import cli
+
+  cli.begin()  # before the imports that take seconds
+
 import dataclasses
 import pathlib
 from collections.abc import Mapping
@@ -20,7 +25,7 @@ from typing import Any
 import jax
 
 from keep_jax.conversion import CODEFORMER, convert_released
-from vsr_jax import errors, progress, torch_files
+from vsr_jax import cli, progress, torch_files
 from vsr_jax.checkpoint import check_export, export_params
 from vsr_jax.errors import UserError
 from vsr_jax.flow import gmflow_conversion, released
@@ -31,7 +36,7 @@ WRAPPERS = ("params_ema", "params", "model")
 
 def main() -> None:
   """Runs the command; see the module's docstring and `--help`."""
-  parser = errors.Parser("keep_jax.convert", __doc__)
+  parser = cli.Parser("keep_jax.convert", __doc__)
   parser.add_argument("file", metavar="FILE", help="the released weights")
   parser.add_argument("folder", metavar="DIR", help="the checkpoint to be written")
   parser.add_argument("--flow", metavar="FILE", help="weights of PWC-Net, RAFT, SPyNet or GMFlow")
@@ -86,4 +91,4 @@ def _has(state: Mapping[str, Any], start: str) -> bool:
 
 
 if __name__ == "__main__":
-  errors.run(main)
+  cli.run(main)

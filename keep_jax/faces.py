@@ -21,10 +21,9 @@ from keep_jax.choice import Choice, Face
 from vsr_jax.errors import UserError
 from vsr_jax.faces import align, paste, sharpness, tracks
 from vsr_jax.faces.detections import Detector
-from vsr_jax.frames import as_frames
-from vsr_jax.video import Frame
+from vsr_jax.frames import Frame, as_frames, paired
 
-# Restores the faces of each frame, by track; see `inference.Restorer.stream_tracks`.
+# Restores the faces of each frame, by track; see `streaming.Restorer.stream_tracks`.
 StreamTracks = Callable[
   [Iterable[Mapping[Hashable, np.ndarray]]], Iterator[Mapping[Hashable, np.ndarray]]
 ]
@@ -151,7 +150,6 @@ def restore_faces(
     UserError: the background ends before the clip, or see `paste.enlarged_size`.
   """
   seconds = collections.Counter() if seconds is None else seconds
-  waiting: collections.deque[tuple[Frame, Arrays, Arrays]] = collections.deque()
 
   def aligned():
     for t, frame in enumerate(frames):
@@ -159,11 +157,9 @@ def restore_faces(
         matrices = {i: faces[i].seen_at(t) for i in _back_to_front(faces, t)}
         chosen = {i: m for i in sorted(matrices) if (m := faces[i].at(t)) is not None}
         crops = {i: align.align(frame.image, m, size) for i, m in chosen.items()}
-      waiting.append((frame, matrices, crops))
-      yield crops
+      yield crops, (frame, matrices, crops)
 
-  for restored in restore(aligned()):
-    frame, matrices, crops = waiting.popleft()
+  for restored, (frame, matrices, crops) in paired(restore, aligned()):
     with _timed(seconds, "paste"):
       restored = {i: _as_grey_as(crops[i], face) for i, face in restored.items()}
       parts = _masks_of(restored, masks)

@@ -13,6 +13,11 @@ with a state of its own and puts the faces back. Frames without a face pass thro
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+  from vsr_jax import cli
+
+  cli.begin()  # before the imports that take seconds
+
 import argparse
 import collections
 import contextlib
@@ -27,12 +32,13 @@ from collections.abc import Callable, Iterator
 import cv2
 import numpy as np
 
-from keep_jax import inference, show
+from keep_jax import show, streaming
 from keep_jax.choice import Choice, Face
 from keep_jax.faces import Restored, StreamTracks, find_faces, restore_faces, unchanged
-from vsr_jax import command, errors, files, progress, video
+from vsr_jax import cli, files, progress, runtime, video, video_cli
 from vsr_jax.errors import UserError
 from vsr_jax.faces import align, detector, parsenet, paste, sharpness, tracks, turned
+from vsr_jax.frames import paired
 
 
 def main() -> None:
@@ -40,8 +46,8 @@ def main() -> None:
   args = _parse()
   _check_paths(args)
   with (
-    command.readable(args.input, args.background) as args.copies,
-    command.memory_errors(args.input, "try --dtype bfloat16"),
+    video_cli.readable(args.input, args.background) as args.copies,
+    cli.memory_errors(args.input, "try --dtype bfloat16"),
     progress.Clock() as args.clock,
   ):
     way = list_faces if args.list_faces else restore_aligned if args.aligned else restore_frames
@@ -66,23 +72,16 @@ def _check_paths(args: argparse.Namespace) -> None:
 def restore_aligned(args: argparse.Namespace) -> None:
   """Restores a clip that is one aligned face."""
   restore, size = _network(args)
-  with command.open_input(args, context=(0, _look_ahead(args))) as reader:
+  with video_cli.open_input(args, context=(0, _look_ahead(args))) as reader:
     info = reader.info
     if info.height != info.width:
       raise UserError(
         f"{args.input}: {info.width}x{info.height} is no aligned face, which is square; leave out "
         "--aligned to find the faces"
       )
-    total = command.frame_total(reader, *args.frames)
-    counted = command.counted_for(args.output, reader)
+    total = video_cli.frame_total(reader, *args.frames)
+    counted = video_cli.counted_for(args.output, reader)
     width = 2 * size if args.side_by_side else size
-    taken: collections.deque[video.Frame] = collections.deque()
-
-    def faces(frames):
-      for frame in frames:
-        taken.append(frame)
-        yield {0: frame.image}
-
     args.clock.start()
     count = 0
     with (
@@ -90,10 +89,10 @@ def restore_aligned(args: argparse.Namespace) -> None:
       contextlib.closing(video.prefetch(counted)) as frames,
       progress.bar("restoring", total) as bar,
     ):
-      for restored in restore(faces(frames)):
-        frame, image = taken.popleft(), restored[0]
+      for faces, frame in paired(restore, (({0: frame.image}, frame) for frame in frames)):
         if frame.is_context:
           break
+        image = faces[0]
         before = cv2.resize(frame.image, (size, size), interpolation=cv2.INTER_LINEAR)
         if image.shape != before.shape:  # the network that changes nothing
           image = before
@@ -172,15 +171,15 @@ def _find(args: argparse.Namespace, size: int) -> tuple[list[Face], int, str | N
   """
   detect = turned.turning(detector.make_detector(args.detector, args.detector_weights))
   context = (tracks.SMOOTHED, tracks.SMOOTHED)
-  with command.open_input(args, context=context) as reader, contextlib.ExitStack() as stack:
+  with video_cli.open_input(args, context=context) as reader, contextlib.ExitStack() as stack:
     height, width = paste.enlarged_size(reader.info.height, reader.info.width, args.upscale)
     if not args.list_faces:
-      command.check_size(args.output, height, 2 * width if args.side_by_side else width)
-    total = command.frame_total(reader, *args.frames)
-    read = command.counted_for(args.output, reader)
+      video_cli.check_size(args.output, height, 2 * width if args.side_by_side else width)
+    total = video_cli.frame_total(reader, *args.frames)
+    read = video_cli.counted_for(args.output, reader)
     if args.background:
       behind = stack.enter_context(_open_background(args))
-      read = command.accompanied(read, behind, args.background)
+      read = video_cli.accompanied(read, behind, args.background)
     with (
       contextlib.closing(video.prefetch(read)) as frames,
       contextlib.closing(_counted(frames, "finding faces", total)) as counted,
@@ -227,8 +226,11 @@ def _network(args: argparse.Namespace) -> tuple[StreamTracks, int]:
       "KEEP's weights do not ship, their licence is non-commercial; convert the released file with "
       "keep_jax.convert and name it with --checkpoint, or try the way without a network: --identity"
     )
-  model, params = inference.load(args.checkpoint, args.dtype)
-  restorer = inference.Restorer(
+  runtime.enable_compilation_cache()
+  # A frame's temporaries, 0.5 GB and allocated anew, are otherwise a twelfth of its time.
+  runtime.keep_freed_memory()
+  model, params = streaming.load(args.checkpoint, args.dtype)
+  restorer = streaming.Restorer(
     model, params, args.mode, args.window, args.look_ahead, args.fidelity
   )
   return restorer.stream_tracks, model.arch.image_size
@@ -247,7 +249,7 @@ def _unwarned(args: argparse.Namespace, told: str | None) -> Iterator[video.Read
     if told:
       warnings.filterwarnings("ignore", message=re.escape(told))
     context = (0, _look_ahead(args))
-    with command.open_input(args, context=context, tell=False) as reader:
+    with video_cli.open_input(args, context=context, tell=False) as reader:
       yield reader
 
 
@@ -269,15 +271,15 @@ def _counted(items, what: str, total: int | None) -> Iterator:
 
 
 def _parse() -> argparse.Namespace:
-  parser = errors.Parser("keep_jax.restore", __doc__)
-  command.add_video_arguments(parser, output_needed=False)
+  parser = cli.Parser("keep_jax.restore", __doc__)
+  video_cli.add_video_arguments(parser, output_needed=False)
   add = parser.add_argument
   add("--checkpoint", metavar="DIR", help="what keep_jax.convert wrote")
   add("--identity", action="store_true", help="no network: try detection, alignment and pasting")
   add("--aligned", action="store_true", help="the input is one aligned face, the output too")
   add(
     "--mode",
-    choices=inference.MODES,
+    choices=streaming.MODES,
     default="stream",
     help="state carried over the whole clip; or chunks of --window frames, as in the released code "
     "or (experimental) restored from both directions",
@@ -285,14 +287,14 @@ def _parse() -> argparse.Namespace:
   add(
     "--window",
     type=int,
-    default=inference.WINDOW,
+    default=streaming.WINDOW,
     metavar="N",
     help="frames a gain sees; default: %(default)s",
   )
   add(
     "--look-ahead",
     type=int,
-    default=inference.LOOK_AHEAD,
+    default=streaming.LOOK_AHEAD,
     metavar="N",
     help="of them at most after it, beyond the clip's first window, whose gains see all of it; "
     "default: %(default)s",
@@ -364,7 +366,7 @@ def _numbers(text: str) -> list[int]:
   return [int(number) for number in text.split(",")]
 
 
-def _check_arguments(parser: errors.Parser, args: argparse.Namespace) -> None:
+def _check_arguments(parser: cli.Parser, args: argparse.Namespace) -> None:
   """Raises `UserError` for what does not go together."""
   if args.output is None and not args.list_faces:
     parser.error("name an OUTPUT; without one there is only --list-faces")
@@ -375,8 +377,8 @@ def _check_arguments(parser: errors.Parser, args: argparse.Namespace) -> None:
         parser.error(f"--{name.replace('_', '-')} is for whole frames, not for --aligned")
     if args.upscale != 1:
       parser.error("--upscale is for whole frames, not for --aligned")
-  if not 2 <= args.window <= inference.LONGEST_WINDOW:
-    parser.error(f"--window {args.window}: must be 2 to {inference.LONGEST_WINDOW}")
+  if not 2 <= args.window <= streaming.LONGEST_WINDOW:
+    parser.error(f"--window {args.window}: must be 2 to {streaming.LONGEST_WINDOW}")
   if args.mode == "stream" and not 0 <= args.look_ahead < args.window - 1:
     parser.error(f"--look-ahead {args.look_ahead}: must be 0 to --window {args.window} - 2")
   if not args.min_face >= 0:
@@ -388,4 +390,4 @@ def _check_arguments(parser: errors.Parser, args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-  errors.run(main)
+  cli.run(main)

@@ -13,7 +13,7 @@ import hypothesis
 import jax
 import pytest
 
-from vsr_jax import errors, video
+from vsr_jax import cli, video
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -56,7 +56,7 @@ def run_main(monkeypatch, capsys) -> Iterator[Callable]:
   def run(main, *arguments, code=0):
     monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
     with pytest.raises(SystemExit) as end:
-      errors.run(main)
+      cli.run(main)
     said = capsys.readouterr()
     assert end.value.code == code, said.err
     return said

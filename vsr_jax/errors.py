@@ -1,31 +1,13 @@
-"""Errors that a user can mend, and how a command ends.
-
-A command prints one line and exits with 2 for a `UserError`, a file that cannot
-be used, a full disk or SIGTERM, with 130 for Ctrl-C; any other exception is a
-bug and keeps its traceback. A second Ctrl-C ends it at once. What it prints is
-lost where nobody reads it, the work is not.
-"""
+"""Errors that a user can mend, and what stops a command."""
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import errno
-import functools
 import os
-import signal
-import sys
-import threading
-import time
-import warnings
-from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
 
-from vsr_jax import streams
-
-_INTERRUPTED, _TERMINATED = "interrupted", "terminated by SIGTERM"
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 SAME_SIGNAL = 0.5  # seconds in which a signal may come twice: to a process and to its group
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class UserError(Exception):
@@ -34,153 +16,6 @@ class UserError(Exception):
 
 class Terminated(BaseException):
   """SIGTERM arrived; a BaseException, like KeyboardInterrupt, so that it unwinds."""
-
-
-class Parser(argparse.ArgumentParser):
-  """A command's arguments; what is wrong with them is told in one line, as all bad input is."""
-
-  def __init__(self, command: str, doc: str, **options: Any):
-    """Takes the command's module, as `python -m` does, and its docstring, for `--help`."""
-    doc = doc.partition("\n")[0].removeprefix("Command: ")
-    description = doc[:1].upper() + doc[1:]
-    super().__init__(prog=f"python -m {command}", description=description, **options)
-
-  def error(self, message: str) -> NoReturn:
-    """Raises `UserError`."""
-    raise UserError(f"{message}; --help tells what is possible")
-
-
-def catch_signals_of_a_command() -> None:
-  """Has Ctrl-C and SIGTERM end `python -m PACKAGE.COMMAND` in one line while it imports, too.
-
-  For a package's own module, which Python imports first; once all is there, `run` takes over.
-  """
-  if sys.argv[:1] == ["-m"]:  # not so when somebody's program imports the package
-    streams.open_missing()
-    for number in (signal.SIGINT, signal.SIGTERM):
-      if signal.getsignal(number) is not signal.SIG_IGN:
-        signal.signal(number, _end)
-
-
-def silence_xla_of_a_command() -> None:
-  """Has XLA say nothing in `python -m PACKAGE.COMMAND`, such as that it compiles very slowly.
-
-  What goes wrong comes as an exception; that compiling takes its time is told by `compiling`. For
-  a package's own module: XLA reads it as it loads.
-  """
-  if sys.argv[:1] == ["-m"]:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no errors, the level of that message
-
-
-def _end(number, frame):
-  del frame
-  interrupted = number == signal.SIGINT
-  os._exit(_fail(_INTERRUPTED, 130) if interrupted else _fail(_TERMINATED, 2))
-
-
-def _raise_terminated(number, frame):
-  del frame
-  # It may come twice, to a process and to its group; the second would disturb the tidying up.
-  signal.signal(number, signal.SIG_IGN)
-  raise Terminated
-
-
-def _raise_interrupted(number, frame):
-  del frame
-  signal.signal(number, functools.partial(_end_at_once, time.monotonic()))
-  raise KeyboardInterrupt
-
-
-def _end_at_once(first: float, number, frame):
-  """Ends without tidying up, which is what takes too long; the next run does that."""
-  del number, frame
-  if time.monotonic() - first > SAME_SIGNAL:
-    with contextlib.suppress(OSError):
-      os.write(2, f"\n{_INTERRUPTED}\n".encode())  # a `print` may be what was interrupted
-    os._exit(130)
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[None]:
-  """Within it SIGTERM and Ctrl-C, unless a shell had that ignored, are raised as exceptions."""
-  handlers = {signal.SIGTERM: _raise_terminated, signal.SIGINT: _raise_interrupted}
-  if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    del handlers[signal.SIGINT]
-  before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-  hook, sys.unraisablehook = sys.unraisablehook, _raise_again
-  try:
-    yield
-  finally:
-    sys.unraisablehook = hook
-    for number, handler in before.items():
-      if signal.getsignal(number) is not signal.SIG_IGN:
-        signal.signal(number, handler)
-
-
-def _raise_again(unraisable) -> None:
-  """Brings back a signal's exception that was raised where none can be, as in JAX's callbacks."""
-  for error, number, handler in (
-    (Terminated, signal.SIGTERM, _raise_terminated),
-    (KeyboardInterrupt, signal.SIGINT, _raise_interrupted),
-  ):
-    if issubclass(unraisable.exc_type, error):
-      signal.signal(number, handler)
-      # Soon, not here, where its exception would be lost again.
-      threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
-      return
-  sys.__unraisablehook__(unraisable)
-
-
-def run(main: Callable[[], None]) -> None:
-  """Runs a command's main function and exits with the documented code.
-
-  Args:
-    main: the command, without arguments; it raises `UserError` for bad input.
-
-  Raises:
-    SystemExit: code 0, 2 (`UserError`, a file that cannot be used, no space left, SIGTERM) or 130
-      (Ctrl-C).
-  """
-  streams.open_missing()
-  streams.outlive_readers()
-  # Whether this process is the command and no more: `catch_signals_of_a_command` was there.
-  alone = signal.getsignal(signal.SIGTERM) is _end
-  with _signals():
-    sys.exit(_code(main, alone))
-
-
-def _leave(code: int) -> NoReturn:
-  """Ends without freeing what a signal stopped: JAX may crash or hang then, amid a compilation."""
-  if "multiprocessing.util" in sys.modules:  # its names in /dev/shm are to be removed all the same
-    sys.modules["multiprocessing.util"]._exit_function()
-  for stream in (sys.stdout, sys.stderr):
-    stream.flush()
-  os._exit(code)
-
-
-def _code(main: Callable[[], None], alone: bool) -> int:
-  """The exit code of a command; stopped by a signal, a process of its own ends here."""
-  try:
-    with warnings.catch_warnings():
-      warnings.showwarning = show_warning
-      main()
-  except UserError as e:
-    return _fail(f"error: {e}", 2)
-  except (KeyboardInterrupt, Terminated) as e:
-    interrupted = isinstance(e, KeyboardInterrupt)
-    code = _fail(_INTERRUPTED, 130) if interrupted else _fail(_TERMINATED, 2)
-    if alone:
-      _leave(code)
-    return code
-  except OSError as e:
-    if is_full(e):
-      where = f" while writing {e.filename}" if e.filename else ""
-      return _fail(f"error: no space left on the disk{where}; free some and run again", 2)
-    if not e.filename:
-      raise
-    reason = e.strerror or type(e).__name__
-    return _fail(f"error: {e.filename}: {reason}; mend that or name another path", 2)
-  return 0
 
 
 def is_full(error: BaseException) -> bool:
@@ -193,16 +28,3 @@ def is_full(error: BaseException) -> bool:
       return True
     told = told.__cause__ or told.__context__
   return False
-
-
-def show_warning(message: Warning | str, *_args, **_kwargs) -> None:
-  """Shows a warning in one line, above a progress bar if there is one; for `warnings`."""
-  from tqdm import tqdm  # not before signals are caught
-
-  tqdm.write(f"warning: {message}", file=sys.stderr)
-
-
-def _fail(line: str, code: int) -> int:
-  sys.stdout.flush()
-  print(" ".join(line.split()), file=sys.stderr, flush=True)
-  return code

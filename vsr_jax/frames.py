@@ -1,13 +1,90 @@
-"""What may be given as frames: checked, and made uint8, before anything is compiled for them."""
+"""The frames of a clip: what may be given as such, and their way through a restorer.
+
+They are checked, and made uint8, before anything is compiled for them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+import collections
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from fractions import Fraction
+from typing import Any, TypeVar
 
 import numpy as np
 
+Input = TypeVar("Input")
+Output = TypeVar("Output")
+Companion = TypeVar("Companion")
+
 _WANTED = "give frames as uint8 RGB [h w 3], or as float in [0, 1]"
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+  """One frame of a clip.
+
+  Attributes:
+    image: uint8 RGB [h w 3], upright.
+    time: seconds after the clip's first frame.
+    index: its number in the clip, from 0.
+    duration: seconds that it stands: up to the next frame, or as long as the file says of the last
+      one; None of a `Frame` that was made without.
+    name: of an image file: the name that it gets as a PNG; None of a video's.
+    is_context: whether it was not asked for, but for its neighbours' sake.
+    restored_from: the image that `image` was restored from; None of a frame as it was read.
+  """
+
+  image: np.ndarray
+  time: Fraction
+  index: int
+  duration: Fraction | None = None
+  name: str | None = None
+  is_context: bool = False
+  restored_from: np.ndarray | None = None
+
+
+def stream_frames(
+  stream: Callable[[Any], Iterator[np.ndarray]], frames: Any
+) -> Iterator[Frame] | Iterator[np.ndarray]:
+  """Restores a clip by a stream of images; where a `Frame` goes in, a `Frame` comes out.
+
+  Args:
+    stream: takes images as `as_frames` does and yields an image for each, in order.
+    frames: an iterable of `Frame`, or whatever `stream` takes.
+
+  Returns:
+    For each `Frame` the same with its image restored and `restored_from`; for images what `stream`
+    yields.
+  """
+  if not _is_iterable_of_frames(frames):
+    return stream(frames)
+  pairs = ((x.image, x) if isinstance(x, Frame) else (x, None) for x in frames)
+  return (
+    image if frame is None else dataclasses.replace(frame, image=image, restored_from=frame.image)
+    for image, frame in paired(stream, pairs)
+  )
+
+
+def paired(
+  stream: Callable[[Iterable[Input]], Iterator[Output]],
+  pairs: Iterable[tuple[Input, Companion]],
+) -> Iterator[tuple[Output, Companion]]:
+  """Runs a stream over the first of each pair, and yields its outputs with the second of each.
+
+  Args:
+    stream: yields one output for each input, in order, however far it reads ahead.
+    pairs: inputs of the stream and what belongs to each.
+  """
+  taken: collections.deque[Companion] = collections.deque()
+
+  def inputs():
+    for item, companion in pairs:
+      taken.append(companion)
+      yield item
+
+  for output in stream(inputs()):
+    yield output, taken.popleft()
 
 
 def as_frame(frame: Any) -> np.ndarray:
@@ -37,9 +114,7 @@ def as_frames(frames: Any) -> Iterator[np.ndarray]:
   Raises:
     ValueError: as `as_frame`, at the frame that is something else.
   """
-  if isinstance(frames, str | bytes | Mapping) or not (
-    isinstance(frames, Iterable) or hasattr(frames, "__array__")
-  ):
+  if not (hasattr(frames, "__array__") or _is_iterable_of_frames(frames)):
     raise ValueError(f"{type(frames).__name__} holds no frames; {_WANTED}")
   return _each(frames)
 
@@ -53,6 +128,15 @@ def as_frames_of_one_size(frames: Any) -> Iterator[np.ndarray]:
       sizes = (f"{x.shape[1]}x{x.shape[0]}" for x in (frame, first))
       raise ValueError("frame {} is {}, the first {}; resize them".format(i, *sizes))
     yield frame
+
+
+def _is_iterable_of_frames(frames: Any) -> bool:
+  """Whether it holds frames one by one, unlike an array."""
+  return (
+    isinstance(frames, Iterable)
+    and not isinstance(frames, str | bytes | Mapping)
+    and not hasattr(frames, "__array__")
+  )
 
 
 def _each(frames: Any) -> Iterator[np.ndarray]:

@@ -13,7 +13,7 @@ from data_prep.folders import BadClip, FileStream
 from vsr_jax import image_headers, images
 from vsr_jax.errors import UserError
 from vsr_jax.guards import is_name
-from vsr_jax.resize import resize_bicubic
+from vsr_jax.ops.resize import resize_bicubic
 
 
 def verified_size(data: bytes, label: object) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from data_prep.builders.gopro import release as gopro
 from data_prep.builders.reds import release as reds
 from data_prep.opening import open_clips
 from tests.data_prep import layouts
-from vsr_jax import errors
+from vsr_jax import cli, errors
 from vsr_jax.errors import UserError
 
 STREAMS = ("sharp", "sharp_bicubic", "blur_bicubic")
@@ -320,7 +320,7 @@ def test_a_full_disk_ends_in_one_line_and_loses_nothing(
     patch.setattr(sys, "argv", ["build", "reds", *map(str, places)])
     patch.setattr(errors.signal, "signal", lambda *_: None)  # the tests' process keeps its own
     with pytest.raises(SystemExit) as end:
-      errors.run(build.main)
+      cli.run(build.main)
   assert end.value.code == 2
   assert capfd.readouterr().err.splitlines()[-1].startswith("error: no space left on the disk")
   assert len(made(tmp_path)) == 2

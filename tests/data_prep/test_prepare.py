@@ -97,7 +97,7 @@ def test_stopping_leaves_finished_clips_and_nothing_half_written(inputs, tmp_pat
   # A shell in the background would have had Ctrl-C ignored.
   start = (
     "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    "from data_prep import prepare; from vsr_jax import errors; errors.run(prepare.main)"
+    "from data_prep import prepare; from vsr_jax import cli; cli.run(prepare.main)"
   )
   process = subprocess.Popen(
     [sys.executable, "-c", start, frames, inputs / "steady", "--workers", "1", "--out", tmp_path],
@@ -130,7 +130,7 @@ def test_a_full_disk_ends_the_run_and_leaves_no_part(inputs, tmp_path, monkeypat
   todo.put(None)
   prepare._work(todo, results, threading.Event())
   (_, error) = results.get_nowait()
-  assert isinstance(error, OSError)  # the parent raises it: `errors.run` knows what to say
+  assert isinstance(error, OSError)  # the parent raises it: `cli.run` knows what to say
   assert error.errno == errno.ENOSPC
   assert not list(tmp_path.iterdir())
 

@@ -20,7 +20,7 @@ from tests.data_prep.built_sets import mutants
 from tests.data_prep.layouts import archive, damage, png
 from vsr_jax.errors import UserError
 from vsr_jax.images import decode_image, encode_image
-from vsr_jax.resize import resize_bicubic
+from vsr_jax.ops.resize import resize_bicubic
 
 
 @pytest.fixture(params=[True, False], ids=["zip", "folder"])

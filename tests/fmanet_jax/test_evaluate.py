@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from data_prep.clip import BLUR_BICUBIC, SHARP, STREAMS
-from fmanet_jax import evaluate
+from fmanet_jax import evaluate, score_table
 from fmanet_jax.architecture import Architecture
 from fmanet_jax.model import FMANet
 from tests.data_prep.helpers import texture, write_clip, write_clip_set, write_png
 from vsr_jax.images import read_image
 from vsr_jax.metrics import ClipScore, Score, rgb_psnr, ssim, tof
-from vsr_jax.resize import resize_bicubic
+from vsr_jax.ops.resize import resize_bicubic
 
 
 def repeated(frame):
@@ -27,7 +27,7 @@ def repeated(frame):
 
 
 class StandIn:
-  """Takes the place of `fmanet_jax.inference`: restores by repeating pixels."""
+  """Takes the place of `fmanet_jax.streaming`: restores by repeating pixels."""
 
   def __init__(self):
     self.arch = Architecture()
@@ -51,7 +51,7 @@ class StandIn:
 def stand_in(monkeypatch):
   stand_in = StandIn()
   for name in ("load", "Restorer"):
-    monkeypatch.setattr(evaluate.inference, name, getattr(stand_in, name))
+    monkeypatch.setattr(evaluate.streaming, name, getattr(stand_in, name))
   return stand_in
 
 
@@ -106,7 +106,7 @@ def check(row, wanted):
 
 @pytest.mark.parametrize("tile", [None, 20])  # by itself where whole frames do not fit
 def test_interior_frames_are_scored_as_the_metrics_say(run, data, monkeypatch, tile):
-  monkeypatch.setattr(evaluate.inference, "fitting_tile", lambda *_: tile)
+  monkeypatch.setattr(evaluate.streaming, "fitting_tile", lambda *_: tile)
   found = run(data)
   assert found["complete"]
   assert found["skipped"] == {}
@@ -179,12 +179,12 @@ def test_the_table_shows_what_the_json_holds(run, data, tmp_path, capsys):
   ids=["a perfect frame", "a single frame"],
 )
 def test_numbers_that_are_none_become_null(score, none, cells):
-  report = evaluate.Report("a|b", {"left_out_at_each_end": 1}, {"clip": (Score(), score)})
-  found = evaluate.to_json(report)
+  report = score_table.ScoreTable("a|b", {"left_out_at_each_end": 1}, {"clip": (Score(), score)})
+  found = score_table.to_json(report)
   row = json.loads(json.dumps(found, allow_nan=False))["clips"][0]
   assert [key for key, value in row["restored"].items() if value is None] == [none]
   assert list(row["bicubic"].values()) == list(row["difference"].values()) == [None] * 3
-  head, _, shown, *_ = evaluate.to_markdown(found).splitlines()
+  head, _, shown, *_ = score_table.to_markdown(found).splitlines()
   assert r"| a\|b PSNR |" in head
   assert shown == f"| clip | {score.frames} | – | – | – | {cells} | – | – | – |"
 

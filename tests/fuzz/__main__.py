@@ -23,7 +23,7 @@ import tqdm
 
 from tests.fuzz import checkpoints, indexes, kills, videos
 from tests.fuzz.runner import DONE, FAILED, REFUSED, Case, Outcome, run_cases
-from vsr_jax import errors
+from vsr_jax import cli
 
 # Cases of each kind in a whole campaign.
 VIDEOS, CHECKPOINTS, SETS, FRAMES = 500, 300, 200, 3000
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def _parse() -> argparse.Namespace:
-  parser = errors.Parser("tests.fuzz", __doc__)
+  parser = cli.Parser("tests.fuzz", __doc__)
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of damaged files")
   parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at once")
@@ -96,4 +96,4 @@ def _cases(folder: pathlib.Path, args: argparse.Namespace) -> Iterator[Case]:
 
 
 if __name__ == "__main__":
-  errors.run(main)
+  cli.run(main)

@@ -12,7 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 
-from vsr_jax import errors
+from vsr_jax import cli
 
 # Of one input: what a refusal may take at most, with the imports that the process began with.
 SECONDS = 60
@@ -27,7 +27,7 @@ class Case:
 
   Attributes:
     name: tells it from the others and how it was made; the same in every run of one seed.
-    work: the command; it returns, or raises as `vsr_jax.errors.run` expects.
+    work: the command; it returns, or raises as `vsr_jax.cli.run` expects.
     check: called after `work`, in the same process, with whether it was refused; raises
       `AssertionError` for a result that is wrong.
     before: makes the input, in the process that runs `work`.
@@ -147,7 +147,7 @@ def _run(case: Case) -> int:
   case.before()
   with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
     try:
-      errors.run(case.work)
+      cli.run(case.work)
     except SystemExit as e:
       code = e.code
   if code in (0, 2):

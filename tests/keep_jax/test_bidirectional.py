@@ -13,7 +13,6 @@ import pytest
 
 from keep_jax import bidirectional
 from keep_jax.bidirectional import blend, restore_clip_bidirectional
-from keep_jax.inference import Restorer
 from keep_jax.model import (
   KEEP,
   calculate_gains,
@@ -22,6 +21,7 @@ from keep_jax.model import (
   observe,
   restore_clip,
 )
+from keep_jax.streaming import Restorer
 from tests.keep_jax import golden, tiny
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from keep_jax import borders
 from tests.keep_jax import tiny
-from tests.keep_jax.test_inference import moving_pattern
+from tests.keep_jax.test_streaming import moving_pattern
 from tests.vsr_jax.clips import encode
 
 

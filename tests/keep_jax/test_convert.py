@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from keep_jax import conversion as keep_conversion
-from keep_jax import convert, inference
+from keep_jax import convert, streaming
 from keep_jax.conversion import CODEFORMER, RENAMED, convert_released
 from keep_jax.model import KEEP, Architecture, init_params
 from tests.keep_jax import golden
@@ -64,7 +64,7 @@ def test_files_of_the_released_size(tmp_path):
   for name, layout in layouts.items():
     save_state_dict(tmp_path / "KEEP.pth", layout(constants(name)))
     convert.convert(str(tmp_path / "KEEP.pth"), str(tmp_path / name))
-    params = inference.load(tmp_path / name)[1]
+    params = streaming.load(tmp_path / name)[1]
     found[name] = jax.tree.map(lambda x: (x.shape, float(x.min()), float(x.max())), params)
     leaves = jax.tree.leaves(found[name], is_leaf=lambda x: isinstance(x, tuple))
     assert all(low == high for _, low, high in leaves)
@@ -102,7 +102,7 @@ def test_a_file_becomes_a_checkpoint(layout, tmp_path, monkeypatch, capsys):
   convert.main()
   assert "KEEP at 128 pixels" in capsys.readouterr().out
   assert read_meta(folder)["converted_from"] == ["KEEP.pth"]
-  model, params = inference.load(folder)
+  model, params = streaming.load(folder)
   arch, want = convert_released(state)
   assert model.arch == arch
   jax.tree.map(np.testing.assert_array_equal, params, want)
@@ -146,7 +146,7 @@ def test_a_small_codeformer_file_becomes_a_start_for_training(tmp_path, capsys):
   convert.convert(str(tmp_path / "codeformer.pth"), str(tmp_path / "start"))
   assert "CodeFormer at 128 pixels" in capsys.readouterr().out
   with pytest.raises(UserError, match="a part of a KEEP, without flow, gain, hq_encoder"):
-    inference.load(tmp_path / "start")
+    streaming.load(tmp_path / "start")
   want = convert_released(keep)[1]
   found = restore_params(tmp_path / "start")
   jax.tree.map(np.testing.assert_array_equal, found, {name: want[name] for name in found})
@@ -161,7 +161,7 @@ def test_gmflow_file_becomes_the_flow(tmp_path, capsys):
   found = restore_params(tmp_path / "flow")
   jax.tree.map(np.testing.assert_array_equal, found, want)
   with pytest.raises(UserError, match="a part of a KEEP, without cfa"):
-    inference.load(tmp_path / "flow")
+    streaming.load(tmp_path / "flow")
 
 
 @pytest.mark.slow
@@ -178,7 +178,7 @@ def test_another_flow_takes_the_place_of_the_files_own(kind, tmp_path, monkeypat
   convert.main()
   assert f"flow by {kind}" in capsys.readouterr().out
   assert read_meta(files[1])["converted_from"] == ["KEEP.pth", "flow.pth"]
-  model, params = inference.load(files[1])
+  model, params = streaming.load(files[1])
   assert model.arch.flow == kind
   want = released.from_state_dict(other, "flow.pth")[1]
   jax.tree.map(np.testing.assert_array_equal, params["flow"], want)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import skimage.data
 
-from keep_jax import convert, inference, restore, show
+from keep_jax import convert, restore, show, streaming
 from keep_jax.faces import Face, Restored, find_faces, restore_faces, unchanged
 from tests.keep_jax import golden, tiny
 from tests.torch_writer import save_state_dict
@@ -108,7 +108,7 @@ def test_the_network_restores_the_face_and_nothing_else(run, clip, weights, tmp_
   _, faces = read(crops / "face_000_restored")
   assert aligned.shape == faces.shape == (6, 32, 32, 3)
   # The faces are those that the stream makes of the crops.
-  restorer = inference.Restorer(*tiny.load(), "stream", 4, 1)
+  restorer = streaming.Restorer(*tiny.load(), "stream", 4, 1)
   want = np.stack(list(restorer.stream(aligned)))
   assert (faces != want).mean() < 0.01  # a code of small margin may flip
   rows = read(strip)[1][0]
@@ -126,7 +126,7 @@ def test_the_whole_way_with_the_weights_of_the_fixtures(run, clip, tmp_path):
   _, aligned = read(tmp_path / "crops" / "face_000_aligned")
   _, faces = read(tmp_path / "crops" / "face_000_restored")
   assert aligned.shape == faces.shape == (6, 128, 128, 3)
-  want = np.stack(list(inference.Restorer(*inference.load(tmp_path / "weights")).stream(aligned)))
+  want = np.stack(list(streaming.Restorer(*streaming.load(tmp_path / "weights")).stream(aligned)))
   assert (faces != want).mean() < 0.01  # a code of small margin may flip
   _, images = read(tmp_path / "out")
   assert (images[:, :, :512] != images[:, :, 512:]).any((1, 2, 3)).all()
@@ -137,7 +137,7 @@ def test_every_person_has_a_state_of_their_own():
   faces, count = find_faces(frames, make_detector(), "all", size=32)
   assert count == 5
   assert [len(face.matrices) for face in faces] == [5, 5]
-  restorer = inference.Restorer(*tiny.load(), "stream", 4, 1)
+  restorer = streaming.Restorer(*tiny.load(), "stream", 4, 1)
   together = _restore(frames, faces, restorer)
   for i, face in enumerate(faces):
     alone = _restore(frames, [face], restorer)
@@ -161,7 +161,7 @@ def test_aligned_faces_need_no_detection(run, weights, tmp_path):
   assert images.shape == (3, 32, 64, 3)
   big = cv2.resize(face, (32, 32), interpolation=cv2.INTER_LINEAR)
   np.testing.assert_array_equal(images[0, :, :32], big)
-  restorer = inference.Restorer(*tiny.load())
+  restorer = streaming.Restorer(*tiny.load())
   want = np.stack(list(restorer.stream([face] * 3)))
   assert (images[:, :, 32:] != want).mean() < 0.01
 
@@ -265,7 +265,7 @@ def test_people_who_cross_keep_their_states():
   assert len(ways) == 2
   assert sorted(np.sign(way[-1] - way[0]) for way in ways) == [-1, 1]
   assert all(abs(way[-1] - way[0]) > 200 for way in ways)
-  restorer = inference.Restorer(*tiny.load(), "stream", 4, 1)
+  restorer = streaming.Restorer(*tiny.load(), "stream", 4, 1)
   together = _restore(frames[:6], faces, restorer)
   for i, face in enumerate(faces):
     alone = _restore(frames[:6], [face], restorer)

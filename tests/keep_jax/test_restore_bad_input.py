@@ -18,7 +18,7 @@ from keep_jax import restore
 from tests.interrupts import send_when_seen
 from tests.keep_jax import tiny
 from tests.vsr_jax.clips import encode, moving_waves
-from vsr_jax import command
+from vsr_jax import video_cli
 from vsr_jax.checkpoint import export_params
 
 FACE = skimage.data.astronaut()[:224, 100:356]
@@ -82,7 +82,7 @@ def test_a_picture_as_the_output_of_a_clip_is_refused_before_work(
 
   monkeypatch.setattr(restore.detector, "make_detector", counting)
   if total == "unknown":
-    monkeypatch.setattr(command, "frame_total", lambda *_: None)
+    monkeypatch.setattr(video_cli, "frame_total", lambda *_: None)
   said = run(clip, tmp_path / "out.png", *flags, code=2)
   line = "out.png: one image cannot hold several frames; name a folder or an .mp4 as output"
   assert said.err.splitlines()[-1].endswith(line)

@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from keep_jax import inference, kalman
+from keep_jax import kalman, streaming
 from keep_jax.architecture import RELEASED, VARIANTS, Architecture, variant
-from keep_jax.inference import Restorer
 from keep_jax.model import (
   KEEP,
   calculate_gains,
@@ -24,6 +23,7 @@ from keep_jax.model import (
   param_shapes,
   restore_clip,
 )
+from keep_jax.streaming import Restorer
 from tests.keep_jax import golden, tiny
 from vsr_jax.checkpoint import export_params
 from vsr_jax.errors import UserError
@@ -100,7 +100,7 @@ def test_restores_clips_and_streams(name, tmp_path):
   # Through a checkpoint, which cannot hold empty trees.
   full = {part: tree for part, tree in params.items() if jax.tree.leaves(tree)}
   export_params(tmp_path / "keep", full, {"model": dataclasses.asdict(model.arch)})
-  found, params = inference.load(tmp_path / "keep")
+  found, params = streaming.load(tmp_path / "keep")
   assert found == model
   streamed = np.stack(list(Restorer(model, params, window=3, look_ahead=1).stream(clip)))
   want = tiny.as_uint8(jnp.clip(restored.image, -1, 1))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vsr_jax import compiling, inference, progress
+from vsr_jax import compiling, programs, progress
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_a_function_is_compiled_once_a_shape():
   def double(params, x, y):
     return params["a"] * x if y is None else x + y[0]
 
-  function = inference.CompiledByShape(jax.jit(double), lambda x, y: names.append(x.shape) or "")
+  function = programs.CompiledByShape(jax.jit(double), lambda x, y: names.append(x.shape) or "")
   params = {"a": jnp.float32(2)}
   one, two = np.ones(1, np.float32), np.ones(2, np.float32)
   for x, y, want in ((one, None, 2), (two, None, 2), (one, [one], 2), (3 * one, None, 6)):

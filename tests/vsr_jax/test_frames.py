@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+from fractions import Fraction
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vsr_jax.frames import as_frame, as_frames, as_frames_of_one_size
-from vsr_jax.video import Frame
+from vsr_jax.frames import Frame, as_frame, as_frames, as_frames_of_one_size, stream_frames
 
 CLIP = np.random.default_rng(0).integers(0, 256, (4, 5, 6, 3), np.uint8)
 
@@ -98,3 +100,38 @@ def test_what_is_no_frames_is_told_in_one_line(frames, told):
 def test_frames_of_another_size_are_told():
   with pytest.raises(ValueError, match="frame 1 is 5x5, the first 6x5; resize them"):
     list(as_frames_of_one_size([CLIP[0], CLIP[0, :, :5]]))
+
+
+def reading_ahead(frames):
+  """Brightens every image, three frames behind what it reads."""
+  held = []
+  for image in as_frames(frames):
+    held.append(image // 2 + 128)
+    if len(held) > 3:
+      yield held.pop(0)
+  yield from held
+
+
+def test_a_frame_keeps_its_time_through_a_stream_of_images():
+  frames = [
+    Frame(image, Fraction(i, 25), i, Fraction(1, 25), f"{i}.png", is_context=i == 3)
+    for i, image in enumerate(CLIP)
+  ]
+  restored = list(stream_frames(reading_ahead, iter(frames)))
+  for frame, got in zip(frames, restored, strict=True):
+    np.testing.assert_array_equal(got.image, frame.image // 2 + 128)
+    assert got.restored_from is frame.image
+    assert dataclasses.replace(got, image=frame.image, restored_from=None) == frame
+
+
+@pytest.mark.parametrize("frames", [CLIP, list(CLIP), iter(CLIP), jnp.asarray(CLIP), CLIP / 255])
+def test_images_come_out_as_images(frames):
+  restored = list(stream_frames(reading_ahead, frames))
+  np.testing.assert_array_equal(restored, CLIP // 2 + 128)
+
+
+def test_a_single_frame_and_what_are_no_frames_come_to_the_stream_as_they_are():
+  assert len(list(stream_frames(reading_ahead, CLIP[0]))) == 1
+  for wrong in ("clip.mp4", {}, 3):
+    with pytest.raises(ValueError, match="holds no frames"):
+      list(stream_frames(reading_ahead, wrong))

@@ -12,9 +12,10 @@ import pytest
 
 from tests.vsr_jax import pictures
 from tests.vsr_jax.clips import encode, grey_levels, number_of
-from vsr_jax import frames_folder, images, video
+from vsr_jax import images, video
 from vsr_jax.errors import UserError
 from vsr_jax.images import encode_image
+from vsr_jax.video import frames_folder
 
 
 def fill(folder, names, start=0):

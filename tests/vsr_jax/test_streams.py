@@ -11,7 +11,7 @@ import pytest
 # Prints much, as it would while it works, and then says by a file that it came to its end.
 COMMAND = """
 import sys
-from vsr_jax import errors
+from vsr_jax import cli, errors
 def main():
   with open(sys.argv[1], "w") as work:
     for stream in (sys.stdout, sys.stderr):
@@ -20,7 +20,7 @@ def main():
     work.write("done")
   if len(sys.argv) > 2:
     raise errors.UserError("in.mp4: no such file")
-errors.run(main)
+cli.run(main)
 """
 
 

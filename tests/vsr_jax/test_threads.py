@@ -12,7 +12,8 @@ from fractions import Fraction
 import pytest
 
 from tests.vsr_jax.clips import encode, grey_levels
-from vsr_jax import threads, video, video_decode
+from vsr_jax import threads, video
+from vsr_jax.video import decode
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def test_a_pipe_that_never_writes_is_interrupted(tmp_path, opened, monkeypatch, 
 def test_a_disk_that_does_not_answer_is_interrupted(tmp_path, monkeypatch, where, interrupted_soon):
   encode(tmp_path / "a.mp4", grey_levels(8))
   answered = threading.Event()  # waited for by a thread, as deaf to signals as a read in FFmpeg
-  opened, bridged = video_decode.open_container, video_decode.bridged
+  opened, bridged = decode.open_container, decode.bridged
 
   def slow_open(*args):
     answered.wait()
@@ -57,7 +58,7 @@ def test_a_disk_that_does_not_answer_is_interrupted(tmp_path, monkeypatch, where
       yield packet
 
   name, slow = ("open_container", slow_open) if where == "open" else ("bridged", slow_packets)
-  monkeypatch.setattr(video_decode, name, slow)
+  monkeypatch.setattr(decode, name, slow)
 
   def go_through():
     with video.open_reader(str(tmp_path / "a.mp4")) as reader:

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from tests.vsr_jax.clips import encode, grey_levels, moving_waves, number_of, set_display_matrix
-from vsr_jax import video, video_reader
+from vsr_jax import video
 from vsr_jax.errors import UserError
+from vsr_jax.video import reader
 
 
 def read(path, *frame_range) -> list[video.Frame]:
@@ -276,7 +277,7 @@ def test_an_unreadable_file_is_named(tmp_path, monkeypatch):
   def denied(*args):
     raise PermissionError(13, "Permission denied")
 
-  monkeypatch.setattr(video_reader, "open", denied, raising=False)  # tests may run as root
+  monkeypatch.setattr(reader, "open", denied, raising=False)  # tests may run as root
   with pytest.raises(UserError, match="a.mp4: cannot be read .Permission denied.; check"):
     video.probe(str(tmp_path / "a.mp4"))
 

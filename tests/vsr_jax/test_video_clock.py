@@ -10,7 +10,7 @@ import pytest
 from av.format import Flags
 from av.stream import Disposition
 
-from vsr_jax import video_clock
+from vsr_jax.video import clock
 
 TICK = Fraction(1, 90_000)
 
@@ -67,7 +67,7 @@ def offsets(made: list[Packet], transport: bool = True) -> list[Fraction]:
   flags = Flags.ts_discont.value if transport else 0
   form = types.SimpleNamespace(flags=flags)
   container = types.SimpleNamespace(format=form, demux=lambda: iter(given))
-  assert [id(p) for p in video_clock.bridged(container)] == [id(p) for p in given]
+  assert [id(p) for p in clock.bridged(container)] == [id(p) for p in given]
   added = [(p.dts - q.dts) * TICK for p, q in zip(given, made, strict=True)]
   assert added == [(p.pts - q.pts) * TICK for p, q in zip(given, made, strict=True)]
   return added
@@ -138,7 +138,7 @@ def test_pictures_without_a_decoding_time_may_be_out_of_order():
     packet.dts = None
   form = types.SimpleNamespace(flags=Flags.ts_discont.value)
   container = types.SimpleNamespace(format=form, demux=lambda: iter(made))
-  assert [p.pts for p in video_clock.bridged(container)] == expected
+  assert [p.pts for p in clock.bridged(container)] == expected
 
 
 def test_a_single_damaged_time_moves_nothing_else():
@@ -168,7 +168,7 @@ def test_a_stream_that_has_ended_is_not_waited_for():
     format=types.SimpleNamespace(flags=Flags.ts_discont.value),
     demux=lambda: (taken.append(p) or p for p in given),
   )
-  out = video_clock.bridged(container)
+  out = clock.bridged(container)
   for _ in range(len(first) + 1):
     next(out)
   assert len(taken) <= len(first) + 55  # two seconds, not the rest of the file
@@ -180,7 +180,7 @@ def test_what_was_read_before_an_error_comes_out():
     raise av.error.InvalidDataError(1, "damaged")
 
   form = types.SimpleNamespace(flags=Flags.ts_discont.value)
-  out = video_clock.bridged(types.SimpleNamespace(format=form, demux=broken))
+  out = clock.bridged(types.SimpleNamespace(format=form, demux=broken))
   for _ in range(len(recording(0)) + 1):
     last = next(out)
   assert last.dts > recording(0)[-1].dts

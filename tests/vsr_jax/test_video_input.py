@@ -20,8 +20,9 @@ import pytest
 from av.stream import Disposition
 
 from tests.vsr_jax.clips import encode, grey_levels, moving_waves, number_of
-from vsr_jax import command, video, video_filters, video_open
+from vsr_jax import video, video_cli
 from vsr_jax.errors import UserError
+from vsr_jax.video import containers, filters
 
 
 def read(path, *frame_range, **arguments) -> list[video.Frame]:
@@ -171,7 +172,7 @@ def test_pictures_that_are_not_marked_are_deinterlaced_on_demand(tmp_path):
 
 
 def open_arguments(path) -> argparse.Namespace:
-  """What `command.open_input` takes."""
+  """What `video_cli.open_input` takes."""
   return argparse.Namespace(
     input=path,
     output="out.mp4",
@@ -196,12 +197,12 @@ def test_what_the_frames_will_lack_is_told_before_work(tmp_path, capsys):
   with video.open_reader(str(tmp_path / "fields.ts"), deinterlace=True) as reader:
     assert reader.info.notes == ()
   args = open_arguments(f"{tmp_path}/pq.mkv")
-  with command.readable(args.input, None) as args.copies:
+  with video_cli.readable(args.input, None) as args.copies:
     for tell in (True, False):
-      command.open_input(args, tell=tell).close()
+      video_cli.open_input(args, tell=tell).close()
   assert capsys.readouterr().out.count("note: ") == 1
   args.quality = 0
-  command.open_input(args).close()
+  video_cli.open_input(args).close()
   assert "note: out.mp4: lossless RGB, which few players show" in capsys.readouterr().out
 
 
@@ -227,9 +228,9 @@ def test_a_name_is_never_a_pattern_of_names(tmp_path):
       stream.width, stream.height, stream.pix_fmt = 64, 48, "rgb24"
       file.mux(stream.encode(av.VideoFrame.from_ndarray(grey_levels(1)[0], format="rgb24")))
     os.rename(tmp_path / "a", tmp_path / name)
-  assert video_open.open_container(str(tmp_path / "0.png")).format.name == "png_pipe"
+  assert containers.open_container(str(tmp_path / "0.png")).format.name == "png_pipe"
   with pytest.raises(UserError, match="%d.png"):
-    video_open.open_container(str(tmp_path / "%d.png"))
+    containers.open_container(str(tmp_path / "%d.png"))
 
 
 def refer_to(data: bytes, other: str) -> bytes:
@@ -265,7 +266,7 @@ def test_a_movie_whose_media_are_in_another_file_is_refused(tmp_path):
 def test_what_is_no_regular_file_is_not_waited_for(tmp_path):
   os.mkfifo(tmp_path / "pipe")
   with pytest.raises(UserError, match="pipe: is not a regular file"):
-    video_open.open_container(str(tmp_path / "pipe"))
+    containers.open_container(str(tmp_path / "pipe"))
   with pytest.raises(UserError, match="/dev/zero: is a device"):
     video.probe("/dev/zero")
 
@@ -309,9 +310,9 @@ def test_a_pipe_is_read_twice_by_its_copy(tmp_path, temporary, capsys):
   os.mkfifo(tmp_path / "pipe")
   fill(tmp_path / "pipe", (tmp_path / "a.mkv").read_bytes())
   args = open_arguments(f"{tmp_path}/pipe")
-  with command.readable(args.input, None) as args.copies:
+  with video_cli.readable(args.input, None) as args.copies:
     for _ in range(2):
-      with command.open_input(args) as reader:
+      with video_cli.open_input(args) as reader:
         assert len(list(reader)) == 8
     assert len(os.listdir(temporary)) == 1
   assert os.listdir(temporary) == []
@@ -371,6 +372,6 @@ def test_what_the_filters_do_not_take_is_told_in_one_line(tmp_path, monkeypatch,
     raise av.error.ArgumentError(22, "Invalid argument")
 
   name = "_bwdif_graph" if deinterlace else "scale_graph"
-  monkeypatch.setattr(video_filters, name, refuse)
+  monkeypatch.setattr(filters, name, refuse)
   with pytest.raises(UserError, match="a.mp4: its pictures cannot be converted .Invalid argument"):
     read(tmp_path / "a.mp4", deinterlace=deinterlace)

@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.vsr_jax.clips import encode, grey_levels, moving_waves, number_of, read_sound
-from vsr_jax import files, frames_folder, video, video_sound
+from vsr_jax import files, video
 from vsr_jax.errors import Terminated, UserError
+from vsr_jax.video import frames_folder, sound
 
 VIDEOS = ["a.mp4", "a.mkv", "a.mov"]
 RATE = Fraction(30_000, 1001)
@@ -178,7 +179,7 @@ def test_copied_sound_is_not_coded_again(tmp_path):
 
 def test_damaged_sound_costs_neither_the_pictures_nor_the_rest_of_it(tmp_path, monkeypatch):
   make_talkie(tmp_path / "a.mp4", "aac", 44_100)
-  put, calls = video_sound.SoundTrack._put, []
+  put, calls = sound.SoundTrack._put, []
 
   def fragile(*args):
     calls.append(args)
@@ -186,7 +187,7 @@ def test_damaged_sound_costs_neither_the_pictures_nor_the_rest_of_it(tmp_path, m
       raise av.error.InvalidDataError(1094995529, "Invalid data found when processing input")
     put(*args)
 
-  monkeypatch.setattr(video_sound.SoundTrack, "_put", fragile)
+  monkeypatch.setattr(sound.SoundTrack, "_put", fragile)
   with pytest.warns(UserWarning, match=r"a.mp4: its sound is damaged at 0.4 s"):
     restore(tmp_path / "a.mp4", tmp_path / "b.mp4")
   assert len(read(tmp_path / "b.mp4")) == 50

@@ -11,8 +11,9 @@ import pytest
 from tests.vsr_jax.clips import encode, grey_levels
 from tests.vsr_jax.test_video_output import RATE, VIDEOS, read, restore, write
 from tests.vsr_jax.test_video_tracks import make, samples, seconds
-from vsr_jax import video, video_encode
+from vsr_jax import video
 from vsr_jax.errors import UserError
+from vsr_jax.video import encode as encoding
 
 
 @pytest.mark.parametrize("name", VIDEOS)
@@ -95,8 +96,8 @@ def test_what_cannot_be_read_again_is_no_result(tmp_path, monkeypatch):
       file.truncate(200)
     check(path, count, length)
 
-  check = video_encode._check
-  monkeypatch.setattr(video_encode, "_check", damaged)
+  check = encoding._check
+  monkeypatch.setattr(encoding, "_check", damaged)
   with pytest.raises(OSError, match="not readable after writing") as error:
     write(tmp_path / "a.mp4", grey_levels(9))
   assert error.value.filename == str(tmp_path / "a.mp4")

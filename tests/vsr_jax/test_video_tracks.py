@@ -11,8 +11,8 @@ from av.stream import Disposition
 
 from tests.vsr_jax.test_video_output import VIDEOS, read, restore
 from vsr_jax import video
-from vsr_jax.video_clock import bridged
-from vsr_jax.video_sound import SampleClock, SoundTrack
+from vsr_jax.video.clock import bridged
+from vsr_jax.video.sound import SampleClock, SoundTrack
 
 MILLISECOND = Fraction(1, 1000)
 

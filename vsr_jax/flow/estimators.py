@@ -41,7 +41,7 @@ def _raft(net: raft.Raft) -> Estimator:
     return raft.flow_from_features(net, params, first, second.features)
 
   return Estimator(
-    functools.partial(raft.init, net), functools.partial(raft.encode, net), between, raft.STRIDE
+    functools.partial(raft.init, net), functools.partial(raft.encode, net), between, raft.MULTIPLE
   )
 
 

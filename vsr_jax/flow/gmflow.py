@@ -8,8 +8,7 @@ coordinates are float32; `dtype` is the type of the products' operands.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -17,9 +16,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vsr_jax.flow.checks import check_frames, check_pair
-from vsr_jax.flow.raft import STRIDE, InstanceNorm, upsample_convex
-from vsr_jax.layers import gelu
+from vsr_jax.flow.common import (
+  STRIDE,
+  InstanceNorm,
+  check_frames,
+  check_pair,
+  normalized_as_imagenet,
+  upsample_convex,
+)
+from vsr_jax.ops.activations import gelu
+from vsr_jax.ops.attention import Windows, attend_globally, attend_in_windows
 
 WIDTH = 128  # of the features
 LAYERS = 6  # of the transformer
@@ -27,13 +33,9 @@ WINDOWS = 2  # of attention along each axis
 MULTIPLE = STRIDE * WINDOWS  # image sides are multiples of it
 
 _EXPANSION = 4  # of the feed-forward network, of its input's width
-_QUERIES = 512  # of a global attention, scored at a time
 _EPSILON = 1e-5  # of the layer norms
-_MEAN = (0.485, 0.456, 0.406)  # of ImageNet's RGB in [0, 1]
-_DEVIATION = (0.229, 0.224, 0.225)
 
 Params = Mapping[str, Any]
-Windows = tuple[Sequence[int], Sequence[int]]  # their heights, top down, and widths, left to right
 
 
 def _normalize(x: jax.Array) -> jax.Array:
@@ -69,8 +71,7 @@ class Encoder(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    x = x.astype(jnp.float32) / 255 - jnp.array(_MEAN).reshape(1, 1, 1, 3)
-    x = x / jnp.array(_DEVIATION).reshape(1, 1, 1, 3)
+    x = normalized_as_imagenet(x)
     x = nn.Conv(64, (7, 7), 2, 3, use_bias=False, dtype=self.dtype, name="conv1")(x)
     x = nn.relu(_normalize(x))
     for i, width in enumerate((64, 96, 128), 1):
@@ -276,66 +277,6 @@ def window_sizes(size: int, shifted: bool) -> list[int]:
   window = size // WINDOWS
   shift = window // 2 if shifted else 0
   return [n for n in (shift, *[window] * (WINDOWS - 1), window - shift) if n]
-
-
-def attend_in_windows(
-  query: jax.Array, key: jax.Array, value: jax.Array, windows: Windows
-) -> jax.Array:
-  """Attention of each window to the same window: three times [... h w c] -> [... h w c].
-
-  On CPU a frame at a time: the scores stay in the cache.
-  """
-  attend_all = functools.partial(_attend_in_windows, windows=windows)
-
-  def in_turn(*arrays):
-    flat = [x.reshape(-1, *x.shape[-3:]) for x in arrays]
-    return jax.lax.map(lambda frame: attend_all(*frame), flat).reshape(value.shape)
-
-  return jax.lax.platform_dependent(query, key, value, cpu=in_turn, default=attend_all)
-
-
-def _attend_in_windows(query, key, value, windows):
-  rows = []
-  for y, height in zip(np.cumsum(windows[0]), windows[0], strict=True):
-    row = []
-    for x, width in zip(np.cumsum(windows[1]), windows[1], strict=True):
-      parts = [a[..., y - height : y, x - width : x, :] for a in (query, key, value)]
-      flat = [a.reshape(*a.shape[:-3], height * width, a.shape[-1]) for a in parts]
-      row.append(attend(*flat).reshape(parts[2].shape).astype(value.dtype))
-    rows.append(jnp.concatenate(row, axis=-2))
-  return jnp.concatenate(rows, axis=-3)
-
-
-def attend_globally(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-  """Attention of every pixel to all: [b h w c] twice and values [b h w d] -> [b h w d] float32.
-
-  Scored by some queries at a time: all scores of a 512x512 frame are 64 MB.
-  """
-
-  def one_image(query, key, value):
-    h, w, c = query.shape
-    key, value = key.reshape(h * w, c), value.reshape(h * w, -1)
-    rows = jax.lax.map(
-      lambda query: attend(query[None], key, value)[0],
-      query.reshape(h * w, c),
-      batch_size=min(h * w, _QUERIES),
-    )
-    return rows.reshape(h, w, -1)
-
-  return jax.vmap(one_image)(query, key, value)
-
-
-def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-  """Softmax attention, [... n c], [... m c] and [... m d] -> [... n d] float32."""
-  scores = jnp.einsum("...nc,...mc->...nm", query, key, preferred_element_type=jnp.float32)
-  scores = (scores - scores.max(-1, keepdims=True)) / np.sqrt(query.shape[-1])
-  weights = jnp.exp(scores)
-  # Divided by their sum only after the product: it has fewer elements.
-  total = weights.sum(-1, keepdims=True)
-  weights = weights.astype(value.dtype)
-  return (
-    jnp.einsum("...nm,...md->...nd", weights, value, preferred_element_type=jnp.float32) / total
-  )
 
 
 def match(features1: jax.Array, features2: jax.Array) -> jax.Array:

@@ -15,20 +15,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vsr_jax.flow.common import STRIDE, InstanceNorm, upsample_bilinear, upsample_convex
 from vsr_jax.layers import FrozenBatchNorm
-from vsr_jax.warp import sample_bilinear
+from vsr_jax.ops.warp import sample_bilinear
 
 LEVELS = 4  # of the correlation pyramid
-STRIDE = 8  # of the feature maps: image sides are multiples of it
-_EPSILON = 1e-5  # of the instance norm
-
-
-class InstanceNorm(nn.Module):
-  """Normalises each channel of each image [b h w c]; nothing learned."""
-
-  def __call__(self, x: jax.Array) -> jax.Array:
-    x = x - x.mean((1, 2), keepdims=True)
-    return x * jax.lax.rsqrt(jnp.square(x).mean((1, 2), keepdims=True) + _EPSILON)
+MULTIPLE = STRIDE  # image sides are multiples of it
 
 
 class NoNorm(nn.Module):
@@ -357,30 +349,3 @@ def lookup(pyramid: list[jax.Array], points: jax.Array, radius: int) -> jax.Arra
       values = jnp.zeros((*around.shape[:-1], 1))
     windows.append(values.reshape(*points.shape[:-1], -1))
   return jnp.concatenate(windows, axis=-1)
-
-
-def upsample_bilinear(flow: jax.Array, scale: int = STRIDE) -> jax.Array:
-  """Flow [b h w 2] `scale` times larger, its vectors too; the corners' samples stay corners."""
-  _, h, w, _ = flow.shape
-  y = jnp.linspace(0.0, h - 1.0, scale * h)
-  x = jnp.linspace(0.0, w - 1.0, scale * w)
-  points = jnp.stack(jnp.meshgrid(x, y), axis=-1)
-  return scale * jax.vmap(sample_bilinear, (0, None))(flow, points)
-
-
-def upsample_convex(flow: jax.Array, logits: jax.Array) -> jax.Array:
-  """Flow eight times larger as a convex combination of 3x3 neighbours (section 3.3).
-
-  Args:
-    flow: [b h w 2] in pixels of that size.
-    logits: [b h w 9*8*8]: neighbour, row and column inside the enlarged pixel.
-
-  Returns:
-    [b 8h 8w 2] in pixels of the new size.
-  """
-  b, h, w, _ = flow.shape
-  weights = nn.softmax(logits.reshape(b, h, w, 9, STRIDE, STRIDE), axis=3)
-  padded = jnp.pad(STRIDE * flow, ((0, 0), (1, 1), (1, 1), (0, 0)))
-  around = [padded[:, y : y + h, x : x + w] for y in range(3) for x in range(3)]
-  large = jnp.einsum("bhwkyx,bhwkc->bhywxc", weights, jnp.stack(around, axis=3))
-  return large.reshape(b, STRIDE * h, STRIDE * w, 2)

@@ -13,17 +13,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vsr_jax.flow.checks import check_frames, check_pair
-from vsr_jax.flow.raft import upsample_bilinear
+from vsr_jax.flow.common import (
+  check_frames,
+  check_pair,
+  normalized_as_imagenet,
+  upsample_bilinear,
+)
 from vsr_jax.layers import Conv
-from vsr_jax.warp import backward_warp
+from vsr_jax.ops.warp import backward_warp
 
 LEVELS = 6
 MULTIPLE = 2 ** (LEVELS - 1)  # image sides are multiples of it
 
 _WIDTHS = (32, 64, 32, 16)  # of a level's convolutions but the last, whose output is the flow
-_MEAN = (0.485, 0.456, 0.406)  # of ImageNet's RGB in [0, 1]
-_DEVIATION = (0.229, 0.224, 0.225)
 
 Params = Mapping[str, Any]
 Pyramid = tuple[jax.Array, ...]  # normalised images [b h/2^i w/2^i 3], the smallest first
@@ -61,8 +63,7 @@ def encode(params: Params, frames: jax.Array) -> Pyramid:
   """
   del params
   check_frames(frames, MULTIPLE)
-  x = frames.astype(jnp.float32) / 255 - jnp.array(_MEAN).reshape(1, 1, 1, 3)
-  pyramid = [x / jnp.array(_DEVIATION).reshape(1, 1, 1, 3)]
+  pyramid = [normalized_as_imagenet(frames)]
   for _ in range(LEVELS - 1):
     b, h, w, c = pyramid[-1].shape
     pyramid.append(pyramid[-1].reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4)))

@@ -5,10 +5,15 @@ python -m vsr_jax.train.plot RUN [RUN ...] --out curves.png      (needs the extr
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+  from vsr_jax import cli
+
+  cli.begin()  # before the imports that take seconds
+
 import pathlib
 from collections.abc import Sequence
 
-from vsr_jax import errors
+from vsr_jax import cli
 from vsr_jax.errors import UserError
 from vsr_jax.json_files import fields, integer, load_lines
 
@@ -18,7 +23,7 @@ _NOT_LOSSES = ("step", "seconds")
 
 def main() -> None:
   """Reads the arguments and writes the picture."""
-  parser = errors.Parser("vsr_jax.train.plot", __doc__)
+  parser = cli.Parser("vsr_jax.train.plot", __doc__)
   parser.add_argument("runs", nargs="+", type=pathlib.Path, help="folders of runs")
   parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("curves.png"))
   args = parser.parse_args()
@@ -75,4 +80,4 @@ def draw(runs: Sequence[tuple[str, dict]], out: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-  errors.run(main)
+  cli.run(main)

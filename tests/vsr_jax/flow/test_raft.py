@@ -18,7 +18,7 @@ import pytest
 from tests.parity import weights
 from tests.torch_writer import save_state_dict
 from vsr_jax.errors import UserError
-from vsr_jax.flow import raft, raft_conversion
+from vsr_jax.flow import common, raft, raft_conversion
 
 PARITY = Path(__file__).parents[2] / "parity"
 VARIANTS = pytest.mark.parametrize(("name", "net"), [("small", raft.SMALL), ("large", raft.LARGE)])
@@ -100,7 +100,7 @@ def test_starts_where_it_is_told():
   start = jax.random.normal(jax.random.key(1), (1, 2, 3, 2))
   image = jnp.zeros((1, 16, 24, 3))
   flow = run(net, params, image, image, 0, start)
-  np.testing.assert_allclose(flow, raft.upsample_bilinear(start), atol=1e-6)
+  np.testing.assert_allclose(flow, common.upsample_bilinear(start), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_lookup_of_a_coarser_level_halves_the_point():
 
 def test_bilinear_upsampling_keeps_the_corners():
   flow = jax.random.normal(jax.random.key(0), (1, 3, 4, 2))
-  large = np.asarray(raft.upsample_bilinear(flow))
+  large = np.asarray(common.upsample_bilinear(flow))
   assert large.shape == (1, 24, 32, 2)
   columns = np.linspace(0, 3, 32)
   for row, small in ((0, 0), (23, 2)):
@@ -175,7 +175,7 @@ def test_convex_upsampling_chooses_neighbours_by_sub_pixel():
   flow = jax.random.normal(jax.random.key(0), (1, 3, 4, 2))
   neighbour = np.random.default_rng(0).integers(0, 9, (1, 3, 4, 8, 8))
   logits = 1000.0 * jax.nn.one_hot(neighbour, 9, axis=3)
-  large = np.asarray(raft.upsample_convex(flow, logits.reshape(1, 3, 4, -1)))
+  large = np.asarray(common.upsample_convex(flow, logits.reshape(1, 3, 4, -1)))
   padded = np.pad(np.asarray(flow), ((0, 0), (1, 1), (1, 1), (0, 0)))
   y, x = np.mgrid[:24, :32]
   k = neighbour[0, y // 8, x // 8, y % 8, x % 8]

@@ -17,7 +17,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.vsr_jax.train.toy import STAGE, Listed, batches, images, init_params, loss, make_stage
-from vsr_jax import errors
+from vsr_jax import cli
 from vsr_jax.checkpoint import read_meta, restore_params
 from vsr_jax.errors import UserError
 from vsr_jax.locks import locked
@@ -159,7 +159,7 @@ def test_ctrl_c_finishes_the_step_saves_and_exits_with_130(tmp_path, capsys):
   handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
   try:
     with pytest.raises(SystemExit) as stop:
-      errors.run(main)
+      cli.run(main)
     assert signal.getsignal(signal.SIGINT) is handlers[signal.SIGINT]  # given back
   finally:
     for number, handler in handlers.items():

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vsr_jax import errors
+from vsr_jax import cli
 from vsr_jax.train.loop import fit
 from vsr_jax.train.stage import Stage
 
@@ -113,4 +113,4 @@ def main():
 
 
 if __name__ == "__main__":
-  errors.run(main)
+  cli.run(main)

@@ -1,0 +1,327 @@
+"""Restoring a stream of frames with FMA-Net, each frame's features computed once."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import functools
+import gc
+import pathlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.stages import Compiled
+
+from fmanet_jax.architecture import Architecture
+from fmanet_jax.model import FMANet, Params, param_shapes
+from fmanet_jax.window import encode_frames, fold_kernels, restore_window
+from vsr_jax.architecture import from_entries
+from vsr_jax.checkpoint import read_meta, restore_params
+from vsr_jax.compiling import compiling
+from vsr_jax.errors import UserError
+from vsr_jax.frames import Frame, as_frames_of_one_size, stream_frames
+from vsr_jax.memory import free_memory, release_freed_memory
+from vsr_jax.runtime import compiler_options
+from vsr_jax.tiling import largest_tile, restore_tiled
+
+DEMO_WEIGHTS = pathlib.Path(__file__).parent / "assets" / "demo_weights"
+OVERLAP = 16  # input pixels that neighbouring tiles share and are blended over
+
+_SMALLEST_TILE = 2 * OVERLAP
+_USED_PART = 0.8  # of the free memory: an estimate is an estimate, and others need some too
+
+
+def load(
+  checkpoint: str | pathlib.Path | None = None, dtype: str = "float32"
+) -> tuple[FMANet, Params]:
+  """Loads a model and its parameters.
+
+  Args:
+    checkpoint: a run's folder, a checkpoint, or what `fmanet_jax.convert` wrote;
+      None for the demonstration weights that ship with the package.
+    dtype: compute type, "float32" or "bfloat16".
+
+  Returns:
+    The model and its params.
+
+  Raises:
+    UserError: there is no such checkpoint, or it is damaged, not of an FMA-Net or of stage 1.
+  """
+  checkpoint = DEMO_WEIGHTS if checkpoint is None else checkpoint
+  arch = load_architecture(checkpoint)
+  model = FMANet(arch, jnp.dtype(dtype))
+  return model, restore_params(checkpoint, param_shapes(model))
+
+
+def load_architecture(checkpoint: str | pathlib.Path | None = None) -> Architecture:
+  """What a checkpoint says of its model; arguments and errors as of `load`."""
+  checkpoint = DEMO_WEIGHTS if checkpoint is None else checkpoint
+  if not pathlib.Path(checkpoint).is_dir():
+    raise UserError(
+      f"{checkpoint}: no such folder; give a run's folder, or make one of the released weights "
+      "with `python -m fmanet_jax.convert model_D.pt model_R.pt DIR`"
+    )
+  meta = read_meta(checkpoint)
+  if meta.get("stage") == "degradation":
+    raise UserError(
+      f"{checkpoint}: of stage 1, which trains no restoration; give a run of the joint stage"
+    )
+  remedy = (
+    "not a checkpoint of FMA-Net; give a run of fmanet_jax.train or the output of "
+    "fmanet_jax.convert"
+  )
+  return from_entries(Architecture, meta.get("model"), str(checkpoint), remedy)
+
+
+class Restorer:
+  """Restores frames as a stream, at a memory that does not grow with the clip.
+
+  The features of a frame, of both networks, depend on that frame alone; they
+  are computed once and used in the T windows that see it. Two programs are
+  compiled for a frame size: the features of a group of frames, and the windows
+  that end in them.
+
+  Attributes:
+    model: the model.
+    mesh: each device of its "data" axis restores one frame of a group; None for
+      one device.
+    batch: frames of a group.
+  """
+
+  def __init__(self, model: FMANet, params: Params, mesh: Mesh | None = None):
+    self.model = model
+    self.mesh = mesh
+    self.batch = 1 if mesh is None else mesh.shape["data"]
+    whole = split = None
+    if mesh is not None:
+      whole, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
+    reach = model.arch.frames // 2
+    before = -(-2 * reach // self.batch)  # groups that the windows of a group reach back to
+    past = (before * self.batch - reach) // self.batch  # of these, before the windows' centres
+    self._held, self._firsts = before + 1, before + 1 - past
+    self._split = split
+    self._params = jax.device_put(params, whole)
+    self._folded = jax.device_put(fold_kernels(model, params), whole)
+    self._programs: dict[tuple[int, int], tuple[Compiled, Compiled]] = {}
+
+  def _on_mesh(self) -> contextlib.AbstractContextManager:
+    return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
+
+  def stream(self, frames: Any) -> Iterator[np.ndarray] | Iterator[Frame]:
+    """Restores every frame; the stream is continued at both ends by copies of its end frames.
+
+    Args:
+      frames: uint8 or float in [0, 1], RGB [h w 3], all of one size; see `as_frames`. Or of
+        `Frame`, which keep their times.
+
+    Returns:
+      uint8 RGB [sh sw 3], one a frame, or `Frame`s of such images; while a group of frames is
+      handed out, the next one is computed.
+
+    Raises:
+      ValueError: from iteration: the frames are of another form or of several sizes.
+    """
+    return stream_frames(self._stream_images, frames)
+
+  def _stream_images(self, frames: Any) -> Iterator[np.ndarray]:
+    frames = as_frames_of_one_size(frames)
+    reach = self.model.arch.frames // 2
+    held = collections.deque(maxlen=self._held)
+    firsts = collections.deque(maxlen=self._firsts)
+    last: list[np.ndarray] = []
+    pending: tuple[jax.Array, int] | None = None
+    padded = _replicate_ends(frames, (self._held - 1) * self.batch - reach, reach)
+    for group, count in _groups(padded, self.batch):
+      if not last or any(a is not b for a, b in zip(group, last, strict=True)):
+        features = first = None
+        if len(held) == self._held:  # let go before the next features are made
+          held.popleft()
+          firsts.popleft()
+        features, first = self._encode(np.stack(group))
+      held.append(features)
+      firsts.append(first)
+      last = group
+      if len(held) == self._held:
+        images = self._restore(tuple(held), tuple(firsts))
+        if pending is not None:
+          yield from _handed_out(*pending)
+        pending = images, count
+    if pending is not None:
+      yield from _handed_out(*pending)
+
+  def _encode(self, frames: np.ndarray) -> Any:
+    """`_encode_frames` of frames [b h w 3]."""
+    encode, _ = self._compiled(*frames.shape[1:3])
+    return encode(self._params, jax.device_put(frames, self._split))
+
+  def _restore(self, groups: tuple[Any, ...], firsts: tuple[Any, ...]) -> jax.Array:
+    """`_restore_windows` of what is held of the groups."""
+    _, restore = self._compiled(*groups[0][0].shape[1:3])
+    return restore(self._params, self._folded, groups, firsts)
+
+  def _compiled(self, h: int, w: int) -> tuple[Compiled, Compiled]:
+    """Both programs for frames [h w 3]; what compiling takes is given back before they run."""
+    if (h, w) not in self._programs:
+      jit = functools.partial(jax.jit, compiler_options=compiler_options())
+      encode = jit(functools.partial(_encode_frames, self.model), out_shardings=self._split)
+      restore = jit(functools.partial(_restore_windows, self.model, self._split))
+      frames, (group, first) = self._shapes(h, w)
+      held = (group,) * self._held, (first,) * self._firsts
+      with self._on_mesh(), compiling(f"for {w}x{h}"):
+        self._programs[h, w] = (
+          encode.lower(self._params, frames).compile(),
+          restore.lower(self._params, self._folded, *held).compile(),
+        )
+      del encode, restore
+      gc.collect()  # much of it is held in cycles
+      release_freed_memory()
+    return self._programs[h, w]
+
+  def _shapes(self, h: int, w: int) -> tuple[Any, Any]:
+    """Of a group of frames [b h w 3] and of what `_encode_frames` makes of it."""
+    a = self.model.arch
+
+    def images(channels, dtype):
+      return jax.ShapeDtypeStruct((self.batch, h, w, channels), dtype, sharding=self._split)
+
+    feature = images(a.dim, self.model.dtype)
+    others = (feature,) * a.frma_blocks
+    return images(3, np.uint8), ((images(3, np.float32), others, others), (feature, feature))
+
+
+def _encode_frames(model: FMANet, params: Params, frames: jax.Array) -> Any:
+  """uint8 [b h w 3] -> all that windows need: (frames in [0, 1], F^1..F^M of both networks), F^0.
+
+  Of F^0 windows need their centre's only.
+  """
+  frames = frames.astype(jnp.float32) / 255
+  d, r = encode_frames(model, params, frames)
+  return (frames, d[1:], r[1:]), (d[0], r[0])
+
+
+def _restore_windows(
+  model: FMANet,
+  split: NamedSharding | None,
+  params: Params,
+  folded: jax.Array | None,
+  groups: tuple[Any, ...],
+  firsts: tuple[Any, ...],
+) -> jax.Array:
+  """Groups of b frames with their features -> uint8 [b sh sw 3], for windows ending in the last.
+
+  F^0 is of the last groups, from that of the first centre on.
+  """
+  t, b = model.arch.frames, len(groups[0][0])
+  start = (len(groups) - 1) * b - (t - 1)
+  centre = (start + t // 2) % b
+
+  def windows(first, count, *parts):
+    if b == 1:
+      return parts[first : first + count]
+    held = jnp.concatenate(parts)
+    frames = tuple(held[first + i : first + i + b] for i in range(count))
+    return frames if split is None else lax.with_sharding_constraint(frames, split)
+
+  first_d, first_r = jax.tree.map(functools.partial(windows, centre, 1), *firsts)
+  frames, d, r = jax.tree.map(functools.partial(windows, start, t), *groups)
+  images = restore_window(model, params, folded, frames, (first_d, *d), (first_r, *r))
+  return jnp.rint(255 * jnp.clip(images, 0, 1)).astype(jnp.uint8)
+
+
+def _replicate_ends(frames: Iterable[np.ndarray], before: int, after: int) -> Iterator[np.ndarray]:
+  """The frames, with copies of the first before and of the last after them, if there is any."""
+  frame = None
+  for i, frame in enumerate(map(np.array, frames)):  # copies: a caller may fill one buffer anew
+    if i == 0:
+      yield from [frame] * before
+    yield frame
+  if frame is not None:
+    yield from [frame] * after
+
+
+def _groups(frames: Iterator[np.ndarray], size: int) -> Iterator[tuple[list[np.ndarray], int]]:
+  """Groups of `size` frames, the last filled up with copies of its last frame, and their counts."""
+  group: list[np.ndarray] = []
+  for frame in frames:
+    group.append(frame)
+    if len(group) == size:
+      yield group, size
+      group = []
+  if group:
+    yield group + [group[-1]] * (size - len(group)), len(group)
+
+
+def _handed_out(images: jax.Array, count: int) -> Iterator[np.ndarray]:
+  yield from np.asarray(images)[:count]
+
+
+def restore_frames(
+  restorer: Restorer, frames: Any, tile: int | None = None
+) -> Iterator[np.ndarray] | Iterator[Frame]:
+  """Restores a stream whole or, with `tile`, by overlapping tiles of that side.
+
+  Args:
+    restorer: the restorer.
+    frames: as `Restorer.stream` takes them.
+    tile: side of a tile in input pixels, above `OVERLAP`; None for whole frames.
+
+  Returns:
+    uint8 RGB [sh sw 3], one a frame, or `Frame`s of such images.
+  """
+  if tile is None:
+    return restorer.stream(frames)
+  arch = restorer.model.arch
+  return restore_tiled(
+    restorer.stream,
+    frames,
+    tile=tile,
+    overlap=OVERLAP,
+    context=arch.frames // 2,
+    scale=arch.scale,
+  )
+
+
+def estimate_memory(model: FMANet, height: int, width: int) -> int:
+  """Bytes, without the params, that a device needs to restore frames of [height width].
+
+  Linear in the pixels: the features of the T frames of a window and of the next
+  one, two outputs, and the temporaries of the most demanding part. That is the
+  alignment (of every frame k^D and its flow-mask pairs, an attention with its
+  feed-forward network) or the upsampling (K^R, the patches it weighs, features
+  at full resolution).
+  Temporaries count as float32, which XLA turns bfloat16 into on CPU, and the
+  upsampling as one strip; large frames, made in more of them, take up to a
+  fifth less. XLA's own figures agree within a factor of two.
+  """
+  a = model.arch
+  features = 2 * (a.frma_blocks + 1) * a.dim * jnp.dtype(model.dtype).itemsize
+  aligning = (3 * a.frames + 13) * 4 * a.dim
+  upsampling = 4 * a.frames * a.kernel_up**2 * (a.scale**2 + 2 * 3) + 5 * a.dim * a.scale**2
+  temporary = max(aligning, upsampling)
+  outputs = 2 * 3 * a.scale**2
+  return height * width * ((a.frames + 1) * features + temporary + outputs)
+
+
+def fitting_tile(restorer: Restorer, height: int, width: int) -> int | None:
+  """The largest tile that the free memory holds, or None: frames [height width] fit whole.
+
+  Raises:
+    UserError: there is no room even for a small tile.
+  """
+  device = jax.devices()[0] if restorer.mesh is None else restorer.mesh.devices.flat[0]
+  free = _USED_PART * free_memory(device)
+  if device.platform == "cpu":
+    free /= restorer.batch  # the devices of a mesh share it
+  if estimate_memory(restorer.model, height, width) <= free:
+    return None
+  tile = largest_tile(height, width, int(free / estimate_memory(restorer.model, 1, 1)))
+  if tile < _SMALLEST_TILE:
+    raise UserError(
+      f"{free / 2**20:.0f} MB of free memory are not enough to restore even by tiles; free some"
+    )
+  return tile

@@ -1,0 +1,374 @@
+"""Restoring streams of aligned faces with KEEP, at constant memory."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import operator
+import pathlib
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from keep_jax.bidirectional import Carried, initial, restore_observed
+from keep_jax.model import (
+  KEEP,
+  Architecture,
+  Observation,
+  Params,
+  State,
+  calculate_gains,
+  flow_between,
+  flow_features,
+  initial_state,
+  observe,
+  param_shapes,
+  step,
+  to_uint8,
+)
+from vsr_jax.architecture import from_entries
+from vsr_jax.checkpoint import read_meta, restore_params
+from vsr_jax.errors import UserError
+from vsr_jax.flow.estimators import Features
+from vsr_jax.frames import Frame, as_frames, as_frames_of_one_size, stream_frames
+from vsr_jax.memory import release_freed_memory
+from vsr_jax.programs import CompiledByShape
+from vsr_jax.runtime import compiler_options
+
+WINDOW = 20  # frames that gains are blended over, as released
+LONGEST_WINDOW = 1000  # which are held at a time, with what is seen of them
+LOOK_AHEAD = 4  # frames after a frame that its gain sees at most, beyond the first window
+
+MODES = ("stream", "as_released", "bidirectional")
+Mode = Literal["stream", "as_released", "bidirectional"]
+
+T = TypeVar("T")
+
+
+def load(checkpoint: str | pathlib.Path, dtype: str = "float32") -> tuple[KEEP, Params]:
+  """Loads a model and its parameters for restoring.
+
+  Args:
+    checkpoint: what `keep_jax.convert` wrote.
+    dtype: compute type, "float32" or "bfloat16".
+
+  Returns:
+    The model and its params.
+
+  Raises:
+    UserError: there is no such checkpoint, or it is damaged or not of a KEEP.
+  """
+  if not pathlib.Path(checkpoint).is_dir():
+    raise UserError(
+      f"{checkpoint}: no such folder; make it of the released weights with "
+      "`python -m keep_jax.convert KEEP-b76feb75.pth DIR`"
+    )
+  meta = read_meta(checkpoint)
+  remedy = "not a checkpoint of KEEP; give the output of keep_jax.convert"
+  # A file of the flow alone has no model: what is missing is told below.
+  entries = {} if meta.get("model", "") is None else meta.get("model")
+  arch = from_entries(Architecture, entries, str(checkpoint), remedy)
+  model = KEEP(arch, jnp.dtype(dtype))
+  shapes = param_shapes(model)
+  full = {name: tree for name, tree in shapes.items() if jax.tree.leaves(tree)}
+  if missing := full.keys() - {leaf.partition("/")[0] for leaf in meta["arrays"]["params"]}:
+    raise UserError(
+      f"{checkpoint}: a part of a KEEP, without {', '.join(sorted(missing))}; convert one of "
+      "KEEP's own files"
+    )
+  params = {name: {} for name in shapes} | restore_params(checkpoint, full)
+  release_freed_memory()  # what reading took
+  return model, params
+
+
+@dataclasses.dataclass(eq=False)
+class _Seen:
+  """A face on its way: what is known of it before its turn in the recursion comes."""
+
+  observation: Observation
+  features: Features  # for the flow
+  flow: jax.Array  # to the frame before; of a track's first frame to itself
+  gain: jax.Array | None = None
+  begins: bool = False  # whether the state begins anew here
+  image: jax.Array | None = None  # in mode "bidirectional", whose chunks are restored whole
+
+  @property
+  def is_ready(self) -> bool:
+    return self.gain is not None or self.image is not None
+
+
+@dataclasses.dataclass(eq=False)
+class _Track:
+  """One face's way through the clip.
+
+  Attributes:
+    state: of the recursion, after the last frame restored.
+    features: what the flow network sees in the last frame taken; None before the first.
+    anchor: the first frame's latent, the anchor of the attention over space; None before its gain.
+    latest: latents of the last frames that have gains; without the anchor where the model sees it.
+    waiting: frames taken that have no gains yet.
+    carried: in mode "bidirectional", from chunk to chunk instead of the state.
+  """
+
+  state: State
+  latest: collections.deque[jax.Array]
+  features: Features | None = None
+  anchor: jax.Array | None = None
+  waiting: list[_Seen] = dataclasses.field(default_factory=list)
+  carried: Carried | None = None
+
+
+class Restorer:
+  """Restores clips of aligned faces as streams.
+
+  Four programs are compiled: what is seen of frames, the flow, the gains of a window, and the
+  recursion's step. Faces of several tracks in one frame are batched by powers of two, so that few
+  batch sizes are compiled and none is filled up.
+
+  Attributes:
+    model: the model.
+    mode: "stream" carries the state over the whole clip; "as_released" begins anew with every
+      chunk of `window` frames, as the released code does; "bidirectional" also uses the frames
+      after a frame, in chunks of `window` (experimental, see `bidirectional`).
+    window: frames that a gain sees.
+    look_ahead: "stream" only: frames after a frame that its gain sees at most, beyond the first
+      window, all of whose gains see all of it. Gains of `look_ahead` + 1 frames are computed at a
+      time, so that it is 0 to `look_ahead`. Frames enter one by one: it makes no difference how
+      what hands them out is divided.
+    fidelity: weight of CFT: 0 for the codebook's face, 1 for the input's.
+  """
+
+  def __init__(
+    self,
+    model: KEEP,
+    params: Params,
+    mode: Mode = "stream",
+    window: int = WINDOW,
+    look_ahead: int = LOOK_AHEAD,
+    fidelity: float = 1.0,
+  ):
+    if mode not in MODES:
+      raise ValueError(f"mode {mode!r}: must be one of {', '.join(MODES)}")
+    if not 2 <= window <= LONGEST_WINDOW:
+      raise ValueError(f"window {window}: must be 2 to {LONGEST_WINDOW}")
+    if mode == "stream" and not 0 <= look_ahead < window - 1:
+      raise ValueError(f"look_ahead {look_ahead}: must be below window - 1 = {window - 1}")
+    self.model = model
+    self.mode = mode
+    self.window = window
+    self.look_ahead = look_ahead
+    self._params = params
+
+    def program(name: Callable[..., str], function: Callable, *fixed: Any, **options: Any):
+      function = functools.partial(function, model, *fixed)
+      return CompiledByShape(
+        jax.jit(function, compiler_options=compiler_options(), **options), name
+      )
+
+    self._see = program(lambda x: f"for {_faces(x)} of {x.shape[2]}x{x.shape[1]}", _see)
+    self._flow = program(lambda x, _: f"the flow of {_faces(x)}", _flows)
+    self._gains = program(lambda x: f"the gains of {len(x)} frames", _gains_of_window)
+    self._step = program(
+      lambda x, _: f"the restoration of {_faces(x)}", _restore_faces, fidelity, donate_argnums=1
+    )
+    self._chunk = program(
+      lambda *x: f"the restoration of {len(x[2])} frames", restore_observed, fidelity
+    )
+
+  def stream(self, frames: Any) -> Iterator[np.ndarray] | Iterator[Frame]:
+    """Restores every frame of a clip with one face.
+
+    Args:
+      frames: uint8 or float in [0, 1], RGB [h w 3], resized bilinearly to the model's size where
+        they are not of it; see `as_frames`. Or of `Frame`, which keep their times.
+
+    Returns:
+      uint8 RGB [size size 3], one a frame, or `Frame`s of such images.
+
+    Raises:
+      ValueError: from iteration: a frame is of another form.
+    """
+    return stream_frames(self._stream_images, frames)
+
+  def _stream_images(self, frames: Any) -> Iterator[np.ndarray]:
+    for faces in self.stream_tracks({0: frame} for frame in as_frames(frames)):
+      yield faces[0]
+
+  def stream_tracks(
+    self, frames: Iterable[Mapping[Hashable, np.ndarray]]
+  ) -> Iterator[dict[Hashable, np.ndarray]]:
+    """Restores the faces of every frame of a clip; each track has a state of its own.
+
+    Args:
+      frames: of each frame its faces by track, as `stream` takes frames, of one size. A track ends
+        with the first frame without it; the same name later is a new one.
+
+    Yields:
+      Of each frame its restored faces by track, uint8 RGB [size size 3]; while they are handed out,
+      those of the next frame are computed (on CPU only where `keep_freed_memory` of
+      `vsr_jax.runtime` is not in force).
+    """
+    tracks: dict[Hashable, _Track] = {}
+    pending: collections.deque[dict[Hashable, tuple[_Track, _Seen]]] = collections.deque()
+    computed: dict[Hashable, jax.Array] | None = None
+
+    def ready():
+      nonlocal computed
+      while pending and all(seen.is_ready for _, seen in pending[0].values()):
+        last, computed = computed, self._advance(pending.popleft())
+        if last is not None:
+          yield jax.device_get(last)
+
+    for faces in frames:
+      for name in tracks.keys() - faces.keys():
+        self._finish_group(tracks.pop(name))
+      for name in faces.keys() - tracks.keys():
+        latest = collections.deque(maxlen=self.window - self.model.arch.anchor)
+        tracks[name] = _Track(initial_state(self.model, 1), latest)
+      checked = zip(faces, as_frames_of_one_size(faces.values()), strict=True)
+      pending.append(self._take({name: (tracks[name], face) for name, face in checked}))
+      yield from ready()
+    for track in tracks.values():
+      self._finish_group(track)
+    yield from ready()
+    if computed is not None:
+      yield jax.device_get(computed)
+
+  def _take(
+    self, faces: Mapping[Hashable, tuple[_Track, np.ndarray]]
+  ) -> dict[Hashable, tuple[_Track, _Seen]]:
+    """Takes the faces of the next frame in, and calculates the gains that are due."""
+    taken = {}
+    for part in _batches(list(faces.items())):
+      names, pairs = zip(*part, strict=True)
+      tracks, images = zip(*pairs, strict=True)
+      observations, features = self._see(self._params, np.stack(images))
+      before = tuple(
+        own if track.features is None else track.features
+        for track, own in zip(tracks, features, strict=True)
+      )
+      flows = self._flow(self._params, features, before)
+      for i, (name, track) in enumerate(zip(names, tracks, strict=True)):
+        track.features = features[i]
+        seen = _Seen(observations[i], features[i], flows[i])
+        track.waiting.append(seen)
+        taken[name] = track, seen
+        whole = self.mode != "stream" or track.anchor is None
+        if len(track.waiting) == (self.window if whole else self.look_ahead + 1):
+          self._finish_group(track)
+    return taken
+
+  def _finish_group(self, track: _Track) -> None:
+    """Makes the frames that wait ready: with their gains, or restored."""
+    group, track.waiting = track.waiting, []
+    if group and self.mode == "bidirectional":
+      self._restore_chunk(track, group)
+    elif group:
+      self._calculate_gains(track, group)
+
+  def _restore_chunk(self, track: _Track, group: list[_Seen]) -> None:
+    features = [(seen.features,) for seen in group]
+    # The last frame's flow is to itself: nothing is predicted there backwards.
+    pairs = zip(features, [*features[1:], features[-1]], strict=True)
+    to_next = [self._flow(self._params, *pair)[0] for pair in pairs]
+    flows = [seen.flow for seen in group], to_next
+    carried = initial(self.model, 1) if track.carried is None else track.carried
+    observations = [seen.observation for seen in group]
+    anchor = track.anchor if self.model.arch.anchor else None
+    track.carried, images = self._chunk(self._params, carried, anchor, observations, flows)
+    if track.anchor is None:
+      track.anchor = observations[0].latent
+    for seen, image in zip(group, images, strict=True):
+      seen.image = image
+
+  def _calculate_gains(self, track: _Track, group: list[_Seen]) -> None:
+    latents = [seen.observation.latent for seen in group]
+    if self.mode == "as_released":
+      group[0].begins = True
+      # The released code doubles a lone last frame.
+      gains = self._gains(self._params, 2 * latents if len(latents) == 1 else latents)
+    else:
+      anchored = self.model.arch.anchor
+      if track.anchor is None:
+        track.anchor = latents[0]
+        latents = latents[1:] if anchored else latents
+      track.latest.extend(latents)
+      window = [track.anchor, *track.latest] if anchored else list(track.latest)
+      gains = self._gains(self._params, window)[-len(group) :]
+    for seen, gain in zip(group, gains, strict=False):
+      seen.gain = gain
+
+  def _advance(self, faces: Mapping[Hashable, tuple[_Track, _Seen]]) -> dict[Hashable, jax.Array]:
+    """Restores the faces of one frame, uint8 [size size 3] each."""
+    if self.mode == "bidirectional":
+      return {name: seen.image for name, (_, seen) in faces.items()}
+    restored = {}
+    for part in _batches(list(faces.items())):
+      names, pairs = zip(*part, strict=True)
+      tracks, seen = zip(*pairs, strict=True)
+      states = tuple(
+        initial_state(self.model, 1) if s.begins else track.state
+        for track, s in zip(tracks, seen, strict=True)
+      )
+      inputs = tuple((s.observation, s.gain, s.flow) for s in seen)
+      states, images = self._step(self._params, states, inputs)
+      for track, state in zip(tracks, states, strict=True):
+        track.state = state
+      restored |= zip(names, images, strict=True)
+    return restored
+
+
+def _batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
+  """Cuts a sequence into parts of powers of two, the largest first."""
+  start = 0
+  while start < len(items):
+    size = 1 << ((len(items) - start).bit_length() - 1)
+    yield items[start : start + size]
+    start += size
+
+
+def _faces(items: Sequence[Any]) -> str:
+  return f"{len(items)} face{'s' * (len(items) != 1)}"
+
+
+def _join(trees):
+  """Trees with leading axis [1] -> one with [b]."""
+  return jax.tree.map(lambda *x: jnp.concatenate(x), *trees)
+
+
+def _split(tree, count: int):
+  """The other way round."""
+  return tuple(jax.tree.map(operator.itemgetter(slice(i, i + 1)), tree) for i in range(count))
+
+
+def _see(
+  model: KEEP, params: Params, frames: jax.Array
+) -> tuple[tuple[Observation, ...], tuple[Features, ...]]:
+  """uint8 [b h w 3] -> of each what the encoder says of it, and the flow network's features."""
+  x = frames.astype(jnp.float32) / 127.5 - 1
+  size = model.arch.image_size
+  if x.shape[1:3] != (size, size):
+    x = jax.image.resize(x, (len(x), size, size, 3), "linear", antialias=False)
+  seen = observe(model, params, x), flow_features(model, params, x)
+  return tuple(_split(tree, len(x)) for tree in seen)
+
+
+def _flows(model: KEEP, params: Params, features, before) -> tuple[jax.Array, ...]:
+  return _split(flow_between(model, params, _join(features), _join(before)), len(features))
+
+
+def _gains_of_window(
+  model: KEEP, params: Params, latents: list[jax.Array]
+) -> tuple[jax.Array, ...]:
+  gains = calculate_gains(model, params, jnp.stack(latents, axis=1))
+  return tuple(gains[:, i] for i in range(len(latents)))
+
+
+def _restore_faces(model, fidelity, params, states, inputs):
+  """One step of b faces: their states, and their images as uint8 [h w 3]."""
+  state, restored = step(model, params, _join(states), *_join(inputs), fidelity)
+  return _split(state, len(states)), tuple(to_uint8(restored.image))

@@ -1,0 +1,157 @@
+"""Backward warping by optical flow: the one warp that every model here uses.
+
+Equal to sampling a grid with bilinear weights, zeros outside the image and
+corners aligned: a flow of (dx, dy) pixels reads the image at (x + dx, y + dy),
+and each of the four neighbours that lies outside counts as 0.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from vsr_jax.ops.devices import by_device, true_after
+from vsr_jax.ops.resize import resize_bilinear
+
+
+def sample_bilinear(image: jax.Array, points: jax.Array) -> jax.Array:
+  """Reads one image at real-valued points.
+
+  Args:
+    image: [h w c].
+    points: [... 2], the (x, y) to read at, in pixels.
+
+  Returns:
+    [... c] in the image's dtype; weights are float32.
+  """
+  points = points[..., None, :]
+  return _sample(image[:, :, None], jnp.zeros_like(points, jnp.int32), points)[..., 0, :]
+
+
+def backward_warp(image: jax.Array, flow: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+  """Warps images by flow.
+
+  Args:
+    image: [b h w c].
+    flow: [b h w 2], (dx, dy) in pixels: where each output pixel is read from,
+      relative to itself. Or [b h w n 2]: n flows, each for c/n channels.
+    mask: of flow's shape without its last axis, what the samples are multiplied by.
+
+  Returns:
+    [b h w c] in the image's dtype; samples outside the image are 0.
+
+  Raises:
+    ValueError: the shapes do not belong together.
+  """
+  return by_device(_warp_batch, *_in_groups(image, flow, mask)).reshape(image.shape)
+
+
+def backward_warp_definition(
+  image: jax.Array, flow: jax.Array, mask: jax.Array | None = None
+) -> jax.Array:
+  """The definition of `backward_warp`: every pixel is read at its own point, bilinearly."""
+  return jax.vmap(_warp_one)(*_in_groups(image, flow, mask)).reshape(image.shape)
+
+
+def _in_groups(
+  image: jax.Array, flow: jax.Array, mask: jax.Array | None
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+  """Images [b h w n c/n], flows [b h w n 2] and masks [b h w n 1] of the arguments."""
+  b, h, w, c = image.shape
+  n = flow.shape[3] if flow.ndim == 5 else 1
+  if flow.shape[:3] != (b, h, w) or flow.shape[3:] not in ((2,), (n, 2)) or c % n:
+    raise ValueError(f"flow of shape {flow.shape} for images of shape {image.shape}")
+  if mask is not None and mask.shape != flow.shape[:-1]:
+    raise ValueError(f"mask of shape {mask.shape} for flow of shape {flow.shape}")
+  images, flows = image.reshape(b, h, w, n, c // n), flow.reshape(b, h, w, n, 2)
+  return images, flows, None if mask is None else mask.reshape(b, h, w, n, 1).astype(image.dtype)
+
+
+def _warp_batch(images: jax.Array, flows: jax.Array, masks: jax.Array | None) -> jax.Array:
+  """Images [b h w n c], their flows [b h w n 2] and masks [b h w n 1] -> [b h w n c]."""
+  every = jax.vmap(_warp_one)
+  if len(images) == 1:
+    return lax.platform_dependent(images, flows, masks, cpu=_warp_alone, default=every)
+  warped = lax.platform_dependent(images, flows, cpu=_warp_in_turn, default=every)
+  return warped if masks is None else warped * masks
+
+
+def _warp_one(image: jax.Array, flow: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+  """Image [h w n c], its n flows [h w n 2] and masks [h w n 1] -> [h w n c]."""
+  y, x = jnp.mgrid[: image.shape[0], : image.shape[1]]
+  warped = _sample(image, jnp.stack([x, y], axis=-1)[:, :, None], flow)
+  return warped if mask is None else warped * mask
+
+
+def _warp_alone(images: jax.Array, flows: jax.Array, masks: jax.Array | None) -> jax.Array:
+  """`jax.vmap(_warp_one)` of one image, in a third of the time on CPU.
+
+  A branch that is always taken: without it XLA joins the gather to what reads it, as a loop over
+  [h w n*c] that finds its group by a division for every number.
+  """
+  image, flow, mask = jax.tree.map(lambda x: x[0], (images, flows, masks))
+  return lax.cond(
+    true_after(flow), lambda: _warp_one(image, flow, mask), lambda: jnp.zeros_like(image)
+  )[None]
+
+
+@jax.custom_vjp
+def _warp_in_turn(images: jax.Array, flows: jax.Array) -> jax.Array:
+  """Equal to `jax.vmap(_warp_one)`, in half the time on CPU: the gather stays in the cache.
+
+  Every image is replaced by its warped self. A loop that collects results
+  instead holds room for them from the program's start.
+  """
+
+  def warp(i, images):
+    image, flow = (lax.dynamic_index_in_dim(x, i, keepdims=False) for x in (images, flows))
+    return lax.dynamic_update_index_in_dim(images, _warp_one(image, flow), i, axis=0)
+
+  return lax.fori_loop(0, len(images), warp, images)
+
+
+def _warp_collected(images: jax.Array, flows: jax.Array) -> jax.Array:
+  """The same for gradients, which would keep all images for every turn of the other loop."""
+  return lax.map(lambda pair: _warp_one(*pair), (images, flows))
+
+
+_warp_in_turn.defvjp(
+  lambda images, flows: jax.vjp(_warp_collected, images, flows), lambda vjp, g: vjp(g)
+)
+
+
+def _sample(image: jax.Array, origin: jax.Array, offset: jax.Array) -> jax.Array:
+  """Reads an image [h w n c] at origin (int32) + offset (real), both [... n 2] as (x, y).
+
+  The two are added as integers: in float32 a sum would cost the offset's last digits.
+  """
+  h, w, n, c = image.shape
+  # Clipping keeps the integer conversion defined for any finite flow; so far
+  # outside everything is 0 anyway.
+  limit = float(2 * max(h, w) + 2)
+  offset = jnp.clip(offset.astype(jnp.float32), -limit, limit)
+  whole = jnp.floor(offset)
+  part = offset - whole
+  first = origin + whole.astype(jnp.int32)
+  x0, y0, wx, wy = first[..., 0], first[..., 1], part[..., 0], part[..., 1]
+  rows = image.reshape(h * w * n, c)
+  group = jnp.arange(n).reshape((1,) * (x0.ndim - 1) + (n,))
+
+  def corner(xi, yi, weight):
+    inside = (xi >= 0) & (xi < w) & (yi >= 0) & (yi < h)
+    index = (jnp.clip(yi, 0, h - 1) * w + jnp.clip(xi, 0, w - 1)) * n + group
+    weight = jnp.where(inside, weight, 0.0).astype(image.dtype)
+    return rows.at[index].get(mode="promise_in_bounds") * weight[..., None]
+
+  return (
+    corner(x0, y0, (1 - wx) * (1 - wy))
+    + corner(x0 + 1, y0, wx * (1 - wy))
+    + corner(x0, y0 + 1, (1 - wx) * wy)
+    + corner(x0 + 1, y0 + 1, wx * wy)
+  )
+
+
+def resize_flow(flow: jax.Array, scale: int) -> jax.Array:
+  """Enlarges flow [b h w 2] by an integer factor, bilinearly, and its vectors with it."""
+  return scale * resize_bilinear(flow, scale)

@@ -1,0 +1,32 @@
+"""Programs compiled ahead of their first run, one for each shape of their inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from vsr_jax.compiling import compiling
+
+
+class CompiledByShape:
+  """A jitted function of params and more, compiled before it runs, within `compiling`."""
+
+  def __init__(self, jitted: Callable, name: Callable[..., str]):
+    """Takes what `jax.jit` gave.
+
+    Args:
+      jitted: its first argument is of the same shapes in every call; no argument is static.
+      name: of the other arguments, what is compiled; see `compiling`.
+    """
+    self._jitted, self._name = jitted, name
+    self._programs: dict[Any, jax.stages.Compiled] = {}
+
+  def __call__(self, params: Any, *args: Any) -> Any:
+    leaves, structure = jax.tree.flatten(args)
+    key = structure, *((x.shape, x.dtype) for x in leaves)
+    if key not in self._programs:
+      with compiling(self._name(*args)):
+        self._programs[key] = self._jitted.lower(params, *args).compile()
+    return self._programs[key](params, *args)

@@ -1,0 +1,88 @@
+"""Settings of a whole process, for commands: compiled programs on disk, dispatch, freed memory.
+
+Nothing in the library calls them, so that importing a package or loading a model leaves a program
+as it is; docs/library.md tells which ones a program of one's own may want. Of the two settings for
+freed memory the one that was called last holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import pathlib
+
+import jax
+
+# Of mallopt(3).
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
+_DEFAULT_MMAP_MAX = 2**16  # glibc's own
+
+
+def compiler_options() -> dict[str, str]:
+  """Options for `jax.jit` of programs that restore frames; a value, which sets nothing."""
+  if jax.default_backend() != "cpu":
+    return {}
+  # XLA's own loops (norms, activations, softmax) otherwise use half of an AVX-512 register.
+  return {"xla_cpu_prefer_vector_width": "512"}
+
+
+def enable_compilation_cache() -> None:
+  """Keeps compiled programs on disk, so that only the first clip of a size waits for one.
+
+  The folder is JAX_COMPILATION_CACHE_DIR or else a folder in the user's cache;
+  where neither can be written, programs are compiled anew by every process.
+  """
+  if jax.config.jax_compilation_cache_dir is not None:
+    return
+  try:
+    root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    folder = pathlib.Path(root) / "vsr_jax"
+    folder.mkdir(parents=True, exist_ok=True)
+  except (OSError, RuntimeError):  # no home, or one that cannot be written
+    return
+  if os.access(folder, os.W_OK | os.X_OK):
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def return_freed_memory() -> None:
+  """Has arrays of 16 MB and more given back to the system when they are freed (glibc).
+
+  For FMA-Net's streams, which then take no more memory for a long clip than for a short one. Of
+  itself glibc gives back only above the size of the largest one freed yet, up to 32 MB, and lays
+  the others into the heaps of its threads, whose holes add up over a long clip: FMA-Net's features
+  at 180x320 are of 21 MB. Smaller ones, such as the scratch of every convolution, had better stay:
+  the system would clear their pages anew each time. Where GLIBC_TUNABLES says something, that
+  holds.
+  """
+  # Setting one threshold ends glibc's adjustment of both, which would have come to this; the
+  # initial 128 KB have the heaps shrink and grow all the time.
+  _set_allocator(mmap_max=_DEFAULT_MMAP_MAX, mmap_threshold=2**24, trim_threshold=2**24)
+
+
+def keep_freed_memory() -> None:
+  """Keeps memory that is freed for the next allocation instead of giving it back (glibc).
+
+  For work on CPU that repeats, such as KEEP's streams and training: XLA allocates a step's
+  temporaries anew each step, and having the system take and clear their pages each time costs about
+  a quarter of a small model's step.
+
+  Only the main thread's heap can grow to hold them, so programs are run by the thread that calls
+  them. (One heap for all threads would do as well, but what compiling leaves there in pieces makes
+  every later allocation slow: a step took 2.8 instead of 1.7 seconds.) Call it before JAX starts;
+  where GLIBC_TUNABLES says something, that holds.
+  """
+  if "GLIBC_TUNABLES" not in os.environ:
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+  _set_allocator(mmap_max=0, mmap_threshold=2**24, trim_threshold=2**31 - 1)
+
+
+def _set_allocator(*, mmap_max: int, mmap_threshold: int, trim_threshold: int) -> None:
+  """Sets all that either setting does, so that nothing of the other one is left."""
+  if "GLIBC_TUNABLES" in os.environ:
+    return
+  with contextlib.suppress(OSError, AttributeError):  # another C library
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(_MMAP_MAX, mmap_max)
+    mallopt(_MMAP_THRESHOLD, mmap_threshold)
+    mallopt(_TRIM_THRESHOLD, trim_threshold)

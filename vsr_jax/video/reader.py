@@ -1,0 +1,215 @@
+"""Reads a clip, be it a video file or image files, frame by frame."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import os
+import stat
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+
+import numpy as np
+
+from vsr_jax import threads
+from vsr_jax.errors import UserError
+from vsr_jax.frames import Frame
+from vsr_jax.image_headers import read_header
+from vsr_jax.images import MAX_PIXELS, SUFFIXES
+from vsr_jax.video import spool
+from vsr_jax.video.decode import VideoFile, VideoInfo
+from vsr_jax.video.frames_folder import ImageFiles
+
+
+class Reader(Iterator[Frame]):
+  """The frames of a clip, in order; made by `open_reader`.
+
+  Attributes:
+    info: the clip's `VideoInfo`; it describes the whole clip whatever the range.
+    warning: None, or after the last frame one line that tells why the rest of the clip is missing.
+    lead: how many frames come before the first one wanted, for its context.
+  """
+
+  def __init__(
+    self,
+    path: str,
+    wanted: tuple[int, int | None],
+    context: tuple[int, int],
+    copy: str | None,
+    deinterlace: bool,
+    max_pixels: int,
+  ):
+    self.warning: str | None = None
+    self._lock = threading.Lock()  # a thread may be reading when another one closes
+    self._range, self._context = wanted, context
+    self._ahead: collections.deque[Frame] = collections.deque()  # up to the first one wanted
+    self._frames = self._source = None
+    self._closing = contextlib.ExitStack()
+    try:
+      if copy is None:
+        copy = self._closing.enter_context(spool.copied(path))
+      threads.interruptible(self._open, path, copy, deinterlace, max_pixels)
+    except BaseException:
+      self.close()
+      raise
+    self.info: VideoInfo = self._source.info
+
+  def __next__(self) -> Frame:
+    return threads.interruptible(self._next)
+
+  def __enter__(self) -> Reader:
+    return self
+
+  def __exit__(self, *exception) -> None:
+    self.close()
+
+  def close(self) -> None:
+    """Closes the file; there are no more frames then."""
+    if self._lock.acquire(timeout=threads.PATIENCE):  # else it is left to a read that never ends
+      try:
+        self._ahead.clear()
+        if self._frames:
+          self._frames.close()
+        if self._source:
+          self._source.close()
+      finally:
+        self._lock.release()
+    self._closing.close()
+
+  def _open(self, path: str, copy: str | None, deinterlace: bool, max_pixels: int) -> None:
+    with self._lock:
+      self._source = _open_source(path, copy, deinterlace, max_pixels)
+      self._frames = self._read()
+      for frame in self._frames:
+        self._ahead.append(frame)
+        if not frame.is_context:
+          self.lead = len(self._ahead) - 1
+          return
+      raise UserError(f"{path}: ends before frame {self._range[0]}; ask for frames that it has")
+
+  def _next(self) -> Frame:
+    with self._lock:
+      if self._ahead:
+        return self._ahead.popleft()
+      return next(self._frames)
+
+  def _read(self) -> Iterator[Frame]:
+    (start, stop), (before, after) = self._range, self._context
+    end = None if stop is None else stop + after
+    # One frame ahead, whose time tells how long the one before it stands.
+    held = None
+    for index, (time, load) in enumerate(self._source.frames()):
+      if held and (frame := self._frame(*held, time)):
+        yield frame
+      if index == end:
+        return
+      held = (index, time, load) if index >= start - before else None
+    if held and (frame := self._frame(*held, self._source.end)):
+      yield frame
+    if held and stop is not None and held[0] + 1 >= stop:  # all that was wanted
+      return
+    if self._source.warning:
+      self.warning = self._source.warning
+      warnings.warn(self.warning, stacklevel=1)
+
+  def _frame(
+    self, index: int, time: Fraction, load: Callable[[], np.ndarray], end: Fraction | None
+  ) -> Frame | None:
+    """A frame; None where a neighbour of those wanted cannot be read."""
+    start, stop = self._range
+    is_context = index < start or (stop is not None and index >= stop)
+    known = end is not None and end > time
+    duration = end - time if known else 1 / self._source.info.frame_rate
+    name = self._source.names[index] if self._source.names else None
+    try:
+      return Frame(load(), time, index, duration, name, is_context)
+    except UserError:
+      if is_context:
+        return None
+      raise
+
+
+def open_reader(
+  path: str,
+  start: int = 0,
+  stop: int | None = None,
+  *,
+  context: tuple[int, int] = (0, 0),
+  max_pixels: int = MAX_PIXELS,
+  copy: str | None = None,
+  deinterlace: bool = False,
+) -> Reader:
+  """Opens a clip for reading frame by frame; use it as a context manager.
+
+  Takes video files of the containers in `containers`, folders of image files (PNG, JPEG, BMP, TIFF,
+  WebP; frame2 before frame10; 25 frames a second), single image files, and pipes, which are copied
+  first. Frames are turned upright, alpha is dropped, more than 8 bits are rounded; see
+  `filters` for colour.
+
+  Args:
+    path: the file, folder or pipe, `-` for standard input.
+    start: number of the first frame wanted; the ones before it are decoded but not converted.
+    stop: number of the frame to stop before, or None for all.
+    context: how many frames before `start`, and from `stop` on, are read, too, as far as they are
+      there and can be read; they are marked `is_context`.
+    max_pixels: of a frame; larger ones are refused before they are decoded.
+    copy: where `spool.copied` has put a pipe's content; who reads a pipe twice needs it.
+    deinterlace: make whole pictures of fields; for video files.
+
+  Returns:
+    The reader; the file is open and its first wanted frame decoded. A read that waits for a slow
+    disk ends with Ctrl-C or SIGTERM.
+
+  Raises:
+    UserError: the clip is missing, unreadable, no video, or has none of the frames wanted. Later,
+      from iteration: an image file of a folder is damaged or differs in size.
+
+  Warns:
+    UserWarning: after the last good frame of a damaged or truncated file.
+  """
+  if start < 0 or (stop is not None and stop <= start):
+    raise UserError(f"{path}: frames {start}:{stop} are none; the first is 0, the end left out")
+  return Reader(path, (start, stop), context, copy, deinterlace, max_pixels)
+
+
+def probe(path: str, max_pixels: int = MAX_PIXELS) -> VideoInfo:
+  """Tells what is known of a clip from its header and first frame; raises as `open_reader`."""
+  with open_reader(path, max_pixels=max_pixels) as reader:
+    return reader.info
+
+
+def _open_source(
+  path: str, copy: str | None, deinterlace: bool, max_pixels: int
+) -> VideoFile | ImageFiles:
+  """Opens a video file, a folder of images or an image; the arguments are `video.open_reader`'s.
+
+  Raises:
+    UserError: it is missing, empty, or cannot be read; or see the classes.
+  """
+  file = copy or path
+  if not os.path.exists(file):
+    raise UserError(f"{path}: no such file or folder; check the path")
+  try:
+    if os.path.isdir(file):
+      return ImageFiles(path, max_pixels)
+    if stat.S_ISCHR(os.stat(file).st_mode):
+      raise UserError(f"{path}: is a device; give a video file or a folder of frames")
+    with open(file, "rb") as f:
+      begin = f.read(2**20)
+    if not begin:
+      raise UserError(f"{path}: is empty; replace it")
+    if file.lower().endswith(SUFFIXES) and not _is_animation(begin):
+      return ImageFiles(path, max_pixels)
+  except OSError as e:
+    raise UserError(f"{path}: cannot be read ({e.strerror}); check its permissions") from e
+  return VideoFile(path, copy=copy, deinterlace=deinterlace, max_pixels=max_pixels)
+
+
+def _is_animation(begin: bytes) -> bool:
+  """Whether a file that begins so is a GIF or an APNG, which FFmpeg reads as videos."""
+  header = read_header(begin)
+  if header is None:
+    return False
+  return header.kind == "GIF" or (header.kind == "PNG" and header.pictures > 1)

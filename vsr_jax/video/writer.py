@@ -1,0 +1,161 @@
+"""Writes a clip frame by frame; what is written appears under its name only once complete."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import threading
+from collections.abc import Iterator
+from fractions import Fraction
+
+import numpy as np
+
+from vsr_jax import files, threads
+from vsr_jax.files import naming
+from vsr_jax.video import frames_folder
+from vsr_jax.video.decode import VideoInfo
+from vsr_jax.video.encode import CONTAINERS, VideoSink
+from vsr_jax.video.outputs import check_output, output_form
+
+
+class Writer:
+  """Takes the frames of a clip; made by `open_writer`. A thread of its own encodes them."""
+
+  def __init__(self, sink, path: str, height: int, width: int, frame_rate: Fraction):
+    self._sink = sink
+    self._path = path
+    self._shape = (height, width, 3)
+    self._rate = frame_rate
+    self._count = 0
+    self._error: BaseException | None = None
+    self._frames: queue.Queue = queue.Queue(maxsize=2)
+    self._thread = threading.Thread(target=self._work, name="video writer", daemon=True)
+    self._thread.start()
+
+  def write(
+    self,
+    image: np.ndarray,
+    time: Fraction | None = None,
+    duration: Fraction | None = None,
+    name: str | None = None,
+  ) -> None:
+    """Hands over the next frame.
+
+    Args:
+      image: uint8 RGB [h w 3] of the size that was announced; not to be changed afterwards.
+      time: seconds, growing: a `Frame`'s time, so that pictures and sound stay together. None:
+        the frames written so far at the nominal rate.
+      duration: seconds that it stands if it is the last one; None: a frame's at the nominal rate.
+      name: of its file in a folder, not given twice; None: its number, 00000000.png and so on.
+
+    Raises:
+      ValueError: the image has another shape or type.
+      OSError: an earlier frame could not be written (ENOSPC: the disk is full).
+    """
+    image = np.ascontiguousarray(image)
+    if image.shape != self._shape or image.dtype != np.uint8:
+      raise ValueError(f"{image.dtype} {image.shape} is not a uint8 frame of shape {self._shape}")
+    if self._error:
+      raise self._error
+    time = self._count / self._rate if time is None else time
+    named = (name,) if isinstance(self._sink, frames_folder.FolderSink) else ()
+    self._frames.put((image, time, duration, *named))
+    self._count += 1
+
+  def finish(self) -> None:
+    """Waits for the frames handed over and completes the file; `open_writer` calls it."""
+    self._stop()
+    if self._error:
+      raise self._error
+    with naming(self._path):
+      self._sink.finish()
+
+  def abort(self) -> None:
+    """Drops the frames not yet written and closes the file; `open_writer` calls it."""
+    self._error = self._error or RuntimeError("the writer was stopped")
+    with contextlib.suppress(queue.Full):
+      self._stop(threads.PATIENCE)
+    if not self._thread.is_alive():  # else the file is left to a read or write that never ends
+      self._sink.abort()
+
+  def _stop(self, patience: float | None = None) -> None:
+    if self._thread.is_alive():
+      self._frames.put(None, timeout=patience)
+      self._thread.join(patience)
+
+  def _work(self) -> None:
+    for frame in iter(self._frames.get, None):
+      if self._error is None:  # else only make room, so that no `put` waits for ever
+        try:
+          with naming(self._path):
+            self._sink.write(*frame)
+        except BaseException as e:
+          self._error = e
+
+
+@contextlib.contextmanager
+def open_writer(
+  path: str,
+  height: int,
+  width: int,
+  frame_rate: Fraction,
+  *,
+  source: VideoInfo | None = None,
+  quality: int = 18,
+) -> Iterator[Writer]:
+  """Opens an output for writing frame by frame, as a context manager.
+
+  The form follows from the name: .mp4, .mkv or .mov (H.264 with the source's sound), .png or .jpg
+  (one frame), and a folder of PNG frames for a name without extension, one that ends with a slash
+  or an existing folder. It is written beside (see `files`) and put in its place on leaving the
+  block; when an exception leaves the block it is removed, and what was there stays.
+
+  Args:
+    path: the output.
+    height: pixels; `width` likewise.
+    frame_rate: frames a second.
+    source: the clip that the frames come from, which is not overwritten: its sound while they are
+      shown comes along, and subtitles, chapters, tags and pixel aspect where the container can.
+    quality: H.264's constant rate factor, 1 (best) to 51; 0 is lossless RGB.
+
+  Yields:
+    The `Writer`.
+
+  Raises:
+    UserError: see `check_output`.
+    OSError: the disk is full (ENOSPC), or writing failed otherwise.
+
+  Warns:
+    UserWarning: the container does not take all of the source, or its sound is damaged.
+  """
+  check_output(path, source and source.path)
+  target, suffix = os.path.realpath(path), output_form(path)
+  files.remove_left(*os.path.split(target), frames_folder.remove)
+  part = files.part_name(target)
+  writer = None
+  try:
+    with naming(path):
+      if not suffix:
+        sink = frames_folder.FolderSink(part)
+      elif suffix in CONTAINERS:
+        sink = VideoSink(part, suffix, height, width, frame_rate, quality, source)
+      else:
+        sink = frames_folder.ImageSink(part, suffix, path)
+    writer = Writer(sink, path, height, width, frame_rate)
+    yield writer
+    writer.finish()
+    with naming(path):
+      _put(part, target, is_file=bool(suffix))
+  except BaseException:
+    if writer:
+      writer.abort()
+    frames_folder.remove(part)
+    raise
+
+
+def _put(part: str, target: str, is_file: bool) -> None:
+  if is_file:
+    os.replace(part, target)
+  else:
+    files.replace_folder(part, target, frames_folder.remove_frames)

@@ -1,0 +1,173 @@
+"""What the commands that restore a video have in common."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import re
+import sys
+from collections.abc import Iterable, Iterator
+
+from vsr_jax import images, video
+from vsr_jax.cli import Parser
+from vsr_jax.errors import UserError
+from vsr_jax.video import spool
+from vsr_jax.video.encode import CONTAINERS
+from vsr_jax.video.frames_folder import several_frames
+
+LARGEST_SIDE = 16_384  # of H.264 pictures as x264 takes them
+
+
+def add_video_arguments(parser: Parser, *, output_needed: bool = True) -> None:
+  """Adds what every one of them has: INPUT, OUTPUT, --dtype, --frames and the like."""
+  parser.add_argument(
+    "input",
+    metavar="INPUT",
+    help="a video, a folder of frames, or a pipe (- for standard input), which is copied to TMPDIR",
+  )
+  parser.add_argument(
+    "output",
+    metavar="OUTPUT",
+    nargs=None if output_needed else "?",
+    help=".mp4, .mkv, .mov, or a folder for PNGs",
+  )
+  parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+  parser.add_argument(
+    "--frames", type=frame_range, metavar="A:B", default=(0, None), help="only frames A..B-1"
+  )
+  parser.add_argument(
+    "--deinterlace", action="store_true", help="make whole pictures of the fields of a video"
+  )
+  parser.add_argument(
+    "--quality",
+    type=_quality,
+    metavar="CRF",
+    default=18,
+    help="of H.264: 1 (best) to 51, or 0 for lossless RGB, which few players show; default: 18",
+  )
+  parser.add_argument(
+    "--max-pixels",
+    type=_pixels,
+    metavar="N",
+    default=images.MAX_PIXELS,
+    help="of an input's frame, larger ones are refused; default: %(default)s (8192x8192)",
+  )
+
+
+def frame_range(text: str) -> tuple[int, int | None]:
+  """The argument A:B, either of which may be left out; B is None then."""
+  found = re.fullmatch(r"(\d*):(\d*)", text, re.ASCII)
+  if not found:
+    raise argparse.ArgumentTypeError(f"{text!r} is not of the form A:B")
+  start, stop = _frame_number(found[1]), _frame_number(found[2]) if found[2] else None
+  if stop is not None and stop <= start:
+    raise argparse.ArgumentTypeError(f"{text!r} holds no frame; the first is 0, B is left out")
+  return start, stop
+
+
+def _frame_number(digits: str) -> int:
+  """A number of 19 digits and more is that of no clip's frame; Python takes 4,300 at most."""
+  digits = digits.lstrip("0") or "0"
+  return int(digits) if len(digits) < 19 else sys.maxsize
+
+
+def _quality(text: str) -> int:
+  if not text.isdecimal() or int(text) > 51:
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 51")
+  return int(text)
+
+
+def _pixels(text: str) -> int:
+  if not text.isdecimal() or not 0 < int(text) <= images.MOST_PIXELS:
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {images.MOST_PIXELS}")
+  return int(text)
+
+
+@contextlib.contextmanager
+def readable(*paths: str | None) -> Iterator[dict[str, str | None]]:
+  """Within it inputs can be read as often as needed: what comes through a pipe is copied first.
+
+  Args:
+    *paths: the inputs; None is left out.
+
+  Yields:
+    Where each one was copied to, None for what is no pipe; see `video.open_reader`.
+  """
+  with contextlib.ExitStack() as stack:
+    copies = {}
+    for path in filter(None, paths):
+      if spool.is_pipe(path):
+        print(f"note: {path}: can be read only once; it is copied to a temporary file first")
+      copies[path] = stack.enter_context(spool.copied(path))
+    yield copies
+
+
+def open_input(
+  args: argparse.Namespace, *, context: tuple[int, int] = (0, 0), tell: bool = True
+) -> video.Reader:
+  """Opens INPUT as the command line says.
+
+  Args:
+    args: what `add_video_arguments` added, and `copies`, from `readable`.
+    context: frames around --frames that are read, too; see `video.open_reader`.
+    tell: print what is worth knowing of the clip and the output before work; once a run.
+
+  Returns:
+    The reader.
+
+  Raises:
+    UserError: see `video.open_reader`.
+  """
+  reader = video.open_reader(
+    args.input,
+    *args.frames,
+    context=context,
+    copy=args.copies[args.input],
+    deinterlace=args.deinterlace,
+    max_pixels=args.max_pixels,
+  )
+  notes = list(reader.info.notes)
+  if args.quality == 0 and (args.output or "").lower().endswith(tuple(CONTAINERS)):
+    notes.append(f"{args.output}: lossless RGB, which few players show; --quality 1 is for most")
+  for note in notes if tell else ():
+    print(f"note: {note}")
+  return reader
+
+
+def frame_total(reader: video.Reader, start: int, stop: int | None) -> int | None:
+  """How many frames there will be, as far as the file tells."""
+  count = reader.info.frame_count
+  if count is None:
+    return None
+  return max(1, min(count, count if stop is None else stop) - start)
+
+
+def check_size(path: str, height: int, width: int) -> None:
+  """Raises `UserError` if the output cannot hold frames of that size."""
+  if path.lower().endswith(tuple(CONTAINERS)) and max(height, width) > LARGEST_SIDE:
+    raise UserError(
+      f"{path}: H.264 takes no frames of {width}x{height}; name a folder (for PNG) as output"
+    )
+
+
+def counted_for(path: str | None, frames: Iterable[video.Frame]) -> Iterator[video.Frame]:
+  """The frames for an output; `UserError`, at once, if there are several for a picture."""
+  if path is None or not video.holds_one_frame(path):
+    return iter(frames)
+  held, count = [], 0
+  for frame in frames:
+    held.append(frame)
+    count += not frame.is_context
+    if count > 1:
+      raise several_frames(path)
+  return iter(held)
+
+
+def accompanied(
+  frames: Iterable[video.Frame], others: Iterator[video.Frame], path: str
+) -> Iterator[video.Frame]:
+  """Passes frames on; `UserError` where the others, of the clip at `path`, end before them."""
+  for frame in frames:
+    if not frame.is_context and next(others, None) is None:
+      raise UserError(f"{path}: ends before frame {frame.index}; give one that is as long")
+    yield frame
