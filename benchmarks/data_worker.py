@@ -23,7 +23,7 @@ import grain
 import numpy as np
 
 from benchmarks import workload
-from data_prep import clip_set, exposure, face_degrade, face_pipeline, pipeline
+from data_prep import batching, blur_pipeline, clip_set, exposure, face_degrade, face_pipeline
 from data_prep.clip import BLUR_BICUBIC, SHARP, SHARP_BICUBIC, Clip
 from data_prep.folders import FileStream
 from data_prep.opening import open_clips
@@ -100,10 +100,10 @@ def training_batches(name: str, root: pathlib.Path, size: int, repeats: int) -> 
   """The endless batches of a pipeline, from a set that holds each clip `repeats` times."""
   if name == "fmanet":
     found = open_clips(root / NATURAL, num_frames=3).clips * repeats
-    return pipeline.make_dataset(found, num_frames=3, batch_size=size, seed=0, flow=False)
+    return blur_pipeline.make_dataset(found, num_frames=3, batch_size=size, seed=0, flow=False)
   source = FaceClips(root / FACES, repeats)
   make = face_pipeline.images if name == "keep_images" else face_pipeline.clips
-  return pipeline.batch(make(source, seed=0), size)
+  return batching.batch(make(source, seed=0), size)
 
 
 def stages(args: argparse.Namespace) -> dict[str, Any]:
@@ -170,7 +170,7 @@ def timers() -> Iterator[defaultdict[str, float]]:
 def feed(args: argparse.Namespace) -> dict[str, Any]:
   """Reads --count batches with --workers processes: seconds a sample, memory of all processes."""
   dataset = training_batches(args.pipeline, args.data, args.batch, args.repeats)
-  with pipeline.Batches(dataset, workers=args.workers) as batches:
+  with batching.BatchReader(dataset, workers=args.workers) as batches:
     # Each worker holds some batches ready; they must have been made in the time measured.
     for _ in range(WARM_UP + 4 * args.workers):
       next(batches)

@@ -5,9 +5,9 @@
 Stage I takes single images, stages II and III clips:
 
   source = open_clips("data/vfhq/512/1.0.0", streams=("sharp",)).clips
-  images = pipeline.batch(face_pipeline.images(source, seed=0), 8)
-  clips = pipeline.batch(face_pipeline.clips(source, seed=0), 2)
-  with pipeline.Batches(clips, workers=8) as batches: ...
+  images = batching.batch(face_pipeline.images(source, seed=0), 8)
+  clips = batching.batch(face_pipeline.clips(source, seed=0), 2)
+  with batching.BatchReader(clips, workers=8) as batches: ...
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from collections.abc import Sequence
 import grain
 import numpy as np
 
+from data_prep.batching import Padded, Windows, batch
 from data_prep.clip import SHARP, Clip
 from data_prep.face_degrade import PRESETS, Degradation, degrade
-from data_prep.pipeline import Padded, Windows, batch
 from vsr_jax.errors import UserError
 from vsr_jax.faces import align as face_align
 from vsr_jax.faces.align import SIZE

@@ -1,7 +1,7 @@
 """Opens a set of clips, whatever it is: the one place that tells the layouts apart.
 
   opened = open_clips("data/reds/x4/1.0.0", num_frames=3, need_flow=True)
-  dataset = pipeline.make_dataset(opened.clips, num_frames=3, batch_size=8, seed=0)
+  dataset = blur_pipeline.make_dataset(opened.clips, num_frames=3, batch_size=8, seed=0)
 
 A path may be, in the order of trying:
 

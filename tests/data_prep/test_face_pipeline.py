@@ -13,7 +13,7 @@ import scipy.ndimage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep import face_pipeline, pipeline
+from data_prep import batching, face_pipeline
 from data_prep.clip import Clip
 from data_prep.face_degrade import PRESETS, Degradation, degrade
 from tests.data_prep.helpers import texture
@@ -69,11 +69,11 @@ def landmarks_of(turn: float, zoom: float, shift: tuple[float, float], size: int
 
 def test_batches_of_all_three_stages_have_the_released_shapes():
   source = [textured_clip("anna", 9, 512, landmarks=np.tile(TEMPLATE, (9, 1, 1)))]
-  images = pipeline.batch(face_pipeline.images(source, seed=0), 4)
+  images = batching.batch(face_pipeline.images(source, seed=0), 4)
   assert {name: (x.shape, x.dtype.name) for name, x in images[0].items()} == {
     "gt": ((4, 512, 512, 3), "uint8")
   }
-  batches = pipeline.batch(face_pipeline.clips(source, seed=0), 2)
+  batches = batching.batch(face_pipeline.clips(source, seed=0), 2)
   assert {name: (x.shape, x.dtype.name) for name, x in batches[0].items()} == {
     "gt": ((2, 8, 512, 512, 3), "uint8"),
     "lq": ((2, 8, 128, 128, 3), "uint8"),
@@ -200,23 +200,23 @@ def test_training_aligns_as_restoring_does_also_where_the_fit_goes_astray():
 
 
 def test_same_seed_same_batches_for_any_hosts_and_workers():
-  whole = pipeline.batch(clips(), 4)
-  parts = [pipeline.batch(clips(), 2, host=host, hosts=2) for host in range(2)]
+  whole = batching.batch(clips(), 4)
+  parts = [batching.batch(clips(), 2, host=host, hosts=2) for host in range(2)]
   for step in range(3):
     shared = np.stack([part[step]["lq"] for part in parts], axis=1)
     np.testing.assert_array_equal(shared.reshape(whole[step]["lq"].shape), whole[step]["lq"])
-  assert (pipeline.batch(clips(seed=4), 4)[0]["gt"] != whole[0]["gt"]).any()
+  assert (batching.batch(clips(seed=4), 4)[0]["gt"] != whole[0]["gt"]).any()
 
 
 def test_resuming_in_the_middle_of_an_epoch_gives_the_same_next_batch():
-  batches = pipeline.batch(pipeline.mix([clips(), clips(seed=4)], [2, 1]), 2)
-  identity = pipeline.fingerprint(LENGTHS, 2, 3)
-  with pipeline.Batches(batches, identity=identity) as iterator:
+  batches = batching.batch(batching.mix([clips(), clips(seed=4)], [2, 1]), 2)
+  fingerprint = batching.fingerprint(LENGTHS, 2, 3)
+  with batching.BatchReader(batches, fingerprint=fingerprint) as iterator:
     for _ in range(3):
       next(iterator)
     state = iterator.get_state()
     expected = [next(iterator) for _ in range(2)]
-  with pipeline.Batches(batches, workers=2, identity=identity) as iterator:
+  with batching.BatchReader(batches, workers=2, fingerprint=fingerprint) as iterator:
     iterator.set_state(state)
     for batch in expected:
       assert_equal(batch, next(iterator))
@@ -225,10 +225,10 @@ def test_resuming_in_the_middle_of_an_epoch_gives_the_same_next_batch():
 def test_sources_mix_by_weight_and_stay_deterministic():
   one = clips([numbered_clip("a", 20, red=10)], seed=1)
   other = clips([numbered_clip("b", 9, red=200)], seed=2, degradation=PRESETS["mild"])
-  mixed = pipeline.mix([one, other], [0.75, 0.25])
+  mixed = batching.mix([one, other], [0.75, 0.25])
   reds = [int(mixed[i]["gt"][0, 0, 0, 0]) for i in range(40)]
   assert (reds.count(10), reds.count(200)) == (30, 10)
-  assert_equal(mixed[17], pipeline.mix([one, other], [0.75, 0.25])[17])
+  assert_equal(mixed[17], batching.mix([one, other], [0.75, 0.25])[17])
 
 
 def test_evaluation_shows_each_frame_once_in_order():
@@ -312,9 +312,9 @@ def test_a_clip_that_cannot_be_used_is_named(source, message):
 
 
 def test_a_worker_passes_the_name_on():
-  batches = pipeline.batch(clips(broken(streams={"sharp": [b"no image"] * 8})), 1)
+  batches = batching.batch(clips(broken(streams={"sharp": [b"no image"] * 8})), 1)
   with (
-    pipeline.Batches(batches, workers=1) as iterator,
+    batching.BatchReader(batches, workers=1) as iterator,
     pytest.raises(UserError, match="clip anna, frame"),
   ):
     next(iterator)
