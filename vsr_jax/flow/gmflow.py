@@ -9,7 +9,7 @@ coordinates are float32; `dtype` is the type of the products' operands.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -164,7 +164,7 @@ def init(key: jax.Array) -> dict[str, Any]:
   image = jnp.zeros((1, MULTIPLE, MULTIPLE, 3))
   features = jnp.zeros((1, WINDOWS, WINDOWS, WIDTH))
   flow = features[..., :2]
-  inputs = {
+  inputs: dict[str, tuple] = {
     "encoder": (Encoder(), image),
     "transformer": (Transformer(), jnp.stack([features, features], axis=1)),
     "propagation": (Propagation(), features, flow),
@@ -219,7 +219,7 @@ def flow_from_features(
   if features1.shape != features2.shape:
     raise ValueError(f"features of shapes {features1.shape} and {features2.shape}")
 
-  def apply(part, name, *args):
+  def apply(part: Callable[..., nn.Module], name: str, *args: jax.Array) -> Any:
     return part(dtype).apply({"params": params[name]}, *args)
 
   both = apply(Transformer, "transformer", jnp.stack([features1, features2], axis=1))
@@ -261,9 +261,9 @@ def position_code(h: int, w: int) -> jax.Array:
   frequency = 10000.0 ** -(np.arange(n) // 2 * 2 / n)
   phase = np.arange(n) % 2 * np.pi / 2  # cos(a) = sin(a + pi / 2)
   y, x = (np.sin(2 * np.pi * np.arange(1, m + 1)[:, None] / m * frequency + phase) for m in (h, w))
-  y = jnp.broadcast_to(jnp.asarray(y[:, None], jnp.float32), (h, w, n))
-  x = jnp.broadcast_to(jnp.asarray(x[None], jnp.float32), (h, w, n))
-  return jnp.concatenate([y, x], axis=-1)
+  rows = jnp.broadcast_to(jnp.asarray(y[:, None], jnp.float32), (h, w, n))
+  columns = jnp.broadcast_to(jnp.asarray(x[None], jnp.float32), (h, w, n))
+  return jnp.concatenate([rows, columns], axis=-1)
 
 
 def window_sizes(size: int, shifted: bool) -> list[int]:
@@ -287,14 +287,16 @@ def attend_in_windows(
   """
   attend_all = functools.partial(_attend_in_windows, windows=windows)
 
-  def in_turn(*arrays):
+  def in_turn(*arrays: jax.Array) -> jax.Array:
     flat = [x.reshape(-1, *x.shape[-3:]) for x in arrays]
     return jax.lax.map(lambda frame: attend_all(*frame), flat).reshape(value.shape)
 
   return jax.lax.platform_dependent(query, key, value, cpu=in_turn, default=attend_all)
 
 
-def _attend_in_windows(query, key, value, windows):
+def _attend_in_windows(
+  query: jax.Array, key: jax.Array, value: jax.Array, windows: Windows
+) -> jax.Array:
   rows = []
   for y, height in zip(np.cumsum(windows[0]), windows[0], strict=True):
     row = []
@@ -312,7 +314,7 @@ def attend_globally(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.A
   Scored by some queries at a time: all scores of a 512x512 frame are 64 MB.
   """
 
-  def one_image(query, key, value):
+  def one_image(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     h, w, c = query.shape
     key, value = key.reshape(h * w, c), value.reshape(h * w, -1)
     rows = jax.lax.map(
