@@ -17,7 +17,7 @@ help:
 	@echo "make test                 all tests but the slow ones (JOBS=$(JOBS) processes)"
 	@echo "make test-full            all tests"
 	@echo "make fuzz                 damaged files, killed runs and runs beside each other (SEED=$(SEED))"
-	@echo "make lint                 ruff: rules and format"
+	@echo "make lint                 rules, format and types"
 	@echo "make bench REFERENCE=DIR  time and memory a frame; against the released PyTorch code in DIR, if given"
 	@echo "                          (KEEP_REFERENCE=DIR: KEEP's; REFERENCE_PYTHON=PATH: one that has PyTorch)"
 	@echo "PYTHON=python3.12 chooses the interpreter of .venv (3.11 to 3.13; here: $(PYTHON))"
@@ -37,6 +37,7 @@ fuzz: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks $(if $(REFERENCE),--reference "$(REFERENCE)") \

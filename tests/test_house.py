@@ -101,6 +101,29 @@ def too_long(path: str, source: str) -> list[str]:
   return found
 
 
+def unannotated(path: str, source: str) -> list[str]:
+  """The parameters of public functions and methods, *args and **kwargs aside, without a type."""
+  found = []
+
+  def look(body: list[ast.stmt]) -> None:
+    for node in body:
+      if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+        look(node.body)
+      special = ("__init__", "__call__")
+      if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (
+        not node.name.startswith("_") or node.name in special
+      ):
+        arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        found.extend(
+          f"{path}:{node.lineno} {node.name}: {a.arg}"
+          for a in arguments
+          if a.annotation is None and a.arg not in ("self", "cls")
+        )
+
+  look(ast.parse(source).body)
+  return found
+
+
 def missing_commands(text: str) -> list[str]:
   """The modules of ours that a text runs with `python -m` and that do not exist."""
   named = set(re.findall(r"python3? -m ([a-z_]\w*(?:\.\w+)*)", text))
@@ -127,6 +150,12 @@ def test_imports_point_one_way():
 def test_files_and_functions_are_short():
   files = house_files("*.py")
   assert [line for path, source in files.items() for line in too_long(path, source)] == []
+
+
+def test_public_functions_state_what_they_take():
+  files = house_files("*.py")
+  ours = {path: source for path, source in files.items() if path.split("/")[0] in MAY_IMPORT}
+  assert [line for path, source in ours.items() for line in unannotated(path, source)] == []
 
 
 def test_commands_in_the_docs_exist():
@@ -197,6 +226,15 @@ def test_length_is_counted():
   ]
   assert too_long("a.py", "x = 1\n" * 400) == []
   assert too_long("a.py", "x = 1\n" * 401) == ["a.py: 401 lines"]
+
+
+def test_a_missing_annotation_is_found():
+  source = "class A:\n  def f(self, x, y: int, *z): ...\n  def _g(self, x): ...\n"
+  assert unannotated("a.py", source) == ["a.py:2 f: x"]
+  assert unannotated("a.py", "def f(*, x, y=1):\n  def g(z): ...\n") == [
+    "a.py:1 f: x",
+    "a.py:1 f: y",
+  ]
 
 
 def test_a_missing_command_is_found():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -17,7 +18,9 @@ from vsr_jax.devices import by_device, has_avx512
 WIDE = 64  # output channels from which products on CPU are made in whole vector registers
 
 
-def uniform_by_fan_in(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
+def uniform_by_fan_in(
+  key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32
+) -> jax.Array:
   """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default, which both papers train from."""
   bound = 1 / np.sqrt(np.prod(shape[:-1]))
   return jax.random.uniform(key, shape, dtype, -bound, bound)
