@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vsr_jax import __version__ as __version__
 from vsr_jax import errors
 
 errors.catch_signals_of_a_command()

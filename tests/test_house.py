@@ -163,6 +163,15 @@ def test_commands_in_the_docs_exist():
     assert missing_commands(text) == [], path
 
 
+def test_the_version_is_the_same_everywhere():
+  packages = [importlib.import_module(name) for name in ("vsr_jax", "fmanet_jax", "keep_jax")]
+  versions = {package.__version__ for package in packages}
+  assert len(versions) == 1
+  (version,) = versions
+  assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+  assert f"\n## {version}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
 def test_configs_are_locked():
   names = [path.removesuffix(".py").replace("/", ".") for path in house_files("configs/*.py")]
   modules = {name: importlib.import_module(name) for name in names}
