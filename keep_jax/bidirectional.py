@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import TypeVar
 
 import flax.struct
 import jax
@@ -49,6 +50,8 @@ from keep_jax.model import (
   observe,
   to_uint8,
 )
+
+Tree = TypeVar("Tree")
 
 
 @flax.struct.dataclass
@@ -202,7 +205,7 @@ def restore_observed(
   fidelity: float,
   params: Params,
   carried: Carried,
-  anchor: jax.Array | None,
+  first_latent: jax.Array | None,
   observations: Sequence[Observation],
   flows: tuple[Sequence[jax.Array], Sequence[jax.Array]],
 ) -> tuple[Carried, tuple[jax.Array, ...]]:
@@ -215,8 +218,8 @@ def restore_observed(
     fidelity: weight of CFT.
     params: of its sub-networks.
     carried: after the frames before.
-    anchor: the latent [1 h' w' emb_dim] of the clip's first frame; None if it is of this chunk or
-      the model looks back at none.
+    first_latent: the latent [1 h' w' emb_dim] of the clip's first frame; None if this chunk holds
+      it or the model does not attend to it.
     observations: of the t frames, leading axis [1].
     flows: of each frame [1 h w 2] to the frame before and to the one after; see `restore_chunk`.
 
@@ -226,8 +229,10 @@ def restore_observed(
   observation = jax.tree.map(lambda *x: jnp.stack(x, axis=1), *observations)
   flows = tuple(jnp.stack(x, axis=1) for x in flows)
   latents = observation.latent
-  seen = latents if anchor is None else jnp.concatenate([anchor[:, None], latents], axis=1)
-  gains = calculate_gains(model, params, seen)[:, -latents.shape[1] :]
+  attended = latents
+  if first_latent is not None:
+    attended = jnp.concatenate([first_latent[:, None], latents], axis=1)
+  gains = calculate_gains(model, params, attended)[:, -latents.shape[1] :]
   backwards = _reversed(calculate_gains(model, params, _reversed(latents)))
   carried, restored, _ = restore_chunk(
     model, params, carried, observation, (gains, backwards), flows, fidelity
@@ -235,11 +240,11 @@ def restore_observed(
   return carried, tuple(to_uint8(restored.image[0]))
 
 
-def _reversed(tree):
+def _reversed(tree: Tree) -> Tree:
   """Frames [b t ...] in reverse order."""
   return jax.tree.map(lambda x: x[:, ::-1], tree)
 
 
-def _time_first(tree):
+def _time_first(tree: Tree) -> Tree:
   """[b t ...] -> [t b ...], and back."""
   return jax.tree.map(lambda x: x.swapaxes(0, 1), tree)

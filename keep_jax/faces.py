@@ -32,7 +32,7 @@ Masks = Callable[[np.ndarray], np.ndarray]  # uint8 [b s s 3] -> float32 [b s s]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Restored:
+class RestoredFrame:
   """A frame with its faces restored.
 
   Attributes:
@@ -127,7 +127,7 @@ def restore_faces(
   background: Iterator[np.ndarray] | None = None,
   masks: Masks | None = None,
   seconds: collections.Counter | None = None,
-) -> Iterator[Restored]:
+) -> Iterator[RestoredFrame]:
   """Restores the faces of a clip in their frames; the second pass.
 
   Args:
@@ -172,7 +172,7 @@ def restore_faces(
         masks=[parts.get(i) for i in matrices],
         apart=True,
       )
-    yield Restored(frame, image, crops, restored)
+    yield RestoredFrame(frame, image, crops, restored)
 
 
 def _back_to_front(faces: Sequence[Face], t: int) -> list[int]:

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from keep_jax.choice import Face
-from keep_jax.faces import Restored
+from keep_jax.faces import RestoredFrame
 from vsr_jax import video
 from vsr_jax.faces import align, detections
 
@@ -87,7 +87,7 @@ class Strip:
     picks = np.linspace(0, len(frames) - 1, min(STRIP_FRAMES, len(frames))).astype(int)
     self._frames = {frames[i] for i in picks}
 
-  def add(self, t: int, result: Restored) -> None:
+  def add(self, t: int, result: RestoredFrame) -> None:
     if t not in self._frames or not result.faces:
       return
     i = max(result.faces, key=lambda i: -align.scale(self._faces[i].at(t)))  # the largest
@@ -127,7 +127,7 @@ class Crops:
     if folder:
       os.makedirs(folder, exist_ok=True)
 
-  def write(self, t: int, result: Restored) -> None:
+  def write(self, t: int, result: RestoredFrame) -> None:
     if not self._folder:
       return
     for i in result.faces:

@@ -213,7 +213,15 @@ def _match(key: str, rules: Sequence[Rule], problems: list[str]) -> tuple[Rule |
   return rule, None if rule.path is None else match.expand(rule.path)
 
 
-def _fit(filled, path, key, value, transform, leaf, problems) -> None:
+def _fit(
+  filled: dict[str, np.ndarray],
+  path: str,
+  key: str,
+  value: np.ndarray,
+  transform: Transform,
+  leaf: Any,
+  problems: list[str],
+) -> None:
   """Puts one transformed tensor at its path, or notes why it does not belong there."""
   if not jnp.issubdtype(value.dtype, jnp.floating):
     problems.append(f"{key} holds {value.dtype}, not floating-point numbers")

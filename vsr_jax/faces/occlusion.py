@@ -103,7 +103,7 @@ def _touches(matrix: np.ndarray, size: int, corner: tuple[int, int], shape: Sequ
   """Whether a circle about a head reaches into a part of the image."""
   inverse, scale = align.invert(matrix), size / align.SIZE
   center = inverse[:, :2] @ (scale * _CENTER) + inverse[:, 2]
-  reach = (1 + _SOFT) * scale * _AXES.max() / align.scale(matrix)
+  radius = (1 + _SOFT) * scale * _AXES.max() / align.scale(matrix)
   low = np.array(corner)
   nearest = np.clip(center, low, low + [shape[1] - 1, shape[0] - 1])
-  return bool(np.hypot(*(nearest - center)) < reach)
+  return bool(np.hypot(*(nearest - center)) < radius)

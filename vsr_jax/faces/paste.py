@@ -159,8 +159,8 @@ def _low_pass(face: np.ndarray, ratio: float) -> np.ndarray:
   width = ratio / 1.5
   if width <= 1:
     return face
-  reach = int(3 * width)
-  x = np.arange(-reach, reach + 1) / width
+  radius = int(3 * width)
+  x = np.arange(-radius, radius + 1) / width
   kernel = np.sinc(x) * np.sinc(x / 3)
   kernel /= kernel.sum()
   return cv2.sepFilter2D(face, -1, kernel, kernel, borderType=cv2.BORDER_REPLICATE)

@@ -58,7 +58,7 @@ class Features(nn.Module):
     return {level: pyramid[level] for level in LEVELS}
 
 
-class Estimator(nn.Module):
+class LevelEstimator(nn.Module):
   """One level's flow [b h w 2], in units of 20 pixels of the image, and the features behind it."""
 
   level: int
@@ -98,7 +98,7 @@ def init(key: jax.Array) -> dict[str, Any]:
   params = {"features": params["params"]}
   above = None
   for level, k in zip(LEVELS, keys, strict=True):
-    estimator = Estimator(level)
+    estimator = LevelEstimator(level)
     above, variables = estimator.init_with_output(k, pyramid[level], pyramid[level], above)
     params[f"estimator{level}"] = variables["params"]
   params["context"] = Context().init(context_key, above[1])["params"]
@@ -139,7 +139,7 @@ def flow_from_features(params: Params, pyramid1: Pyramid, pyramid2: Pyramid) -> 
   estimate = None
   for level in LEVELS:
     variables = {"params": params[f"estimator{level}"]}
-    estimate = Estimator(level).apply(variables, pyramid1[level], pyramid2[level], estimate)
+    estimate = LevelEstimator(level).apply(variables, pyramid1[level], pyramid2[level], estimate)
   flow, features = estimate
   flow = flow + Context().apply({"params": params["context"]}, features)
   return resize_bilinear(_FLOW_UNIT * flow, 2 ** LEVELS[-1])

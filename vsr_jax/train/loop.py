@@ -31,7 +31,7 @@ from vsr_jax.train.step import TrainStep, jit_train_step, make_train_step
 from vsr_jax.train.summaries import MEMORY, Recorder
 
 
-class Batches(Protocol):
+class ResumableBatches(Protocol):
   """A stream of batches {name: array [b ...]} whose position can be kept, as Grain's are."""
 
   def __next__(self) -> Mapping[str, np.ndarray]: ...
@@ -44,7 +44,7 @@ class Batches(Protocol):
 def fit(
   stage: Stage,
   init_params: Callable[[jax.Array], Params],  # key -> params of every sub-network, float32
-  batches: Batches,  # this host's part
+  batches: ResumableBatches,  # this host's part
   *,
   workdir: str | pathlib.Path,  # for checkpoints/, log.jsonl and TensorBoard's file
   steps: int,  # of the whole run
@@ -139,7 +139,7 @@ def _start(
   checkpoints: Checkpoints,
   stage: Stage,
   shapes: TrainState,
-  batches: Batches,
+  batches: ResumableBatches,
   init: Callable[[], TrainState],
 ) -> tuple[TrainState, dict[str, Any] | None]:
   """The state to start from, and what the log remembers; moves the batches to where they were."""
@@ -212,7 +212,7 @@ def _run(
 class _Feed:
   """Batches on the mesh, one fetched ahead, with the iterator's position after the one in use."""
 
-  def __init__(self, mesh: Mesh, batches: Batches):
+  def __init__(self, mesh: Mesh, batches: ResumableBatches):
     self._mesh, self._batches = mesh, batches
     self._ahead: tuple[dict[str, jax.Array], str] | None = None
     self._position = "null"
