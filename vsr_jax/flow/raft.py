@@ -105,9 +105,7 @@ class Update(nn.Module):
   head: int
 
   @nn.compact
-  def __call__(
-    self, hidden: jax.Array, context: jax.Array, correlation: jax.Array, flow: jax.Array
-  ) -> tuple[jax.Array, jax.Array]:
+  def __call__(self, hidden, context, correlation, flow):
     """Hidden state, context and correlations [b h w .], flow [b h w 2]; all at 1/8.
 
     Returns:
@@ -125,7 +123,7 @@ class Update(nn.Module):
     delta = nn.relu(_conv(self.head, 3, "head0")(hidden))
     return hidden, _conv(2, 3, "head1")(delta)
 
-  def _gru(self, hidden: jax.Array, inputs: jax.Array, size: tuple[int, int], i: int) -> jax.Array:
+  def _gru(self, hidden, inputs, size, i):
     width = hidden.shape[-1]
     both = jnp.concatenate([hidden, inputs], axis=-1)
     z = nn.sigmoid(_conv(width, size, f"gru{i}_z")(both))
