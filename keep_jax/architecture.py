@@ -10,7 +10,7 @@ from vsr_jax.architecture import check_fields, wrong
 from vsr_jax.errors import UserError
 from vsr_jax.flow.estimators import ESTIMATORS
 
-# Of fields, in checkpoints written before they were renamed.
+# Names of fields in checkpoints written before they were renamed.
 EARLIER_NAMES = {"anchor": "attend_first_frame"}
 
 # Far beyond what is of use; a model of such numbers is still put together within seconds.
@@ -44,13 +44,13 @@ class Architecture:
 
   image_size: int = 512  # side of the images
   width: int = 64  # channels of the first level of encoder and generator
-  multiples: tuple[int, ...] = (1, 2, 2, 4, 4, 8)  # of the width, by level
+  multiples: tuple[int, ...] = (1, 2, 2, 4, 4, 8)  # channels over the width, by level
   res_blocks: int = 2  # a level
   emb_dim: int = 256  # channels of the latent and of the codebook
   codes: int = 1024  # entries of the codebook
-  dim: int = 512  # of the code predictor
-  heads: int = 8  # of code predictor and gain network
-  layers: int = 9  # of the code predictor
+  dim: int = 512  # the code predictor's channels
+  heads: int = 8  # in code predictor and gain network
+  layers: int = 9  # the code predictor's
   gain_head_dim: int = 48
   gain_layers: int = 3
   cft: tuple[int, ...] = (16, 32, 64)  # sides of the features with CFT

@@ -41,7 +41,7 @@ def add_arguments(parser: cli.Parser) -> None:
     type=int,
     default=streaming.LOOK_AHEAD,
     metavar="N",
-    help="of them at most after it, beyond the clip's first window, whose gains see all of it; "
+    help="frames at most after it that its gain sees, but in the clip's first window: all of it; "
     "default: %(default)s",
   )
   add(
@@ -52,7 +52,7 @@ def add_arguments(parser: cli.Parser) -> None:
     help="from 0, the codebook's face, to 1, the input's; default: 1",
   )
   _add_choice_arguments(add)
-  add("--upscale", type=float, default=1.0, metavar="S", help="of the frames; default: 1")
+  add("--upscale", type=float, default=1.0, metavar="S", help="enlarge frames so much; default: 1")
   add("--background", metavar="VIDEO", help="what to paste into: the whole clip, enlarged")
   add("--detector", choices=detector.NAMES, default="mtcnn", help="default: mtcnn, which ships")
   add("--detector-weights", metavar="FILE", help="the checkpoint of another detector")

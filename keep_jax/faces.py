@@ -65,7 +65,7 @@ def find_faces(
     frames: RGB [h w 3], uint8 or float in [0, 1]; see `as_frames`.
     detect: the detector.
     choice: whom to restore.
-    size: of the aligned crops, in pixels.
+    size: the aligned crops' side, in pixels.
     robust: see `align.fit`.
     measure: tell the faces' sharpness, which is else only done where the choice asks for it.
     span: first and end of the frames that are wanted, None: all the rest; the others only help to
@@ -134,9 +134,9 @@ def restore_faces(
     frames: the frames that `find_faces` saw.
     faces: what it found.
     restore: the network, a stream of several tracks.
-    size: of the aligned crops, in pixels, as in `find_faces`.
+    size: the aligned crops' side, in pixels, as in `find_faces`.
     upscale: S >= 1, by which frames are enlarged.
-    background: of each frame what is to be seen around the faces, uint8 RGB, resized to S h x S w
+    background: what each frame is to show around the faces, uint8 RGB, resized to S h x S w
       where it is not of that size; None: the frame itself, enlarged by Lanczos.
     masks: what of a restored face is pasted, apart from the feathered square.
     seconds: what the work on the host takes is added to its "align" and "paste".

@@ -13,7 +13,7 @@ from jax import lax
 
 from vsr_jax.layers import Conv, gelu, like_channels
 
-GROUPS = 32  # of every group norm
+GROUPS = 32  # in every group norm
 GROUP_EPSILON = 1e-6
 LAYER_EPSILON = 1e-5
 

@@ -176,7 +176,7 @@ def flow_features(model: KEEP, params: Params, frames: jax.Array) -> Features:
 
 
 def flow_between(model: KEEP, params: Params, features: Features, before: Features) -> jax.Array:
-  """Flow [b h w 2] in pixels from frames to the frames before them, of their features."""
+  """Flow [b h w 2] in pixels from frames to the frames before them, by their features."""
   return model.flow.between(params["flow"], features, before)
 
 
@@ -217,9 +217,9 @@ def step(
 
   Args:
     model: the model.
-    params: of its sub-networks.
+    params: its sub-networks'.
     state: after the frame before.
-    observation: of this frame, leading axis [b].
+    observation: this frame's, leading axis [b].
     gain: [b h' w' 1].
     flow: [b h w 2] in pixels, from this frame to the one before; any finite number for a first.
     fidelity: weight of CFT: 0 for the codebook's face, 1 for the input's.
@@ -307,7 +307,7 @@ def restore_clip(
 
   Args:
     model: the model.
-    params: of its sub-networks.
+    params: its sub-networks'.
     frames: low-quality frames in [-1, 1] at the output's size, [b t h w 3].
     flows: [b t-1 h w 2] in pixels, from frame i + 1 to frame i; no gradient.
     fidelity: weight of CFT.

@@ -65,7 +65,7 @@ def _check_paths(args: argparse.Namespace) -> None:
   if args.save_crops:
     files.check_folder(args.save_crops)
     for path in glob.glob(os.path.join(glob.escape(args.save_crops), "face_*")):
-      video.check_output(path)  # of an earlier run, to be replaced
+      video.check_output(path)  # an earlier run's, to be replaced
   outputs = filter(None, (args.output, args.strip, args.save_crops))
   places = [os.path.realpath(path) for path in outputs]
   if len(set(places)) < len(places):

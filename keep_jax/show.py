@@ -16,7 +16,7 @@ from vsr_jax import video
 from vsr_jax.faces import align, detections
 
 STRIP_FRAMES = 5  # rows of the picture strip
-STRIP_HEIGHT = 256  # of a row, in pixels
+STRIP_HEIGHT = 256  # a row's, in pixels
 
 _GREY = (160, 160, 160)
 
@@ -77,7 +77,7 @@ def save_sheet(path: str, frames: Iterable[video.Frame], faces: list[Face]) -> N
 
 
 class Strip:
-  """The picture strip: of a few frames with faces the input, the aligned and the restored face."""
+  """The picture strip: input, aligned and restored face of a few frames with faces."""
 
   def __init__(self, faces: list[Face], total: int):
     """Picks frames of the first `total`."""

@@ -107,7 +107,7 @@ class _Track:
   """One face's way through the clip.
 
   Attributes:
-    state: of the recursion, after the last frame restored.
+    state: the recursion's, after the last frame restored.
     features: what the flow network sees in the last frame taken; None before the first.
     first_latent: the first frame's latent; None before its gain.
     latest: latents of the last frames that have gains; without the first frame's where the model
@@ -210,12 +210,12 @@ class Restorer:
     """Restores the faces of every frame of a clip; each track has a state of its own.
 
     Args:
-      frames: of each frame its faces by track, as `stream` takes frames, of one size. A track ends
+      frames: for each frame its faces by track, as `stream` takes frames, of one size. A track ends
         with the first frame without it; the same name later is a new one.
 
     Yields:
-      Of each frame its restored faces by track, uint8 RGB [size size 3]; while they are handed out,
-      those of the next frame are computed (on CPU only where `keep_freed_memory` of
+      For each frame its restored faces by track, uint8 RGB [size size 3]; while these are handed
+      out, those of the next frame are computed (on CPU only where `keep_freed_memory` of
       `vsr_jax.runtime` is not in force).
     """
     tracks: dict[Hashable, _Track] = {}

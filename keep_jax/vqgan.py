@@ -79,7 +79,7 @@ class Upsample(nn.Module):
     kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, c, c))
     bias = self.param("bias", nn.initializers.zeros, (c,))
     # One convolution for the four: 2.4 times as fast on CPU as one each. Its output is a row and a
-    # column larger than x, of which every sub-pixel takes its part.
+    # column larger than x; every sub-pixel takes its part of that.
     kernels = [subpixel_kernel(kernel, i, j) for i in range(2) for j in range(2)]
     y = lax.conv_general_dilated(
       x.astype(self.dtype),
@@ -114,7 +114,7 @@ class Encoder(nn.Module):
 
   Attributes:
     width: channels of the first level.
-    multiples: of the width, by level; each level but the last halves the sides.
+    multiples: channels over `width`, by level; each level but the last halves the sides.
     emb_dim: channels of the latent.
     res_blocks: residual blocks a level.
   """
@@ -190,7 +190,7 @@ class Generator(nn.Module):
   def __call__(self, z: jax.Array, fuse: Fuse | None = None) -> jax.Array:
     """Latents -> images, not clipped.
 
-    `fuse` may change a level's feature: after the first residual block of the level, of the
+    `fuse` may change a level's feature: after the first residual block of the level, in the
     smallest level after the last one, before attention.
     """
     x = z

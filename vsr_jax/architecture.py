@@ -62,7 +62,7 @@ def from_entries(
     entries: by field, as JSON gives them; fields that are missing have their defaults.
     source: the checkpoint.
     remedy: what to give, for the error where the entries are of something else.
-    earlier_names: of fields, which older checkpoints have, and their names now.
+    earlier_names: names of fields in older checkpoints, and what they are called now.
 
   Raises:
     UserError: the entries are of something else, or of no model.
@@ -98,6 +98,6 @@ def wrong(name: str, value: Any, wanted: str) -> UserError:
 def _short(value: Any) -> str:
   try:
     text = repr(value)
-  except ValueError:  # of more digits than Python writes
+  except ValueError:  # it has more digits than Python writes
     text = "a number of thousands of digits"
   return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -20,11 +20,11 @@ from vsr_jax.warp import backward_warp
 
 LEVELS = (6, 5, 4, 3, 2)  # where flow is estimated; level i has 1/2^i of the image's sides
 MULTIPLE = 2 ** LEVELS[0]  # image sides are multiples of it
-RADIUS = 4  # of the cost volume, in pixels of its level
+RADIUS = 4  # the cost volume's, in pixels of its level
 
 _FLOW_UNIT = 20  # pixels of the image
-_WIDTHS = (16, 32, 64, 96, 128, 196)  # of the pyramid, from level 1
-_DENSE_WIDTHS = (128, 128, 96, 64, 32)  # of an estimator
+_WIDTHS = (16, 32, 64, 96, 128, 196)  # the pyramid's, from level 1
+_DENSE_WIDTHS = (128, 128, 96, 64, 32)  # an estimator's
 _CONTEXT = ((128, 1), (128, 2), (128, 4), (96, 8), (64, 16), (32, 1))  # widths and dilations
 _WITHIN = 0.9999  # the part of a sample that must come from within the image
 

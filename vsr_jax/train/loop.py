@@ -47,9 +47,9 @@ def fit(
   batches: ResumableBatches,  # this host's part
   *,
   workdir: str | pathlib.Path,  # for checkpoints/, log.jsonl and TensorBoard's file
-  steps: int,  # of the whole run
-  seed: int = 0,  # of the initialisation and of every random stream
-  mesh: Mesh | None = None,  # from make_mesh; None: of all devices
+  steps: int,  # the whole run's
+  seed: int = 0,  # for the initialisation and every stream of random numbers
+  mesh: Mesh | None = None,  # from make_mesh; None: all devices
   init_from: Params | None = None,  # params of some or all sub-networks to start from
   log_every: int = 50,  # steps to a row of mean logs
   image_every: int | None = None,  # steps between image panels; there is one at the end anyway
@@ -57,10 +57,10 @@ def fit(
   keep: int = 2,  # how many of the latest checkpoints stay
   best: str | None = None,  # scalar; the checkpoint of an evaluation with its largest value stays
   accumulate: int = 1,  # micro-batches to a step
-  ema_decay: float | None = None,  # of the params' moving average; None: no average
+  ema_decay: float | None = None,  # for the params' moving average; None: no average
   clip_norm: float | None = None,  # largest global norm of the gradients; None: any
   fsdp_min_size: int | None = None,  # smallest array split over devices; None: all replicated
-  evaluate: Evaluate | None = None,  # (params, step) -> scalars, of the average if there is one
+  evaluate: Evaluate | None = None,  # (params or their average if there is one, step) -> scalars
   evaluate_every: int | None = None,  # steps between evaluations; there is one at the end anyway
   meta: Mapping[str, Any] | None = None,  # JSON entries kept in checkpoints, such as the config
 ) -> TrainState:
