@@ -190,7 +190,7 @@ def export_params(path: str | pathlib.Path, params: Mapping[str, Any], meta: Map
     # Orbax names the folder it wrote in there, which is nobody's business in shipped weights.
     (part / "commit_success.txt").unlink(missing_ok=True)
     files.replace_folder(str(part), str(path))
-  except Exception as e:  # Of many types, as in `Checkpoints.save`.
+  except Exception as e:  # It has many types, as in `Checkpoints.save`.
     raise cannot_write(path, e) from e
   finally:
     let_end()

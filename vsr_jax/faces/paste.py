@@ -90,7 +90,7 @@ def to_frame(matrix: np.ndarray, upscale: float, offset: float | None = None) ->
 
   Args:
     matrix: [2 3] from frame to crop.
-    upscale: of the frame.
+    upscale: how many times the frame is enlarged.
     offset: added to x and y, in pixels of the enlarged frame; None: what the released code adds,
       half of upscale above 1. Pixel centres would ask for (upscale - 1) / 2, half a pixel less.
   """
@@ -106,7 +106,7 @@ def outline(inverse: np.ndarray, size: int, inset: float = 0.0) -> np.ndarray:
 
   Args:
     inverse: [2 3], from `to_frame`.
-    size: of the crop, in pixels.
+    size: the crop's side, in pixels.
     inset: how far inside the crop's edge, in pixels of the crop.
 
   Returns:
@@ -129,14 +129,14 @@ def feather(inverse: np.ndarray, size: int, upscale: float, frame: tuple[int, in
 
   Args:
     inverse: [2 3], from `to_frame`.
-    size: of the crop, in pixels.
-    upscale: S, of the frame.
+    size: the crop's side, in pixels.
+    upscale: S, how many times the frame is enlarged.
     frame: height and width of the enlarged frame, in pixels.
 
   Returns:
     [size] float32 in [0, 1]; the mask at (x, y) is the product of its values at x and y.
   """
-  pixel = float(align.scale(inverse))  # of the crop, in pixels of the frame
+  pixel = float(align.scale(inverse))  # the crop's, in pixels of the frame
   # How much a square as wide as 2 takes from each side of one that is turned against it.
   turned = np.abs(inverse[0, :2]).sum() / pixel
   height, width = frame
@@ -161,8 +161,8 @@ def _low_pass(face: np.ndarray, ratio: float) -> np.ndarray:
   width = ratio / 1.5
   if width <= 1:
     return face
-  reach = int(3 * width)
-  x = np.arange(-reach, reach + 1) / width
+  radius = int(3 * width)
+  x = np.arange(-radius, radius + 1) / width
   kernel = np.sinc(x) * np.sinc(x / 3)
   kernel /= kernel.sum()
   return cv2.sepFilter2D(face, -1, kernel, kernel, borderType=cv2.BORDER_REPLICATE)
@@ -225,7 +225,7 @@ def paste(
     faces: uint8 RGB [size size 3] each, as `align.align` cut them out; later ones lie on top. None:
       a face that stays as it is, which only matters if `apart`.
     matrices: [2 3] each, as `align.fit` found them for that size.
-    upscale: S >= 1, of the frame.
+    upscale: S >= 1, how many times the frame is enlarged.
     upscaler: see `enlarge`.
     masks: float32 [size size] in [0, 1] each, such as `parsenet.face_masks`: the smaller of this
       and the feathered square counts. None: the square alone.

@@ -21,9 +21,9 @@ from vsr_jax.faces.detections import Detections, suppress
 from vsr_jax.layers import FrozenBatchNorm
 
 THRESHOLD = 0.8  # least score of a face
-OVERLAP = 0.4  # of two boxes' union, above which they are one face
-STRIDES = (8, 16, 32)  # of the pyramid's levels
-MEAN = (123.0, 117.0, 104.0)  # RGB, of the pictures that the backbones were trained on
+OVERLAP = 0.4  # the part of two boxes' union that they share, above which they are one face
+STRIDES = (8, 16, 32)  # the pyramid's levels'
+MEAN = (123.0, 117.0, 104.0)  # RGB, over the pictures that the backbones were trained on
 _VARIANCES = (0.1, 0.2)  # units of offsets and of the logarithms of sizes
 
 
@@ -202,7 +202,7 @@ class RetinaFace:
   Attributes:
     body: the backbone.
     features: width of the pyramid and the context modules.
-    slope: of the leaky ReLUs after the backbone.
+    slope: below zero, in the leaky ReLUs after the backbone.
     anchors: sides in pixels of the squares at every place of a level, for each level.
   """
 
@@ -269,7 +269,7 @@ def forward(
   Args:
     net: the variant.
     params: its parameters.
-    images: RGB [b h w 3] in [0, 255], of any size and number type.
+    images: RGB [b h w 3] in [0, 255], any size and number type.
 
   Returns:
     scores [b n] in [0, 1], boxes [b n 4] (left, top, right, bottom) and landmarks [b n 5 2],

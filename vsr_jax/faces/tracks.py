@@ -68,7 +68,7 @@ class Track:
     return Track(start, self.landmarks[own], self.boxes[own], self.found[own], picks)
 
   def pick(self, values: Sequence[np.ndarray]) -> np.ndarray:
-    """What belongs to its detections: of all frames one value a detection -> [k], of those found.
+    """What belongs to its detections: one value a detection, for all frames -> [k], where found.
 
     Raises:
       ValueError: its detections are unknown.
@@ -92,7 +92,7 @@ def cuts(thumbnails: Iterable[np.ndarray]) -> list[int]:
   picture is back. A dissolve is no cut.
 
   Args:
-    thumbnails: of all frames in order, from `thumbnail`; few are held at a time.
+    thumbnails: all frames' in order, from `thumbnail`; few are held at a time.
 
   Returns:
     The numbers of the frames that begin a new shot; not the first.
@@ -156,14 +156,14 @@ def follow(
   track should be if it moves on as it did. So two people who pass each other stay who they are.
 
   Args:
-    detections: of each frame in order.
+    detections: each frame's, in order.
     cuts: numbers of frames that begin a shot; every track ends there.
     max_gap: for how many frames a face may be missed within a track.
     min_found: tracks with fewer detections are dropped as false, and so are those missed in more
       frames than found. In a shot shorter than that its length counts instead.
     min_eye_distance: in pixels; faces whose eyes are nearer to each other, by the size or by the
       side they show, cannot be aligned well and count as not found. The released code's is 5.
-    sigma: of the Gaussian over time that smooths landmarks, in frames; 0 leaves them as they are.
+    sigma: frames, the width of the Gaussian over time that smooths landmarks; 0: no smoothing.
       At a track's ends it sees the track mirrored, as in the released code.
 
   Returns:
@@ -177,7 +177,7 @@ def follow(
       ended += _sure(active, frame - begin, min_found)
       active, begin = [], frame
     over = [track for track in active if frame - track.frames[-1] > max_gap + 1]
-    # Of a track that ends within a shot there was time enough to be seen.
+    # A track that ends within a shot had time enough to be found again.
     ended += _sure(over, min_found, min_found)
     active = [track for track in active if track not in over]
     wide = _wide_enough(faces, min_eye_distance)
@@ -308,7 +308,7 @@ def choose_frames(
     faces: "all"; or "largest", at most one face a frame: the track that covers the most area over
       its time in the clip goes first, then the next one where the first is not there, and so on.
       (The released code takes each frame's largest face, whoever that is.)
-    height: of the frame, in pixels; what is outside does not count.
+    height: the frame's, in pixels; what is outside does not count.
     width: likewise.
     usable: [n] bool of each track, the frames that may be picked; None: all.
 

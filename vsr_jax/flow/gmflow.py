@@ -27,13 +27,13 @@ from vsr_jax.flow.common import (
 from vsr_jax.ops.activations import gelu
 from vsr_jax.ops.attention import Windows, attend_globally, attend_in_windows
 
-WIDTH = 128  # of the features
-LAYERS = 6  # of the transformer
-WINDOWS = 2  # of attention along each axis
+WIDTH = 128  # the features' channels
+LAYERS = 6  # the transformer's
+WINDOWS = 2  # the image is cut into so many along each axis, for attention
 MULTIPLE = STRIDE * WINDOWS  # image sides are multiples of it
 
-_EXPANSION = 4  # of the feed-forward network, of its input's width
-_EPSILON = 1e-5  # of the layer norms
+_EXPANSION = 4  # the feed-forward network's hidden width over its input's
+_EPSILON = 1e-5  # under the layer norms' root
 
 Params = Mapping[str, Any]
 
@@ -185,7 +185,7 @@ def encode(params: Params, frames: jax.Array, dtype: jnp.dtype = jnp.float32) ->
   Args:
     params: from `gmflow_conversion.load` or `init`.
     frames: [b h w 3] RGB in [0, 255], sides multiples of 16.
-    dtype: of the products' operands, float32 or bfloat16.
+    dtype: the type of the products' operands, float32 or bfloat16.
 
   Returns:
     [b h/8 w/8 128] float32, its position in the attention's windows added.
@@ -209,7 +209,7 @@ def flow_from_features(
     params: from `gmflow_conversion.load` or `init`.
     features1: [b h/8 w/8 128] from `encode`.
     features2: the same of the other frames.
-    dtype: of the products' operands, float32 or bfloat16.
+    dtype: the type of the products' operands, float32 or bfloat16.
 
   Returns:
     [b h w 2] float32, (dx, dy) in pixels: frame 1 at (x, y) looks like frame 2 at (x + dx, y + dy).
@@ -239,7 +239,7 @@ def gmflow(
     params: from `gmflow_conversion.load` or `init`.
     image1: [b h w 3] RGB in [0, 255], sides multiples of 16.
     image2: the same of the other image.
-    dtype: of the products' operands, float32 or bfloat16.
+    dtype: the type of the products' operands, float32 or bfloat16.
 
   Returns:
     [b h w 2] float32, (dx, dy) in pixels: image1 at (x, y) looks like image2 at (x + dx, y + dy).

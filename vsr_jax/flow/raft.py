@@ -19,7 +19,7 @@ from vsr_jax.flow.common import STRIDE, InstanceNorm, upsample_bilinear, upsampl
 from vsr_jax.layers import FrozenBatchNorm
 from vsr_jax.ops.warp import sample_bilinear
 
-LEVELS = 4  # of the correlation pyramid
+LEVELS = 4  # the correlation pyramid's
 MULTIPLE = STRIDE  # image sides are multiples of it
 
 
@@ -181,7 +181,7 @@ class Features(NamedTuple):
   """What the networks see of frames, each on its own."""
 
   features: jax.Array  # [b h/8 w/8 .]
-  context: jax.Array  # of frames that a flow starts from: hidden state and context, [b h/8 w/8 .]
+  context: jax.Array  # where a flow starts: hidden state and context, [b h/8 w/8 .]
 
 
 def init(net: Raft, key: jax.Array) -> dict[str, Any]:
@@ -232,7 +232,7 @@ def flow_from_features(
   Args:
     net: `SMALL` or `LARGE`.
     params: its parameters.
-    first: of frame 1.
+    first: what `encode` gives for frame 1.
     features2: the features of frame 2.
     iterations: refinement steps.
     start: [b h/8 w/8 2] in pixels of that size, where the refinement starts; zero without it.
@@ -334,7 +334,7 @@ def lookup(pyramid: list[jax.Array], points: jax.Array, radius: int) -> jax.Arra
   Args:
     pyramid: from `correlation_pyramid`.
     points: [b h w 2], (x, y) at level 0.
-    radius: of the square window, in pixels of each level.
+    radius: half the square window's side, in pixels of each level.
 
   Returns:
     [b h w levels*(2*radius+1)^2]; in a window x is the slower index, as in the released weights.

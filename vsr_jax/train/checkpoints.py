@@ -128,7 +128,7 @@ class Checkpoints:
     folder = self.folder / str(step)
     try:
       response = self._orbax.save_checkpointables_async(step, items, force=True, metrics=metrics)
-    except Exception as e:  # Of many types, for a full disk or a lost mount.
+    except Exception as e:  # It has many types: a full disk, a lost mount.
       raise cannot_write(folder, e) from e
     self._saving = folder, response
 

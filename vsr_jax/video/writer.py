@@ -48,7 +48,7 @@ class Writer:
       time: seconds, growing: a `Frame`'s time, so that pictures and sound stay together. None:
         the frames written so far at the nominal rate.
       duration: seconds that it stands if it is the last one; None: a frame's at the nominal rate.
-      name: of its file in a folder, not given twice; None: its number, 00000000.png and so on.
+      name: what its file in a folder is called, not given twice; None: its number, 00000000.png.
 
     Raises:
       ValueError: the image has another shape or type.
