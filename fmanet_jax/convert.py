@@ -28,7 +28,7 @@ from vsr_jax.checkpoint import check_export, export_params
 from vsr_jax.errors import UserError
 
 WRAPPERS = ("model_D_state_dict", "model_R_state_dict", "state_dict")
-ENCODER = "feature_extractor."  # of both networks
+ENCODER = "feature_extractor."  # in both networks
 ONLY_IN_NET_R = "r_conv."  # the head of K^R
 NAMES = {"net_d": "Net^D (model_D)", "net_r": "Net^R (model_R)"}
 
@@ -78,7 +78,7 @@ def convert(files: Sequence[str], folder: str) -> None:
 
 
 def read_networks(path: str) -> dict[str, State]:
-  """Reads the state dicts that a file holds, bare or wrapped, of one network or of both.
+  """Reads the state dicts that a file holds, bare or wrapped, for one network or both.
 
   Returns:
     Those of "net_d" and "net_r" that are there; keys without the networks' prefixes.
@@ -116,7 +116,9 @@ def _parse() -> argparse.Namespace:
   parser = cli.Parser(
     "fmanet_jax.convert", __doc__, usage="%(prog)s [-h] model_D.pt model_R.pt DIR"
   )
-  parser.add_argument("files", nargs="+", metavar="FILE", help="of each network, or one of both")
+  parser.add_argument(
+    "files", nargs="+", metavar="FILE", help="one for each network, or one for both"
+  )
   parser.add_argument("folder", metavar="DIR", help="the checkpoint to be written")
   args = parser.parse_args()
   if len(args.files) > 2:

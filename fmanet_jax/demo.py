@@ -29,7 +29,7 @@ from vsr_jax.metrics import ClipScore, motion, rgb_psnr
 from vsr_jax.ops.resize import resize_bicubic
 
 CLIP = pathlib.Path(__file__).parent / "assets" / "demo_clip"
-ZOOM = 4  # of the details
+ZOOM = 4  # how many times details are enlarged
 
 
 @dataclasses.dataclass

@@ -144,7 +144,7 @@ def explain(error: Exception, arguments: Sequence[str], known: ConfigDict) -> st
 
   Args:
     error: what parsing it raised.
-    arguments: of the command.
+    arguments: the command's.
     known: a recipe with all fields there are.
   """
   wrong = [*_wrong_file(error, arguments), *_unknown_fields(arguments, known)]

@@ -30,10 +30,10 @@ def main() -> None:
   """Runs the command; see the module's docstring and `--help`."""
   args = _parse()
   video.check_output(args.output, args.input)
-  reach = streaming.load_architecture(args.checkpoint).frames // 2
+  radius = streaming.load_architecture(args.checkpoint).frames // 2
   with (
     video_cli.readable(args.input) as args.copies,
-    video_cli.open_input(args, context=(reach, reach)) as reader,
+    video_cli.open_input(args, context=(radius, radius)) as reader,
     cli.memory_errors(args.input, "give a smaller --tile"),
   ):
     restore(reader, args)

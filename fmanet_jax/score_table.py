@@ -39,7 +39,7 @@ class ScoreTable:
 def to_json(table: ScoreTable) -> dict[str, Any]:
   """The table as JSON entries: means in full precision, null where there is none.
 
-  An infinite PSNR, of a frame that equals its truth, and the tOF of a single frame become null.
+  The infinite PSNR of a frame that equals its truth and the tOF of a single frame become null.
   """
   total = [sum(scores, Score()) for scores in zip(*table.scores.values(), strict=True)]
   return {

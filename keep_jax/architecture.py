@@ -1,32 +1,17 @@
-"""The numbers and choices that make a KEEP, and the paper's ablations as named changes of them.
-
-The paper's numbers, on its mildly degraded VFHQ-Test (LPIPS and AKD: lower is better; IDS: higher);
-those that it does not give are left out.
-
-| NAME          | change                                                   | LPIPS | IDS   | AKD  |
-|---------------|----------------------------------------------------------|-------|-------|------|
-| keep          | nothing                                                  | .1619 | .7960 | 8.82 |
-| no_kfn        | no Kalman filter network: each frame's own observation   | .1721 | .7773 | 9.20 |
-| no_cfa        | no cross-frame attention                                 | .1621 | .7970 | 8.90 |
-| pwcnet        | PWC-Net's flow instead of GMFlow's                       | .1623 | .7957 | 8.78 |
-| spynet        | SPyNet's                                                 |       |       |      |
-| raft_small    | RAFT's, its small variant                                |       |       |      |
-| raft_large    | RAFT's, its large variant                                |       |       |      |
-| no_flow       | the frame before as it is, unwarped                      |       |       |      |
-| no_anchor     | gains that do not look back at the first frame           |       |       |      |
-| constant_gain | one learnt gain for all frames and places                |       |       |      |
-| fixed_gain    | K = 0.5 for all frames and places, nothing learnt        |       |       |      |
-"""
+"""The numbers and choices that make a KEEP; its ablations are in configs/keep/ablations.py."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Literal
 
 from vsr_jax.architecture import check_fields, wrong
 from vsr_jax.errors import UserError
 from vsr_jax.flow.estimators import ESTIMATORS
+
+# Names of fields in checkpoints written before they were renamed.
+EARLIER_NAMES = {"anchor": "attend_first_frame"}
 
 # Far beyond what is of use; a model of such numbers is still put together within seconds.
 _LIMITS = {
@@ -59,13 +44,13 @@ class Architecture:
 
   image_size: int = 512  # side of the images
   width: int = 64  # channels of the first level of encoder and generator
-  multiples: tuple[int, ...] = (1, 2, 2, 4, 4, 8)  # of the width, by level
+  multiples: tuple[int, ...] = (1, 2, 2, 4, 4, 8)  # channels over the width, by level
   res_blocks: int = 2  # a level
   emb_dim: int = 256  # channels of the latent and of the codebook
   codes: int = 1024  # entries of the codebook
-  dim: int = 512  # of the code predictor
-  heads: int = 8  # of code predictor and gain network
-  layers: int = 9  # of the code predictor
+  dim: int = 512  # the code predictor's channels
+  heads: int = 8  # in code predictor and gain network
+  layers: int = 9  # the code predictor's
   gain_head_dim: int = 48
   gain_layers: int = 3
   cft: tuple[int, ...] = (16, 32, 64)  # sides of the features with CFT
@@ -75,7 +60,7 @@ class Architecture:
   # "none": no Kalman filter, the observation itself.
   gain: Literal["network", "constant", "fixed", "none"] = "network"
   fixed_gain: float = 0.5  # where gain is "fixed"
-  anchor: bool = True  # whether the gain network's attention over space sees the first frame
+  attend_first_frame: bool = True  # whether the gain network's attention over space does
   flow: Literal["gmflow", "pwcnet", "spynet", "raft_small", "raft_large", "none"] = "gmflow"
 
   def __post_init__(self):
@@ -119,34 +104,9 @@ class Architecture:
     return self.image_size // 2 ** (len(self.multiples) - 1)
 
   def channels(self, side: int) -> int:
-    """Channels of the encoder's and generator's tapped features of that side."""
+    """Channels of the encoder's and generator's skip features of that side."""
     level = (self.image_size // side).bit_length() - 1
     return self.width * self.multiples[level]
 
 
 RELEASED = Architecture()
-
-VARIANTS: dict[str, dict[str, Any]] = {
-  "keep": {},
-  "no_kfn": {"gain": "none", "flow": "none"},
-  "no_cfa": {"cfa": ()},
-  "pwcnet": {"flow": "pwcnet"},
-  "spynet": {"flow": "spynet"},
-  "raft_small": {"flow": "raft_small"},
-  "raft_large": {"flow": "raft_large"},
-  "no_flow": {"flow": "none"},
-  "no_anchor": {"anchor": False},
-  "constant_gain": {"gain": "constant"},
-  "fixed_gain": {"gain": "fixed", "fixed_gain": 0.5},
-}
-
-
-def variant(name: str, base: Architecture = RELEASED) -> Architecture:
-  """An ablation of an architecture, by default of the released one.
-
-  Raises:
-    UserError: there is no ablation of that name.
-  """
-  if name not in VARIANTS:
-    raise UserError(f"{name!r} is no ablation of KEEP: must be one of {', '.join(VARIANTS)}")
-  return dataclasses.replace(base, **VARIANTS[name])

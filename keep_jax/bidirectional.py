@@ -20,7 +20,7 @@ two holds the prediction alone, so that the observation is not counted twice; a 
 covariance, and a convex blend counts nothing twice.
 
 The blended latents are decoded once, forwards, with cross-frame attention as ever. Nothing is
-trained for this: the gain network is given reversed clips, of which the released training has as
+trained for this: the gain network is given reversed clips; the released training has as
 many as others, and each direction predicts from its own frames. It is two turns of the recursion
 and one more of the decoder: a little over twice the work of one direction.
 """
@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import TypeVar
 
 import flax.struct
 import jax
@@ -49,6 +50,8 @@ from keep_jax.model import (
   observe,
   to_uint8,
 )
+
+Tree = TypeVar("Tree")
 
 
 @flax.struct.dataclass
@@ -77,7 +80,7 @@ def restore_clip_bidirectional(
 
   Args:
     model: the model.
-    params: of its sub-networks.
+    params: its sub-networks'.
     frames: low-quality frames in [-1, 1] at the output's size, [b t h w 3].
     flows: [b t-1 h w 2] in pixels, from frame i + 1 to frame i; by the model's network without.
     flows_to_next: the same from frame i to frame i + 1.
@@ -122,9 +125,9 @@ def restore_chunk(
 
   Args:
     model: the model.
-    params: of its sub-networks.
+    params: its sub-networks'.
     carried: after the frames before.
-    observation: of these frames, [b t ...].
+    observation: these frames', [b t ...].
     gains: [b t h' w' 1] of the direction forwards and of the one backwards.
     flows: [b t h w 2] in pixels, to the frame before and to the frame after; where there is none
       any finite number.
@@ -162,9 +165,9 @@ def filter_frames(
 
   Args:
     model: the model.
-    params: of its sub-networks.
+    params: its sub-networks'.
     state: after the frame before.
-    observation: of the frames, [b t ...], in the direction's order.
+    observation: the frames', [b t ...], in the direction's order.
     gains: [b t h' w' 1].
     flows: [b t h w 2] in pixels, to the frame that comes before in this direction.
     fidelity: weight of CFT.
@@ -202,7 +205,7 @@ def restore_observed(
   fidelity: float,
   params: Params,
   carried: Carried,
-  anchor: jax.Array | None,
+  first_latent: jax.Array | None,
   observations: Sequence[Observation],
   flows: tuple[Sequence[jax.Array], Sequence[jax.Array]],
 ) -> tuple[Carried, tuple[jax.Array, ...]]:
@@ -213,12 +216,12 @@ def restore_observed(
   Args:
     model: the model.
     fidelity: weight of CFT.
-    params: of its sub-networks.
+    params: its sub-networks'.
     carried: after the frames before.
-    anchor: the latent [1 h' w' emb_dim] of the clip's first frame; None if it is of this chunk or
-      the model looks back at none.
-    observations: of the t frames, leading axis [1].
-    flows: of each frame [1 h w 2] to the frame before and to the one after; see `restore_chunk`.
+    first_latent: the latent [1 h' w' emb_dim] of the clip's first frame; None if this chunk holds
+      it or the model does not attend to it.
+    observations: the t frames', leading axis [1].
+    flows: from each frame [1 h w 2] to the one before and to the one after; see `restore_chunk`.
 
   Returns:
     What is carried on, and the frames, uint8 [size size 3] each.
@@ -226,8 +229,10 @@ def restore_observed(
   observation = jax.tree.map(lambda *x: jnp.stack(x, axis=1), *observations)
   flows = tuple(jnp.stack(x, axis=1) for x in flows)
   latents = observation.latent
-  seen = latents if anchor is None else jnp.concatenate([anchor[:, None], latents], axis=1)
-  gains = calculate_gains(model, params, seen)[:, -latents.shape[1] :]
+  attended = latents
+  if first_latent is not None:
+    attended = jnp.concatenate([first_latent[:, None], latents], axis=1)
+  gains = calculate_gains(model, params, attended)[:, -latents.shape[1] :]
   backwards = _reversed(calculate_gains(model, params, _reversed(latents)))
   carried, restored, _ = restore_chunk(
     model, params, carried, observation, (gains, backwards), flows, fidelity
@@ -235,11 +240,11 @@ def restore_observed(
   return carried, tuple(to_uint8(restored.image[0]))
 
 
-def _reversed(tree):
+def _reversed(tree: Tree) -> Tree:
   """Frames [b t ...] in reverse order."""
   return jax.tree.map(lambda x: x[:, ::-1], tree)
 
 
-def _time_first(tree):
+def _time_first(tree: Tree) -> Tree:
   """[b t ...] -> [t b ...], and back."""
   return jax.tree.map(lambda x: x.swapaxes(0, 1), tree)

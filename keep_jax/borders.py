@@ -27,7 +27,7 @@ from keep_jax import streaming
 from vsr_jax import cli, progress, runtime, video, video_cli
 from vsr_jax.errors import UserError
 
-EDGE = 1 / 32  # of the face's size: not compared at its border, where flow leaves the picture
+EDGE = 1 / 32  # the part of the face's size, at its border, that is not compared: flow leaves it
 
 
 def main() -> None:
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def input_flows(frames: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
-  """Flow [h w 2] in pixels from each frame to the one before it, of uint8 RGB [h w 3]; by DIS."""
+  """Flow [h w 2] in pixels from each frame, uint8 RGB [h w 3], to the one before it; by DIS."""
   dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
   grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
   for before, frame in itertools.pairwise(grey):

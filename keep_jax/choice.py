@@ -91,11 +91,11 @@ def choose(faces: Sequence[Face], choice: Choice, height: int, width: int, size:
   `occlusion.hidden`.
 
   Args:
-    faces: of a clip; a face's number is its place here.
+    faces: all of a clip; a face's number is its place here.
     choice: whom to restore.
-    height: of the frames, in pixels.
+    height: the frames', in pixels.
     width: likewise.
-    size: of the aligned crops, in pixels.
+    size: the aligned crops' side, in pixels.
 
   Returns:
     The same faces in the same order, `chosen`, `left` and `is_face` set.

@@ -49,7 +49,7 @@ class CodePredictor(nn.Module):
 
   Attributes:
     dim: width of the transformer.
-    heads: of its attention.
+    heads: its attention's.
     layers: how many.
     codes: entries of the codebook.
   """

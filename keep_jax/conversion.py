@@ -48,7 +48,7 @@ def attention_block(theirs: str, ours: str) -> list[Rule]:
 
 
 def _blocks(theirs: str, last: int, upsampling: bool) -> list[Rule]:
-  """The numbered blocks of an encoder or generator, of which `last` is the last one's number."""
+  """The numbered blocks of an encoder or generator; `last` is the last one's number."""
   block, ours = rf"{theirs}blocks\.(\d+)", r"blocks_\1"
   # A bare number is the convolution at either end or the norm before the last one.
   ends, last_norm = rf"{theirs}blocks\.(0|{last})", rf"{theirs}blocks\.({last - 1})"
@@ -248,7 +248,7 @@ def convert_released(
   source: str = "state dict",
   networks: Sequence[str] | None = None,
 ) -> tuple[Architecture, Params]:
-  """Converts a released state dict, of KEEP v0.1.0 or v1.0.0, or of CodeFormer.
+  """Converts the state dict that KEEP v0.1.0 or v1.0.0, or CodeFormer, was released as.
 
   Args:
     state: key to tensor.

@@ -30,7 +30,7 @@ from vsr_jax.checkpoint import check_export, export_params
 from vsr_jax.errors import UserError
 from vsr_jax.flow import gmflow_conversion, released
 
-# Of KEEP and CodeFormer, whose average is what the released code restores with, and of GMFlow.
+# KEEP's and CodeFormer's, whose average is what the released code restores with, and GMFlow's.
 WRAPPERS = ("params_ema", "params", "model")
 
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-_SLOPE = 0.2  # of every LeakyReLU
-_EPSILON = 1e-12  # of the norms in a power iteration
+_SLOPE = 0.2  # below zero, in every LeakyReLU
+_EPSILON = 1e-12  # added to norms in a power iteration
 
 
 class PatchDiscriminator(nn.Module):
@@ -18,7 +18,7 @@ class PatchDiscriminator(nn.Module):
 
   Attributes:
     width: channels of the first layer.
-    layers: of stride 2.
+    layers: how many have stride 2.
   """
 
   width: int = 64

@@ -32,7 +32,7 @@ Masks = Callable[[np.ndarray], np.ndarray]  # uint8 [b s s 3] -> float32 [b s s]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Restored:
+class RestoredFrame:
   """A frame with its faces restored.
 
   Attributes:
@@ -65,7 +65,7 @@ def find_faces(
     frames: RGB [h w 3], uint8 or float in [0, 1]; see `as_frames`.
     detect: the detector.
     choice: whom to restore.
-    size: of the aligned crops, in pixels.
+    size: the aligned crops' side, in pixels.
     robust: see `align.fit`.
     measure: tell the faces' sharpness, which is else only done where the choice asks for it.
     span: first and end of the frames that are wanted, None: all the rest; the others only help to
@@ -127,16 +127,16 @@ def restore_faces(
   background: Iterator[np.ndarray] | None = None,
   masks: Masks | None = None,
   seconds: collections.Counter | None = None,
-) -> Iterator[Restored]:
+) -> Iterator[RestoredFrame]:
   """Restores the faces of a clip in their frames; the second pass.
 
   Args:
     frames: the frames that `find_faces` saw.
     faces: what it found.
     restore: the network, a stream of several tracks.
-    size: of the aligned crops, in pixels, as in `find_faces`.
+    size: the aligned crops' side, in pixels, as in `find_faces`.
     upscale: S >= 1, by which frames are enlarged.
-    background: of each frame what is to be seen around the faces, uint8 RGB, resized to S h x S w
+    background: what each frame is to show around the faces, uint8 RGB, resized to S h x S w
       where it is not of that size; None: the frame itself, enlarged by Lanczos.
     masks: what of a restored face is pasted, apart from the feathered square.
     seconds: what the work on the host takes is added to its "align" and "paste".
@@ -172,7 +172,7 @@ def restore_faces(
         masks=[parts.get(i) for i in matrices],
         apart=True,
       )
-    yield Restored(frame, image, crops, restored)
+    yield RestoredFrame(frame, image, crops, restored)
 
 
 def _back_to_front(faces: Sequence[Face], t: int) -> list[int]:

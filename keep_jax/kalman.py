@@ -22,10 +22,10 @@ class SparseCausalAttention(Attention):
   """Attention of each frame's tokens to those of the first frame and of the frame before it.
 
   Attributes:
-    anchor: whether it sees the first frame.
+    attend_first_frame: whether a frame's tokens attend to those of the first one, too.
   """
 
-  anchor: bool = True
+  attend_first_frame: bool = True
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -33,13 +33,13 @@ class SparseCausalAttention(Attention):
     b, t, n, c = x.shape
     q, k, v = (self.project(x, name) for name in ("query", "key", "value"))
 
-    def seen(x):  # [b t n heads d] -> [b*t 2n heads d], or n without the anchor
+    def attended(x):  # [b t n heads d] -> [b*t 2n heads d], or n without the first frame
       frames = [jnp.concatenate([x[:, :1], x[:, :-1]], axis=1)]
-      if self.anchor:
+      if self.attend_first_frame:
         frames.insert(0, jnp.broadcast_to(x[:, :1], x.shape))
       return jnp.concatenate(frames, axis=2).reshape(b * t, len(frames) * n, *x.shape[3:])
 
-    y = attend(q.reshape(b * t, n, *q.shape[3:]), seen(k), seen(v))
+    y = attend(q.reshape(b * t, n, *q.shape[3:]), attended(k), attended(v))
     return nn.Dense(c, dtype=self.dtype, name="out")(y.reshape(b, t, n, -1))
 
 
@@ -49,14 +49,16 @@ class UncertaintyLayer(nn.Module):
   heads: int
   head_dim: int
   dtype: jnp.dtype = jnp.float32
-  anchor: bool = True
+  attend_first_frame: bool = True
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     b, t, n, c = x.shape
     sizes = (self.heads, self.head_dim, self.dtype)
     y = LayerNorm(name="norm1")(x)
-    x += SparseCausalAttention(*sizes, anchor=self.anchor, name="attention")(y)
+    x += SparseCausalAttention(
+      *sizes, attend_first_frame=self.attend_first_frame, name="attention"
+    )(y)
     x += GatedFeedForward(self.dtype, name="feed_forward")(LayerNorm(name="norm2")(x))
     y = LayerNorm(name="norm3")(x).swapaxes(1, 2).reshape(b * n, t, c)
     y = Attention(*sizes, name="temporal_attention")(y)
@@ -73,14 +75,14 @@ class GainNetwork(nn.Module):
   head_dim: int
   layers: int
   dtype: jnp.dtype = jnp.float32
-  anchor: bool = True
+  attend_first_frame: bool = True
 
   @nn.compact
   def __call__(self, latents: jax.Array) -> jax.Array:
     b, t, h, w, c = latents.shape
     x = latents.reshape(b, t, h * w, c).astype(self.dtype)
     for i in range(self.layers):
-      sizes = (self.heads, self.head_dim, self.dtype, self.anchor)
+      sizes = (self.heads, self.head_dim, self.dtype, self.attend_first_frame)
       x = UncertaintyLayer(*sizes, name=f"uncertainty_{i}")(x)
     x = x.reshape(b * t, h, w, c)
     for i in range(3):

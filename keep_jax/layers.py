@@ -15,7 +15,7 @@ from vsr_jax.layers import Conv
 from vsr_jax.ops.activations import gelu
 from vsr_jax.ops.channels import like_channels
 
-GROUPS = 32  # of every group norm
+GROUPS = 32  # in every group norm
 GROUP_EPSILON = 1e-6
 LAYER_EPSILON = 1e-5
 

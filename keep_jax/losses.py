@@ -35,7 +35,7 @@ def temporal(features: jax.Array, flows: jax.Array) -> jax.Array:
   """Stage III: a feature equals the one of the frame before, moved by the true frames' flow.
 
   Args:
-    features: of the generator, after CFT and CFA, [b t side side c].
+    features: the generator's, after CFT and CFA, [b t side side c].
     flows: [b t-1 h w 2] in pixels of the images, from frame i + 1 to frame i; no gradient.
 
   Returns:

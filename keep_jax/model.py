@@ -23,7 +23,7 @@ from keep_jax import kalman
 from keep_jax.architecture import RELEASED, Architecture
 from keep_jax.code_predictor import CodePredictor
 from keep_jax.fusion import ControllableFeatureTransform, CrossFrameAttention
-from keep_jax.vqgan import Encoder, Generator, Taps
+from keep_jax.vqgan import Encoder, FeaturesBySide, Generator
 from vsr_jax.flow.estimators import ESTIMATORS, Estimator, Features
 from vsr_jax.trees import repeat_blocks
 
@@ -61,7 +61,7 @@ class KEEP:
     a = self.arch
     sizes = (a.heads, a.gain_head_dim, a.gain_layers)
     return {
-      "network": kalman.GainNetwork(*sizes, self.dtype, a.anchor),
+      "network": kalman.GainNetwork(*sizes, self.dtype, a.attend_first_frame),
       "constant": kalman.ConstantGain(),
       "fixed": kalman.FixedGain(a.fixed_gain),
       "none": kalman.FixedGain(0.0),
@@ -88,7 +88,7 @@ class Observation:
   """What the encoder says of low-quality frames; leading axes [b] or [b t]."""
 
   latent: jax.Array  # [... h' w' emb_dim]
-  skips: Taps  # side -> feature [... side side c], no gradient
+  skips: FeaturesBySide  # side -> feature [... side side c], no gradient
 
 
 @flax.struct.dataclass
@@ -96,7 +96,7 @@ class State:
   """What the recursion carries from frame to frame."""
 
   image: jax.Array  # the restored frame before [b h w 3]
-  features: Taps  # side -> the generator's feature after CFA [b side side c]
+  features: FeaturesBySide  # side -> the generator's feature after CFA [b side side c]
   started: jax.Array  # [b] bool: whether there was a frame before
 
 
@@ -106,7 +106,7 @@ class Restored:
 
   image: jax.Array  # [... h w 3], not clipped
   logits: jax.Array  # over the codebook [... h'*w' codes]
-  features: Taps  # side -> the generator's feature after CFT and CFA [... side side c]
+  features: FeaturesBySide  # side -> the generator's feature after CFT and CFA [... side side c]
 
 
 def init_params(model: KEEP, key: jax.Array) -> Params:
@@ -176,7 +176,7 @@ def flow_features(model: KEEP, params: Params, frames: jax.Array) -> Features:
 
 
 def flow_between(model: KEEP, params: Params, features: Features, before: Features) -> jax.Array:
-  """Flow [b h w 2] in pixels from frames to the frames before them, of their features."""
+  """Flow [b h w 2] in pixels from frames to the frames before them, by their features."""
   return model.flow.between(params["flow"], features, before)
 
 
@@ -217,9 +217,9 @@ def step(
 
   Args:
     model: the model.
-    params: of its sub-networks.
+    params: its sub-networks'.
     state: after the frame before.
-    observation: of this frame, leading axis [b].
+    observation: this frame's, leading axis [b].
     gain: [b h' w' 1].
     flow: [b h w 2] in pixels, from this frame to the one before; any finite number for a first.
     fidelity: weight of CFT: 0 for the codebook's face, 1 for the input's.
@@ -236,7 +236,7 @@ def decode(
   params: Params,
   state: State,
   latent: jax.Array,
-  skips: Taps,
+  skips: FeaturesBySide,
   fidelity: float = 1.0,
 ) -> tuple[State, Restored]:
   """A filtered latent [b h' w' emb_dim] to its frame, the last part of `step`.
@@ -249,7 +249,7 @@ def decode(
   codes = params["codebook"][jnp.argmax(logits, axis=-1)]  # integers: no gradient to the logits
   # The codebook is frozen wherever this runs.
   codes = lax.stop_gradient(codes).reshape(-1, side, side, model.arch.emb_dim)
-  features: Taps = {}
+  features: FeaturesBySide = {}
 
   def fuse(side: int, x: jax.Array) -> jax.Array:
     if side in model.arch.cft:
@@ -307,7 +307,7 @@ def restore_clip(
 
   Args:
     model: the model.
-    params: of its sub-networks.
+    params: its sub-networks'.
     frames: low-quality frames in [-1, 1] at the output's size, [b t h w 3].
     flows: [b t-1 h w 2] in pixels, from frame i + 1 to frame i; no gradient.
     fidelity: weight of CFT.

@@ -27,18 +27,21 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 import cv2
 import numpy as np
 
-from keep_jax import show, streaming
+from keep_jax import arguments, show, streaming
 from keep_jax.choice import Choice, Face
-from keep_jax.faces import Restored, StreamTracks, find_faces, restore_faces, unchanged
+from keep_jax.faces import RestoredFrame, StreamTracks, find_faces, restore_faces, unchanged
 from vsr_jax import cli, files, progress, runtime, video, video_cli
 from vsr_jax.errors import UserError
-from vsr_jax.faces import align, detector, parsenet, paste, sharpness, tracks, turned
+from vsr_jax.faces import align, detector, parsenet, paste, tracks, turned
 from vsr_jax.frames import paired
+
+T = TypeVar("T")
 
 
 def main() -> None:
@@ -62,7 +65,7 @@ def _check_paths(args: argparse.Namespace) -> None:
   if args.save_crops:
     files.check_folder(args.save_crops)
     for path in glob.glob(os.path.join(glob.escape(args.save_crops), "face_*")):
-      video.check_output(path)  # of an earlier run, to be replaced
+      video.check_output(path)  # an earlier run's, to be replaced
   outputs = filter(None, (args.output, args.strip, args.save_crops))
   places = [os.path.realpath(path) for path in outputs]
   if len(set(places)) < len(places):
@@ -207,7 +210,9 @@ def _find(args: argparse.Namespace, size: int) -> tuple[list[Face], int, str | N
   return faces, total, reader.warning
 
 
-def _shown(args: argparse.Namespace, faces: list[Face], t: int, result: Restored) -> np.ndarray:
+def _shown(
+  args: argparse.Namespace, faces: list[Face], t: int, result: RestoredFrame
+) -> np.ndarray:
   """The frame as it is written."""
   image = result.image
   if args.draw_boxes:
@@ -219,12 +224,13 @@ def _shown(args: argparse.Namespace, faces: list[Face], t: int, result: Restored
 
 def _network(args: argparse.Namespace) -> tuple[StreamTracks, int]:
   """What restores streams of faces, and the size of the faces."""
-  if args.identity:
+  if args.no_network:
     return unchanged, align.SIZE
   if args.checkpoint is None:
     raise UserError(
       "KEEP's weights do not ship, their licence is non-commercial; convert the released file with "
-      "keep_jax.convert and name it with --checkpoint, or try the way without a network: --identity"
+      "keep_jax.convert and name it with --checkpoint, or try the way without a network: "
+      "--no-network"
     )
   runtime.enable_compilation_cache()
   # A frame's temporaries, 0.5 GB and allocated anew, are otherwise a twelfth of its time.
@@ -236,7 +242,9 @@ def _network(args: argparse.Namespace) -> tuple[StreamTracks, int]:
   return restorer.stream_tracks, model.arch.image_size
 
 
-def _writer(args: argparse.Namespace, height: int, width: int, info: video.VideoInfo):
+def _writer(
+  args: argparse.Namespace, height: int, width: int, info: video.VideoInfo
+) -> contextlib.AbstractContextManager[video.Writer]:
   return video.open_writer(
     args.output, height, width, info.frame_rate, source=info, quality=args.quality
   )
@@ -260,10 +268,10 @@ def _open_background(args: argparse.Namespace) -> video.Reader:
 
 def _look_ahead(args: argparse.Namespace) -> int:
   """How many frames after --frames the gains see, too."""
-  return args.look_ahead if args.mode == "stream" and not args.identity else 0
+  return args.look_ahead if args.mode == "stream" and not args.no_network else 0
 
 
-def _counted(items, what: str, total: int | None) -> Iterator:
+def _counted(items: Iterable[T], what: str, total: int | None) -> Iterator[T]:
   with progress.bar(what, total) as bar:
     for item in items:
       bar.update(not (isinstance(item, video.Frame) and item.is_context))
@@ -273,120 +281,10 @@ def _counted(items, what: str, total: int | None) -> Iterator:
 def _parse() -> argparse.Namespace:
   parser = cli.Parser("keep_jax.restore", __doc__)
   video_cli.add_video_arguments(parser, output_needed=False)
-  add = parser.add_argument
-  add("--checkpoint", metavar="DIR", help="what keep_jax.convert wrote")
-  add("--identity", action="store_true", help="no network: try detection, alignment and pasting")
-  add("--aligned", action="store_true", help="the input is one aligned face, the output too")
-  add(
-    "--mode",
-    choices=streaming.MODES,
-    default="stream",
-    help="state carried over the whole clip; or chunks of --window frames, as in the released code "
-    "or (experimental) restored from both directions",
-  )
-  add(
-    "--window",
-    type=int,
-    default=streaming.WINDOW,
-    metavar="N",
-    help="frames a gain sees; default: %(default)s",
-  )
-  add(
-    "--look-ahead",
-    type=int,
-    default=streaming.LOOK_AHEAD,
-    metavar="N",
-    help="of them at most after it, beyond the clip's first window, whose gains see all of it; "
-    "default: %(default)s",
-  )
-  add(
-    "--fidelity",
-    type=float,
-    default=1.0,
-    metavar="W",
-    help="from 0, the codebook's face, to 1, the input's; default: 1",
-  )
-  _add_choice_arguments(add)
-  add("--upscale", type=float, default=1.0, metavar="S", help="of the frames; default: 1")
-  add("--background", metavar="VIDEO", help="what to paste into: the whole clip, enlarged")
-  add("--detector", choices=detector.NAMES, default="mtcnn", help="default: mtcnn, which ships")
-  add("--detector-weights", metavar="FILE", help="the checkpoint of another detector")
-  add(
-    "--alignment",
-    choices=("lmeds", "least_squares"),
-    default="lmeds",
-    help="robust, as released; or by all five landmarks, which is steadier",
-  )
-  add("--parsenet", metavar="FILE", help="parsing_parsenet.pth: paste only what is face and hair")
-  add("--draw-boxes", action="store_true", help="draw the faces found over the output")
-  add("--save-crops", metavar="DIR", help="write the aligned and the restored faces as PNGs")
-  add("--strip", metavar="FILE.png", help="a picture of a few frames: input, aligned, restored")
-  add("--side-by-side", action="store_true", help="put the input at the left")
+  arguments.add_arguments(parser)
   args = parser.parse_args()
-  _check_arguments(parser, args)
+  arguments.check_arguments(parser, args)
   return args
-
-
-def _add_choice_arguments(add: Callable) -> None:
-  """Adds what says which faces are restored."""
-  add("--faces", choices=("largest", "all"), default="largest", help="which faces of a frame")
-  add("--tracks", type=_numbers, metavar="N,N", help="the faces of these numbers, see --list-faces")
-  add(
-    "--list-faces",
-    action="store_true",
-    help="print numbers, frames, sizes, scores, sharpness and places of the faces and end; --strip "
-    "draws them",
-  )
-  add(
-    "--min-face",
-    type=float,
-    default=0,
-    metavar="PIXELS",
-    help="leave alone faces whose box's longer side is below this; it is the median of the track",
-  )
-  add(
-    "--min-score",
-    type=float,
-    default=0,
-    metavar="S",
-    help="take for no faces what the detector gives less than this, from 0 to 1, in the mean",
-  )
-  add(
-    "--skip-sharp",
-    action="store_true",
-    help="leave alone faces whose fine detail has at least "
-    f"{sharpness.THRESHOLD:g} of the contrast of coarse structure, see docs/faces.md",
-  )
-
-
-def _numbers(text: str) -> list[int]:
-  """The argument N,N of --tracks."""
-  if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", text, re.ASCII):
-    raise argparse.ArgumentTypeError(f"{text!r} is not of the form 0,2")
-  return [int(number) for number in text.split(",")]
-
-
-def _check_arguments(parser: cli.Parser, args: argparse.Namespace) -> None:
-  """Raises `UserError` for what does not go together."""
-  if args.output is None and not args.list_faces:
-    parser.error("name an OUTPUT; without one there is only --list-faces")
-  if args.aligned:
-    whole = ("draw_boxes", "save_crops", "strip", "background", "parsenet", "list_faces", "tracks")
-    for name in (*whole, "min_face", "min_score", "skip_sharp"):
-      if getattr(args, name):
-        parser.error(f"--{name.replace('_', '-')} is for whole frames, not for --aligned")
-    if args.upscale != 1:
-      parser.error("--upscale is for whole frames, not for --aligned")
-  if not 2 <= args.window <= streaming.LONGEST_WINDOW:
-    parser.error(f"--window {args.window}: must be 2 to {streaming.LONGEST_WINDOW}")
-  if args.mode == "stream" and not 0 <= args.look_ahead < args.window - 1:
-    parser.error(f"--look-ahead {args.look_ahead}: must be 0 to --window {args.window} - 2")
-  if not args.min_face >= 0:
-    parser.error(f"--min-face {args.min_face:g}: must be 0 or more")
-  if not 0 <= args.min_score <= 1:
-    parser.error(f"--min-score {args.min_score:g}: must be 0 to 1")
-  if not 0 <= args.fidelity <= 1:
-    parser.error(f"--fidelity {args.fidelity:g}: must be 0 to 1")
 
 
 if __name__ == "__main__":

@@ -11,12 +11,12 @@ import cv2
 import numpy as np
 
 from keep_jax.choice import Face
-from keep_jax.faces import Restored
+from keep_jax.faces import RestoredFrame
 from vsr_jax import video
 from vsr_jax.faces import align, detections
 
 STRIP_FRAMES = 5  # rows of the picture strip
-STRIP_HEIGHT = 256  # of a row, in pixels
+STRIP_HEIGHT = 256  # a row's, in pixels
 
 _GREY = (160, 160, 160)
 
@@ -77,7 +77,7 @@ def save_sheet(path: str, frames: Iterable[video.Frame], faces: list[Face]) -> N
 
 
 class Strip:
-  """The picture strip: of a few frames with faces the input, the aligned and the restored face."""
+  """The picture strip: input, aligned and restored face of a few frames with faces."""
 
   def __init__(self, faces: list[Face], total: int):
     """Picks frames of the first `total`."""
@@ -87,7 +87,7 @@ class Strip:
     picks = np.linspace(0, len(frames) - 1, min(STRIP_FRAMES, len(frames))).astype(int)
     self._frames = {frames[i] for i in picks}
 
-  def add(self, t: int, result: Restored) -> None:
+  def add(self, t: int, result: RestoredFrame) -> None:
     if t not in self._frames or not result.faces:
       return
     i = max(result.faces, key=lambda i: -align.scale(self._faces[i].at(t)))  # the largest
@@ -127,7 +127,7 @@ class Crops:
     if folder:
       os.makedirs(folder, exist_ok=True)
 
-  def write(self, t: int, result: Restored) -> None:
+  def write(self, t: int, result: RestoredFrame) -> None:
     if not self._folder:
       return
     for i in result.faces:

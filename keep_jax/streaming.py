@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from keep_jax.architecture import EARLIER_NAMES, Architecture
 from keep_jax.bidirectional import Carried, initial, restore_observed
 from keep_jax.model import (
   KEEP,
-  Architecture,
   Observation,
   Params,
   State,
@@ -40,13 +40,14 @@ from vsr_jax.programs import CompiledByShape
 from vsr_jax.runtime import compiler_options
 
 WINDOW = 20  # frames that gains are blended over, as released
-LONGEST_WINDOW = 1000  # which are held at a time, with what is seen of them
+LONGEST_WINDOW = 1000  # which are held at a time, with what is observed in them
 LOOK_AHEAD = 4  # frames after a frame that its gain sees at most, beyond the first window
 
 MODES = ("stream", "as_released", "bidirectional")
 Mode = Literal["stream", "as_released", "bidirectional"]
 
 T = TypeVar("T")
+Tree = TypeVar("Tree")
 
 
 def load(checkpoint: str | pathlib.Path, dtype: str = "float32") -> tuple[KEEP, Params]:
@@ -71,7 +72,7 @@ def load(checkpoint: str | pathlib.Path, dtype: str = "float32") -> tuple[KEEP, 
   remedy = "not a checkpoint of KEEP; give the output of keep_jax.convert"
   # A file of the flow alone has no model: what is missing is told below.
   entries = {} if meta.get("model", "") is None else meta.get("model")
-  arch = from_entries(Architecture, entries, str(checkpoint), remedy)
+  arch = from_entries(Architecture, entries, str(checkpoint), remedy, EARLIER_NAMES)
   model = KEEP(arch, jnp.dtype(dtype))
   shapes = param_shapes(model)
   full = {name: tree for name, tree in shapes.items() if jax.tree.leaves(tree)}
@@ -86,8 +87,8 @@ def load(checkpoint: str | pathlib.Path, dtype: str = "float32") -> tuple[KEEP, 
 
 
 @dataclasses.dataclass(eq=False)
-class _Seen:
-  """A face on its way: what is known of it before its turn in the recursion comes."""
+class _PendingFace:
+  """A face in a frame: what is known of it before its turn in the recursion comes."""
 
   observation: Observation
   features: Features  # for the flow
@@ -106,10 +107,11 @@ class _Track:
   """One face's way through the clip.
 
   Attributes:
-    state: of the recursion, after the last frame restored.
+    state: the recursion's, after the last frame restored.
     features: what the flow network sees in the last frame taken; None before the first.
-    anchor: the first frame's latent, the anchor of the attention over space; None before its gain.
-    latest: latents of the last frames that have gains; without the anchor where the model sees it.
+    first_latent: the first frame's latent; None before its gain.
+    latest: latents of the last frames that have gains; without the first frame's where the model
+      attends to that one anyway.
     waiting: frames taken that have no gains yet.
     carried: in mode "bidirectional", from chunk to chunk instead of the state.
   """
@@ -117,15 +119,15 @@ class _Track:
   state: State
   latest: collections.deque[jax.Array]
   features: Features | None = None
-  anchor: jax.Array | None = None
-  waiting: list[_Seen] = dataclasses.field(default_factory=list)
+  first_latent: jax.Array | None = None
+  waiting: list[_PendingFace] = dataclasses.field(default_factory=list)
   carried: Carried | None = None
 
 
 class Restorer:
   """Restores clips of aligned faces as streams.
 
-  Four programs are compiled: what is seen of frames, the flow, the gains of a window, and the
+  Four programs are compiled: what is observed of frames, the flow, the gains of a window, and the
   recursion's step. Faces of several tracks in one frame are batched by powers of two, so that few
   batch sizes are compiled and none is filled up.
 
@@ -163,13 +165,17 @@ class Restorer:
     self.look_ahead = look_ahead
     self._params = params
 
-    def program(name: Callable[..., str], function: Callable, *fixed: Any, **options: Any):
+    def program(
+      name: Callable[..., str], function: Callable, *fixed: Any, **options: Any
+    ) -> CompiledByShape:
       function = functools.partial(function, model, *fixed)
       return CompiledByShape(
         jax.jit(function, compiler_options=compiler_options(), **options), name
       )
 
-    self._see = program(lambda x: f"for {_faces(x)} of {x.shape[2]}x{x.shape[1]}", _see)
+    self._observe = program(
+      lambda x: f"for {_faces(x)} of {x.shape[2]}x{x.shape[1]}", _observe_faces
+    )
     self._flow = program(lambda x, _: f"the flow of {_faces(x)}", _flows)
     self._gains = program(lambda x: f"the gains of {len(x)} frames", _gains_of_window)
     self._step = program(
@@ -204,21 +210,21 @@ class Restorer:
     """Restores the faces of every frame of a clip; each track has a state of its own.
 
     Args:
-      frames: of each frame its faces by track, as `stream` takes frames, of one size. A track ends
+      frames: for each frame its faces by track, as `stream` takes frames, of one size. A track ends
         with the first frame without it; the same name later is a new one.
 
     Yields:
-      Of each frame its restored faces by track, uint8 RGB [size size 3]; while they are handed out,
-      those of the next frame are computed (on CPU only where `keep_freed_memory` of
+      For each frame its restored faces by track, uint8 RGB [size size 3]; while these are handed
+      out, those of the next frame are computed (on CPU only where `keep_freed_memory` of
       `vsr_jax.runtime` is not in force).
     """
     tracks: dict[Hashable, _Track] = {}
-    pending: collections.deque[dict[Hashable, tuple[_Track, _Seen]]] = collections.deque()
+    pending: collections.deque[dict[Hashable, tuple[_Track, _PendingFace]]] = collections.deque()
     computed: dict[Hashable, jax.Array] | None = None
 
     def ready():
       nonlocal computed
-      while pending and all(seen.is_ready for _, seen in pending[0].values()):
+      while pending and all(face.is_ready for _, face in pending[0].values()):
         last, computed = computed, self._advance(pending.popleft())
         if last is not None:
           yield jax.device_get(last)
@@ -227,7 +233,7 @@ class Restorer:
       for name in tracks.keys() - faces.keys():
         self._finish_group(tracks.pop(name))
       for name in faces.keys() - tracks.keys():
-        latest = collections.deque(maxlen=self.window - self.model.arch.anchor)
+        latest = collections.deque(maxlen=self.window - self.model.arch.attend_first_frame)
         tracks[name] = _Track(initial_state(self.model, 1), latest)
       checked = zip(faces, as_frames_of_one_size(faces.values()), strict=True)
       pending.append(self._take({name: (tracks[name], face) for name, face in checked}))
@@ -240,13 +246,13 @@ class Restorer:
 
   def _take(
     self, faces: Mapping[Hashable, tuple[_Track, np.ndarray]]
-  ) -> dict[Hashable, tuple[_Track, _Seen]]:
+  ) -> dict[Hashable, tuple[_Track, _PendingFace]]:
     """Takes the faces of the next frame in, and calculates the gains that are due."""
     taken = {}
     for part in _batches(list(faces.items())):
       names, pairs = zip(*part, strict=True)
       tracks, images = zip(*pairs, strict=True)
-      observations, features = self._see(self._params, np.stack(images))
+      observations, features = self._observe(self._params, np.stack(images))
       before = tuple(
         own if track.features is None else track.features
         for track, own in zip(tracks, features, strict=True)
@@ -254,10 +260,10 @@ class Restorer:
       flows = self._flow(self._params, features, before)
       for i, (name, track) in enumerate(zip(names, tracks, strict=True)):
         track.features = features[i]
-        seen = _Seen(observations[i], features[i], flows[i])
-        track.waiting.append(seen)
-        taken[name] = track, seen
-        whole = self.mode != "stream" or track.anchor is None
+        face = _PendingFace(observations[i], features[i], flows[i])
+        track.waiting.append(face)
+        taken[name] = track, face
+        whole = self.mode != "stream" or track.first_latent is None
         if len(track.waiting) == (self.window if whole else self.look_ahead + 1):
           self._finish_group(track)
     return taken
@@ -270,51 +276,53 @@ class Restorer:
     elif group:
       self._calculate_gains(track, group)
 
-  def _restore_chunk(self, track: _Track, group: list[_Seen]) -> None:
-    features = [(seen.features,) for seen in group]
+  def _restore_chunk(self, track: _Track, group: list[_PendingFace]) -> None:
+    features = [(face.features,) for face in group]
     # The last frame's flow is to itself: nothing is predicted there backwards.
     pairs = zip(features, [*features[1:], features[-1]], strict=True)
     to_next = [self._flow(self._params, *pair)[0] for pair in pairs]
-    flows = [seen.flow for seen in group], to_next
+    flows = [face.flow for face in group], to_next
     carried = initial(self.model, 1) if track.carried is None else track.carried
-    observations = [seen.observation for seen in group]
-    anchor = track.anchor if self.model.arch.anchor else None
-    track.carried, images = self._chunk(self._params, carried, anchor, observations, flows)
-    if track.anchor is None:
-      track.anchor = observations[0].latent
-    for seen, image in zip(group, images, strict=True):
-      seen.image = image
+    observations = [face.observation for face in group]
+    first_latent = track.first_latent if self.model.arch.attend_first_frame else None
+    track.carried, images = self._chunk(self._params, carried, first_latent, observations, flows)
+    if track.first_latent is None:
+      track.first_latent = observations[0].latent
+    for face, image in zip(group, images, strict=True):
+      face.image = image
 
-  def _calculate_gains(self, track: _Track, group: list[_Seen]) -> None:
-    latents = [seen.observation.latent for seen in group]
+  def _calculate_gains(self, track: _Track, group: list[_PendingFace]) -> None:
+    latents = [face.observation.latent for face in group]
     if self.mode == "as_released":
       group[0].begins = True
       # The released code doubles a lone last frame.
       gains = self._gains(self._params, 2 * latents if len(latents) == 1 else latents)
     else:
-      anchored = self.model.arch.anchor
-      if track.anchor is None:
-        track.anchor = latents[0]
-        latents = latents[1:] if anchored else latents
+      attend_first_frame = self.model.arch.attend_first_frame
+      if track.first_latent is None:
+        track.first_latent = latents[0]
+        latents = latents[1:] if attend_first_frame else latents
       track.latest.extend(latents)
-      window = [track.anchor, *track.latest] if anchored else list(track.latest)
+      window = [track.first_latent, *track.latest] if attend_first_frame else list(track.latest)
       gains = self._gains(self._params, window)[-len(group) :]
-    for seen, gain in zip(group, gains, strict=False):
-      seen.gain = gain
+    for face, gain in zip(group, gains, strict=False):
+      face.gain = gain
 
-  def _advance(self, faces: Mapping[Hashable, tuple[_Track, _Seen]]) -> dict[Hashable, jax.Array]:
+  def _advance(
+    self, faces: Mapping[Hashable, tuple[_Track, _PendingFace]]
+  ) -> dict[Hashable, jax.Array]:
     """Restores the faces of one frame, uint8 [size size 3] each."""
     if self.mode == "bidirectional":
-      return {name: seen.image for name, (_, seen) in faces.items()}
+      return {name: face.image for name, (_, face) in faces.items()}
     restored = {}
     for part in _batches(list(faces.items())):
       names, pairs = zip(*part, strict=True)
-      tracks, seen = zip(*pairs, strict=True)
+      tracks, pending = zip(*pairs, strict=True)
       states = tuple(
-        initial_state(self.model, 1) if s.begins else track.state
-        for track, s in zip(tracks, seen, strict=True)
+        initial_state(self.model, 1) if face.begins else track.state
+        for track, face in zip(tracks, pending, strict=True)
       )
-      inputs = tuple((s.observation, s.gain, s.flow) for s in seen)
+      inputs = tuple((face.observation, face.gain, face.flow) for face in pending)
       states, images = self._step(self._params, states, inputs)
       for track, state in zip(tracks, states, strict=True):
         track.state = state
@@ -335,17 +343,17 @@ def _faces(items: Sequence[Any]) -> str:
   return f"{len(items)} face{'s' * (len(items) != 1)}"
 
 
-def _join(trees):
+def _join(trees: Sequence[Tree]) -> Tree:
   """Trees with leading axis [1] -> one with [b]."""
   return jax.tree.map(lambda *x: jnp.concatenate(x), *trees)
 
 
-def _split(tree, count: int):
-  """The other way round."""
+def _split(tree: Tree, count: int) -> tuple[Tree, ...]:
+  """A tree with leading axis [b] -> trees with [1]."""
   return tuple(jax.tree.map(operator.itemgetter(slice(i, i + 1)), tree) for i in range(count))
 
 
-def _see(
+def _observe_faces(
   model: KEEP, params: Params, frames: jax.Array
 ) -> tuple[tuple[Observation, ...], tuple[Features, ...]]:
   """uint8 [b h w 3] -> of each what the encoder says of it, and the flow network's features."""
@@ -353,11 +361,13 @@ def _see(
   size = model.arch.image_size
   if x.shape[1:3] != (size, size):
     x = jax.image.resize(x, (len(x), size, size, 3), "linear", antialias=False)
-  seen = observe(model, params, x), flow_features(model, params, x)
-  return tuple(_split(tree, len(x)) for tree in seen)
+  found = observe(model, params, x), flow_features(model, params, x)
+  return tuple(_split(tree, len(x)) for tree in found)
 
 
-def _flows(model: KEEP, params: Params, features, before) -> tuple[jax.Array, ...]:
+def _flows(
+  model: KEEP, params: Params, features: Sequence[Features], before: Sequence[Features]
+) -> tuple[jax.Array, ...]:
   return _split(flow_between(model, params, _join(features), _join(before)), len(features))
 
 
@@ -368,7 +378,13 @@ def _gains_of_window(
   return tuple(gains[:, i] for i in range(len(latents)))
 
 
-def _restore_faces(model, fidelity, params, states, inputs):
+def _restore_faces(
+  model: KEEP,
+  fidelity: float,
+  params: Params,
+  states: Sequence[State],
+  inputs: Sequence[tuple[Observation, jax.Array, jax.Array]],
+) -> tuple[tuple[State, ...], tuple[jax.Array, ...]]:
   """One step of b faces: their states, and their images as uint8 [h w 3]."""
   state, restored = step(model, params, _join(states), *_join(inputs), fidelity)
   return _split(state, len(states)), tuple(to_uint8(restored.image))

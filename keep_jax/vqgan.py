@@ -15,7 +15,7 @@ from jax import lax
 from keep_jax.layers import GroupNorm, attend, conv
 
 Fuse = Callable[[int, jax.Array], jax.Array]  # (side of the feature, feature) -> feature
-Taps = dict[int, jax.Array]  # side of the feature -> feature [b h w c]
+FeaturesBySide = dict[int, jax.Array]  # side of the feature -> feature [b h w c]
 
 
 class ResBlock(nn.Module):
@@ -67,7 +67,7 @@ class Upsample(nn.Module):
   """Doubles the sides: every pixel four times, then a 3x3 convolution.
 
   Computed at the small size: a sub-pixel sees 2x2 different pixels only, so that
-  four 2x2 kernels, sums of the nine taps, take 4/9 of the products.
+  four 2x2 kernels, sums of the nine weights, take 4/9 of the products.
   """
 
   dtype: jnp.dtype = jnp.float32
@@ -79,7 +79,7 @@ class Upsample(nn.Module):
     kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, c, c))
     bias = self.param("bias", nn.initializers.zeros, (c,))
     # One convolution for the four: 2.4 times as fast on CPU as one each. Its output is a row and a
-    # column larger than x, of which every sub-pixel takes its part.
+    # column larger than x; every sub-pixel takes its part of that.
     kernels = [subpixel_kernel(kernel, i, j) for i in range(2) for j in range(2)]
     y = lax.conv_general_dilated(
       x.astype(self.dtype),
@@ -110,11 +110,11 @@ def subpixel_kernel(kernel: jax.Array, i: int, j: int) -> jax.Array:
 
 
 class Encoder(nn.Module):
-  """Images to latents; `taps` are features on the way.
+  """Images to latents, and skip features on the way.
 
   Attributes:
     width: channels of the first level.
-    multiples: of the width, by level; each level but the last halves the sides.
+    multiples: channels over `width`, by level; each level but the last halves the sides.
     emb_dim: channels of the latent.
     res_blocks: residual blocks a level.
   """
@@ -128,13 +128,13 @@ class Encoder(nn.Module):
   def setup(self):
     d = {"dtype": self.dtype}
     blocks: list[nn.Module] = [conv(self.width, **d)]
-    taps = []  # index of the block after which a level's feature is tapped
+    skip_blocks = []  # index of the block whose output is a level's skip feature
     last = len(self.multiples) - 1
     for level, multiple in enumerate(self.multiples):
       for i in range(self.res_blocks):
         blocks.append(ResBlock(multiple * self.width, **d))
         if i == self.res_blocks - 1:
-          taps.append(len(blocks) - 1)
+          skip_blocks.append(len(blocks) - 1)
         if level == last:
           blocks.append(AttentionBlock(**d))
       if level != last:
@@ -144,17 +144,17 @@ class Encoder(nn.Module):
     # Few numbers, from which all else follows: float32 costs nothing here.
     blocks += [GroupNorm(), conv(self.emb_dim, dtype=jnp.float32)]
     self.blocks = blocks
-    self.taps = frozenset(taps)
+    self.skip_blocks = frozenset(skip_blocks)
 
-  def __call__(self, x: jax.Array, sides: tuple[int, ...] = ()) -> tuple[jax.Array, Taps]:
+  def __call__(self, x: jax.Array, sides: tuple[int, ...] = ()) -> tuple[jax.Array, FeaturesBySide]:
     """Images -> latents, float32 whatever `dtype`, and the features of those sides.
 
-    A level is tapped after its last residual block, before attention.
+    A level's skip feature comes after its last residual block, before attention.
     """
     found = {}
     for i, block in enumerate(self.blocks):
       x = block(x)
-      if i in self.taps and x.shape[2] in sides:
+      if i in self.skip_blocks and x.shape[2] in sides:
         found[x.shape[2]] = x
     return x, found
 
@@ -172,31 +172,31 @@ class Generator(nn.Module):
     c = self.multiples[-1] * self.width
     blocks: list[nn.Module] = [conv(c, **d), ResBlock(c, **d), AttentionBlock(**d)]
     blocks.append(ResBlock(c, **d))
-    taps = []
+    fused_blocks = []  # index of the block after which a level's feature may be fused
     last = len(self.multiples) - 1
     for level in reversed(range(len(self.multiples))):
       for i in range(self.res_blocks):
         blocks.append(ResBlock(self.multiples[level] * self.width, **d))
         if i == (self.res_blocks - 1 if level == last else 0):
-          taps.append(len(blocks) - 1)
+          fused_blocks.append(len(blocks) - 1)
         if level == last:
           blocks.append(AttentionBlock(**d))
       if level:
         blocks.append(Upsample(**d))
     blocks += [GroupNorm(), conv(3, **d)]
     self.blocks = blocks
-    self.taps = frozenset(taps)
+    self.fused_blocks = frozenset(fused_blocks)
 
   def __call__(self, z: jax.Array, fuse: Fuse | None = None) -> jax.Array:
     """Latents -> images, not clipped.
 
-    `fuse` may change a level's feature: after the first residual block of the level, of the
+    `fuse` may change a level's feature: after the first residual block of the level, in the
     smallest level after the last one, before attention.
     """
     x = z
     for i, block in enumerate(self.blocks):
       x = block(x)
-      if fuse is not None and i in self.taps:
+      if fuse is not None and i in self.fused_blocks:
         x = fuse(x.shape[2], x)
     return x
 

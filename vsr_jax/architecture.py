@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import types
 import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -48,7 +49,11 @@ def check_fields(arch: Any, limits: Mapping[str, tuple[float, float]]) -> None:
 
 
 def from_entries(
-  cls: type[T], entries: Any, source: str, remedy: str = "give another checkpoint"
+  cls: type[T],
+  entries: Any,
+  source: str,
+  remedy: str = "give another checkpoint",
+  earlier_names: Mapping[str, str] = types.MappingProxyType({}),
 ) -> T:
   """Makes an architecture of what a checkpoint's meta says.
 
@@ -57,12 +62,14 @@ def from_entries(
     entries: by field, as JSON gives them; fields that are missing have their defaults.
     source: the checkpoint.
     remedy: what to give, for the error where the entries are of something else.
+    earlier_names: names of fields in older checkpoints, and what they are called now.
 
   Raises:
     UserError: the entries are of something else, or of no model.
   """
   if not isinstance(entries, Mapping):
     raise UserError(f"{source}: {remedy}")
+  entries = {earlier_names.get(name, name): value for name, value in entries.items()}
   known = {field.name for field in dataclasses.fields(cls)}
   if strange := [key for key in entries if key not in known]:
     raise UserError(f"{source}: {remedy} (model.{_short(strange[0])[1:-1]} is not known)")
@@ -91,6 +98,6 @@ def wrong(name: str, value: Any, wanted: str) -> UserError:
 def _short(value: Any) -> str:
   try:
     text = repr(value)
-  except ValueError:  # of more digits than Python writes
+  except ValueError:  # it has more digits than Python writes
     text = "a number of thousands of digits"
   return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

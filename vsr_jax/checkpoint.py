@@ -53,7 +53,7 @@ class JsonItem:
   def __init__(self, file: str, value: Any = None, write: bool = True):
     self.file, self.value, self.write = file, value, write
 
-  async def save(self, directory) -> Any:
+  async def save(self, directory: Any) -> Any:
     """Takes the value as it is; gives what writes it."""
     # Now: the value may change while Orbax writes.
     text = json.dumps(self.value, indent=1, allow_nan=False)
@@ -65,7 +65,7 @@ class JsonItem:
 
     return write()
 
-  async def load(self, directory) -> Any:
+  async def load(self, directory: Any) -> Any:
     """Gives what reads it."""
 
     async def read():
@@ -190,7 +190,7 @@ def export_params(path: str | pathlib.Path, params: Mapping[str, Any], meta: Map
     # Orbax names the folder it wrote in there, which is nobody's business in shipped weights.
     (part / "commit_success.txt").unlink(missing_ok=True)
     files.replace_folder(str(part), str(path))
-  except Exception as e:  # Of many types, as in `Checkpoints.save`.
+  except Exception as e:  # It has many types, as in `Checkpoints.save`.
     raise cannot_write(path, e) from e
   finally:
     let_end()

@@ -14,7 +14,7 @@ import numpy as np
 from vsr_jax.errors import UserError
 from vsr_jax.trees import shape_and_dtype
 
-_COMPRESSION, _SMALL = 20, 2**28  # of weights that mean something; bytes that do no harm
+_COMPRESSION, _SMALL = 20, 2**28  # that weights with a meaning reach; bytes that do no harm
 REMEDY = "delete it to fall back to the checkpoint before it, or copy or make it again"
 
 

@@ -55,26 +55,26 @@ def begin() -> None:
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no errors, the level of that message
 
 
-def _end(number, frame):
+def _end(number: int, frame: Any) -> NoReturn:
   del frame
   interrupted = number == signal.SIGINT
   os._exit(_fail(_INTERRUPTED, 130) if interrupted else _fail(_TERMINATED, 2))
 
 
-def _raise_terminated(number, frame):
+def _raise_terminated(number: int, frame: Any) -> NoReturn:
   del frame
   # It may come twice, to a process and to its group; the second would disturb the tidying up.
   signal.signal(number, signal.SIG_IGN)
   raise Terminated
 
 
-def _raise_interrupted(number, frame):
+def _raise_interrupted(number: int, frame: Any) -> NoReturn:
   del frame
   signal.signal(number, functools.partial(_end_at_once, time.monotonic()))
   raise KeyboardInterrupt
 
 
-def _end_at_once(first: float, number, frame):
+def _end_at_once(first: float, number: int, frame: Any) -> None:
   """Ends without tidying up, which is what takes too long; the next run does that."""
   del number, frame
   if time.monotonic() - first > SAME_SIGNAL:
@@ -100,7 +100,7 @@ def _signals() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def _raise_again(unraisable) -> None:
+def _raise_again(unraisable: Any) -> None:
   """Brings back a signal's exception that was raised where none can be, as in JAX's callbacks."""
   for error, number, handler in (
     (Terminated, signal.SIGTERM, _raise_terminated),
@@ -177,7 +177,7 @@ def memory_errors(path: str, remedy: str) -> Iterator[None]:
     raise UserError(f"{path}: the device's memory is too small for this; {remedy}") from e
 
 
-def show_warning(message: Warning | str, *_args, **_kwargs) -> None:
+def show_warning(message: Warning | str, *_args: Any, **_kwargs: Any) -> None:
   """Shows a warning in one line, above a progress bar if there is one; for `warnings`."""
   from tqdm import tqdm  # not before signals are caught
 

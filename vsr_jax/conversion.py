@@ -88,7 +88,7 @@ def batch_norm(pattern: str, path: str) -> list[Rule]:
     *norm(pattern, path),
     Rule(rf"{pattern}\.running_mean", f"{path}/mean"),
     Rule(rf"{pattern}\.running_var", f"{path}/var"),
-    Rule(rf"{pattern}\.num_batches_tracked", None),  # of training
+    Rule(rf"{pattern}\.num_batches_tracked", None),  # used in training only
   ]
 
 
@@ -100,7 +100,7 @@ def reading_shapes(source: str, model: str) -> Iterator[None]:
     yield
   except KeyError as e:
     raise UserError(f"{wrong}: missing {e.args[0]}") from None
-  except (ValueError, IndexError, ZeroDivisionError):  # of tensors of another rank, or empty ones
+  except (ValueError, IndexError, ZeroDivisionError):  # a tensor has another rank, or is empty
     raise UserError(f"{wrong}: misshapen tensors") from None
   except UserError as e:
     raise UserError(f"{wrong}: {e}") from None
@@ -145,7 +145,7 @@ def convert(
   problems += [f"missing {path}" for path in wanted if path not in origin]
   if problems:
     raise UserError(_report(source, problems))
-  with np.errstate(over="ignore"):  # of numbers too large for the leaf: they are infinite then
+  with np.errstate(over="ignore"):  # numbers too large for the leaf become infinite
     for path, array in filled.items():  # only now: what does not fit is not copied
       filled[path] = np.array(array, wanted[path].dtype, order="C")
   check_finite({origin[path]: array for path, array in filled.items()}, source)
@@ -213,7 +213,15 @@ def _match(key: str, rules: Sequence[Rule], problems: list[str]) -> tuple[Rule |
   return rule, None if rule.path is None else match.expand(rule.path)
 
 
-def _fit(filled, path, key, value, transform, leaf, problems) -> None:
+def _fit(
+  filled: dict[str, np.ndarray],
+  path: str,
+  key: str,
+  value: np.ndarray,
+  transform: Transform,
+  leaf: Any,
+  problems: list[str],
+) -> None:
   """Puts one transformed tensor at its path, or notes why it does not belong there."""
   if not jnp.issubdtype(value.dtype, jnp.floating):
     problems.append(f"{key} holds {value.dtype}, not floating-point numbers")

@@ -27,7 +27,7 @@ _PART = re.compile(
   r"(?P<old>\.old)?\.part(\.orbax.*)?",
   re.ASCII | re.DOTALL,
 )
-_NAME_BYTES = 120  # of a name that are kept: with the rest of it a file system must take it
+_NAME_BYTES = 120  # that are kept from a name: with the rest of it a file system must take it
 
 
 @contextlib.contextmanager
@@ -109,7 +109,7 @@ def remove_left(
 
   Args:
     folder: where to look; it need not exist.
-    name: of the output; None: of any in the folder.
+    name: the output's; None: any in the folder.
     remove: removes a part.
 
   Warns:

@@ -29,10 +29,10 @@ class Frame:
     time: seconds after the clip's first frame.
     index: its number in the clip, from 0.
     duration: seconds that it stands: up to the next frame, or as long as the file says of the last
-      one; None of a `Frame` that was made without.
-    name: of an image file: the name that it gets as a PNG; None of a video's.
+      one; None if the `Frame` was made without.
+    name: what an image file is to be called as a PNG; None for a video's frame.
     is_context: whether it was not asked for, but for its neighbours' sake.
-    restored_from: the image that `image` was restored from; None of a frame as it was read.
+    restored_from: the image that `image` was restored from; None for a frame as it was read.
   """
 
   image: np.ndarray

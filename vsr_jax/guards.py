@@ -1,4 +1,4 @@
-"""Names, sizes and places that files tell, of which nothing is believed."""
+"""Names, sizes and places that files tell: none of them is trusted."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _TIFF_PAGES = 16  # looked at
-_CHUNK, _CHECKSUM = struct.Struct(">I4s"), struct.Struct(">I")  # of a PNG
+_CHUNK, _CHECKSUM = struct.Struct(">I4s"), struct.Struct(">I")  # parts of a PNG
 
 # Numbers of TIFF's tags, Exif's among them.
 _SUBFILE, _WIDTH, _HEIGHT, _ORIENTATION = 254, 256, 257, 274
@@ -189,7 +189,7 @@ def _tiff_pages(data: bytes) -> Iterator[dict[int, int]]:
   if order is None:
     return
   big = struct.unpack_from(order + "H", data, 2)[0] == 43
-  # Of a BigTIFF numbers of entries, offsets and counts have 8 bytes.
+  # In a BigTIFF numbers of entries, offsets and counts have 8 bytes.
   offset, head, entry, count = (8, "Q", "HHQQ", "Q") if big else (4, "I", "HHII", "H")
   seen: set[int] = set()
   (place,) = struct.unpack_from(order + head, data, offset)

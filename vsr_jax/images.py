@@ -18,12 +18,12 @@ from vsr_jax.image_headers import Header, damage, read_header
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".webp")
 
-# Of a picture or a video's frame unless the caller raises it: 8192x8192, two frames of 8K. Reading
+# A picture or a video's frame may have so many unless the caller raises it: 8192x8192. Reading
 # one of 16 bits takes 18 bytes a pixel with its file, so 1.2 GB.
 MAX_PIXELS = 2**26
 MOST_PIXELS = 2**30  # that OpenCV decodes
-_MAX_BYTES_A_PIXEL = 8  # of a file: four uncompressed channels of 16 bits
-_MAX_EXTRA_BYTES = 2**24  # of a file: profiles, thumbnails, notes
+_MAX_BYTES_A_PIXEL = 8  # in a file: four uncompressed channels of 16 bits
+_MAX_EXTRA_BYTES = 2**24  # in a file: profiles, thumbnails, notes
 
 _DAMAGED = "not a readable image; replace it or take it away"
 
@@ -82,20 +82,20 @@ def decode_image(
     data: the file.
     name: for errors.
     max_pixels: more are refused before they are decoded.
-    damaged: what the error says, after the name, of data that are no such picture.
+    damaged: what the error says, after the name, where the data are no such picture.
 
   Returns:
     uint8 RGB [h w 3].
 
   Raises:
-    UserError: it is damaged or of another kind, of too many pixels, holds several pictures
+    UserError: it is damaged or another kind of file, has too many pixels, holds several pictures
       (animations and pages), numbers that are no levels, or a TIFF's transparency.
   """
   header = read_header(data)
-  if header is None or header.kind == "GIF" or damage(data):  # of which libpng would print a line
+  if header is None or header.kind == "GIF" or damage(data):  # libpng would print a line about it
     raise UserError(f"{name}: {damaged}")
   check_header(header, name, max_pixels)
-  # Of a TIFF some kinds would come out as BGR all the same.
+  # Some kinds of TIFF would come out as BGR all the same.
   is_rgb = header.kind != "TIFF"
   order = cv2.IMREAD_COLOR_RGB if is_rgb else cv2.IMREAD_COLOR
   image = _decode(data, header, order | cv2.IMREAD_ANYDEPTH)
@@ -153,7 +153,7 @@ def from_16_bits(image: np.ndarray) -> np.ndarray:
 
 
 def _decode(data: bytes, header: Header, flags: int) -> np.ndarray | None:
-  # libpng has no switch: of rows that are too few, with right checksums, it prints a line more.
+  # libpng has no switch: where rows are missing, with right checksums, it prints one more line.
   # To foresee that, all would have to be inflated, which takes as long as decoding.
   quiet = contextlib.nullcontext() if header.kind in ("PNG", "JPEG") else _quiet()
   with quiet:

@@ -1,4 +1,4 @@
-"""JSON from disk, of which nothing is believed: bounded, strict, and checked against a schema.
+"""JSON from disk, which is not trusted: bounded, strict, and checked against a schema.
 
 A schema is a function that checks a value or raises `BadJson`; small ones are put together:
 

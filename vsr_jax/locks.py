@@ -16,7 +16,7 @@ from vsr_jax import files
 from vsr_jax.errors import UserError
 from vsr_jax.processes import Process
 
-NAME = ".lock"  # of the file, which stays
+NAME = ".lock"  # the file's, which stays
 _MOUNTS = pathlib.Path("/proc/self/mountinfo")
 # File systems of one machine: whoever can write there sees the kernel's lock.
 _LOCAL = {"btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "tmpfs", "xfs", "zfs"}

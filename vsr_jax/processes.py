@@ -19,7 +19,7 @@ class Process:
 
   Attributes:
     host: name of its machine, of letters, digits and underscores.
-    space: of process numbers: containers of one machine may share its name, but not this.
+    space: of process numbers; containers of one machine may share its name, but not this.
     pid: its number.
     start: when it began, in ticks since the machine's start; 0 where that cannot be known.
   """

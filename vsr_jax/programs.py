@@ -18,7 +18,7 @@ class CompiledByShape:
 
     Args:
       jitted: its first argument is of the same shapes in every call; no argument is static.
-      name: of the other arguments, what is compiled; see `compiling`.
+      name: from the other arguments to the name of what is compiled; see `compiling`.
     """
     self._jitted, self._name = jitted, name
     self._programs: dict[Any, jax.stages.Compiled] = {}

@@ -14,7 +14,7 @@ import pathlib
 
 import jax
 
-# Of mallopt(3).
+# Parameters of mallopt(3).
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 _DEFAULT_MMAP_MAX = 2**16  # glibc's own
 

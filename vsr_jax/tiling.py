@@ -17,7 +17,7 @@ from vsr_jax.frames import Frame, as_frames_of_one_size, stream_frames
 
 Stream = Callable[[Iterable[np.ndarray]], Iterator[np.ndarray]]
 
-_CANVAS_BYTES = 2**28  # of finished frames that are held while their tiles are made
+_CANVAS_BYTES = 2**28  # taken by finished frames while their tiles are made
 _CHUNK_FRAMES = (4, 32)  # at least, or context would cost as much as work; at most
 
 

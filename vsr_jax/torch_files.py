@@ -26,7 +26,7 @@ from vsr_jax.torch_pickle import Storage, Tensor
 # The first pickle of a file written before PyTorch 1.6, or on request since.
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
-_MAX_DEPTH = 50  # of containers in containers
+_MAX_DEPTH = 50  # containers within each other
 _MAX_DIRECTORY = 2**22  # bytes of a zip's list of contents: some 40,000 names
 
 

@@ -29,7 +29,7 @@ DTYPES = {
 }
 
 # A KEEP of 1,500 tensors takes 60,000 operations and 0.3 MB; with its optimizer thrice as many.
-MAX_BYTES = 2**24  # of a pickle
+MAX_BYTES = 2**24  # a pickle's
 _MAX_OPERATIONS = 500_000
 _MAX_TENSORS = 20_000
 _MAX_DIMENSIONS = 16
@@ -103,7 +103,7 @@ def read(stream: io.BytesIO) -> tuple[Any, dict[str, Storage]]:
     stream: at most `MAX_BYTES` and what follows the pickle.
 
   Returns:
-    Its value, of dicts, lists, tuples, numbers, strings and `Tensor`s, and its storages by key.
+    Its value, made of dicts, lists, tuples, numbers, strings and `Tensor`s; its storages by key.
     Containers can contain each other, and themselves.
 
   Raises:
@@ -233,7 +233,7 @@ class _Machine:
     shape, strides = tuple(map(_count, shape)), tuple(map(_count, strides))
     size = math.prod(shape)
     last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
-    # Of an expanded tensor the same elements are seen again and again.
+    # In an expanded tensor the same elements come again and again.
     if size > storage.length or (size and last >= storage.length):
       raise ValueError(f"a tensor that is larger than its storage of {storage.length} elements")
     tensor = Tensor(storage, offset if size else 0, shape, strides)
@@ -250,7 +250,7 @@ def _typed(value: Any, wanted: type) -> Any:
 
 
 def _count(value: Any) -> int:
-  """A size, an offset or a stride, of which even a product of several is no large number."""
+  """A size, an offset or a stride; even a product of several is no large number."""
   if not 0 <= _typed(value, int) < 2**48:
     raise ValueError("a size that cannot be")
   return value

@@ -44,7 +44,7 @@ def check_table(value: Any, where: str) -> None:
 
 
 def shape_and_dtype(spec: str) -> tuple[list[int], np.dtype]:
-  """Of a table's entry, such as "float32[3,3,8,16]"."""
+  """An array's type and shape as a table shows them, such as "float32[3,3,8,16]"."""
   dtype, shape = spec.rstrip("]").split("[")
   return [int(n) for n in shape.split(",") if n], jnp.dtype(dtype)
 

@@ -15,7 +15,7 @@ from vsr_jax.video import spool
 from vsr_jax.video.encode import CONTAINERS
 from vsr_jax.video.frames_folder import several_frames
 
-LARGEST_SIDE = 16_384  # of H.264 pictures as x264 takes them
+LARGEST_SIDE = 16_384  # the largest side of a picture that x264 takes
 
 
 def add_video_arguments(parser: Parser, *, output_needed: bool = True) -> None:
@@ -43,14 +43,14 @@ def add_video_arguments(parser: Parser, *, output_needed: bool = True) -> None:
     type=_quality,
     metavar="CRF",
     default=18,
-    help="of H.264: 1 (best) to 51, or 0 for lossless RGB, which few players show; default: 18",
+    help="H.264's: 1 (best) to 51, or 0 for lossless RGB, which few players show; default: 18",
   )
   parser.add_argument(
     "--max-pixels",
     type=_pixels,
     metavar="N",
     default=images.MAX_PIXELS,
-    help="of an input's frame, larger ones are refused; default: %(default)s (8192x8192)",
+    help="refuse an input whose frames are larger; default: %(default)s (8192x8192)",
   )
 
 
@@ -166,7 +166,7 @@ def counted_for(path: str | None, frames: Iterable[video.Frame]) -> Iterator[vid
 def accompanied(
   frames: Iterable[video.Frame], others: Iterator[video.Frame], path: str
 ) -> Iterator[video.Frame]:
-  """Passes frames on; `UserError` where the others, of the clip at `path`, end before them."""
+  """Passes frames on; `UserError` where the others, which the clip at `path` holds, end earlier."""
   for frame in frames:
     if not frame.is_context and next(others, None) is None:
       raise UserError(f"{path}: ends before frame {frame.index}; give one that is as long")

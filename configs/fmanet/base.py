@@ -11,7 +11,7 @@ def defaults() -> ConfigDict:
   c = ConfigDict()
   c.stage = "degradation"  # "degradation", "joint" or "end_to_end" (the joint loss from scratch)
   c.seed = 1234
-  c.dtype = "float32"  # of the convolutions and products; "bfloat16" on accelerators
+  c.dtype = "float32"  # for convolutions and products; "bfloat16" on accelerators
   c.init_from = ""  # checkpoint or run of the stage before; "" starts from scratch
   c.steps = 300_000
 
@@ -21,7 +21,7 @@ def defaults() -> ConfigDict:
     "data/REDS"  # a clip set of data_prep.prepare, REDS as released, or data/reds/x4/1.0.0
   )
   c.data.validation = ""  # the same for validation; "" for none
-  c.data.validation_split = "test"  # of REDS (REDS4) and of built sets; a clip set is one split
+  c.data.validation_split = "test"  # in REDS (REDS4) and built sets; a clip set is one split
   c.data.crop = 64  # side of the LR crop
   c.data.batch = 8  # over all hosts
   c.data.workers = 8  # decoding processes a host
@@ -31,7 +31,7 @@ def defaults() -> ConfigDict:
   c.loss.hr_warp = 0.1
   c.loss.flow = 1e-4
   c.loss.anchor_d = 0.1
-  c.loss.degradation = 0.1  # of the whole of L_D in stage 2
+  c.loss.degradation = 0.1  # for the whole of L_D in stage 2
   c.loss.restoration = 1.0
   c.loss.lr_warp = 0.1
   c.loss.anchor_r = 0.1

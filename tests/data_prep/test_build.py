@@ -16,7 +16,7 @@ from data_prep.builders.gopro import release as gopro
 from data_prep.builders.reds import release as reds
 from data_prep.opening import open_clips
 from tests.data_prep import layouts
-from vsr_jax import cli, errors
+from vsr_jax import cli
 from vsr_jax.errors import UserError
 
 STREAMS = ("sharp", "sharp_bicubic", "blur_bicubic")
@@ -318,7 +318,7 @@ def test_a_full_disk_ends_in_one_line_and_loses_nothing(
     interrupt_after(patch, 2, full)
     places = ["--manual-dir", downloads, "--data-dir", tmp_path / "out"]
     patch.setattr(sys, "argv", ["build", "reds", *map(str, places)])
-    patch.setattr(errors.signal, "signal", lambda *_: None)  # the tests' process keeps its own
+    patch.setattr(cli.signal, "signal", lambda *_: None)  # the tests' process keeps its own
     with pytest.raises(SystemExit) as end:
       cli.run(build.main)
   assert end.value.code == 2

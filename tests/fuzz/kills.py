@@ -234,7 +234,7 @@ def two_at_once(folder: pathlib.Path) -> Iterator[Outcome]:
 
   for out in (folder / "out.mp4", folder / "out_frames"):
     pair = [
-      ("keep_jax.restore", "--identity", "--aligned", str(folder / f"{name}.mp4"), str(out))
+      ("keep_jax.restore", "--no-network", "--aligned", str(folder / f"{name}.mp4"), str(out))
       for name in ("one", "two")
     ]
     yield _pair(f"pairs: two restores to one {out.name}", pair, lambda out=out: _whole(out), (0, 0))

@@ -186,7 +186,7 @@ def test_tracks_are_chosen_by_their_number(run, pair, tmp_path):
   _, frames = read(pair)
   for number in "0", "1", "0,1":
     out = tmp_path / number
-    said = run(pair, out, "--identity", "--tracks", number)
+    said = run(pair, out, "--no-network", "--tracks", number)
     assert f"{1 + number.count(',')} face track" in said.out
     halves = (read(out)[1] != frames).reshape(3, -1, 2, 256, 3).any((0, 1, 3, 4))
     changed.append(halves.tolist())
@@ -195,7 +195,7 @@ def test_tracks_are_chosen_by_their_number(run, pair, tmp_path):
 
 
 def test_nobody_left_is_told(run, pair, tmp_path):
-  said = run(pair, tmp_path / "out.mkv", "--identity", "--quality", "0", "--min-face", "500")
+  said = run(pair, tmp_path / "out.mkv", "--no-network", "--quality", "0", "--min-face", "500")
   assert "pair.mkv: no face is to be restored; --list-faces tells why" in said.err
   assert "0 face tracks, 3 frames without a face" in said.out
   np.testing.assert_array_equal(read(tmp_path / "out.mkv")[1], read(pair)[1])
@@ -203,7 +203,7 @@ def test_nobody_left_is_told(run, pair, tmp_path):
 
 def test_a_clip_upside_down(run, tmp_path):
   clip = encode_lossless(tmp_path / "down.mkv", np.stack([PHOTO[::-1, ::-1]] * 3))
-  said = run(clip, tmp_path / "out", "--identity", "--save-crops", tmp_path / "crops")
+  said = run(clip, tmp_path / "out", "--no-network", "--save-crops", tmp_path / "crops")
   assert "1 face track, 0 frames without a face" in said.out
   crop = read(tmp_path / "crops" / "face_000_aligned")[1][0]
   upright, _ = find_faces([PHOTO], restore.detector.make_detector())
@@ -214,14 +214,14 @@ def test_a_clip_upside_down(run, tmp_path):
 @pytest.mark.parametrize(
   ("flags", "pattern"),
   [
-    (("out", "--identity", "--tracks", "7"), "pair.mkv: no face track 7, its tracks are 0 to 1"),
-    (("out", "--identity", "--tracks", "0,x"), "'0,x' is not of the form 0,2"),
-    (("out", "--identity", "--min-face", "-1"), "--min-face -1: must be 0 or more"),
-    (("out", "--identity", "--min-score", "2"), "--min-score 2: must be 0 to 1"),
-    (("out", "--identity", "--aligned", "--skip-sharp"), "--skip-sharp is for whole frames"),
-    (("out", "--identity", "--aligned", "--tracks", "0"), "--tracks is for whole frames"),
+    (("out", "--no-network", "--tracks", "7"), "pair.mkv: no face track 7, its tracks are 0 to 1"),
+    (("out", "--no-network", "--tracks", "0,x"), "'0,x' is not of the form 0,2"),
+    (("out", "--no-network", "--min-face", "-1"), "--min-face -1: must be 0 or more"),
+    (("out", "--no-network", "--min-score", "2"), "--min-score 2: must be 0 to 1"),
+    (("out", "--no-network", "--aligned", "--skip-sharp"), "--skip-sharp is for whole frames"),
+    (("out", "--no-network", "--aligned", "--tracks", "0"), "--tracks is for whole frames"),
     (("--list-faces", "--aligned"), "--list-faces is for whole frames"),
-    (("--identity",), "name an OUTPUT"),
+    (("--no-network",), "name an OUTPUT"),
   ],
 )
 def test_bad_choices_are_refused(run, pair, tmp_path, monkeypatch, flags, pattern):

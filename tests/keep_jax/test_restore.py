@@ -18,7 +18,7 @@ import pytest
 import skimage.data
 
 from keep_jax import convert, restore, show, streaming
-from keep_jax.faces import Face, Restored, find_faces, restore_faces, unchanged
+from keep_jax.faces import Face, RestoredFrame, find_faces, restore_faces, unchanged
 from tests.keep_jax import golden, tiny
 from tests.torch_writer import save_state_dict
 from tests.vsr_jax.clips import encode, moving_waves
@@ -80,7 +80,7 @@ def assert_refused(said, pattern):
 
 
 def test_the_identity_gives_the_clip_back(run, clip, tmp_path):
-  said = run(clip, tmp_path / "out.mkv", "--identity", "--quality", "0")
+  said = run(clip, tmp_path / "out.mkv", "--no-network", "--quality", "0")
   before, frames = read(clip)
   after, restored = read(tmp_path / "out.mkv")
   assert after.frame_rate == before.frame_rate
@@ -169,7 +169,7 @@ def test_aligned_faces_need_no_detection(run, weights, tmp_path):
 def test_a_clip_without_a_face_passes_with_a_warning(run, tmp_path):
   frames = moving_waves(5, 96, 128)
   clip = encode_lossless(tmp_path / "waves.mkv", frames)
-  said = run(clip, tmp_path / "out.mkv", "--identity", "--quality", "0")
+  said = run(clip, tmp_path / "out.mkv", "--no-network", "--quality", "0")
   assert "no face found" in said.err
   assert "0 face tracks, 5 frames without a face" in said.out
   np.testing.assert_array_equal(read(tmp_path / "out.mkv")[1], frames)
@@ -179,7 +179,7 @@ def test_a_face_that_enters_late(run, tmp_path):
   frames = moving(8)
   frames[:3] = 128
   clip = encode_lossless(tmp_path / "late.mkv", frames)
-  said = run(clip, tmp_path / "out.mkv", "--identity", "--quality", "0")
+  said = run(clip, tmp_path / "out.mkv", "--no-network", "--quality", "0")
   assert "1 face track, 3 frames without a face" in said.out
   np.testing.assert_array_equal(read(tmp_path / "out.mkv")[1][:3], frames[:3])
 
@@ -195,7 +195,7 @@ def test_grey_stays_grey(run, weights, tmp_path):
 
 def test_a_picture_of_one_frame(run, tmp_path):
   cv2.imwrite(str(tmp_path / "photo.png"), PHOTO[..., ::-1])
-  said = run(tmp_path / "photo.png", tmp_path / "out.png", "--identity", "--upscale", "2")
+  said = run(tmp_path / "photo.png", tmp_path / "out.png", "--no-network", "--upscale", "2")
   assert "1 frames of 680x560, 1 face track" in said.out
   assert read(tmp_path / "out.png")[1].shape == (1, 560, 680, 3)
 
@@ -216,13 +216,13 @@ def test_a_4k_frame_with_a_face_at_its_border():
 def test_the_background_comes_from_another_clip(run, clip, tmp_path):
   behind = encode_lossless(tmp_path / "behind.mkv", np.full((6, 448, 512, 3), 77, np.uint8))
   out = tmp_path / "out"
-  run(clip, out, "--identity", "--upscale", "2", "--background", behind)
+  run(clip, out, "--no-network", "--upscale", "2", "--background", behind)
   images = read(out)[1]
   assert images.shape == (6, 448, 512, 3)
   assert (images[:, :8] == 77).all()
   assert (images != 77).any((1, 2, 3)).all()
   short = encode_lossless(tmp_path / "short.mkv", np.full((2, 448, 512, 3), 77, np.uint8))
-  flags = ("--identity", "--upscale", "2", "--background", short)
+  flags = ("--no-network", "--upscale", "2", "--background", short)
   said = run(clip, tmp_path / "other", *flags, code=2)
   assert f"{short}: ends before frame 2;" in said.err
   assert "restoring" not in said.err
@@ -234,7 +234,7 @@ def test_the_background_has_the_frames_of_the_range(run, clip, tmp_path):
   greys = np.arange(0, 240, 40, dtype=np.uint8)
   behind = np.broadcast_to(greys[:, None, None, None], (6, 224, 256, 3))
   behind = encode_lossless(tmp_path / "behind.mkv", np.ascontiguousarray(behind))
-  run(clip, tmp_path / "out", "--identity", "--frames", "2:4", "--background", behind)
+  run(clip, tmp_path / "out", "--no-network", "--frames", "2:4", "--background", behind)
   assert read(tmp_path / "out")[1][:, 0, 0, 0].tolist() == [80, 120]
 
 
@@ -279,7 +279,7 @@ def test_a_face_seen_from_the_side(run, tmp_path):
   frames = np.full((3, 280, 480, 3), 50, np.uint8)
   frames[:, :, :170] = half
   clip = encode_lossless(tmp_path / "side.mkv", frames)
-  run(clip, tmp_path / "out", "--identity")
+  run(clip, tmp_path / "out", "--no-network")
   images = read(tmp_path / "out")[1]
   np.testing.assert_array_equal(images[:, :, 400:], frames[:, :, 400:])
   assert min(metrics.rgb_psnr(a, b) for a, b in zip(images, frames, strict=True)) > 30
@@ -328,7 +328,7 @@ def test_crops_are_closed_with_their_track(tmp_path):
     crops = show.Crops(str(tmp_path / "crops"), faces, 8, Fraction(25), stack)
     for t in range(4):
       here = {i: image for i, span in enumerate(spans) if span[0] <= t < span[1]}
-      crops.write(t, Restored(video.Frame(image, Fraction(t, 25), t), image, here, here))
+      crops.write(t, RestoredFrame(video.Frame(image, Fraction(t, 25), t), image, here, here))
       done = {p.name for p in (tmp_path / "crops").iterdir() if not p.name.endswith(".part")}
       assert done == {f"face_{i:03d}_{k}" for i in range((t + 1) // 2) for k in KINDS}
 
@@ -343,8 +343,8 @@ def _face(start, stop):
 
 
 def test_boxes_are_drawn_when_asked(run, clip, tmp_path):
-  run(clip, tmp_path / "plain", "--identity", "--side-by-side")
-  run(clip, tmp_path / "drawn", "--identity", "--draw-boxes", "--side-by-side")
+  run(clip, tmp_path / "plain", "--no-network", "--side-by-side")
+  run(clip, tmp_path / "drawn", "--no-network", "--draw-boxes", "--side-by-side")
   plain, drawn = (read(tmp_path / name)[1] for name in ("plain", "drawn"))
   assert plain.shape == (6, 224, 512, 3)
   np.testing.assert_array_equal(plain[:, :, :256], drawn[:, :, :256])
@@ -357,24 +357,24 @@ def test_boxes_are_drawn_when_asked(run, clip, tmp_path):
   [
     ((), "weights do not ship.*--checkpoint"),
     (("--checkpoint", "missing"), "missing"),
-    (("--identity", "--aligned"), "256x224 is no aligned face.*leave out --aligned"),
-    (("--identity", "--aligned", "--upscale", "2"), "--upscale is for whole frames"),
-    (("--identity", "--aligned", "--strip", "a.png"), "--strip is for whole frames"),
-    (("--identity", "--upscale", "0.5"), "upscale 0.5: give a factor of 1 or more"),
-    (("--identity", "--upscale", "nan"), "upscale nan"),
-    (("--identity", "--upscale", "100"), "H.264 takes no frames of 25600x22400"),
-    (("--identity", "--look-ahead", "19"), "--look-ahead 19: must be 0 to --window 20 - 2"),
-    (("--identity", "--fidelity", "2"), "--fidelity 2: must be 0 to 1"),
-    (("--identity", "--faces", "three"), "--faces: invalid choice"),
-    (("--identity", "--detector", "retinaface_resnet50"), "its weights do not ship"),
-    (("--identity", "--parsenet", "missing.pth"), "missing.pth"),
-    (("--identity", "--background", "missing.mp4"), "missing.mp4"),
-    (("--identity", "--frames", "8:"), "ends before frame 8"),
-    (("--identity", "--strip", "no/strip.png"), "there is no folder"),
-    (("--identity", "--strip", "out.mp4"), "out.mp4: is to be written twice"),
-    (("--identity", "--save-crops", "clip.mkv"), "clip.mkv: is a file; name a folder"),
-    (("--identity", "--window", "1"), "--window 1: must be 2 to 1000"),
-    (("--identity", "--window", f"{10**25}"), f"--window {10**25}: must be 2 to 1000"),
+    (("--no-network", "--aligned"), "256x224 is no aligned face.*leave out --aligned"),
+    (("--no-network", "--aligned", "--upscale", "2"), "--upscale is for whole frames"),
+    (("--no-network", "--aligned", "--strip", "a.png"), "--strip is for whole frames"),
+    (("--no-network", "--upscale", "0.5"), "upscale 0.5: give a factor of 1 or more"),
+    (("--no-network", "--upscale", "nan"), "upscale nan"),
+    (("--no-network", "--upscale", "100"), "H.264 takes no frames of 25600x22400"),
+    (("--no-network", "--look-ahead", "19"), "--look-ahead 19: must be 0 to --window 20 - 2"),
+    (("--no-network", "--fidelity", "2"), "--fidelity 2: must be 0 to 1"),
+    (("--no-network", "--faces", "three"), "--faces: invalid choice"),
+    (("--no-network", "--detector", "retinaface_resnet50"), "its weights do not ship"),
+    (("--no-network", "--parsenet", "missing.pth"), "missing.pth"),
+    (("--no-network", "--background", "missing.mp4"), "missing.mp4"),
+    (("--no-network", "--frames", "8:"), "ends before frame 8"),
+    (("--no-network", "--strip", "no/strip.png"), "there is no folder"),
+    (("--no-network", "--strip", "out.mp4"), "out.mp4: is to be written twice"),
+    (("--no-network", "--save-crops", "clip.mkv"), "clip.mkv: is a file; name a folder"),
+    (("--no-network", "--window", "1"), "--window 1: must be 2 to 1000"),
+    (("--no-network", "--window", f"{10**25}"), f"--window {10**25}: must be 2 to 1000"),
   ],
 )
 def test_bad_arguments_are_refused(run, clip, tmp_path, monkeypatch, flags, pattern):

@@ -55,20 +55,20 @@ def test_bad_inputs(run, tmp_path):
     "no_frames": "no_frames: no frames in this folder",
   }
   for name, pattern in refusals.items():
-    assert_refused(run(tmp_path / name, tmp_path / "out.mp4", "--identity", code=2), pattern)
+    assert_refused(run(tmp_path / name, tmp_path / "out.mp4", "--no-network", code=2), pattern)
   assert sorted(os.listdir(tmp_path)) == before
 
 
 def test_bad_outputs(run, clip, tmp_path):
   refuse = functools.partial(run, clip, code=2)
-  assert_refused(refuse(clip, "--identity"), "clip.mkv: is the input")
-  assert_refused(refuse(tmp_path / "no" / "out.mp4", "--identity"), "there is no folder")
-  assert_refused(refuse(tmp_path / "out.gif", "--identity"), "unknown kind of output .gif")
+  assert_refused(refuse(clip, "--no-network"), "clip.mkv: is the input")
+  assert_refused(refuse(tmp_path / "no" / "out.mp4", "--no-network"), "there is no folder")
+  assert_refused(refuse(tmp_path / "out.gif", "--no-network"), "unknown kind of output .gif")
   assert os.listdir(tmp_path) == ["clip.mkv"]
 
 
 @pytest.mark.parametrize("total", ["known", "unknown"])
-@pytest.mark.parametrize("flags", [("--identity",), ("--identity", "--aligned")])
+@pytest.mark.parametrize("flags", [("--no-network",), ("--no-network", "--aligned")])
 def test_a_picture_as_the_output_of_a_clip_is_refused_before_work(
   run, tmp_path, monkeypatch, total, flags
 ):
@@ -96,7 +96,7 @@ def test_crops_that_cannot_be_written_are_refused_before_work(run, clip, tmp_pat
   theirs = tmp_path / "crops" / "face_000_aligned"
   theirs.mkdir(parents=True)
   (theirs / "mine.txt").touch()
-  flags = ("--identity", "--save-crops")
+  flags = ("--no-network", "--save-crops")
   refused = run(clip, tmp_path / "out.mp4", *flags, tmp_path / "crops", code=2)
   assert_refused(refused, "face_000_aligned: the folder holds other files")
   access = os.access
@@ -135,7 +135,7 @@ def test_a_truncated_clip_gives_its_good_frames_and_one_warning(run, tmp_path):
   path, cut = tmp_path / "clip.mkv", tmp_path / "cut.mkv"
   encode(path, np.stack([FACE] * 8), "ffv1", "bgr0")
   cut.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
-  said = run(cut, tmp_path / "out", "--identity")
+  said = run(cut, tmp_path / "out", "--no-network")
   assert said.err.count("cut.mkv: the file is damaged or cut short after") == 1
   assert 1 <= len(os.listdir(tmp_path / "out")) < 8
 
@@ -145,7 +145,7 @@ def test_a_full_disk_keeps_the_older_output(run, clip, tmp_path):
   out = tmp_path / "out.mp4"
   out.write_text("older")
   strip = ("--strip", tmp_path / "strip.png")
-  assert_refused(run(clip, out, "--identity", *strip, code=2), "no space left on the disk")
+  assert_refused(run(clip, out, "--no-network", *strip, code=2), "no space left on the disk")
   assert out.read_text() == "older"
   assert sorted(os.listdir(tmp_path)) == ["clip.mkv", "out.mp4"]
 
@@ -163,7 +163,8 @@ def test_an_interrupted_run_keeps_the_older_output(tmp_path, phase, number, code
   count, size = (400, (96, 96)) if phase == "finding faces" else (120, (480, 640))
   encode(source, moving_waves(count, *size), "libx264", preset="ultrafast")
   out.write_text("older")
-  command = [sys.executable, "-m", "keep_jax.restore", source, out, "--identity", "--quality", "0"]
+  command = [sys.executable, "-m", "keep_jax.restore", source, out, "--quality", "0"]
+  command.append("--identity")  # as --no-network was called
   ended, rest = send_when_seen(command, rf"{phase}:[^\r]* [1-9]\d*/{count}", number)
   assert ended == code, rest
   assert rest.strip().splitlines()[-1] == line

@@ -98,9 +98,11 @@ def test_the_state_is_carried_beyond_the_window(clip):
   assert (alone[-1] != long[-1]).mean() > 0.01
 
 
-@pytest.mark.parametrize("anchor", [True, False])
-def test_a_window_holds_the_first_frame_where_the_model_sees_it(clip, anchor):
-  stream = Restorer(*tiny.load(tiny.change(anchor=anchor)), "stream", window=4, look_ahead=1)
+@pytest.mark.parametrize("attend_first_frame", [True, False])
+def test_a_window_holds_the_first_frame_where_the_model_sees_it(clip, attend_first_frame):
+  stream = Restorer(
+    *tiny.load(tiny.change(attend_first_frame=attend_first_frame)), "stream", window=4, look_ahead=1
+  )
   windows, gains = [], stream._gains
   stream._gains = lambda params, latents: windows.append(latents) or gains(params, latents)
   assert len(restored(stream, clip)) == 9
@@ -110,7 +112,7 @@ def test_a_window_holds_the_first_frame_where_the_model_sees_it(clip, anchor):
   assert len(latents) == 9
   kept = [0, 3, 4, 5], [0, 5, 6, 7], [0, 6, 7, 8]
   for window, indices in zip(windows, ([0, 1, 2, 3], *kept), strict=True):
-    if not anchor:
+    if not attend_first_frame:
       indices = range(indices[-1] - 3, indices[-1] + 1)
     assert all(got is latents[i] for got, i in zip(window, indices, strict=True))
 

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs.keep import ablations
 from keep_jax import kalman, streaming
-from keep_jax.architecture import RELEASED, VARIANTS, Architecture, variant
+from keep_jax.architecture import RELEASED, Architecture
 from keep_jax.model import (
   KEEP,
   calculate_gains,
@@ -39,7 +40,7 @@ COUNTS = {
   "raft_small": 154_795_734,
   "raft_large": 159_065_988,
   "no_flow": 153_805_572,
-  "no_anchor": 158_485_860,
+  "no_first_frame": 158_485_860,
   "constant_gain": 150_210_404,
   "fixed_gain": 150_210_403,
 }
@@ -52,8 +53,12 @@ UNUSED = {
 FAST = {"no_kfn"}  # the others take their time to compile
 
 every_variant = pytest.mark.parametrize(
-  "name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in VARIANTS]
+  "name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in ablations.OVERRIDES]
 )
+
+
+def variant(name: str, base: Architecture = RELEASED) -> Architecture:
+  return dataclasses.replace(base, **ablations.overrides(name))
 
 
 @functools.cache
@@ -72,7 +77,7 @@ def assert_equal(x, y):
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-4), x, y)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", ablations.OVERRIDES)
 def test_parameters(name):
   model = KEEP(variant(name))
   shapes = jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
@@ -160,10 +165,10 @@ def test_a_constant_gain_is_a_fixed_one_that_is_learnt():
   np.testing.assert_allclose(slope, 0.25 * 0.75, rtol=1e-5)  # of a sigmoid
 
 
-def test_without_an_anchor_only_frames_after_the_second_differ():
+def test_without_the_first_frame_only_frames_after_the_second_differ():
   """For two frames the first one is the frame before as well: seen twice, it weighs the same."""
   model, params = tiny.load()
-  without = KEEP(tiny.change(anchor=False))
+  without = KEEP(tiny.change(attend_first_frame=False))
   latents = jax.random.normal(jax.random.key(3), (1, 3, 4, 4, 32))
   gains = [
     golden.jit(functools.partial(calculate_gains, m))(params, latents) for m in (model, without)
@@ -211,7 +216,7 @@ def test_another_flow_is_that_of_the_pairs():
   [
     ({"gain": "kalman"}, "model.gain = 'kalman': must be one of"),
     ({"flow": "pwc"}, "model.flow = 'pwc': must be one of"),
-    ({"anchor": "no"}, "model.anchor = 'no': must be one of"),
+    ({"attend_first_frame": "no"}, "model.attend_first_frame = 'no': must be one of"),
     ({"gain": "fixed", "fixed_gain": 1.5}, "model.fixed_gain = 1.5: must be between 0 and 1"),
     (
       {"image_size": 48, "multiples": (1, 1), "cft": (), "cfa": (), "flow": "spynet"},
@@ -225,7 +230,7 @@ def test_wrong_values_are_named(fields, message):
 
 
 def test_a_misspelt_variant_is_named():
-  with pytest.raises(UserError, match=r"'no_cft' is no ablation of KEEP: must be one of keep, "):
+  with pytest.raises(ValueError, match=r"'no_cft' is no ablation of KEEP: must be one of keep, "):
     variant("no_cft")
 
 
@@ -238,3 +243,12 @@ def test_shapes_are_those_of_the_parameters(gain):
   model = KEEP(tiny.change(layers=3, gain_layers=2, gain=gain))
   want = jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
   assert param_shapes(model) == want
+
+
+def test_a_checkpoint_with_the_earlier_name_of_a_field_loads(tmp_path):
+  model, params = tiny.load(tiny.change(attend_first_frame=False))
+  entries = dataclasses.asdict(model.arch)
+  entries["anchor"] = entries.pop("attend_first_frame")
+  full = {part: tree for part, tree in params.items() if jax.tree.leaves(tree)}
+  export_params(tmp_path / "keep", full, {"model": entries})
+  assert streaming.load(tmp_path / "keep")[0] == model

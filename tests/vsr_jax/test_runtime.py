@@ -133,7 +133,7 @@ class Loaded(Exception):
 
 
 def restore_with_keep():
-  args = argparse.Namespace(identity=False, checkpoint="folder", dtype="float32")
+  args = argparse.Namespace(no_network=False, checkpoint="folder", dtype="float32")
   keep_jax.restore._network(args)
 
 

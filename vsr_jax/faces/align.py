@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-SIZE = 512  # of an aligned face, in pixels
+SIZE = 512  # pixels, an aligned face's side
 
 # Where eyes, nose and mouth corners (left before right, as seen) lie in an aligned face of SIZE.
 TEMPLATE = np.array(
@@ -48,7 +48,7 @@ def fit(
 
   Args:
     landmarks: [n 5 2], one face over time, in pixels of the frame.
-    size: of the crop, in pixels.
+    size: the crop's side, in pixels.
     robust: False takes the least-squares fit throughout. It moves evenly with the landmarks, where
       the robust one jumps when it disregards others than in the frame before: at a lively head, its
       landmarks smoothed, the crop's motion changed by up to 29 of its pixels from one frame to the
@@ -122,7 +122,7 @@ def align(
   Args:
     frame: uint8 RGB [h w 3].
     matrix: [2 3], from `fit` with the same size.
-    size: of the crop, in pixels.
+    size: the crop's side, in pixels.
     border: RGB of what lies beyond the frame.
 
   Returns:

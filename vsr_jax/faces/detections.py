@@ -42,8 +42,8 @@ class Detections:
     return Detections(self.boxes[index], self.scores[index], self.landmarks[index])
 
 
-Detector = Callable[[np.ndarray], Detections]  # of a uint8 RGB frame [h w 3]
-BatchDetector = Callable[[Sequence[np.ndarray]], list[Detections]]  # of frames of one size
+Detector = Callable[[np.ndarray], Detections]  # takes a uint8 RGB frame [h w 3]
+BatchDetector = Callable[[Sequence[np.ndarray]], list[Detections]]  # takes frames of one size
 
 
 def none_found() -> Detections:
@@ -67,7 +67,7 @@ def suppress(
   of_smaller: bool = False,
   inclusive: bool = False,
 ) -> np.ndarray:
-  """Greedy non-maximum suppression: of boxes that overlap, the surest stays.
+  """Greedy non-maximum suppression: where boxes overlap, the surest stays.
 
   Args:
     boxes: [n 4] left, top, right, bottom.
@@ -107,7 +107,7 @@ def draw(
     frame: uint8 RGB [h w 3]; it stays as it is.
     detections: its faces.
     labels: one a face; None: their scores.
-    colour: of boxes and labels, RGB.
+    colour: the boxes' and labels', RGB.
 
   Returns:
     uint8 RGB [h w 3].

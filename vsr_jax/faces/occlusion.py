@@ -1,6 +1,6 @@
 """Which face is in front of which, what its head covers, and who is hidden behind it.
 
-Nothing here looks at pixels: of two faces the larger one counts as the nearer, and a head is an
+Nothing here looks at pixels: the larger one of two faces counts as the nearer, and a head is an
 ellipse about the landmarks. So a child's face before an adult's counts as behind it.
 """
 
@@ -41,7 +41,7 @@ def head_radius(points: np.ndarray, size: int) -> np.ndarray:
 
   Args:
     points: [... 2] (x, y) in pixels of the aligned crop; they may lie outside it.
-    size: of the crop, in pixels.
+    size: the crop's side, in pixels.
   """
   scale = size / align.SIZE
   offset = (points - scale * _CENTER) / (scale * _AXES)
@@ -54,7 +54,7 @@ def hidden(landmarks: np.ndarray, nearer: np.ndarray, size: int) -> np.ndarray:
   Args:
     landmarks: [n 5 2], the farther face over time, in pixels of the frame.
     nearer: [n 2 3], matrices of the nearer face in the same frames, from `align.fit`.
-    size: of the crop that they lead to, in pixels.
+    size: the side of the crop that they lead to, in pixels.
 
   Returns:
     [n] bool.
@@ -78,7 +78,7 @@ def others(
   Args:
     matrices: [2 3] each, from the image to the aligned crop; the farthest face first.
     own: index of the face in question.
-    size: of the crops, in pixels.
+    size: the crops' side, in pixels.
     corner: x and y of the part of the image that is asked for.
     shape: height and width of that part.
 
@@ -89,7 +89,7 @@ def others(
     return None
   x, y = np.arange(shape[1]) + corner[0], np.arange(shape[0])[:, None] + corner[1]
   total = np.zeros(shape, np.float32)
-  free = np.ones(shape, np.float32)  # of nearer heads
+  free = np.ones(shape, np.float32)  # 1 where there is no nearer head
   for i in reversed(range(len(matrices))):
     moved = np.stack([a * x + b * y + c for a, b, c in matrices[i]], -1)
     cover = np.float32(np.clip((1 - head_radius(moved, size)) / _SOFT + 0.5, 0, 1))
@@ -103,7 +103,7 @@ def _touches(matrix: np.ndarray, size: int, corner: tuple[int, int], shape: Sequ
   """Whether a circle about a head reaches into a part of the image."""
   inverse, scale = align.invert(matrix), size / align.SIZE
   center = inverse[:, :2] @ (scale * _CENTER) + inverse[:, 2]
-  reach = (1 + _SOFT) * scale * _AXES.max() / align.scale(matrix)
+  radius = (1 + _SOFT) * scale * _AXES.max() / align.scale(matrix)
   low = np.array(corner)
   nearest = np.clip(center, low, low + [shape[1] - 1, shape[0] - 1])
-  return bool(np.hypot(*(nearest - center)) < reach)
+  return bool(np.hypot(*(nearest - center)) < radius)

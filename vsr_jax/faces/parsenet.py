@@ -21,9 +21,9 @@ from vsr_jax import torch_files
 from vsr_jax.conversion import Rule, batch_norm, convert, with_bias
 from vsr_jax.layers import FrozenBatchNorm
 
-SIZE = 512  # of the faces it was trained with, in pixels
+SIZE = 512  # pixels, the side of the faces that it was trained with
 
-# Of the 19 classes of CelebAMask-HQ, those that are pasted are all but these: background, necklace
+# All but these of the 19 classes of CelebAMask-HQ are pasted: background, necklace
 # and neck (14, 16, 17 in the order of this network) and cloth.
 _LEFT_ALONE = (0, 14, 16, 17, 18)
 
@@ -64,7 +64,7 @@ class ParseNet(nn.Module):
 
   Attributes:
     width: channels at full size; four halvings double them up to `limit`.
-    limit: of the channels.
+    limit: the most channels.
     depth: number of blocks at the smallest size.
     classes: that it tells apart.
   """
@@ -142,7 +142,7 @@ def face_masks(params: Mapping[str, Any], faces: np.ndarray) -> np.ndarray:
   """How much of each pixel to paste, by what it is.
 
   Args:
-    params: of `ParseNet()`, from `load`.
+    params: `ParseNet()`'s, from `load`.
     faces: uint8 RGB [b size size 3], aligned; of another size than 512 they are resized for it.
 
   Returns:
@@ -160,7 +160,7 @@ def face_masks(params: Mapping[str, Any], faces: np.ndarray) -> np.ndarray:
 
 def soft_mask(classes: np.ndarray) -> np.ndarray:
   """The mask of one face, blurred: classes uint8 [512 512] -> float32 [512 512] in [0, 1]."""
-  mask = np.float32(~np.isin(classes, _LEFT_ALONE))
+  mask = (~np.isin(classes, _LEFT_ALONE)).astype(np.float32)
   kernel, sigma = _BLUR
   for _ in range(2):
     mask = cv2.GaussianBlur(mask, (kernel, kernel), sigma)

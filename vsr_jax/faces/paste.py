@@ -23,7 +23,7 @@ Upscaler = Callable[[np.ndarray], np.ndarray]
 MAX_SIDE = 32767
 
 _GREY_THRESHOLD = 10.0
-_GREY_WEIGHTS = np.float32([0.2989, 0.5870, 0.1140])
+_GREY_WEIGHTS = np.array([0.2989, 0.5870, 0.1140], np.float32)
 
 
 def is_grey(frame: np.ndarray) -> bool:
@@ -75,7 +75,8 @@ def enlarge(frame: np.ndarray, upscale: float, upscaler: Upscaler | None = None)
     UserError: see `enlarged_size`.
     ValueError: the upscaler returns something other than a uint8 RGB image.
   """
-  height, width = enlarged_size(*frame.shape[:2], upscale)
+  height, width, _ = frame.shape
+  height, width = enlarged_size(height, width, upscale)
   image = frame if upscaler is None else upscaler(frame)
   if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
     raise ValueError(f"the upscaler returned {image.dtype} {image.shape}, not uint8 [h w 3]")
@@ -89,7 +90,7 @@ def to_frame(matrix: np.ndarray, upscale: float, offset: float | None = None) ->
 
   Args:
     matrix: [2 3] from frame to crop.
-    upscale: of the frame.
+    upscale: how many times the frame is enlarged.
     offset: added to x and y, in pixels of the enlarged frame; None: what the released code adds,
       half of upscale above 1. Pixel centres would ask for (upscale - 1) / 2, half a pixel less.
   """
@@ -105,7 +106,7 @@ def outline(inverse: np.ndarray, size: int, inset: float = 0.0) -> np.ndarray:
 
   Args:
     inverse: [2 3], from `to_frame`.
-    size: of the crop, in pixels.
+    size: the crop's side, in pixels.
     inset: how far inside the crop's edge, in pixels of the crop.
 
   Returns:
@@ -113,7 +114,7 @@ def outline(inverse: np.ndarray, size: int, inset: float = 0.0) -> np.ndarray:
   """
   low, high = inset - 0.5, size - 0.5 - inset  # the edges of pixels, not their centres
   corners = np.array([(low, low), (high, low), (high, high), (low, high)])
-  return np.float32(corners @ inverse[:, :2].T + inverse[:, 2])
+  return (corners @ inverse[:, :2].T + inverse[:, 2]).astype(np.float32)
 
 
 def feather(inverse: np.ndarray, size: int, upscale: float, frame: tuple[int, int]) -> np.ndarray:
@@ -128,26 +129,27 @@ def feather(inverse: np.ndarray, size: int, upscale: float, frame: tuple[int, in
 
   Args:
     inverse: [2 3], from `to_frame`.
-    size: of the crop, in pixels.
-    upscale: S, of the frame.
+    size: the crop's side, in pixels.
+    upscale: S, how many times the frame is enlarged.
     frame: height and width of the enlarged frame, in pixels.
 
   Returns:
     [size] float32 in [0, 1]; the mask at (x, y) is the product of its values at x and y.
   """
-  pixel = float(align.scale(inverse))  # of the crop, in pixels of the frame
+  pixel = float(align.scale(inverse))  # the crop's, in pixels of the frame
   # How much a square as wide as 2 takes from each side of one that is turned against it.
   turned = np.abs(inverse[0, :2]).sum() / pixel
   height, width = frame
   inner = outline(inverse, size, min((upscale - 0.5) * turned / pixel, size / 2))
-  image = np.float32([(0, 0), (width, 0), (width, height), (0, height)]) - 0.5
+  image = np.array([(0, 0), (width, 0), (width, height), (0, height)], np.float32) - 0.5
   area, _ = cv2.intersectConvexConvex(inner, image)
   w = max(1, int(np.sqrt(area)) // 20)
   sigma = 0.3 * (w - 1) + 0.8  # OpenCV's for a kernel of 2 w + 1
   distance = (np.minimum(np.arange(size), np.arange(size)[::-1]) + 0.5) * pixel
   distance -= (upscale - 0.5 + w - 0.5) * turned  # k pixels take k - 1 from the width
   tail = special.ndtr(-w / sigma)  # beyond the kernel's end
-  return np.float32(np.clip((special.ndtr(distance / sigma) - tail) / (1 - 2 * tail), 0, 1))
+  ramp = (special.ndtr(distance / sigma) - tail) / (1 - 2 * tail)
+  return ramp.clip(0, 1).astype(np.float32)
 
 
 def _low_pass(face: np.ndarray, ratio: float) -> np.ndarray:
@@ -159,8 +161,8 @@ def _low_pass(face: np.ndarray, ratio: float) -> np.ndarray:
   width = ratio / 1.5
   if width <= 1:
     return face
-  reach = int(3 * width)
-  x = np.arange(-reach, reach + 1) / width
+  radius = int(3 * width)
+  x = np.arange(-radius, radius + 1) / width
   kernel = np.sinc(x) * np.sinc(x / 3)
   kernel /= kernel.sum()
   return cv2.sepFilter2D(face, -1, kernel, kernel, borderType=cv2.BORDER_REPLICATE)
@@ -223,7 +225,7 @@ def paste(
     faces: uint8 RGB [size size 3] each, as `align.align` cut them out; later ones lie on top. None:
       a face that stays as it is, which only matters if `apart`.
     matrices: [2 3] each, as `align.fit` found them for that size.
-    upscale: S >= 1, of the frame.
+    upscale: S >= 1, how many times the frame is enlarged.
     upscaler: see `enlarge`.
     masks: float32 [size size] in [0, 1] each, such as `parsenet.face_masks`: the smaller of this
       and the feathered square counts. None: the square alone.

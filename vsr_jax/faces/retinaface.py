@@ -9,7 +9,7 @@ only; batch norms use the checkpoint's statistics. Everything is float32.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -21,9 +21,9 @@ from vsr_jax.faces.detections import Detections, suppress
 from vsr_jax.layers import FrozenBatchNorm
 
 THRESHOLD = 0.8  # least score of a face
-OVERLAP = 0.4  # of two boxes' union, above which they are one face
-STRIDES = (8, 16, 32)  # of the pyramid's levels
-MEAN = (123.0, 117.0, 104.0)  # RGB, of the pictures that the backbones were trained on
+OVERLAP = 0.4  # the part of two boxes' union that they share, above which they are one face
+STRIDES = (8, 16, 32)  # the pyramid's levels'
+MEAN = (123.0, 117.0, 104.0)  # RGB, over the pictures that the backbones were trained on
 _VARIANCES = (0.1, 0.2)  # units of offsets and of the logarithms of sizes
 
 
@@ -202,7 +202,7 @@ class RetinaFace:
   Attributes:
     body: the backbone.
     features: width of the pyramid and the context modules.
-    slope: of the leaky ReLUs after the backbone.
+    slope: below zero, in the leaky ReLUs after the backbone.
     anchors: sides in pixels of the squares at every place of a level, for each level.
   """
 
@@ -230,9 +230,9 @@ RESNET50 = RetinaFace(ResNet50(), 256, 0.0, _ANCHORS)
 
 def init(net: RetinaFace, key: jax.Array) -> dict[str, Any]:
   """Random parameters; under `jax.eval_shape` the template for the converter."""
-  params = {}
+  params: dict[str, Any] = {}
 
-  def initialise(name, x):
+  def initialise(name: str, x: Any) -> Any:
     module = net.nets()[name]
     params[name] = module.init(jax.random.fold_in(key, len(params)), x)["params"]
     return module.apply({"params": params[name]}, x)
@@ -241,7 +241,7 @@ def init(net: RetinaFace, key: jax.Array) -> dict[str, Any]:
   return params
 
 
-def _forward(call, images: jax.Array) -> list[jax.Array]:
+def _forward(call: Callable[[str, Any], Any], images: jax.Array) -> list[jax.Array]:
   """The whole network; `call` applies a sub-network by its name."""
   levels = call("pyramid", call("body", images))
   return call("heads", [call(f"context{i}", x) for i, x in enumerate(levels, 1)])
@@ -269,7 +269,7 @@ def forward(
   Args:
     net: the variant.
     params: its parameters.
-    images: RGB [b h w 3] in [0, 255], of any size and number type.
+    images: RGB [b h w 3] in [0, 255], any size and number type.
 
   Returns:
     scores [b n] in [0, 1], boxes [b n 4] (left, top, right, bottom) and landmarks [b n 5 2],

@@ -68,7 +68,7 @@ class Track:
     return Track(start, self.landmarks[own], self.boxes[own], self.found[own], picks)
 
   def pick(self, values: Sequence[np.ndarray]) -> np.ndarray:
-    """What belongs to its detections: of all frames one value a detection -> [k], of those found.
+    """What belongs to its detections: one value a detection, for all frames -> [k], where found.
 
     Raises:
       ValueError: its detections are unknown.
@@ -76,7 +76,7 @@ class Track:
     if self.picks is None:
       raise ValueError("a track that was not made by `follow`")
     where = np.flatnonzero(self.found)
-    return np.array([values[self.start + t][self.picks[t]] for t in where])
+    return np.array([values[self.start + t][self.picks[t]] for t in where.tolist()])
 
 
 def thumbnail(frame: np.ndarray) -> np.ndarray:
@@ -92,7 +92,7 @@ def cuts(thumbnails: Iterable[np.ndarray]) -> list[int]:
   picture is back. A dissolve is no cut.
 
   Args:
-    thumbnails: of all frames in order, from `thumbnail`; few are held at a time.
+    thumbnails: all frames' in order, from `thumbnail`; few are held at a time.
 
   Returns:
     The numbers of the frames that begin a new shot; not the first.
@@ -116,7 +116,10 @@ def cuts(thumbnails: Iterable[np.ndarray]) -> list[int]:
 
 def _surroundings(thumbnails: Iterable[np.ndarray]) -> Iterator[tuple[list, list]]:
   """Of each frame but the first up to `_FLASH` before it, and as many from it on."""
-  held = collections.deque([None] * 2 * _FLASH, maxlen=2 * _FLASH)  # None: no such frame
+  # None: no such frame
+  held: collections.deque[np.ndarray | None] = collections.deque(
+    [None] * 2 * _FLASH, maxlen=2 * _FLASH
+  )
   for picture in itertools.chain(thumbnails, [None] * (_FLASH - 1)):
     held.append(picture)
     pictures = list(held)
@@ -153,14 +156,14 @@ def follow(
   track should be if it moves on as it did. So two people who pass each other stay who they are.
 
   Args:
-    detections: of each frame in order.
+    detections: each frame's, in order.
     cuts: numbers of frames that begin a shot; every track ends there.
     max_gap: for how many frames a face may be missed within a track.
     min_found: tracks with fewer detections are dropped as false, and so are those missed in more
       frames than found. In a shot shorter than that its length counts instead.
     min_eye_distance: in pixels; faces whose eyes are nearer to each other, by the size or by the
       side they show, cannot be aligned well and count as not found. The released code's is 5.
-    sigma: of the Gaussian over time that smooths landmarks, in frames; 0 leaves them as they are.
+    sigma: frames, the width of the Gaussian over time that smooths landmarks; 0: no smoothing.
       At a track's ends it sees the track mirrored, as in the released code.
 
   Returns:
@@ -174,7 +177,7 @@ def follow(
       ended += _sure(active, frame - begin, min_found)
       active, begin = [], frame
     over = [track for track in active if frame - track.frames[-1] > max_gap + 1]
-    # Of a track that ends within a shot there was time enough to be seen.
+    # A track that ends within a shot had time enough to be found again.
     ended += _sure(over, min_found, min_found)
     active = [track for track in active if track not in over]
     wide = _wide_enough(faces, min_eye_distance)
@@ -274,8 +277,8 @@ def _fill(track: _Linked, sigma: float) -> Track:
     landmarks = ndimage.gaussian_filter1d(landmarks, sigma, axis=0)
   picks = np.full(len(frames), -1)
   picks[np.array(track.frames) - start] = track.picks
-  landmarks, boxes = np.float32(landmarks.reshape(-1, 5, 2)), np.float32(values[:, :4])
-  return Track(start, landmarks, boxes, picks >= 0, picks)
+  landmarks = landmarks.reshape(-1, 5, 2).astype(np.float32)
+  return Track(start, landmarks, values[:, :4].astype(np.float32), picks >= 0, picks)
 
 
 def choose(
@@ -305,7 +308,7 @@ def choose_frames(
     faces: "all"; or "largest", at most one face a frame: the track that covers the most area over
       its time in the clip goes first, then the next one where the first is not there, and so on.
       (The released code takes each frame's largest face, whoever that is.)
-    height: of the frame, in pixels; what is outside does not count.
+    height: the frame's, in pixels; what is outside does not count.
     width: likewise.
     usable: [n] bool of each track, the frames that may be picked; None: all.
 
@@ -318,7 +321,7 @@ def choose_frames(
     return list(usable)
   if faces != "largest":
     raise ValueError(f"faces {faces!r} is neither 'largest' nor 'all'")
-  limit = np.float32([width, height, width, height])
+  limit = np.array([width, height, width, height], np.float32)
   sizes = [_size(np.clip(track.boxes, 0, limit)) for track in tracks]
   area = [np.square(size[mask]).sum() for size, mask in zip(sizes, usable, strict=True)]
   free = np.ones(max((track.stop for track in tracks), default=0), bool)

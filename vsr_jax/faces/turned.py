@@ -16,7 +16,7 @@ _SURE = 0.9995
 # 0.7 to 0.999; turned rightly it leaves much less doubt. So by this a turn must be less in doubt.
 _LESS_DOUBT = 10
 
-_EVERY = 4  # frames with faces in doubt, of which one is looked at turned
+_EVERY = 4  # one in so many frames with faces in doubt is looked at turned
 
 
 def turning(detect: Detector) -> Detector:
@@ -29,7 +29,7 @@ def turning(detect: Detector) -> Detector:
 
   Returns:
     the function from a frame to its `Detections`, all of one turn. Landmarks keep their order as
-    the upright face has it: of a face upside down the first eye is at the picture's right.
+    the upright face has it: in a face upside down the first eye is at the picture's right.
   """
   turn, missed, doubtful, tried = 0, False, 0, 0
   first = True

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 
 from vsr_jax.ops.warp import sample_bilinear
 
-STRIDE = 8  # of RAFT's and GMFlow's feature maps: image sides are multiples of it
+STRIDE = 8  # between RAFT's or GMFlow's features, in pixels; image sides are multiples of it
 
-_EPSILON = 1e-5  # of the instance norm
-_MEAN = (0.485, 0.456, 0.406)  # of ImageNet's RGB in [0, 1]
+_EPSILON = 1e-5  # under the instance norm's root
+_MEAN = (0.485, 0.456, 0.406)  # ImageNet's, RGB in [0, 1]
 _DEVIATION = (0.229, 0.224, 0.225)
 
 

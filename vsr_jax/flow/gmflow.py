@@ -8,7 +8,7 @@ coordinates are float32; `dtype` is the type of the products' operands.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -27,13 +27,13 @@ from vsr_jax.flow.common import (
 from vsr_jax.ops.activations import gelu
 from vsr_jax.ops.attention import Windows, attend_globally, attend_in_windows
 
-WIDTH = 128  # of the features
-LAYERS = 6  # of the transformer
-WINDOWS = 2  # of attention along each axis
+WIDTH = 128  # the features' channels
+LAYERS = 6  # the transformer's
+WINDOWS = 2  # the image is cut into so many along each axis, for attention
 MULTIPLE = STRIDE * WINDOWS  # image sides are multiples of it
 
-_EXPANSION = 4  # of the feed-forward network, of its input's width
-_EPSILON = 1e-5  # of the layer norms
+_EXPANSION = 4  # the feed-forward network's hidden width over its input's
+_EPSILON = 1e-5  # under the layer norms' root
 
 Params = Mapping[str, Any]
 
@@ -165,7 +165,7 @@ def init(key: jax.Array) -> dict[str, Any]:
   image = jnp.zeros((1, MULTIPLE, MULTIPLE, 3))
   features = jnp.zeros((1, WINDOWS, WINDOWS, WIDTH))
   flow = features[..., :2]
-  inputs = {
+  inputs: dict[str, tuple] = {
     "encoder": (Encoder(), image),
     "transformer": (Transformer(), jnp.stack([features, features], axis=1)),
     "propagation": (Propagation(), features, flow),
@@ -185,7 +185,7 @@ def encode(params: Params, frames: jax.Array, dtype: jnp.dtype = jnp.float32) ->
   Args:
     params: from `gmflow_conversion.load` or `init`.
     frames: [b h w 3] RGB in [0, 255], sides multiples of 16.
-    dtype: of the products' operands, float32 or bfloat16.
+    dtype: the type of the products' operands, float32 or bfloat16.
 
   Returns:
     [b h/8 w/8 128] float32, its position in the attention's windows added.
@@ -209,7 +209,7 @@ def flow_from_features(
     params: from `gmflow_conversion.load` or `init`.
     features1: [b h/8 w/8 128] from `encode`.
     features2: the same of the other frames.
-    dtype: of the products' operands, float32 or bfloat16.
+    dtype: the type of the products' operands, float32 or bfloat16.
 
   Returns:
     [b h w 2] float32, (dx, dy) in pixels: frame 1 at (x, y) looks like frame 2 at (x + dx, y + dy).
@@ -220,7 +220,7 @@ def flow_from_features(
   if features1.shape != features2.shape:
     raise ValueError(f"features of shapes {features1.shape} and {features2.shape}")
 
-  def apply(part, name, *args):
+  def apply(part: Callable[..., nn.Module], name: str, *args: jax.Array) -> Any:
     return part(dtype).apply({"params": params[name]}, *args)
 
   both = apply(Transformer, "transformer", jnp.stack([features1, features2], axis=1))
@@ -239,7 +239,7 @@ def gmflow(
     params: from `gmflow_conversion.load` or `init`.
     image1: [b h w 3] RGB in [0, 255], sides multiples of 16.
     image2: the same of the other image.
-    dtype: of the products' operands, float32 or bfloat16.
+    dtype: the type of the products' operands, float32 or bfloat16.
 
   Returns:
     [b h w 2] float32, (dx, dy) in pixels: image1 at (x, y) looks like image2 at (x + dx, y + dy).
@@ -262,9 +262,9 @@ def position_code(h: int, w: int) -> jax.Array:
   frequency = 10000.0 ** -(np.arange(n) // 2 * 2 / n)
   phase = np.arange(n) % 2 * np.pi / 2  # cos(a) = sin(a + pi / 2)
   y, x = (np.sin(2 * np.pi * np.arange(1, m + 1)[:, None] / m * frequency + phase) for m in (h, w))
-  y = jnp.broadcast_to(jnp.asarray(y[:, None], jnp.float32), (h, w, n))
-  x = jnp.broadcast_to(jnp.asarray(x[None], jnp.float32), (h, w, n))
-  return jnp.concatenate([y, x], axis=-1)
+  rows = jnp.broadcast_to(jnp.asarray(y[:, None], jnp.float32), (h, w, n))
+  columns = jnp.broadcast_to(jnp.asarray(x[None], jnp.float32), (h, w, n))
+  return jnp.concatenate([rows, columns], axis=-1)
 
 
 def window_sizes(size: int, shifted: bool) -> list[int]:

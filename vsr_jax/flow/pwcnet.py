@@ -20,11 +20,11 @@ from vsr_jax.ops.warp import backward_warp
 
 LEVELS = (6, 5, 4, 3, 2)  # where flow is estimated; level i has 1/2^i of the image's sides
 MULTIPLE = 2 ** LEVELS[0]  # image sides are multiples of it
-RADIUS = 4  # of the cost volume, in pixels of its level
+RADIUS = 4  # the cost volume's, in pixels of its level
 
 _FLOW_UNIT = 20  # pixels of the image
-_WIDTHS = (16, 32, 64, 96, 128, 196)  # of the pyramid, from level 1
-_DENSE_WIDTHS = (128, 128, 96, 64, 32)  # of an estimator
+_WIDTHS = (16, 32, 64, 96, 128, 196)  # the pyramid's, from level 1
+_DENSE_WIDTHS = (128, 128, 96, 64, 32)  # an estimator's
 _CONTEXT = ((128, 1), (128, 2), (128, 4), (96, 8), (64, 16), (32, 1))  # widths and dilations
 _WITHIN = 0.9999  # the part of a sample that must come from within the image
 
@@ -58,7 +58,7 @@ class Features(nn.Module):
     return {level: pyramid[level] for level in LEVELS}
 
 
-class Estimator(nn.Module):
+class LevelEstimator(nn.Module):
   """One level's flow [b h w 2], in units of 20 pixels of the image, and the features behind it."""
 
   level: int
@@ -96,9 +96,9 @@ def init(key: jax.Array) -> dict[str, Any]:
   image = jnp.zeros((1, MULTIPLE, MULTIPLE, 3))
   pyramid, params = Features().init_with_output(features_key, image)
   params = {"features": params["params"]}
-  above = None
+  above: Any = None
   for level, k in zip(LEVELS, keys, strict=True):
-    estimator = Estimator(level)
+    estimator = LevelEstimator(level)
     above, variables = estimator.init_with_output(k, pyramid[level], pyramid[level], above)
     params[f"estimator{level}"] = variables["params"]
   params["context"] = Context().init(context_key, above[1])["params"]
@@ -136,10 +136,10 @@ def flow_from_features(params: Params, pyramid1: Pyramid, pyramid2: Pyramid) -> 
   Returns:
     [b h w 2] float32, (dx, dy) in pixels: frame 1 at (x, y) looks like frame 2 at (x + dx, y + dy).
   """
-  estimate = None
+  estimate: Any = None
   for level in LEVELS:
     variables = {"params": params[f"estimator{level}"]}
-    estimate = Estimator(level).apply(variables, pyramid1[level], pyramid2[level], estimate)
+    estimate = LevelEstimator(level).apply(variables, pyramid1[level], pyramid2[level], estimate)
   flow, features = estimate
   flow = flow + Context().apply({"params": params["context"]}, features)
   return resize_bilinear(_FLOW_UNIT * flow, 2 ** LEVELS[-1])
@@ -179,7 +179,7 @@ def cost_volume(first: jax.Array, second: jax.Array) -> jax.Array:
   side = jnp.arange(2 * RADIUS + 1)
   y, x = (shift.reshape(-1) for shift in jnp.meshgrid(side, side, indexing="ij"))
 
-  def one(shift):
+  def one(shift: tuple[jax.Array, jax.Array]) -> jax.Array:
     moved = lax.dynamic_slice(padded, (0, *shift, 0), first.shape)
     return (first * moved).mean(-1)
 

@@ -57,7 +57,7 @@ def _authors_rules() -> list[Rule]:
     *with_bias(r"conv(\d)b\.0", r"features/conv\1_2"),
     *with_bias(r"conv(\d)_(\d)\.0", r"estimator\1/conv\2"),
     *with_bias(r"predict_flow(\d)", r"estimator\1/flow"),
-    Rule(r"deconv2\.\w+", None),  # of the last level, whose flow is enlarged bilinearly
+    Rule(r"deconv2\.\w+", None),  # the last level's flow is enlarged bilinearly
     *(rule for i in range(6) for rule in with_bias(rf"dc_conv{i + 1}\.0", f"context/conv{i}")),
     *with_bias("dc_conv7", "context/conv6"),
   ]

@@ -19,7 +19,7 @@ from vsr_jax.flow.common import STRIDE, InstanceNorm, upsample_bilinear, upsampl
 from vsr_jax.layers import FrozenBatchNorm
 from vsr_jax.ops.warp import sample_bilinear
 
-LEVELS = 4  # of the correlation pyramid
+LEVELS = 4  # the correlation pyramid's
 MULTIPLE = STRIDE  # image sides are multiples of it
 
 
@@ -105,7 +105,9 @@ class Update(nn.Module):
   head: int
 
   @nn.compact
-  def __call__(self, hidden, context, correlation, flow):
+  def __call__(
+    self, hidden: jax.Array, context: jax.Array, correlation: jax.Array, flow: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
     """Hidden state, context and correlations [b h w .], flow [b h w 2]; all at 1/8.
 
     Returns:
@@ -123,7 +125,7 @@ class Update(nn.Module):
     delta = nn.relu(_conv(self.head, 3, "head0")(hidden))
     return hidden, _conv(2, 3, "head1")(delta)
 
-  def _gru(self, hidden, inputs, size, i):
+  def _gru(self, hidden: jax.Array, inputs: jax.Array, size: tuple[int, int], i: int) -> jax.Array:
     width = hidden.shape[-1]
     both = jnp.concatenate([hidden, inputs], axis=-1)
     z = nn.sigmoid(_conv(width, size, f"gru{i}_z")(both))
@@ -179,7 +181,7 @@ class Features(NamedTuple):
   """What the networks see of frames, each on its own."""
 
   features: jax.Array  # [b h/8 w/8 .]
-  context: jax.Array  # of frames that a flow starts from: hidden state and context, [b h/8 w/8 .]
+  context: jax.Array  # where a flow starts: hidden state and context, [b h/8 w/8 .]
 
 
 def init(net: Raft, key: jax.Array) -> dict[str, Any]:
@@ -189,7 +191,7 @@ def init(net: Raft, key: jax.Array) -> dict[str, Any]:
   hidden = point.repeat(net.hidden, -1)
   context = point.repeat(net.context.features - net.hidden, -1)
   correlation = point.repeat(LEVELS * (2 * net.radius + 1) ** 2, -1)
-  inputs = {
+  inputs: dict[str, tuple] = {
     "features": (net.features, image),
     "context": (net.context, image),
     "update": (net.update, hidden, context, correlation, point.repeat(2, -1)),
@@ -230,7 +232,7 @@ def flow_from_features(
   Args:
     net: `SMALL` or `LARGE`.
     params: its parameters.
-    first: of frame 1.
+    first: what `encode` gives for frame 1.
     features2: the features of frame 2.
     iterations: refinement steps.
     start: [b h/8 w/8 2] in pixels of that size, where the refinement starts; zero without it.
@@ -245,7 +247,7 @@ def flow_from_features(
   y, x = jnp.mgrid[:h, :w].astype(jnp.float32)
   grid = jnp.stack([x, y], axis=-1)[None]
 
-  def step(carry, _):
+  def step(carry: tuple[jax.Array, jax.Array], _: None) -> tuple[Any, None]:
     hidden, flow = carry
     correlation = lookup(pyramid, grid + flow, net.radius)
     hidden, delta = _apply(net.update, params["update"], hidden, context, correlation, flow)
@@ -332,7 +334,7 @@ def lookup(pyramid: list[jax.Array], points: jax.Array, radius: int) -> jax.Arra
   Args:
     pyramid: from `correlation_pyramid`.
     points: [b h w 2], (x, y) at level 0.
-    radius: of the square window, in pixels of each level.
+    radius: half the square window's side, in pixels of each level.
 
   Returns:
     [b h w levels*(2*radius+1)^2]; in a window x is the slower index, as in the released weights.

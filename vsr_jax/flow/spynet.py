@@ -25,7 +25,12 @@ from vsr_jax.ops.warp import backward_warp
 LEVELS = 6
 MULTIPLE = 2 ** (LEVELS - 1)  # image sides are multiples of it
 
-_WIDTHS = (32, 64, 32, 16)  # of a level's convolutions but the last, whose output is the flow
+_WIDTHS = (
+  32,
+  64,
+  32,
+  16,
+)  # the convolutions of a level before the last one, whose output is the flow
 
 Params = Mapping[str, Any]
 Pyramid = tuple[jax.Array, ...]  # normalised images [b h/2^i w/2^i 3], the smallest first

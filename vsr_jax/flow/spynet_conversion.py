@@ -20,7 +20,7 @@ from vsr_jax.flow import spynet
 from vsr_jax.torch_pickle import shorten
 
 _CONVOLUTIONS = 5  # a level
-_MAX_ENTRIES, _MAX_BYTES = 1000, 2**26  # of an .npz; in float64 the weights take 12 MB
+_MAX_ENTRIES, _MAX_BYTES = 1000, 2**26  # in an .npz; the weights take 12 MB in float64
 
 
 def load(path: str | Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import pathlib
 import signal
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -31,7 +32,7 @@ from vsr_jax.train.step import TrainStep, jit_train_step, make_train_step
 from vsr_jax.train.summaries import MEMORY, Recorder
 
 
-class Batches(Protocol):
+class ResumableBatches(Protocol):
   """A stream of batches {name: array [b ...]} whose position can be kept, as Grain's are."""
 
   def __next__(self) -> Mapping[str, np.ndarray]: ...
@@ -44,12 +45,12 @@ class Batches(Protocol):
 def fit(
   stage: Stage,
   init_params: Callable[[jax.Array], Params],  # key -> params of every sub-network, float32
-  batches: Batches,  # this host's part
+  batches: ResumableBatches,  # this host's part
   *,
   workdir: str | pathlib.Path,  # for checkpoints/, log.jsonl and TensorBoard's file
-  steps: int,  # of the whole run
-  seed: int = 0,  # of the initialisation and of every random stream
-  mesh: Mesh | None = None,  # from make_mesh; None: of all devices
+  steps: int,  # the whole run's
+  seed: int = 0,  # for the initialisation and every stream of random numbers
+  mesh: Mesh | None = None,  # from make_mesh; None: all devices
   init_from: Params | None = None,  # params of some or all sub-networks to start from
   log_every: int = 50,  # steps to a row of mean logs
   image_every: int | None = None,  # steps between image panels; there is one at the end anyway
@@ -57,10 +58,10 @@ def fit(
   keep: int = 2,  # how many of the latest checkpoints stay
   best: str | None = None,  # scalar; the checkpoint of an evaluation with its largest value stays
   accumulate: int = 1,  # micro-batches to a step
-  ema_decay: float | None = None,  # of the params' moving average; None: no average
+  ema_decay: float | None = None,  # for the params' moving average; None: no average
   clip_norm: float | None = None,  # largest global norm of the gradients; None: any
   fsdp_min_size: int | None = None,  # smallest array split over devices; None: all replicated
-  evaluate: Evaluate | None = None,  # (params, step) -> scalars, of the average if there is one
+  evaluate: Evaluate | None = None,  # (params or their average if there is one, step) -> scalars
   evaluate_every: int | None = None,  # steps between evaluations; there is one at the end anyway
   meta: Mapping[str, Any] | None = None,  # JSON entries kept in checkpoints, such as the config
 ) -> TrainState:
@@ -85,8 +86,8 @@ def fit(
   shapes = abstract_state(
     stage, init_params, mesh, ema=ema_decay is not None, fsdp_min_size=fsdp_min_size
   )
-  step_options = {"accumulate": accumulate, "clip_norm": clip_norm, "ema_decay": ema_decay}
-  train_step = jit_train_step(make_train_step(stage, **step_options), mesh, shapes)
+  step = make_train_step(stage, accumulate=accumulate, clip_norm=clip_norm, ema_decay=ema_decay)
+  train_step = jit_train_step(step, mesh, shapes)
   init = functools.partial(init_state, stage, init_params, _key(mesh, seed, 0), shapes, init_from)
   every = {"panel": image_every, "evaluation": evaluate_every, "checkpoint": checkpoint_every}
   with contextlib.ExitStack() as stack:
@@ -139,7 +140,7 @@ def _start(
   checkpoints: Checkpoints,
   stage: Stage,
   shapes: TrainState,
-  batches: Batches,
+  batches: ResumableBatches,
   init: Callable[[], TrainState],
 ) -> tuple[TrainState, dict[str, Any] | None]:
   """The state to start from, and what the log remembers; moves the batches to where they were."""
@@ -180,7 +181,8 @@ def _run(
   """The steps that are left; `every` says how often a panel, evaluation or checkpoint is due."""
 
   def due(what: str) -> bool:
-    return step == steps or bool(every[what] and step % every[what] == 0)
+    interval = every[what]
+    return step == steps or bool(interval and step % interval == 0)
 
   with _Interrupt() as interrupt:
     first = int(state.step) + 1
@@ -212,7 +214,7 @@ def _run(
 class _Feed:
   """Batches on the mesh, one fetched ahead, with the iterator's position after the one in use."""
 
-  def __init__(self, mesh: Mesh, batches: Batches):
+  def __init__(self, mesh: Mesh, batches: ResumableBatches):
     self._mesh, self._batches = mesh, batches
     self._ahead: tuple[dict[str, jax.Array], str] | None = None
     self._position = "null"
@@ -235,6 +237,7 @@ class _Feed:
     """The next batch."""
     if self._ahead is None:
       self.fetch()
+    assert self._ahead is not None
     batch, self._position = self._ahead
     self._ahead = None
     return batch
@@ -259,11 +262,11 @@ class _Interrupt:
         self._old[number] = signal.signal(number, self._catch)
     return self
 
-  def __exit__(self, kind, error, traceback) -> None:
+  def __exit__(self, *error: object) -> None:
     for number in list(self._old):
       self._release(number)
 
-  def _catch(self, number, frame) -> None:
+  def _catch(self, number: int, frame: types.FrameType | None) -> None:
     del frame
     now = time.monotonic()
     if self._caught is None:

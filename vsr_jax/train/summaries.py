@@ -21,7 +21,7 @@ from vsr_jax.files import write_whole
 from vsr_jax.images import encode_image
 from vsr_jax.json_files import fields, integer, mapping, number, text
 
-ROW = fields({"step": integer()}, more=True)  # of log.jsonl
+ROW = fields({"step": integer()}, more=True)  # a line of log.jsonl
 MEMORY = fields({"sums": mapping(text, number()), "count": integer(), "seconds": number(0)})
 
 
@@ -74,7 +74,7 @@ class Recorder:
 
     Args:
       workdir: an existing folder.
-      step: finished steps; later rows, of a session that broke off, are dropped.
+      step: finished steps; later rows, left by a session that broke off, are dropped.
       log_every: steps to a row.
       memory: what the checkpoint of this step remembers; None at the start.
     """

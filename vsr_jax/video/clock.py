@@ -87,7 +87,7 @@ class _Span:
     self.number = number
     self.start = time  # when its first packet is shown
     self.end = time  # when the last one of all streams has been shown
-    self.first = self.last = time  # of the times by which the packets are ordered
+    self.first = self.last = time  # the least and the largest time by which packets are ordered
     self.offset: float | None = None  # until it is settled
 
   def distance(self, time: float) -> float:
@@ -112,7 +112,7 @@ class _Clock:
     self._jumps = jumps
     self._recent: collections.deque[_Span] = collections.deque(maxlen=_SPANS)
     self._unsettled: list[_Span] = []
-    self._end: float | None = None  # of all that is settled, on the common clock
+    self._end: float | None = None  # when all that is settled ends, on the common clock
     self._tracks: dict[int, _Track] = {}
     self._deciding: dict[int, bool] = {}
 

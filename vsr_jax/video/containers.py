@@ -46,7 +46,7 @@ def open_container(
   Args:
     path: a regular file.
     name: what errors call it, `path` if None.
-    max_pixels: of a frame that is decoded to know the streams.
+    max_pixels: the most that a frame may have which is decoded to know the streams.
 
   Returns:
     The file, its streams known.

@@ -93,7 +93,7 @@ class VideoFile:
       path: the file.
       copy: where the file's content is, if not in a regular file at `path`.
       deinterlace: make whole pictures of fields.
-      max_pixels: of a frame.
+      max_pixels: the most in a frame.
 
     Raises:
       UserError: the file is no video, or has no frame that can be decoded, or larger ones.
@@ -101,7 +101,7 @@ class VideoFile:
     self.warning: str | None = None
     self.end: Fraction | None = None
     self._damaged = False
-    self._packets_end: Fraction | None = None  # of the pictures
+    self._packets_end: Fraction | None = None  # when the pictures' packets end
     try:
       _check_picture(copy or path, path, max_pixels)
       self._container = open_container(copy or path, path, max_pixels)
@@ -320,9 +320,9 @@ def _filter_errors(path: str) -> Iterator[None]:
 
 
 def _check_picture(file: str, path: str, max_pixels: int) -> None:
-  """Raises `UserError` for a picture, such as a GIF, of more pixels, which FFmpeg tells late.
+  """Raises `UserError` for a picture, such as a GIF, with more pixels, which FFmpeg tells late.
 
-  And for pages and a WebP's animation, of which it shows one picture or none.
+  And for pages and a WebP's animation: FFmpeg shows one picture of them or none.
   """
   with open(file, "rb") as f:
     begin = f.read(2**20)
@@ -351,7 +351,7 @@ def _seconds(microseconds: int | None) -> Fraction | None:
 
 
 def _frame_rate(stream: av.VideoStream, has_times: bool) -> Fraction:
-  # Of a raw stream the guess knows the codec's own rate; where there are times the mean is right.
+  # For a raw stream the guess knows the codec's own rate; where there are times the mean is right.
   mean, *guesses = map(_fraction, (stream.average_rate, stream.guessed_rate, stream.base_rate))
   if has_times and mean and 0 < mean <= 1000:
     return mean

@@ -20,7 +20,7 @@ CONTAINERS = {".mp4": "mp4", ".mkv": "matroska", ".mov": "mov"}
 
 # Ticks a second at least: fine enough for the times of a variable frame rate.
 _MIN_TICKS = 90_000
-# Of a rate: ticks stay below 2^31 then.
+# The most in a rate: ticks stay below 2^31 then.
 _MAX_NUMERATOR = 1_000_000
 _MOV_LIMIT = 2**31 - 1  # ticks from one packet to the next
 _TIME_LIMIT = 2**32  # seconds after the first picture
@@ -63,7 +63,7 @@ class VideoSink:
     self._path = path
     self._first_time: Fraction | None = None
     self._shown: tuple[int, int] | None = None  # the last picture's ticks, from and to
-    self._durations: dict[int, int] = {}  # of those not written yet, by when they begin
+    self._durations: dict[int, int] = {}  # by when a picture begins that is not written yet
     self._count = 0
     self._graph = self._tracks = self._container = None
     fast_start = {"movflags": "+faststart"} if suffix != ".mkv" else {}
@@ -188,7 +188,7 @@ class Pace:
 
   Attributes:
     rate: frames a second, nominal.
-    ticks: of the file's clock, a second; the grid is a whole number of them.
+    ticks: how many a second the file's clock has; the grid is a whole number of them.
   """
 
   def __init__(self, rate: Fraction, tick: Fraction):

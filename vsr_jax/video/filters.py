@@ -69,7 +69,7 @@ class RgbConverter:
     name = frame.format.name
     full = int(frame.color_range) == _FULL_RANGE
     parts = frame.format.components
-    # Of these the filter makes v / 256, which is half a level too bright.
+    # The filter would make v / 256 of them, which is half a level too bright.
     is_deep = parts[0].bits > 8 and (frame.format.is_rgb or len(parts) < 3)
     if self._key != (name, matrix, full):
       colors = f"in_color_matrix={matrix}:in_range={'full' if full else 'limited'}:out_range=full"

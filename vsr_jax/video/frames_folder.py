@@ -39,7 +39,7 @@ def output_names(names: Sequence[str]) -> tuple[list[str], str | None]:
   """The names of a folder's images once they are PNGs.
 
   Args:
-    names: of the images, unique.
+    names: the images', each once.
 
   Returns:
     NAME.png for each NAME.jpg and the like; of several images NAME that differ in the extension
@@ -72,7 +72,7 @@ class ImageFiles:
     info: the clip's `VideoInfo`.
     warning: None, always.
     end: None, always: the last frame lasts as long as the others.
-    names: of each frame the name that it gets in a folder of PNGs.
+    names: what each frame is to be called in a folder of PNGs.
   """
 
   warning = end = None
@@ -82,7 +82,7 @@ class ImageFiles:
 
     Args:
       path: the folder or file.
-      max_pixels: of an image; larger ones are refused before they are decoded.
+      max_pixels: the most in an image; larger ones are refused before they are decoded.
 
     Raises:
       UserError: no image in the folder, or the first one cannot be read.

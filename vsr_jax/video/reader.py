@@ -154,7 +154,7 @@ def open_reader(
     stop: number of the frame to stop before, or None for all.
     context: how many frames before `start`, and from `stop` on, are read, too, as far as they are
       there and can be read; they are marked `is_context`.
-    max_pixels: of a frame; larger ones are refused before they are decoded.
+    max_pixels: the most in a frame; larger ones are refused before they are decoded.
     copy: where `spool.copied` has put a pipe's content; who reads a pipe twice needs it.
     deinterlace: make whole pictures of fields; for video files.
 

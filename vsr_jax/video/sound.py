@@ -6,6 +6,7 @@ import collections
 import warnings
 from collections.abc import Iterator
 from fractions import Fraction
+from typing import Any
 
 import av
 
@@ -21,7 +22,7 @@ _AAC_LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
 _LEAD = 256
 
 
-def as_fraction(value) -> Fraction:
+def as_fraction(value: Any) -> Fraction:
   """A PyAV rational as a Fraction."""
   return Fraction(value.numerator, value.denominator)
 
@@ -39,7 +40,7 @@ class SampleClock:
   """
 
   def __init__(self):
-    self._stated: Fraction | None = None  # by the container, of the packet before
+    self._stated: Fraction | None = None  # the time by the container of the packet before
     self._last: Fraction | None = None
     self._shift = self._former_shift = Fraction(0)  # from the container's times to ours
     self.next: Fraction | None = None
@@ -51,7 +52,7 @@ class SampleClock:
     Args:
       time: what the container says, in seconds; None where it says nothing.
       duration: seconds, by the number of samples.
-      tick: of the container's clock, in seconds.
+      tick: the container's clock's, in seconds.
 
     Returns:
       Seconds, later than all before; None for a packet that is to be left out: by the container
@@ -114,7 +115,7 @@ class SoundTrack:
     self._lead: collections.deque = collections.deque(maxlen=_LEAD)
     self._last_ticks: int | None = None
     self._damaged = False
-    self._kind: tuple[str, str, int] | None = None  # of the frames that are coded now
+    self._kind: tuple[str, str, int] | None = None  # what the frames are that are coded now
 
   def items(self, packet: av.Packet) -> Iterator[Item]:
     """Yields what a packet of the track, or the empty last one, gives to `write`.

@@ -58,7 +58,7 @@ class Tracks:
   The default sound track comes first.
 
   Attributes:
-    tick: seconds, of the clock by which the clip's pictures are timed.
+    tick: seconds between two times that the clock of the clip's pictures knows.
     left_out: what the file cannot hold, a few words each.
   """
 
@@ -113,7 +113,7 @@ class Tracks:
 
     Args:
       first: see `write`.
-      end: of the last picture, in seconds after the begin of the source's first one.
+      end: when the last picture ends, in seconds after the begin of the source's first one.
 
     Raises:
       OSError: the file cannot be written.
@@ -289,12 +289,12 @@ def _lost_tags(
   """Which tags a kind of file has no place for, by writing a small one to memory.
 
   Args:
-    target: of the kind.
-    tags: of the file.
+    target: the kind of container.
+    tags: the file's.
     tracks: the tags of each track.
 
   Returns:
-    Names, of the file's tags and then of each track's.
+    The names of the file's tags and then those of each track's.
   """
   if target.format.name == "matroska":  # it takes all
     return [[] for _ in (tags, *tracks)]

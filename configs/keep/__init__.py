@@ -1,0 +1,3 @@
+"""Values of KEEP: its ablations."""
+
+from __future__ import annotations

@@ -1,0 +1,47 @@
+"""The paper's ablations, as named changes of the released architecture.
+
+    dataclasses.replace(keep_jax.architecture.RELEASED, **ablations.overrides("no_cfa"))
+
+The paper's numbers, on its mildly degraded VFHQ-Test (LPIPS and AKD: lower is better; IDS: higher);
+those that it does not give are left out.
+
+| NAME           | change                                                   | LPIPS | IDS   | AKD  |
+|----------------|----------------------------------------------------------|-------|-------|------|
+| keep           | nothing                                                  | .1619 | .7960 | 8.82 |
+| no_kfn         | no Kalman filter network: each frame's own observation   | .1721 | .7773 | 9.20 |
+| no_cfa         | no cross-frame attention                                 | .1621 | .7970 | 8.90 |
+| pwcnet         | PWC-Net's flow instead of GMFlow's                       | .1623 | .7957 | 8.78 |
+| spynet         | SPyNet's                                                 |       |       |      |
+| raft_small     | RAFT's, its small variant                                |       |       |      |
+| raft_large     | RAFT's, its large variant                                |       |       |      |
+| no_flow        | the frame before as it is, unwarped                      |       |       |      |
+| no_first_frame | gains that do not look back at the first frame           |       |       |      |
+| constant_gain  | one learnt gain for all frames and places                |       |       |      |
+| fixed_gain     | K = 0.5 for all frames and places, nothing learnt        |       |       |      |
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+# Fields of `keep_jax.architecture.Architecture`.
+OVERRIDES: dict[str, dict[str, Any]] = {
+  "keep": {},
+  "no_kfn": {"gain": "none", "flow": "none"},
+  "no_cfa": {"cfa": ()},
+  "pwcnet": {"flow": "pwcnet"},
+  "spynet": {"flow": "spynet"},
+  "raft_small": {"flow": "raft_small"},
+  "raft_large": {"flow": "raft_large"},
+  "no_flow": {"flow": "none"},
+  "no_first_frame": {"attend_first_frame": False},
+  "constant_gain": {"gain": "constant"},
+  "fixed_gain": {"gain": "fixed", "fixed_gain": 0.5},
+}
+
+
+def overrides(name: str) -> dict[str, Any]:
+  """The changes of an ablation; `ValueError` if there is none of that name."""
+  if name not in OVERRIDES:
+    raise ValueError(f"{name!r} is no ablation of KEEP: must be one of {', '.join(OVERRIDES)}")
+  return OVERRIDES[name]
