@@ -62,7 +62,7 @@ class Padded:
 
 
 def fingerprint(*told: Any) -> int:
-  """A number that tells streams of batches apart: of anything that JSON can hold."""
+  """A number that tells streams of batches apart, from anything that JSON can hold."""
   return zlib.crc32(json.dumps(told).encode())
 
 
@@ -89,7 +89,7 @@ def mix(samples: Sequence[grain.MapDataset], weights: Sequence[float]) -> grain.
 def batch(
   samples: grain.MapDataset, batch_size: int, *, host: int = 0, hosts: int = 1
 ) -> grain.MapDataset:
-  """A host's batches: of every `hosts`-th sample, `batch_size` at a time, no incomplete ones."""
+  """A host's batches: every `hosts`-th sample, `batch_size` at a time, no incomplete batch."""
   if hosts > 1:
     samples = samples.slice(slice(host, None, hosts))
   return samples.batch(batch_size, drop_remainder=True)
@@ -108,7 +108,7 @@ class BatchReader(Iterator[dict[str, np.ndarray]]):
       dataset: from `batch`.
       workers: processes that decode; 0 decodes in a thread of this process. The
         batches are the same for any number.
-      fingerprint: of the stream of batches; a position in another is refused.
+      fingerprint: tells this stream of batches from others, whose positions are refused.
     """
     self._fingerprint = fingerprint
     self._dataset = dataset

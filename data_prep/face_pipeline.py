@@ -46,7 +46,7 @@ def images(
     source: the clips.
     seed: gives the order.
     size: side of the faces.
-    stream: of the good frames.
+    stream: the stream that has the good frames.
     epochs: passes over the frames; None for no end.
 
   Returns:
@@ -81,7 +81,7 @@ def clips(
     reverse: how probable the reverse order is.
     degradation: how the low-quality frames are made, and the scale s.
     size: side of the good faces.
-    stream: of the good frames.
+    stream: the stream that has the good frames.
     epochs: passes over the frames; None for no end.
 
   Returns:
@@ -125,12 +125,12 @@ def evaluation_batches(
 
   Args:
     source: the clips.
-    low_quality: the stream that has the low-quality frames, or how to make them: of a whole
-      clip at once, and the same ones always, by the clip's name.
+    low_quality: the stream that has the low-quality frames, or how to make them from a
+      whole clip at once; a clip's name gives what is random, so that they are always the same.
     batch_size: the host's chunks b a batch.
     chunk: t.
     size: side of the good faces.
-    stream: of the good frames.
+    stream: the stream that has the good frames.
     host: this host's index.
     hosts: their number; all have equally many batches.
 
@@ -210,7 +210,7 @@ def align(image: np.ndarray, matrix: np.ndarray, size: int, scale: int) -> np.nd
     image: uint8 RGB [h w 3]: a frame, or one reduced by `scale`.
     matrix: [2 3], from `fit` for the frame.
     size: side of an aligned frame.
-    scale: of the image.
+    scale: how many times smaller the image is than the frame.
 
   Returns:
     uint8 RGB [size/scale size/scale 3].
