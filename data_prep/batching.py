@@ -149,7 +149,7 @@ class BatchReader(Iterator[dict[str, np.ndarray]]):
   def __enter__(self) -> BatchReader:
     return self
 
-  def __exit__(self, *exception) -> None:
+  def __exit__(self, *exception: object) -> None:
     self.close()
 
 

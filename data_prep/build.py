@@ -27,6 +27,7 @@ import pathlib
 import shlex
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 from data_prep import built
 from data_prep.opening import open_clips
@@ -106,7 +107,7 @@ def _parse() -> argparse.Namespace:
   return args
 
 
-def _import_builder(name: str) -> type:
+def _import_builder(name: str) -> Any:
   try:
     with _quiet():
       module = importlib.import_module(f"data_prep.builders.{name}.{name}_dataset_builder")
@@ -130,7 +131,7 @@ def _quiet() -> Iterator[None]:
     os.close(kept)
 
 
-def _configure(args: argparse.Namespace):
+def _configure(args: argparse.Namespace) -> Any:
   import tensorflow_datasets as tfds
 
   # Resolved: a shard is known by its files' paths, however a rerun spells them.

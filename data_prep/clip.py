@@ -46,7 +46,7 @@ class Clip:
   streams: Mapping[str, Sequence[bytes]]
   rate: float = 0.0
   sizes: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
-  landmarks: Sequence[np.ndarray] = ()
+  landmarks: Sequence[np.ndarray] | np.ndarray = ()
   flow: Labels | None = None
 
   @property
@@ -98,7 +98,7 @@ class Clip:
       )
     return image
 
-  def decode_each(self, stream: str, indices: Sequence[int]) -> Iterator[np.ndarray]:
+  def decode_each(self, stream: str, indices: Sequence[int] | np.ndarray) -> Iterator[np.ndarray]:
     """Decodes frames of one size one after the other; see `decode`."""
     first = None
     for index in indices:
@@ -108,7 +108,7 @@ class Clip:
         raise UserError(f"clip {self.name}: frames of {stream} differ in size; {_AGAIN}")
       yield image
 
-  def decode_all(self, stream: str, indices: Sequence[int]) -> np.ndarray:
+  def decode_all(self, stream: str, indices: Sequence[int] | np.ndarray) -> np.ndarray:
     """Decodes frames of one size: uint8 RGB [n h w 3]; see `decode`."""
     return np.stack(list(self.decode_each(stream, indices)))
 
