@@ -23,11 +23,12 @@ import grain
 import numpy as np
 
 from benchmarks import workload
-from data_prep import clip_set, exposure, face_degrade, face_pipeline, pipeline
+from data_prep import batching, blur_pipeline, clip_set, exposure, face_degrade, face_pipeline
 from data_prep.clip import BLUR_BICUBIC, SHARP, SHARP_BICUBIC, Clip
 from data_prep.folders import FileStream
 from data_prep.opening import open_clips
 from vsr_jax import cli, video
+from vsr_jax.faces.align import SIZE, TEMPLATE
 from vsr_jax.images import encode_image
 
 VERSIONS = {
@@ -56,7 +57,7 @@ class FaceClips(Sequence[Clip]):
     names = tuple(f"{i:08d}.png" for i in range(CLIP_FRAMES))
     # A head that wanders about a little: the warp is not the identity.
     sway = 6 * np.sin(np.arange(len(names)))[:, None, None]
-    landmarks = face_pipeline.TEMPLATE * 0.9 + 25 + sway
+    landmarks = TEMPLATE * 0.9 + 25 + sway
     streams = {SHARP: FileStream(folder, "", names)}
     return Clip(folder.name, len(names), streams, landmarks=landmarks)
 
@@ -99,10 +100,10 @@ def training_batches(name: str, root: pathlib.Path, size: int, repeats: int) -> 
   """The endless batches of a pipeline, from a set that holds each clip `repeats` times."""
   if name == "fmanet":
     found = open_clips(root / NATURAL, num_frames=3).clips * repeats
-    return pipeline.make_dataset(found, num_frames=3, batch_size=size, seed=0, flow=False)
+    return blur_pipeline.make_dataset(found, num_frames=3, batch_size=size, seed=0, flow=False)
   source = FaceClips(root / FACES, repeats)
   make = face_pipeline.images if name == "keep_images" else face_pipeline.clips
-  return pipeline.batch(make(source, seed=0), size)
+  return batching.batch(make(source, seed=0), size)
 
 
 def stages(args: argparse.Namespace) -> dict[str, Any]:
@@ -143,10 +144,10 @@ def timers() -> Iterator[defaultdict[str, float]]:
     return run
 
   def noise(image: np.ndarray, *_: Any) -> str:
-    return "noise" if len(image) == face_pipeline.SIZE else "noise, reduced"
+    return "noise" if len(image) == SIZE else "noise, reduced"
 
   def aligning(image: np.ndarray, *_: Any) -> str:
-    return "align" if len(image) == face_pipeline.SIZE else "align, reduced"
+    return "align" if len(image) == SIZE else "align, reduced"
 
   parts = [
     (Clip, "decode", lambda *_: "read and decode"),
@@ -169,7 +170,7 @@ def timers() -> Iterator[defaultdict[str, float]]:
 def feed(args: argparse.Namespace) -> dict[str, Any]:
   """Reads --count batches with --workers processes: seconds a sample, memory of all processes."""
   dataset = training_batches(args.pipeline, args.data, args.batch, args.repeats)
-  with pipeline.Batches(dataset, workers=args.workers) as batches:
+  with batching.BatchReader(dataset, workers=args.workers) as batches:
     # Each worker holds some batches ready; they must have been made in the time measured.
     for _ in range(WARM_UP + 4 * args.workers):
       next(batches)

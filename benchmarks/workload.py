@@ -98,7 +98,7 @@ def clip(count: int, height: int, width: int) -> Iterator[np.ndarray]:
 
 
 def training_batch(frames: int, scale: int, size: int, crop: int) -> dict[str, np.ndarray]:
-  """A batch as `data_prep.pipeline` yields it, with crops of `crop` x `crop` LR pixels."""
+  """A batch as `data_prep.blur_pipeline` yields it, with crops of `crop` x `crop` LR pixels."""
 
   def images(seed: int, side: int) -> np.ndarray:
     x = weights.inputs((size, frames, 3, side, side), seed)

@@ -94,7 +94,7 @@ def read_verified(path: str, index: int, size: int) -> bytes:
 
   Args:
     path: a file written with `WRITER_OPTIONS`.
-    index: of the record.
+    index: the record's, from 0.
     size: its bytes.
 
   Raises:

@@ -91,7 +91,8 @@ def _parse() -> argparse.Namespace:
     "--beam-options",
     "--beam_options",
     metavar="TEXT",
-    help=f"of Beam, written --beam-options='...' (default: {' '.join(LOCAL)} and a worker a core)",
+    help="options of Beam, written --beam-options='...'; "
+    f"default: {' '.join(LOCAL)} and a worker a core",
   )
   parser.add_argument(
     "--partial", action="store_true", help="use what is there of an incomplete download"

@@ -87,7 +87,7 @@ class Records:
       ((height, width) by stream), bytes. No record is read for it.
     skipped: name and reason of each clip that was left out when the set was built.
     streams: the names of the streams.
-    folder: of the data set.
+    folder: the data set's.
     flow_folder: where its flow labels are kept.
   """
 
@@ -103,7 +103,7 @@ class Records:
     self.streams = tuple(index[split]["streams"])
     lengths = [int(length) for length in splits[split]["shardLengths"]]
     if sum(lengths) != len(self.clips):
-      raise UserError(f"{folder / INDEX}: of another data set; build it again")
+      raise UserError(f"{folder / INDEX}: belongs to another data set; build it again")
     self._places = [
       (str(folder / shard_name(info["name"], split, i, len(lengths))), k)
       for i, length in enumerate(lengths)

@@ -2,7 +2,7 @@
 
 Streams have these names in every data set; frame i of all of them belongs together:
 
-  sharp           the truth, [s*h s*w]; of faces the good frames
+  sharp           the truth, [s*h s*w]; in sets of faces the good frames
   sharp_bicubic   its bicubic reduction, [h w]
   blur_bicubic    the input of joint restoration: the reduction of the blurry frame, [h w]
   blur            the blurry frame of full size

@@ -131,7 +131,7 @@ def hand_held(
     frames: uint8 [h w 3] each.
     speed: root mean square speed of the window along either axis, pixels a frame.
     rng: gives the path.
-    margin: of either size, left to move in; 1 - margin of the frame is shown.
+    margin: part of either size that is left to move in; 1 - margin of the frame is shown.
 
   Yields:
     uint8, one size: 1 - margin of the input's.

@@ -49,14 +49,14 @@ class Degradation:
     isotropic: how probable a round kernel is; it takes its width from `sigma_x`.
     sigma_x: width of the blur along the kernel's first axis, in pixels of the good clip.
     sigma_y: along its second axis.
-    rotation: of the axes, in radians.
+    rotation: angle of the axes, in radians.
     kernel_size: side of the kernel, odd; what lies outside is cut off.
     noise: standard deviation of the noise, in levels of 255, of each frame and both times.
     grey: how probable noise is that is the same in all channels.
     reductions: relative frequencies of reducing by area, bilinearly and by cubic interpolation.
     crf: H.264's constant rate factor, a whole number; higher is worse. The upper end is never
       drawn, as in the released code.
-    scale: of the reduction, s.
+    scale: by how much frames are reduced, s.
     as_released: makes the two slips of the released code on the way into the codec: red and
       blue change places, and values are cut off instead of rounded.
   """
@@ -275,7 +275,7 @@ def draw_strip(clip: np.ndarray, seed: int, rows: int = 2) -> np.ndarray:
 
   Args:
     clip: uint8 RGB [t h w 3], sizes multiples of 8.
-    seed: of what is random, the same for each preset.
+    seed: gives what is random, the same for each preset.
     rows: frames shown.
 
   Returns:
@@ -300,7 +300,9 @@ def main() -> None:
   parser.add_argument("clip", metavar="CLIP", help="a video file or a folder of frames")
   parser.add_argument("out", metavar="OUT.png", type=pathlib.Path)
   parser.add_argument("--start", type=int, default=0, metavar="N", help="first frame")
-  parser.add_argument("--frames", type=int, default=8, metavar="N", help="of the clip degraded")
+  parser.add_argument(
+    "--frames", type=int, default=8, metavar="N", help="how many frames are degraded"
+  )
   parser.add_argument("--size", type=int, default=512, metavar="N", help="side of the square shown")
   parser.add_argument("--seed", type=int, default=0)
   args = parser.parse_args()

@@ -5,9 +5,9 @@
 Stage I takes single images, stages II and III clips:
 
   source = open_clips("data/vfhq/512/1.0.0", streams=("sharp",)).clips
-  images = pipeline.batch(face_pipeline.images(source, seed=0), 8)
-  clips = pipeline.batch(face_pipeline.clips(source, seed=0), 2)
-  with pipeline.Batches(clips, workers=8) as batches: ...
+  images = batching.batch(face_pipeline.images(source, seed=0), 8)
+  clips = batching.batch(face_pipeline.clips(source, seed=0), 2)
+  with batching.BatchReader(clips, workers=8) as batches: ...
 """
 
 from __future__ import annotations
@@ -15,29 +15,18 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 
-import cv2
 import grain
 import numpy as np
 
+from data_prep.batching import Padded, Windows, batch
 from data_prep.clip import SHARP, Clip
 from data_prep.face_degrade import PRESETS, Degradation, degrade
-from data_prep.pipeline import Padded, Windows, batch
 from vsr_jax.errors import UserError
+from vsr_jax.faces import align as face_align
+from vsr_jax.faces.align import SIZE
 
-SIZE = 512  # side of an aligned face
 INTERVALS = (1, 2, 3, 4, 5, 6)  # frames from one of a training clip to the next
 CHUNK = 20  # frames that KEEP restores at once
-# Eyes, nose and mouth's corners (x, y) of FFHQ's alignment at 512x512, as KEEP has them. The
-# aligning of restored video has the same points; here a few lines of OpenCV suffice.
-TEMPLATE = np.array(
-  [
-    [192.98138, 239.94708],
-    [318.90277, 240.1936],
-    [256.63416, 314.01935],
-    [201.26117, 371.41043],
-    [313.08905, 371.15118],
-  ]
-)
 # What an aligned image shows beyond the frame. In RGB: the released data sets turn their images to
 # it before they align, unlike the released restoring of videos, whose border is BGR.
 BORDER = (135, 133, 132)
@@ -57,7 +46,7 @@ def images(
     source: the clips.
     seed: gives the order.
     size: side of the faces.
-    stream: of the good frames.
+    stream: the stream that has the good frames.
     epochs: passes over the frames; None for no end.
 
   Returns:
@@ -92,7 +81,7 @@ def clips(
     reverse: how probable the reverse order is.
     degradation: how the low-quality frames are made, and the scale s.
     size: side of the good faces.
-    stream: of the good frames.
+    stream: the stream that has the good frames.
     epochs: passes over the frames; None for no end.
 
   Returns:
@@ -136,12 +125,12 @@ def evaluation_batches(
 
   Args:
     source: the clips.
-    low_quality: the stream that has the low-quality frames, or how to make them: of a whole
-      clip at once, and the same ones always, by the clip's name.
+    low_quality: the stream that has the low-quality frames, or how to make them from a
+      whole clip at once; a clip's name gives what is random, so that they are always the same.
     batch_size: the host's chunks b a batch.
     chunk: t.
     size: side of the good faces.
-    stream: of the good frames.
+    stream: the stream that has the good frames.
     host: this host's index.
     hosts: their number; all have equally many batches.
 
@@ -187,58 +176,71 @@ def draw_frames(
   return frames[::-1] if rng.random() < reverse else frames
 
 
-def align(
-  image: np.ndarray, points: np.ndarray | None, size: int, scale: int, label: str
-) -> np.ndarray:
+def fit(clip: Clip, frames: Sequence[int], size: int) -> np.ndarray | None:
+  """The similarities that bring a face's landmarks to where FFHQ has them, as in restoring.
+
+  Args:
+    clip: with its landmarks.
+    frames: numbers of t frames.
+    size: side of an aligned frame.
+
+  Returns:
+    float64 [t 2 3], see `faces.align.fit`; None for a clip without landmarks.
+
+  Raises:
+    UserError: a frame has no landmarks, or no frame has those of a face.
+  """
+  count = len(clip.landmarks)
+  if not count:
+    return None
+  if missing := [index for index in frames if index >= count]:
+    raise UserError(f"clip {clip.name}, frame {missing[0]}: has no landmarks; make landmarks again")
+  try:
+    return face_align.fit(np.stack([clip.landmarks[index] for index in frames]), size)[0]
+  except ValueError as e:
+    raise UserError(
+      f"clip {clip.name}, frame {frames[0]}: its landmarks are no face; make landmarks again"
+    ) from e
+
+
+def align(image: np.ndarray, matrix: np.ndarray, size: int, scale: int) -> np.ndarray:
   """Moves, turns and enlarges a face to where FFHQ has it.
 
   Args:
     image: uint8 RGB [h w 3]: a frame, or one reduced by `scale`.
-    points: float [5 2], eyes, nose and mouth's corners (x, y) in pixels of the frame; None for
-      an image that is aligned.
+    matrix: [2 3], from `fit` for the frame.
     size: side of an aligned frame.
-    scale: of the image.
-    label: its name for errors.
+    scale: how many times smaller the image is than the frame.
 
   Returns:
     uint8 RGB [size/scale size/scale 3].
-
-  Raises:
-    UserError: no similarity leads to the template, or there are no points and the size is another.
   """
-  side = size // scale
-  if points is None:
-    if image.shape != (side, side, 3):
-      raise UserError(
-        f"{label}: {image.shape[1]}x{image.shape[0]} without landmarks is no aligned face of "
-        f"{side}x{side}; make landmarks first"
-      )
-    return image
-  # As the released code has it, least median of squares, and the points of a reduced image
-  # divided by the scale: pixel 0 is where it was, half a pixel's difference is left out.
-  matrix, _ = cv2.estimateAffinePartial2D(
-    np.asarray(points, np.float64), TEMPLATE * (size / SIZE), method=cv2.LMEDS
-  )
-  if matrix is None or not np.isfinite(matrix).all() or not matrix[:, :2].any():
-    raise UserError(f"{label}: its landmarks are no face; make landmarks again")
-  matrix[:, 2] /= scale
-  return cv2.warpAffine(
-    image, matrix, (side, side), borderMode=cv2.BORDER_CONSTANT, borderValue=BORDER
-  )
+  # As the released code has it, the points of a reduced image are divided by the scale: pixel 0 is
+  # where it was, half a pixel's difference is left out.
+  matrix = np.concatenate([matrix[:, :2], matrix[:, 2:] / scale], 1)
+  return face_align.align(image, matrix, size // scale, BORDER)
 
 
 def _align_all(
-  clip: Clip, frames: Sequence[int], images: Sequence[np.ndarray], size: int, scale: int
+  clip: Clip,
+  frames: Sequence[int],
+  images: Sequence[np.ndarray],
+  matrices: np.ndarray | None,
+  size: int,
+  scale: int,
 ) -> np.ndarray:
-  landmarks = clip.landmarks if len(clip.landmarks) else None
-  aligned = []
+  """Aligned images of a clip; those of one without landmarks are found to be aligned."""
+  if matrices is not None:
+    pairs = zip(images, matrices, strict=True)
+    return np.stack([align(image, matrix, size, scale) for image, matrix in pairs])
+  side = size // scale
   for index, image in zip(frames, images, strict=True):
-    label = f"clip {clip.name}, frame {index}"
-    if landmarks is not None and index >= len(landmarks):
-      raise UserError(f"{label}: has no landmarks; make landmarks again")
-    points = None if landmarks is None else landmarks[index]
-    aligned.append(align(image, points, size, scale, label))
-  return np.stack(aligned)
+    if image.shape != (side, side, 3):
+      raise UserError(
+        f"clip {clip.name}, frame {index}: {image.shape[1]}x{image.shape[0]} without landmarks is "
+        f"no aligned face of {side}x{side}; make landmarks first"
+      )
+  return np.stack(images)
 
 
 class _LoadImage:
@@ -252,7 +254,8 @@ class _LoadImage:
   def __call__(self, position: tuple[int, int]) -> dict[str, np.ndarray]:
     clip, index = self._source[position[0]], position[1]
     image = clip.decode(self._stream, index)
-    return {"gt": _align_all(clip, [index], [image], self._size, 1)[0]}
+    matrices = fit(clip, [index], self._size)
+    return {"gt": _align_all(clip, [index], [image], matrices, self._size, 1)[0]}
 
 
 class _LoadClip:
@@ -280,9 +283,10 @@ class _LoadClip:
     frames = draw_frames(rng, length, centre, *self._drawn)
     good = clip.decode_all(self._stream, frames)
     low = _degrade(clip, good, rng, self._degradation)
+    matrices = fit(clip, frames, self._size)
     return {
-      "gt": _align_all(clip, frames, good, self._size, 1),
-      "lq": _align_all(clip, frames, low, self._size, self._degradation.scale),
+      "gt": _align_all(clip, frames, good, matrices, self._size, 1),
+      "lq": _align_all(clip, frames, low, matrices, self._size, self._degradation.scale),
     }
 
 
@@ -308,9 +312,10 @@ class _LoadChunk:
     good = clip.decode_all(self._stream, frames)
     low = self._low(i, clip, frames)
     scale = good[0].shape[0] // low[0].shape[0]
+    matrices = fit(clip, frames, self._size)
     return {
-      "gt": _align_all(clip, frames, good, self._size, 1),
-      "lq": _align_all(clip, frames, low, self._size, scale),
+      "gt": _align_all(clip, frames, good, matrices, self._size, 1),
+      "lq": _align_all(clip, frames, low, matrices, self._size, scale),
       "mask": (wanted < length) & real,
       "clip": np.int32(i),
       "first": np.int32(first),

@@ -4,7 +4,7 @@
   python -m data_prep.flow_labels DIR --released REDS/train_flow_bicubic
 
 DIR is a clip set, REDS as released, or the folder of a data set that data_prep.build made, such as
-data/reds/x4/1.0.0; its split is --split. Each frame gets the flow (dx, dy), in low-resolution
+data/reds/x4/1.0.0; --split names the split. Each frame gets the flow (dx, dy), in low-resolution
 pixels, to its neighbours at -N..-1, 1..N (T = 2N + 1), zeros where there is no such neighbour.
 `flow_store.py` says how it is kept. A run that was interrupted goes on with the next clip.
 
@@ -60,7 +60,7 @@ def main() -> None:
   )
   parser.add_argument("--frames", type=int, default=3, metavar="T", help="window length, odd")
   parser.add_argument("--batch", type=int, default=8, help="pairs at once")
-  parser.add_argument("--split", default="train", help="of a release or a built data set")
+  parser.add_argument("--split", default="train", help="the split of a release or a built set")
   parser.add_argument(
     "--channel-order",
     choices=("rgb", "bgr"),
@@ -97,7 +97,7 @@ def find_unlabelled(
 
   Args:
     root: a set of clips, see `opening`.
-    split: of a release or a built set.
+    split: which split of a release or a built set.
     num_frames: T.
 
   Returns:
@@ -127,7 +127,7 @@ def convert_released(
 
   Args:
     released: has a folder of .npy files a clip, whose frames are 00000000, 00000001, ...
-    folder: of labels; it exists.
+    folder: where labels are kept; it exists.
     todo: the clips.
     num_frames: T.
     verified: whether the frames are known to be whole; otherwise all are decoded first.
@@ -247,8 +247,8 @@ def label_clip(
   """Writes one clip's labels; what the folder held before stays until they are whole.
 
   Args:
-    clip: of at least one pair.
-    folder: of labels; it exists.
+    clip: has at least one pair.
+    folder: where labels are kept; it exists.
     estimate: from `make_estimate`.
     num_frames: T.
     batch: pairs a call; the last call is filled up, so that there is one shape a clip.

@@ -120,8 +120,8 @@ class ReleasedFlow:
   """Labels in the layout FMA-Net released: `<centre>_<neighbour>.npy`, float32 [h w 2].
 
   Attributes:
-    folder: of the clip's labels.
-    names: of the clip's frames, without suffix.
+    folder: holds the clip's labels.
+    names: file names of the clip's frames, without suffix.
     height: h.
     width: w.
   """

@@ -1,4 +1,4 @@
-"""Frames that lie in files: of one folder, or of one folder within a zip, read and listed alike."""
+"""Frames that are files in a folder, or in a folder of a zip: both are listed and read alike."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vsr_jax.video import frames_folder
 
 IMAGES = (".png", ".jpg", ".jpeg")
 LARGEST_SIDE = 2**16  # pixels of a frame
-_LARGEST = 256 << 20  # bytes of a file: of a frame, or a clip's landmarks
+_LARGEST = 256 << 20  # bytes that a frame's file, or that of a clip's landmarks, may have
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # of which a part can be unpacked
 # A file is not unpacked to more than this times its bytes in the zip, which are there, and some
 # more: nothing that a clip has is, and so a clip takes no more memory than its zip promises.
@@ -77,7 +77,7 @@ def locate(root: pathlib.Path, name: str, *folders: str, origin: str) -> pathlib
 
   Args:
     root: the folder of downloads.
-    name: of the archive without `.zip`, possibly below a folder.
+    name: the archive's, without `.zip`, possibly below a folder.
     *folders: other places below `root` where it may have been extracted; the first is `name`.
     origin: where to get the archive, for the error.
 
@@ -242,7 +242,7 @@ def _bad_if_unreadable(path: pathlib.Path) -> Iterator[None]:
 
 
 def _read_zipped(archive: zipfile.ZipFile, name: str) -> bytes:
-  """A file of a zip; of one that tells a wrong size no more than that is unpacked."""
+  """A file in a zip; no more is unpacked than the size that the zip tells."""
   info = archive.getinfo(name)
   if info.flag_bits & 1:
     raise TooLarge("encrypted; make the zip again without a password")

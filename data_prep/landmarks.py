@@ -152,7 +152,7 @@ def clip_landmarks(
   Args:
     source: the clip.
     detect: the detector.
-    sigma: of the Gaussian over time that smooths them, in frames.
+    sigma: width in frames of the Gaussian over time that smooths them.
 
   Returns:
     [t 5 2] float32, (x, y) in pixels of the frame, or None where no face was found, and the frames

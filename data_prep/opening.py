@@ -1,7 +1,7 @@
 """Opens a set of clips, whatever it is: the one place that tells the layouts apart.
 
   opened = open_clips("data/reds/x4/1.0.0", num_frames=3, need_flow=True)
-  dataset = pipeline.make_dataset(opened.clips, num_frames=3, batch_size=8, seed=0)
+  dataset = blur_pipeline.make_dataset(opened.clips, num_frames=3, batch_size=8, seed=0)
 
 A path may be, in the order of trying:
 
@@ -31,7 +31,7 @@ from data_prep.flow_store import Labels, ReleasedFlow
 from data_prep.folders import BadClip, FileStream, common_size, find_plain_streams
 from vsr_jax.errors import UserError
 
-REDUCED = (SHARP_BICUBIC, BLUR_BICUBIC)  # streams of low resolution
+_REDUCED = (SHARP_BICUBIC, BLUR_BICUBIC)  # streams of low resolution
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,14 +64,14 @@ def open_clips(
 ) -> OpenedSet:
   """Opens the clips of a set; which ones a path may name is told above.
 
-  Of a clip set, REDS and GoPro the headers and ends of all frame files are read. A clip with a
-  damaged frame, and one shorter than `num_frames`, is left out. What is damaged in between shows
+  In a clip set, REDS and GoPro the headers and ends of all frame files are read. A clip with a
+  damaged frame, and one shorter than `num_frames`, is left out. Damage between header and end shows
   where flow is needed: such a clip has no labels.
 
   Args:
-    path: of the set.
-    split: of a release "train" or "test", which is REDS4 for REDS; of a built set one that it has;
-      other sets are one split and ignore it.
+    path: the set's.
+    split: for a release "train" or "test", which is REDS4 for REDS; for a built set one that it
+      has; other sets are one split and ignore it.
     streams: which streams are needed; None for those that are there.
     num_frames: T, the length of a window.
     need_flow: whether every clip must have flow labels for windows of T frames.
@@ -103,7 +103,8 @@ def open_clips(
 
 def _reduced(clip: Clip, streams: Sequence[str]) -> Clip:
   """A clip without its other streams."""
-  kept, sizes = ({s: x[s] for s in streams if s in x} for x in (clip.streams, clip.sizes))
+  kept = {stream: clip.streams[stream] for stream in streams}
+  sizes = {stream: clip.sizes[stream] for stream in streams if stream in clip.sizes}
   return dataclasses.replace(clip, streams=kept, sizes=sizes)
 
 
@@ -140,7 +141,8 @@ def _open(path: pathlib.Path, split: str, streams: Sequence[str] | None) -> Open
     records = built.Records(path, split)
     left_out = {clip["name"]: clip["reason"] for clip in records.skipped}
     size = sum(clip["bytes"] for clip in records.clips)
-    return OpenedSet(list(records), left_out, records.flow_folder, verified=True, bytes=size)
+    clips = [records[i] for i in range(len(records))]
+    return OpenedSet(clips, left_out, records.flow_folder, verified=True, bytes=size)
   if versions := sorted(info.parent for info in path.glob(f"*/{built.INFO}")):
     raise UserError(f"{path}: name a version, such as {versions[-1]}")
   if not path.is_dir() and not (path.suffix == ".zip" and path.is_file()):
@@ -182,12 +184,20 @@ def _list(path: pathlib.Path, split: str, streams: Sequence[str] | None) -> list
       for clip in reds.open_split(path, split, streams)
     ]
   if gopro.is_there(path):
-    return [_Found(clip.name, clip.streams, clip.rate) for clip in gopro.open_split(path, split)]
+    return [
+      _Found(clip.name, _asked(clip, streams), clip.rate) for clip in gopro.open_split(path, split)
+    ]
   if vfhq.is_there(path):
-    return [_face_clip(clip) for clip in vfhq.open_split(path, split)]
+    return [
+      _Found(clip.name, _asked(clip, streams), clip.rate, clip.size, _landmarks(clip))
+      for clip in vfhq.open_split(path, split)
+    ]
   plain = find_plain_streams(path)
-  if not plain or (streams is not None and set(streams) != {SHARP}):
-    found = f"only frames, which are no {', '.join(streams)}" if plain else "no frames and no clips"
+  missing = [stream for stream in streams or () if stream != SHARP]
+  if not plain or missing:
+    found = "no frames and no clips"
+    if plain:
+      found = f"only plain frames, which have no stream {missing[0]}"
     raise UserError(
       f"{path}: holds {found}: it is neither a clip set (clips.json), a built set "
       "(dataset_info.json), nor REDS (train_blur_bicubic/...), GoPro or VFHQ"
@@ -195,17 +205,23 @@ def _list(path: pathlib.Path, split: str, streams: Sequence[str] | None) -> list
   return [_Found(name, {SHARP: frames}, sizes={}) for name, frames in plain.items()]
 
 
-def _face_clip(clip: ReleasedClip) -> _Found:
-  source, file = clip.landmarks
-  landmarks = ()
-  if (source / file).is_file():
-    landmarks = TextLandmarks(source, file, clip.streams[SHARP].names)
-  return _Found(clip.name, clip.streams, clip.rate, clip.size, landmarks)
+def _asked(clip: ReleasedClip, streams: Sequence[str] | None) -> Mapping[str, FileStream]:
+  """The streams asked for, if the release has them; otherwise all, for the error to name."""
+  if streams is None or not set(streams) <= clip.streams.keys():
+    return clip.streams
+  return {stream: clip.streams[stream] for stream in streams}
+
+
+def _landmarks(clip: ReleasedClip) -> Sequence[np.ndarray]:
+  """Landmarks of a clip of faces; none if their file is still to be made."""
+  if clip.landmarks is None or not pathlib.Path(*clip.landmarks).is_file():
+    return ()
+  return TextLandmarks(*clip.landmarks, clip.streams[SHARP].names)
 
 
 def _open_files(found: _Found, labels: Labels | None) -> Clip:
   """Checks that the streams of a clip belong together; `BadClip` for damaged frames."""
-  longest = max(reversed(found.streams.values()), key=len)
+  longest = max(reversed(list(found.streams.values())), key=len)
   stems = [pathlib.PurePath(name).stem for name in longest.names]
   for stream, frames in found.streams.items():
     if len(longest) and not len(frames):
@@ -226,11 +242,11 @@ def _open_files(found: _Found, labels: Labels | None) -> Clip:
 
 def _check_sizes(streams: Mapping[str, FileStream], sizes: Mapping[str, tuple[int, int]]) -> None:
   """Reductions are of one size, frames of full size a whole multiple of that."""
-  small = next((sizes[s] for s in reversed(REDUCED) if s in sizes), None)
+  small = next((sizes[s] for s in reversed(_REDUCED) if s in sizes), None)
   height, width = small or next(iter(sizes.values()))
-  scale = next((size[0] // height for s, size in sizes.items() if s not in REDUCED), 1)
+  scale = next((size[0] // height for s, size in sizes.items() if s not in _REDUCED), 1)
   for stream, size in sizes.items():
-    times = 1 if stream in REDUCED else scale
+    times = 1 if stream in _REDUCED else scale
     if size != (times * height, times * width):
       raise UserError(
         f"{streams[stream]}: frames of {size[1]}x{size[0]} do not belong to low-resolution ones of "

@@ -131,7 +131,9 @@ def _parse() -> argparse.Namespace:
     help="speed of an added camera motion, source pixels a frame",
   )
   parser.add_argument("--gamma", type=float, default=2.2, help="1 averages encoded values")
-  parser.add_argument("--scale", type=int, default=4, help="of the low-resolution frames")
+  parser.add_argument(
+    "--scale", type=int, default=4, help="how much smaller low-resolution frames are"
+  )
   parser.add_argument(
     "--frames",
     type=lambda text: list(video_cli.frame_range(text)),  # as JSON gives it back

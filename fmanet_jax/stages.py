@@ -1,6 +1,6 @@
 """The two training stages of FMA-Net (Sec. 3.4): Net^D alone, then both networks.
 
-All losses are L1 means. A batch is what `data_prep.pipeline` yields: "blurry"
+All losses are L1 means. A batch is what `data_prep.blur_pipeline` yields: "blurry"
 and "sharp_lr" uint8 [b t h w 3], "sharp" uint8 [b t sh sw 3] and, where flow is taught,
 "flow" float32 [b t h w 2], centre to frame in LR pixels.
 """

@@ -23,7 +23,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from configs.fmanet import base
-from data_prep import pipeline
+from data_prep import batching, blur_pipeline
 from data_prep.clip import Clip
 from data_prep.opening import open_clips
 from fmanet_jax import recipe, stages
@@ -129,10 +129,10 @@ def train(config: ConfigDict, workdir: str) -> None:
     )
     evaluate = make_evaluate(model, config, found.clips)
   dataset = _training_set(config, clips, need_flow)
-  identity = pipeline.identity(clips, batch_size=config.data.batch, seed=config.seed)
+  fingerprint = blur_pipeline.fingerprint(clips, batch_size=config.data.batch, seed=config.seed)
   with (
     cli.memory_errors(workdir, "lower data.batch, raise train.accumulate or set train.remat"),
-    pipeline.Batches(dataset, workers=config.data.workers, identity=identity) as batches,
+    batching.BatchReader(dataset, workers=config.data.workers, fingerprint=fingerprint) as batches,
   ):
     state = fit(
       make_stage(model, config),
@@ -185,7 +185,7 @@ def make_evaluate(
 ) -> Callable[[Params, int], dict[str, float]]:
   """Scores params on fixed crops: "psnr" of the output, in stage 1 of the reconstruction."""
   size = min(config.data.batch, config.train.evaluate_windows)
-  dataset = pipeline.make_dataset(
+  dataset = blur_pipeline.make_dataset(
     clips,
     num_frames=model.arch.frames,
     crop=config.data.crop,
@@ -229,7 +229,7 @@ def make_evaluate(
 
 def _training_set(config: ConfigDict, clips: Sequence[Clip], flow: bool):
   hosts = jax.process_count()
-  return pipeline.make_dataset(
+  return blur_pipeline.make_dataset(
     clips,
     num_frames=config.model.frames,
     crop=config.data.crop,

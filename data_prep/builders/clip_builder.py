@@ -64,7 +64,7 @@ class Shard:
     path: the file; beside it `path + ".json"`, its note, with `clips` (index entries in record
       order) and `skipped` (name and reason of each clip left out).
     clips: what it is to hold, before any is found bad.
-    streams: of the data set.
+    streams: the data set's streams.
   """
 
   path: str

@@ -19,7 +19,7 @@ from vsr_jax.ops.resize import resize_bicubic
 def verified_size(data: bytes, label: object) -> tuple[int, int]:
   """(height, width) of an encoded frame that is found to be whole.
 
-  Of a PNG every chunk's checksum is verified, which is far cheaper than decoding
+  For a PNG every chunk's checksum is verified, which is far cheaper than decoding
   it; a JPEG, which has none, is decoded.
 
   Args:
@@ -75,8 +75,8 @@ def read_clip(clip: ReleasedClip) -> Clip:
     found_rate, points = read_landmarks(TextLandmarks(*clip.landmarks, first.names))
     rate = found_rate or clip.rate
   kept = clip.kept or (*clip.streams, *clip.derived)
-  streams, sizes = ({s: x[s] for s in kept} for x in (frames, sizes))
-  return Clip(clip.name, len(first), streams, rate, sizes, points)
+  streams = {stream: frames[stream] for stream in kept}
+  return Clip(clip.name, len(first), streams, rate, {s: sizes[s] for s in kept}, points)
 
 
 def _check_names(clip: ReleasedClip) -> None:

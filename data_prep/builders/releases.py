@@ -27,7 +27,7 @@ class ReleasedClip:
     ratios: pairs of streams, the first of which is larger by a whole factor: sharp, its reduction.
     derived: stream to be made, by MATLAB's bicubic, from another by an integer factor.
     kept: streams to be written; the others only serve as sources of derived ones.
-    landmarks: the zip or folder, and the file within it, of the five points by frame.
+    landmarks: the zip or folder, and the file within it, that has the five points by frame.
   """
 
   name: str

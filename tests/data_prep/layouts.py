@@ -17,6 +17,7 @@ from vsr_jax.images import encode_image
 
 Write = Callable[[str, bytes], None]
 
+REDS4 = ("000", "011", "015", "020")
 GOPRO_TRAIN = [f"GOPR0{372 + i}_{(7, 11)[i % 2]:02d}_{i % 3:02d}" for i in range(22)]
 GOPRO_TEST = [f"GOPR0{400 + i}_11_00" for i in range(11)]
 

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from data_prep import build, built, flow_store, pipeline
+from data_prep import batching, blur_pipeline, build, built, flow_store
 from data_prep.builders import clip_builder, vfhq
 from data_prep.builders.gopro import release as gopro
 from data_prep.builders.reds import release as reds
@@ -84,11 +84,11 @@ def test_the_trainer_reads_what_was_built(run, tmp_path, small, monkeypatch):
     flow_store.write_labels(source.flow_folder, entry["name"], labels, 3)
   clips = open_clips(folder, num_frames=3, need_flow=True).clips
   assert (len(clips), clips[0].scale) == (18, 4)
-  dataset = pipeline.make_dataset(clips, num_frames=3, crop=16, batch_size=2, seed=0)
+  dataset = blur_pipeline.make_dataset(clips, num_frames=3, crop=16, batch_size=2, seed=0)
   batch = dataset[0]
   assert batch["sharp"].shape == (2, 3, 64, 64, 3)
   assert batch["flow"].shape == (2, 3, 16, 16, 2)
-  with pipeline.Batches(dataset, workers=2) as batches:
+  with batching.BatchReader(dataset, workers=2) as batches:
     for name, value in next(batches).items():
       np.testing.assert_array_equal(value, batch[name])
 

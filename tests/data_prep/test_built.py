@@ -8,7 +8,7 @@ import pickle
 import numpy as np
 import pytest
 
-from data_prep import array_record, built, pipeline
+from data_prep import array_record, blur_pipeline, built
 from data_prep.clip import SHARP, STREAMS
 from data_prep.opening import open_clips
 from tests.data_prep import built_sets
@@ -44,7 +44,7 @@ def test_batches_are_those_of_the_folders(found, folder):
   opened = open_clips(folder, num_frames=3, need_flow=True)
   assert (opened.verified, opened.bytes, opened.left_out) == (True, 2000, {})
   options = {"num_frames": 3, "crop": 16, "batch_size": 2, "seed": 7}
-  one, other = (pipeline.make_dataset(x, **options) for x in (found, opened.clips))
+  one, other = (blur_pipeline.make_dataset(x, **options) for x in (found, opened.clips))
   for i in range(3):
     for name in one[i]:
       np.testing.assert_array_equal(one[i][name], other[i][name])
@@ -59,7 +59,7 @@ def test_a_record_is_opened_once_a_window(found, folder, monkeypatch):
   clips = open_clips(folder).clips
   assert opened == []
   options = {"num_frames": 3, "crop": 16, "batch_size": 1, "seed": 7, "flow": False}
-  _ = pipeline.make_dataset(clips[:1], **options)[0]
+  _ = blur_pipeline.make_dataset(clips[:1], **options)[0]
   assert len(opened) == 1
 
 

@@ -13,11 +13,13 @@ import scipy.ndimage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep import face_pipeline, pipeline
+from data_prep import batching, face_pipeline
 from data_prep.clip import Clip
 from data_prep.face_degrade import PRESETS, Degradation, degrade
 from tests.data_prep.helpers import texture
 from vsr_jax.errors import UserError
+from vsr_jax.faces import align
+from vsr_jax.faces.align import TEMPLATE
 from vsr_jax.images import encode_image
 
 SIZE = 64  # of the faces; the real size where it matters
@@ -60,18 +62,18 @@ def places(points, matrix):
 
 def landmarks_of(turn: float, zoom: float, shift: tuple[float, float], size: int) -> np.ndarray:
   """The template's points turned (radians), zoomed and shifted about the middle."""
-  points = face_pipeline.TEMPLATE * (size / 512)
+  points = TEMPLATE * (size / 512)
   cos, sin = zoom * np.cos(turn), zoom * np.sin(turn)
   return (points - size / 2) @ np.array([[cos, sin], [-sin, cos]]) + size / 2 + np.array(shift)
 
 
 def test_batches_of_all_three_stages_have_the_released_shapes():
-  source = [textured_clip("anna", 9, 512, landmarks=np.tile(face_pipeline.TEMPLATE, (9, 1, 1)))]
-  images = pipeline.batch(face_pipeline.images(source, seed=0), 4)
+  source = [textured_clip("anna", 9, 512, landmarks=np.tile(TEMPLATE, (9, 1, 1)))]
+  images = batching.batch(face_pipeline.images(source, seed=0), 4)
   assert {name: (x.shape, x.dtype.name) for name, x in images[0].items()} == {
     "gt": ((4, 512, 512, 3), "uint8")
   }
-  batches = pipeline.batch(face_pipeline.clips(source, seed=0), 2)
+  batches = batching.batch(face_pipeline.clips(source, seed=0), 2)
   assert {name: (x.shape, x.dtype.name) for name, x in batches[0].items()} == {
     "gt": ((2, 8, 512, 512, 3), "uint8"),
     "lq": ((2, 8, 128, 128, 3), "uint8"),
@@ -132,6 +134,11 @@ def test_low_quality_is_the_degradation_of_the_same_frames():
   assert distance.diagonal().max() < 6
 
 
+def aligned(image: np.ndarray, points: np.ndarray) -> np.ndarray:
+  clip = clip_of("anna", [image], points[None])
+  return face_pipeline.align(image, face_pipeline.fit(clip, [0], 512)[0], 512, 1)
+
+
 @pytest.mark.parametrize("zoom", [0.8, 1.3])
 def test_alignment_leads_the_landmarks_to_the_template(zoom):
   points = landmarks_of(0.3, zoom, (20, -15), 512)
@@ -139,8 +146,8 @@ def test_alignment_leads_the_landmarks_to_the_template(zoom):
   y, x = np.mgrid[:512, :512]
   for k, (px, py) in enumerate(points[[0, 1, 4]]):  # a spot of a colour at three of them
     image[..., k] = 255 * np.exp(-((x - px) ** 2 + (y - py) ** 2) / 50)
-  got = face_pipeline.align(np.rint(image).astype(np.uint8), points, 512, 1, "x")
-  for k, place in enumerate(face_pipeline.TEMPLATE[[0, 1, 4]]):
+  got = aligned(np.rint(image).astype(np.uint8), points)
+  for k, place in enumerate(TEMPLATE[[0, 1, 4]]):
     left, top = np.rint(place).astype(int) - 30  # around it, without border
     spot = got[top : top + 61, left : left + 61, k].astype(float)
     row, column = scipy.ndimage.center_of_mass(spot)
@@ -150,7 +157,7 @@ def test_alignment_leads_the_landmarks_to_the_template(zoom):
 
 def test_what_lies_beyond_the_frame_is_grey():
   points = landmarks_of(0, 1, (100, 0), 512)
-  got = face_pipeline.align(np.zeros((512, 512, 3), np.uint8), points, 512, 1, "x")
+  got = aligned(np.zeros((512, 512, 3), np.uint8), points)
   assert tuple(got[200, -1]) == face_pipeline.BORDER
   assert not got[200, 200].any()
 
@@ -180,24 +187,36 @@ def test_each_frame_has_its_own_landmarks():
   assert np.abs(middle - middle[:1]).max() <= 8  # interpolation; a frame's motion makes 100
 
 
+def test_training_aligns_as_restoring_does_also_where_the_fit_goes_astray():
+  points = np.stack([landmarks_of(0, 1, (2 * i, 0), 512) for i in range(3)])
+  points[1, :, 0] = 256  # a profile: the landmarks lie on one line
+  points[2] = 256  # no face: the nearest frame's alignment is taken
+  clip = clip_of("anna", [texture(512, 512, 2 * i) for i in range(3)], points)
+  matrices = face_pipeline.fit(clip, [2, 1, 0], 512)
+  want, fallback = align.fit(points[::-1], 512)
+  np.testing.assert_array_equal(matrices, want)
+  assert fallback.tolist() == [True, True, False]
+  np.testing.assert_array_equal(matrices[0], matrices[1])
+
+
 def test_same_seed_same_batches_for_any_hosts_and_workers():
-  whole = pipeline.batch(clips(), 4)
-  parts = [pipeline.batch(clips(), 2, host=host, hosts=2) for host in range(2)]
+  whole = batching.batch(clips(), 4)
+  parts = [batching.batch(clips(), 2, host=host, hosts=2) for host in range(2)]
   for step in range(3):
     shared = np.stack([part[step]["lq"] for part in parts], axis=1)
     np.testing.assert_array_equal(shared.reshape(whole[step]["lq"].shape), whole[step]["lq"])
-  assert (pipeline.batch(clips(seed=4), 4)[0]["gt"] != whole[0]["gt"]).any()
+  assert (batching.batch(clips(seed=4), 4)[0]["gt"] != whole[0]["gt"]).any()
 
 
 def test_resuming_in_the_middle_of_an_epoch_gives_the_same_next_batch():
-  batches = pipeline.batch(pipeline.mix([clips(), clips(seed=4)], [2, 1]), 2)
-  identity = pipeline.fingerprint(LENGTHS, 2, 3)
-  with pipeline.Batches(batches, identity=identity) as iterator:
+  batches = batching.batch(batching.mix([clips(), clips(seed=4)], [2, 1]), 2)
+  fingerprint = batching.fingerprint(LENGTHS, 2, 3)
+  with batching.BatchReader(batches, fingerprint=fingerprint) as iterator:
     for _ in range(3):
       next(iterator)
     state = iterator.get_state()
     expected = [next(iterator) for _ in range(2)]
-  with pipeline.Batches(batches, workers=2, identity=identity) as iterator:
+  with batching.BatchReader(batches, workers=2, fingerprint=fingerprint) as iterator:
     iterator.set_state(state)
     for batch in expected:
       assert_equal(batch, next(iterator))
@@ -206,10 +225,10 @@ def test_resuming_in_the_middle_of_an_epoch_gives_the_same_next_batch():
 def test_sources_mix_by_weight_and_stay_deterministic():
   one = clips([numbered_clip("a", 20, red=10)], seed=1)
   other = clips([numbered_clip("b", 9, red=200)], seed=2, degradation=PRESETS["mild"])
-  mixed = pipeline.mix([one, other], [0.75, 0.25])
+  mixed = batching.mix([one, other], [0.75, 0.25])
   reds = [int(mixed[i]["gt"][0, 0, 0, 0]) for i in range(40)]
   assert (reds.count(10), reds.count(200)) == (30, 10)
-  assert_equal(mixed[17], pipeline.mix([one, other], [0.75, 0.25])[17])
+  assert_equal(mixed[17], batching.mix([one, other], [0.75, 0.25])[17])
 
 
 def test_evaluation_shows_each_frame_once_in_order():
@@ -279,7 +298,10 @@ def broken(**changes):
     (broken(streams={"sharp": [b""] * 8}), r"clip anna, frame \d of sharp: cannot be"),
     (broken(landmarks=np.zeros((3, 5, 2))), r"clip anna, frame \d: has no landmarks|are no face"),
     (broken(landmarks=np.zeros((8, 5, 2))), r"clip anna, frame \d: its landmarks are no face"),
-    ([textured_clip("anna", 8, 72)], r"clip anna, frame \d: 72x72 without landmarks is no aligned"),
+    (
+      [textured_clip("anna", 8, 72)],
+      r"clip anna, frame \d: 72x72 without landmarks is no aligned",
+    ),
     ([textured_clip("anna", 8, 60)], "clip anna: frames of 60x60 cannot be reduced by 4"),
   ],
 )
@@ -290,9 +312,9 @@ def test_a_clip_that_cannot_be_used_is_named(source, message):
 
 
 def test_a_worker_passes_the_name_on():
-  batches = pipeline.batch(clips(broken(streams={"sharp": [b"no image"] * 8})), 1)
+  batches = batching.batch(clips(broken(streams={"sharp": [b"no image"] * 8})), 1)
   with (
-    pipeline.Batches(batches, workers=1) as iterator,
+    batching.BatchReader(batches, workers=1) as iterator,
     pytest.raises(UserError, match="clip anna, frame"),
   ):
     next(iterator)

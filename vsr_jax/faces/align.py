@@ -109,7 +109,12 @@ def invert(matrices: np.ndarray) -> np.ndarray:
   return np.concatenate([linear, -linear @ matrices[..., 2:]], -1)
 
 
-def align(frame: np.ndarray, matrix: np.ndarray, size: int = SIZE) -> np.ndarray:
+def align(
+  frame: np.ndarray,
+  matrix: np.ndarray,
+  size: int = SIZE,
+  border: tuple[int, int, int] = BORDER,
+) -> np.ndarray:
   """Cuts a face out of its frame.
 
   Bilinear, as KEEP and its like are trained with; grey beyond the frame.
@@ -118,11 +123,12 @@ def align(frame: np.ndarray, matrix: np.ndarray, size: int = SIZE) -> np.ndarray
     frame: uint8 RGB [h w 3].
     matrix: [2 3], from `fit` with the same size.
     size: the crop's side, in pixels.
+    border: RGB of what lies beyond the frame.
 
   Returns:
     uint8 RGB [size size 3].
   """
-  return cv2.warpAffine(frame, matrix, (size, size), flags=cv2.INTER_LINEAR, borderValue=BORDER)
+  return cv2.warpAffine(frame, matrix, (size, size), flags=cv2.INTER_LINEAR, borderValue=border)
 
 
 def align_frames(

@@ -48,7 +48,7 @@ class Builder(ClipBuilder):
     ),
     ClipConfig(
       name="x4_gamma",
-      description="As x4, of the folder blur_gamma, whose mean was taken over light.",
+      description="As x4, with the folder blur_gamma, whose mean was taken over light.",
       streams=_X4,
     ),
     ClipConfig(

@@ -50,12 +50,12 @@ class Builder(ClipBuilder):
     ),
     ClipConfig(
       name="x4_official",
-      description="As x4, in the splits of the challenge; of test the truth is not public.",
+      description="As x4, in the splits of the challenge; the truth of test is not public.",
       streams=_X4,
     ),
     ClipConfig(
       name="x1_official",
-      description="As x1, in the splits of the challenge; of test the truth is not public.",
+      description="As x1, in the splits of the challenge; the truth of test is not public.",
       streams=_X1,
     ),
   ]

@@ -60,8 +60,8 @@ def list_clips(
   if not partial:
     for subset, found in subsets.items():
       expected = [f"{i:03d}" for i in range(CLIPS[subset])]
-      for stream, clips in found.items():
-        check_complete(root / f"{subset}_{stream}", clips, expected, HOMEPAGE)
+      for stream, frames in found.items():
+        check_complete(root / f"{subset}_{stream}", frames, expected, HOMEPAGE)
   clips = {subset: _pair(found, partial) for subset, found in subsets.items()}
   if official:
     return {"train": clips["train"], "validation": clips["val"], "test": clips["test"]}

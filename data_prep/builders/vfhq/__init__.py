@@ -10,7 +10,7 @@ Put into the folder:
 512:
   VFHQ-512 of {HOMEPAGE} (section Downloads; 1.2 TB), as the folder VFHQ-512-new (or VFHQ-512):
     its zips as they are, or their clips, VFHQ-512-new/Clip+.../00000000.png
-  meta_info/CLIP.txt, the landmarks, and global_meta_info.txt, if you have it, of the lists that
+  meta_info/CLIP.txt, the landmarks, and global_meta_info.txt, if you have it, from the lists that
     KEEP was trained with ({KEEP_HOMEPAGE}); lacking those, make meta_info by
     python -m data_prep.landmarks FOLDER_OR_ZIPS --out .
 test_mild:

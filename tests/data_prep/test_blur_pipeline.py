@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep import clip_set, exposure, pipeline
+from data_prep import batching, blur_pipeline, clip_set, exposure
 from data_prep.clip import BLUR_BICUBIC, SHARP, STREAMS, Clip
 from data_prep.folders import FileStream
 from data_prep.opening import open_clips
@@ -33,7 +33,7 @@ def found(tmp_path_factory):
 
 
 def make(found, **changes):
-  return pipeline.make_dataset(
+  return blur_pipeline.make_dataset(
     found, **({"num_frames": 3, "crop": 16, "batch_size": 2, "seed": 7} | changes)
   )
 
@@ -45,7 +45,7 @@ def assert_equal(one, other):
 
 
 def test_windows_are_all_runs_of_frames():
-  windows = pipeline.Windows([4, 2, 6], 3)  # the second is too short
+  windows = batching.Windows([4, 2, 6], 3)  # the second is too short
   listed = [windows[i] for i in range(len(windows))]
   assert listed == [(0, 0), (0, 1), *((2, i) for i in range(4))]
 
@@ -100,7 +100,7 @@ def test_flow_leads_from_the_centre_to_each_frame_also_after_flips(found):
 def test_flipping_twice_is_the_identity(mirror, upend, h, w):
   rng = np.random.default_rng(h * w)
   sample = {"sharp": rng.random((3, h, w, 3)), "flow": rng.random((3, h, w, 2), np.float32)}
-  assert_equal(sample, pipeline.flip(pipeline.flip(sample, mirror, upend), mirror, upend))
+  assert_equal(sample, blur_pipeline.flip(blur_pipeline.flip(sample, mirror, upend), mirror, upend))
 
 
 def test_flips_and_crops_occur_as_often_as_they_should(found):
@@ -146,7 +146,7 @@ def test_an_epoch_is_covered_by_disjoint_shares(found):
 
 
 def test_evaluation_shows_every_window_once_and_marks_what_fills_up(found):
-  batches = pipeline.make_evaluation_set(found, num_frames=3, batch_size=4)
+  batches = blur_pipeline.make_evaluation_set(found, num_frames=3, batch_size=4)
   assert len(batches) == 2
   shapes = {name: x.shape for name, x in batches[0].items()}
   assert shapes == {
@@ -168,7 +168,7 @@ def test_evaluation_shows_every_window_once_and_marks_what_fills_up(found):
 
 def test_hosts_share_an_evaluation_in_equally_many_batches(found):
   parts = [
-    pipeline.make_evaluation_set(found, num_frames=3, batch_size=2, host=host, hosts=2)
+    blur_pipeline.make_evaluation_set(found, num_frames=3, batch_size=2, host=host, hosts=2)
     for host in range(2)
   ]
   assert [len(part) for part in parts] == [2, 2]
@@ -185,14 +185,14 @@ def test_hosts_share_an_evaluation_in_equally_many_batches(found):
 def test_evaluation_needs_one_size(found):
   other = dataclasses.replace(found[0], sizes={BLUR_BICUBIC: (24, 40)})
   with pytest.raises(UserError, match="several sizes cannot share a batch: 32x24, 40x24"):
-    pipeline.make_evaluation_set([found[1], other], num_frames=3, batch_size=2)
+    blur_pipeline.make_evaluation_set([found[1], other], num_frames=3, batch_size=2)
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=4))
 @settings(max_examples=20)
 def test_mixed_sources_appear_by_weight(weights):
   sources = [grain.MapDataset.source([i]).repeat() for i in range(len(weights))]
-  mixed = pipeline.mix(sources, weights)
+  mixed = batching.mix(sources, weights)
   total = sum(weights)
   counts = np.bincount([mixed[i] for i in range(6 * total)], minlength=len(weights))
   # Grain spreads them evenly: at no time more than one away from the proportion.
@@ -202,11 +202,11 @@ def test_mixed_sources_appear_by_weight(weights):
 def test_sources_that_cannot_be_mixed_are_refused():
   endless, short = grain.MapDataset.source([1]).repeat(), grain.MapDataset.source([1])
   with pytest.raises(UserError, match="2 sources have the weights .1,.; give each a positive one"):
-    pipeline.mix([endless, endless], [1])
+    batching.mix([endless, endless], [1])
   with pytest.raises(UserError, match="positive"):
-    pipeline.mix([endless, endless], [1, 0])
+    batching.mix([endless, endless], [1, 0])
   with pytest.raises(ValueError, match="no end"):
-    pipeline.mix([endless, short], [1, 1])
+    batching.mix([endless, short], [1, 1])
 
 
 def test_incomplete_batches_are_left_out(found):
@@ -214,11 +214,11 @@ def test_incomplete_batches_are_left_out(found):
 
 
 def test_iterating_resumes_with_the_next_batch(found):
-  with pipeline.Batches(make(found)) as batches:
+  with batching.BatchReader(make(found)) as batches:
     next(batches), next(batches)
     state = batches.get_state()
     expected = [next(batches) for _ in range(3)]
-  with pipeline.Batches(make(found)) as again:
+  with batching.BatchReader(make(found)) as again:
     next(again)
     again.set_state(state)
     for batch in expected:
@@ -227,24 +227,24 @@ def test_iterating_resumes_with_the_next_batch(found):
 
 def test_a_position_in_other_batches_is_refused(found):
   numbers = [
-    pipeline.identity(clips, batch_size=size, seed=seed)
+    blur_pipeline.fingerprint(clips, batch_size=size, seed=seed)
     for clips, size, seed in ((found, 2, 7), (found[:1], 2, 7), (found, 3, 7), (found, 2, 8))
   ]
   assert len(set(numbers)) == 4
-  with pipeline.Batches(make(found), identity=numbers[0]) as batches:
+  with batching.BatchReader(make(found), fingerprint=numbers[0]) as batches:
     state = batches.get_state()
   with (
-    pipeline.Batches(make(found), identity=numbers[1]) as other,
+    batching.BatchReader(make(found), fingerprint=numbers[1]) as other,
     pytest.raises(ValueError, match="the clips, the batch or the seed changed"),
   ):
     other.set_state(state)
 
 
 def test_worker_processes_change_nothing(found):
-  with pipeline.Batches(make(found)) as batches:
+  with batching.BatchReader(make(found)) as batches:
     expected = [next(batches) for _ in range(4)]
   children = set(multiprocessing.active_children())
-  with pipeline.Batches(make(found), workers=2) as batches:
+  with batching.BatchReader(make(found), workers=2) as batches:
     batches.set_state({"next_batch": 1, "identity": 0})
     for batch in expected[1:]:
       assert_equal(batch, next(batches))
@@ -272,5 +272,5 @@ def test_a_frame_damaged_inside_is_named(tmp_path, workers):
   found = open_clips(tmp_path).clips
   dataset = make(found, batch_size=1, flow=False)
   message = r"sharp/beach/00000001\.png: cannot be decoded"
-  with pipeline.Batches(dataset, workers) as batches, pytest.raises(UserError, match=message):
+  with batching.BatchReader(dataset, workers) as batches, pytest.raises(UserError, match=message):
     next(batches)
