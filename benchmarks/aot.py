@@ -18,7 +18,8 @@ from jax.experimental import topologies
 
 from benchmarks.restoration import count_flops
 from fmanet_jax.architecture import Architecture
-from fmanet_jax.model import FMANet, encode_frames, init_params, restore_window
+from fmanet_jax.model import FMANet, init_params
+from fmanet_jax.window import encode_frames, fold_kernels, restore_window
 from vsr_jax import cli
 from vsr_jax.errors import UserError
 
@@ -89,7 +90,8 @@ def main() -> None:
   report("Features of a frame", device, encode, params, frame)
   part = (frame, *jax.eval_shape(encode, params, frame))
   window = jax.tree.map(lambda x: (x,) * model.arch.frames, part)
-  report("A window", device, restore, params, *window)
+  folded = jax.eval_shape(functools.partial(fold_kernels, model), params)
+  report("A window", device, restore, params, folded, *window)
 
 
 if __name__ == "__main__":

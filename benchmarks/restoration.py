@@ -1,4 +1,4 @@
-"""Worker: restores a clip with `fmanet_jax.inference.Restorer` and times it, as one process.
+"""Worker: restores a clip with `fmanet_jax.streaming.Restorer` and times it, as one process.
 
     python -m benchmarks.restoration time|output|work [--height 180 --width 320 --frames 4] ...
 
@@ -23,8 +23,9 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 
 from benchmarks import workload
 from fmanet_jax.conversion import convert_released, split_networks
-from fmanet_jax.inference import Restorer
-from fmanet_jax.model import FMANet, Params, encode_frames, restore_window
+from fmanet_jax.model import FMANet, Params
+from fmanet_jax.streaming import Restorer
+from fmanet_jax.window import encode_frames, fold_kernels, restore_window
 from vsr_jax import cli
 from vsr_jax.runtime import return_freed_memory
 
@@ -91,7 +92,8 @@ def compute_output(args: argparse.Namespace) -> dict[str, Any]:
   with jax.default_matmul_precision("highest"):
     encode = jax.jit(encode)
     parts = [(frame, *encode(params, frame)) for frame in frames]
-    output = jax.jit(restore)(params, *jax.tree.map(lambda *x: x, *parts))
+    window = jax.tree.map(lambda *x: x, *parts)
+    output = jax.jit(restore)(params, fold_kernels(model, params), *window)
   np.save(args.keep, np.asarray(output[0]))
   return {}
 
@@ -103,7 +105,9 @@ def count_work(args: argparse.Namespace) -> dict[str, Any]:
   encode, restore = (functools.partial(part, model) for part in (encode_frames, restore_window))
   part = (frame, *jax.eval_shape(encode, params, frame))
   window = jax.tree.map(lambda x: (x,) * model.arch.frames, part)
-  return {"flops": count_flops(encode, params, frame) + count_flops(restore, params, *window)}
+  folded = jax.eval_shape(functools.partial(fold_kernels, model), params)
+  flops = count_flops(encode, params, frame) + count_flops(restore, params, folded, *window)
+  return {"flops": flops}
 
 
 def count_flops(function: Callable[..., Any], *args: Any) -> float:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from vsr_jax.resize import resize_bicubic
+from vsr_jax.ops.resize import resize_bicubic
 
 # Mean absolute grey-level differences above which two neighbouring frames count as a cut.
 # Measured: neighbours of hand-held and fast sports clips reach 5 after motion

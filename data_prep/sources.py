@@ -20,7 +20,7 @@ from data_prep import meta_info
 from vsr_jax import image_headers, images
 from vsr_jax.errors import UserError
 from vsr_jax.guards import TooLarge, is_name, read_bytes
-from vsr_jax.resize import resize_bicubic
+from vsr_jax.ops.resize import resize_bicubic
 
 _IMAGES = (".png", ".jpg", ".jpeg")
 _LARGEST = 256 << 20  # bytes of a file: of a frame, or a clip's landmarks

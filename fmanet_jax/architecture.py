@@ -28,6 +28,34 @@ _LIMITS = {
 
 
 @dataclasses.dataclass(frozen=True)
+class DenseSpec:
+  """The sizes of a residual dense block.
+
+  Attributes:
+    growth: channels of a layer's output.
+    layers: their number.
+  """
+
+  growth: int
+  layers: int
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionSpec:
+  """The sizes of a channel attention with its feed-forward network.
+
+  Attributes:
+    heads: of the attention; divides the channels.
+    hidden: channels within the feed-forward network.
+    norm_bias: whether layer norms subtract the mean and have a bias.
+  """
+
+  heads: int
+  hidden: int
+  norm_bias: bool
+
+
+@dataclasses.dataclass(frozen=True)
 class Architecture:
   """The numbers that make an FMA-Net; the defaults are the released model (9.77 M parameters).
 
@@ -75,6 +103,16 @@ class Architecture:
         raise UserError(
           f"model.{name} = {getattr(self, name)}: must divide the width model.dim = {self.dim}"
         )
+
+  @property
+  def dense_spec(self) -> DenseSpec:
+    """The sizes of every dense block."""
+    return DenseSpec(self.growth, self.dense_layers)
+
+  @property
+  def attention_spec(self) -> AttentionSpec:
+    """The sizes of every attention."""
+    return AttentionSpec(self.heads, int(self.dim * self.ffn_expansion), self.norm_bias)
 
 
 RELEASED = Architecture()

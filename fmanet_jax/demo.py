@@ -21,12 +21,12 @@ from fractions import Fraction
 import cv2
 import numpy as np
 
-from fmanet_jax import inference, score_table
+from fmanet_jax import score_table, streaming
 from fmanet_jax.score_table import ScoreTable
 from vsr_jax import cli, files, progress, runtime, video
 from vsr_jax.errors import UserError
 from vsr_jax.metrics import ClipScore, motion, rgb_psnr
-from vsr_jax.resize import resize_bicubic
+from vsr_jax.ops.resize import resize_bicubic
 
 CLIP = pathlib.Path(__file__).parent / "assets" / "demo_clip"
 ZOOM = 4  # how many times details are enlarged
@@ -48,15 +48,15 @@ def main() -> None:
   )
   parser.add_argument("--checkpoint", metavar="DIR", help="default: the packaged weights")
   args = parser.parse_args()
-  if args.checkpoint is None and not inference.DEMO_WEIGHTS.is_dir():
+  if args.checkpoint is None and not streaming.DEMO_WEIGHTS.is_dir():
     raise UserError(
-      f"{inference.DEMO_WEIGHTS}: the demonstration weights are missing; get the whole repository, "
+      f"{streaming.DEMO_WEIGHTS}: the demonstration weights are missing; get the whole repository, "
       "or name other weights with --checkpoint"
     )
   files.check_folder(args.out)
   runtime.enable_compilation_cache()
   runtime.return_freed_memory()
-  restorer = inference.Restorer(*inference.load(args.checkpoint))
+  restorer = streaming.Restorer(*streaming.load(args.checkpoint))
   files.make_folder(args.out)
   video.check_output(str(args.out / "side_by_side.png"))
   files.remove_left(args.out)
@@ -72,7 +72,7 @@ def main() -> None:
   print("side_by_side.png (bicubic | restored | truth), metrics.json and metrics.md")
 
 
-def restore(restorer: inference.Restorer, out: pathlib.Path, table: ScoreTable) -> Picture:
+def restore(restorer: streaming.Restorer, out: pathlib.Path, table: ScoreTable) -> Picture:
   """Restores and scores the clip, writes both videos and finds the frame to show."""
   scale = restorer.model.arch.scale
   bicubic, restored, picture = ClipScore(), ClipScore(), Picture()

@@ -28,12 +28,12 @@ import tqdm
 
 from data_prep import clips, recorded, records, reds
 from data_prep.clips import Clip
-from fmanet_jax import inference, score_table
+from fmanet_jax import score_table, streaming
 from fmanet_jax.score_table import ScoreTable
 from vsr_jax import cli, files, progress, runtime, video
 from vsr_jax.errors import UserError
 from vsr_jax.metrics import ClipScore, Score, motion
-from vsr_jax.resize import resize_bicubic
+from vsr_jax.ops.resize import resize_bicubic
 from vsr_jax.video.frames_folder import natural_key
 
 SMALLEST_TRUTH = 48  # pixels: tOF leaves out the edges, and nothing would be left
@@ -52,7 +52,7 @@ def main() -> None:
   else:
     runtime.enable_compilation_cache()
     runtime.return_freed_memory()
-    model, params = inference.load(args.checkpoint, args.dtype)
+    model, params = streaming.load(args.checkpoint, args.dtype)
     method, margin = "FMA-Net", model.arch.frames // 2
   if args.all_frames:
     margin = 0
@@ -65,7 +65,7 @@ def main() -> None:
     _check_scale(chosen, model.arch.scale)
     if args.save_frames:
       _prepare_saving(args, chosen)
-    restorer = inference.Restorer(model, params)
+    restorer = streaming.Restorer(model, params)
     outputs_of = functools.partial(restored, restorer, args.save_frames)
   setting = {
     "data": str(args.data),
@@ -158,7 +158,7 @@ def score_clip(
   return bicubic.score, restored.score
 
 
-def restored(restorer: inference.Restorer, folder: pathlib.Path | None, clip: Clip) -> Outputs:
+def restored(restorer: streaming.Restorer, folder: pathlib.Path | None, clip: Clip) -> Outputs:
   """Restores a clip as a stream, and saves all its frames in FOLDER/CLIP if a folder is given."""
   with contextlib.ExitStack() as stack:
     writer = None
@@ -167,10 +167,10 @@ def restored(restorer: inference.Restorer, folder: pathlib.Path | None, clip: Cl
       path = _saved_clip(folder, clip)
       writer = stack.enter_context(video.open_writer(path, *size, SAVED_RATE))
     frames = (clips.read_frame(path, clip.size) for path in clip.blurry)
-    tile = inference.fitting_tile(restorer, clip.height, clip.width)
+    tile = streaming.fitting_tile(restorer, clip.height, clip.width)
     if tile:
       tqdm.tqdm.write(f"note: {clip.name} does not fit whole, restored by tiles of {tile} pixels")
-    for number, output in enumerate(inference.restore_frames(restorer, frames, tile)):
+    for number, output in enumerate(streaming.restore_frames(restorer, frames, tile)):
       if writer:
         writer.write(output)
       yield number, output

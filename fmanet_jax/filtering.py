@@ -2,176 +2,84 @@
 
 A dynamic filter gives every output pixel a kernel of its own. Flow-guided, it
 reads frames that were first warped to the centre frame, so that a small kernel
-spans large motion; without the warp the same functions are conventional
-dynamic filtering.
-
-`dynamic_downsample` and `dynamic_upsample` state the filters as vmapped
-gather-and-weight. `fast_downsample` and `fast_upsample` are equal forms, tied
-to them by tests, that read shifted copies of whole frames: no gathers and no
-array of patches.
+spans large motion; without the warp it is conventional dynamic filtering. The
+filters themselves are in vsr_jax/ops/dynamic_filter.py.
 """
 
 from __future__ import annotations
 
-import math
-
 import jax
 import jax.numpy as jnp
-from jax import lax
+
+from vsr_jax.ops.dynamic_filter import dynamic_downsample, normalise_down
+from vsr_jax.ops.resize import resize_bilinear
+from vsr_jax.ops.warp import backward_warp, resize_flow
 
 
-def normalise_down(logits: jax.Array) -> jax.Array:
-  """K^D: softmax over frames and taps together, [b t h w k*k] -> the same, float32."""
-  return jax.nn.softmax(logits.astype(jnp.float32), axis=(1, 4))
-
-
-def normalise_up(kernels: jax.Array) -> jax.Array:
-  """K^R: zero mean over frames and taps plus 1/K, [b t h w k*k s*s] -> the same, float32.
-
-  The K = t k^2 weights of every output pixel sum to 1 and may be negative.
-  """
-  kernels = kernels.astype(jnp.float32)
-  mean = kernels.mean(axis=(1, 4), keepdims=True)
-  return kernels - mean + 1 / (kernels.shape[1] * kernels.shape[4])
-
-
-def _gather_and_weight(frames, weights, y, x):
-  """frames [t h w c], weights [t k k] -> [c]: the weighted sum of the patch at (y, x)."""
-  t, k, _ = weights.shape
-  patch = lax.dynamic_slice(frames, (0, y, x, 0), (t, k, k, frames.shape[-1]))
-  return jnp.tensordot(weights, patch, axes=3)
-
-
-_over_pixels = jax.vmap(  # frames [t h w c], weights [h w t k k], y [h], x [w] -> [h w c]
-  jax.vmap(_gather_and_weight, in_axes=(None, 0, None, 0)), in_axes=(None, 0, 0, None)
-)
-
-
-def dynamic_downsample(frames: jax.Array, weights: jax.Array, scale: int) -> jax.Array:
-  """Filters T frames into one that is `scale` times smaller.
+def warp_images(
+  images: jax.Array, flow_mask: jax.Array, scale: int = 1
+) -> tuple[jax.Array, jax.Array]:
+  """Occlusion-aware warping of images by one flow-mask pair a frame.
 
   Args:
-    frames: [b t sh sw c].
-    weights: [b t h w k*k], one k x k kernel a frame and output pixel, shared by
-      the channels; k has the scale's parity.
-    scale: the stride s.
+    images: [b t sh sw 3].
+    flow_mask: [b t h w 3], (dx, dy, mask logit) in LR pixels.
+    scale: s; flow is enlarged bilinearly, and so is the sigmoid of the mask.
 
   Returns:
-    [b h w c], float32; frames are continued beyond their border by replication.
+    Warped images times the mask [b t sh sw 3] and their validity [b t sh sw 1]: the mask
+    where the warp read inside the image, 0 outside. float32.
   """
-  b, t, h, w, taps = weights.shape
-  k = math.isqrt(taps)
-  frames = _pad_edges(frames.astype(jnp.float32), (k - scale) // 2)
-  weights = jnp.moveaxis(weights, 1, 3).reshape(b, h, w, t, k, k)
-  y, x = jnp.arange(h) * scale, jnp.arange(w) * scale
-  return jax.vmap(_over_pixels, in_axes=(0, 0, None, None))(frames, weights, y, x)
+  b, t, h, w, c = images.shape
+  pairs = flow_mask.astype(jnp.float32).reshape(b * t, *flow_mask.shape[2:])
+  flow, mask = pairs[..., :2], jax.nn.sigmoid(pairs[..., 2:])
+  if scale > 1:
+    flow, mask = resize_flow(flow, scale), resize_bilinear(mask, scale)
+  images = images.astype(jnp.float32).reshape(b * t, h, w, c)
+  # A channel of ones tells how much of each sample lay inside.
+  images = jnp.concatenate([images, jnp.ones_like(images[..., :1])], axis=-1)
+  warped = backward_warp(images, flow, mask[..., 0]).reshape(b, t, h, w, c + 1)
+  return warped[..., :c], warped[..., c:]
 
 
-def dynamic_upsample(frames: jax.Array, weights: jax.Array, scale: int) -> jax.Array:
-  """Filters T frames into one that is `scale` times larger.
+def warp_features(features: jax.Array, flow_mask: jax.Array) -> jax.Array:
+  """Occlusion-aware multi-flow warping (Eq. 3).
 
   Args:
-    frames: [b t h w c].
-    weights: [b t h w k*k s*s], one k x k kernel a frame and output sub-pixel, k odd.
+    features: [... h w c].
+    flow_mask: [... h w 3n], n groups of (dx, dy, mask logit), each for c/n channels.
+
+  Returns:
+    [... h w c] in the features' dtype; the warp runs in float32.
+  """
+  *_, h, w, c = features.shape
+  pairs = flow_mask.astype(jnp.float32).reshape(-1, h, w, flow_mask.shape[-1] // 3, 3)
+  warped = backward_warp(
+    features.astype(jnp.float32).reshape(-1, h, w, c),
+    pairs[..., :2],
+    jax.nn.sigmoid(pairs[..., 2]),
+  )
+  return warped.reshape(features.shape).astype(features.dtype)
+
+
+def flow_guided_downsample(
+  sharp: jax.Array, image_flow: jax.Array | None, kernel_logits: jax.Array, scale: int
+) -> tuple[jax.Array, jax.Array]:
+  """Blurs and shrinks sharp frames by their kernels K^D, after warping them to the centre (Eq. 2).
+
+  Args:
+    sharp: [b t sh sw 3].
+    image_flow: f^Y [b t h w 3] in LR pixels; None for conventional filtering.
+    kernel_logits: of K^D, [b t h w k_d^2].
     scale: s.
 
   Returns:
-    [b sh sw c], float32; frames are continued beyond their border by replication.
+    The blurry LR centre frame [b h w 3] and the warped frames, times their masks [b t sh sw 3].
   """
-  b, t, h, w, taps, _ = weights.shape
-  c, k = frames.shape[-1], math.isqrt(taps)
-  frames = _pad_edges(frames.astype(jnp.float32), k // 2)
-  weights = weights.reshape(b, t, h, w, k, k, scale**2).transpose(0, 6, 2, 3, 1, 4, 5)
-  over_subpixels = jax.vmap(_over_pixels, in_axes=(None, 0, None, None))
-  out = jax.vmap(over_subpixels, in_axes=(0, 0, None, None))(
-    frames, weights, jnp.arange(h), jnp.arange(w)
-  )  # [b s*s h w c]
-  out = out.reshape(b, scale, scale, h, w, c).transpose(0, 3, 1, 4, 2, 5)
-  return out.reshape(b, h * scale, w * scale, c)
-
-
-def fast_downsample(frames: jax.Array, weights: jax.Array, scale: int) -> jax.Array:
-  """Equal to `dynamic_downsample`: a sum over shifted s x s blocks.
-
-  A k x k patch with stride s is ceil(k/s)^2 neighbouring blocks; kernels are
-  filled up with zeros to whole blocks.
-  """
-  b, t, h, w, taps = weights.shape
-  k, c = math.isqrt(taps), frames.shape[-1]
-  n = -(-k // scale)  # blocks a side
-  fill = n * scale - k
-  pad = (k - scale) // 2
-  frames = _pad_edges(frames.astype(jnp.float32), pad, pad + fill)
-  blocks = frames.reshape(b, t, h + n - 1, scale, w + n - 1, scale, c)
-  blocks = blocks.transpose(0, 2, 4, 1, 3, 5, 6).reshape(b, h + n - 1, w + n - 1, -1, c)
-  weights = jnp.pad(weights.reshape(b, t, h, w, k, k), ((0, 0),) * 4 + ((0, fill),) * 2)
-  weights = weights.reshape(b, t, h, w, n, scale, n, scale).transpose(4, 6, 0, 2, 3, 1, 5, 7)
-  weights = weights.reshape(n, n, b, h, w, -1)
-  return sum(
-    jnp.einsum("bhwp,bhwpc->bhwc", weights[i, j], blocks[:, i : i + h, j : j + w])
-    for i in range(n)
-    for j in range(n)
-  )
-
-
-def fast_upsample(frames: jax.Array, kernels: jax.Array, scale: int) -> jax.Array:
-  """Equal to `dynamic_upsample(frames, normalise_up(kernels), scale)`, tap by tap.
-
-  The normalisation moves out of the sum: sum_j (K_j - m + 1/K) x_j =
-  sum_j K_j x_j + (1/K - m) sum_j x_j, so that kernels are read once.
-  """
-  b, t, h, w, taps, _ = kernels.shape
-  c = frames.shape[-1]
-  # The sum of the kernels is the filter's response to a channel of ones.
-  frames = jnp.concatenate([frames, jnp.ones_like(frames[..., :1])], axis=-1)
-  padded = _pad_edges(frames.astype(jnp.float32), math.isqrt(taps) // 2)
-  filtered = _filter_up(padded, kernels.astype(jnp.float32))
-  plain = _patches(padded[..., :c], h, w).sum((1, 4))
-  rest = (1 - filtered[..., c:]) / (t * taps)
-  out = filtered[..., :c] + rest * plain[:, :, :, None]
-  out = out.reshape(b, h, w, scale, scale, c).transpose(0, 1, 3, 2, 4, 5)
-  return out.reshape(b, h * scale, w * scale, c)
-
-
-@jax.custom_vjp
-def _filter_up(padded: jax.Array, kernels: jax.Array) -> jax.Array:
-  """Padded frames [b t h+k-1 w+k-1 c], kernels [b t h w k*k s*s] -> [b h w s*s c].
-
-  Unrolled over the taps, which fuses into one pass that is five times faster on
-  CPU than small products; its gradient is that of the small products, for the
-  gradient of the unrolled form is far slower.
-  """
-  _, t, h, w, taps, _ = kernels.shape
-  k, c = math.isqrt(taps), padded.shape[-1]
-  out = [0.0] * c
-  for f in range(t):
-    for tap in range(taps):
-      i, j = divmod(tap, k)
-      for channel in range(c):
-        out[channel] += kernels[:, f, :, :, tap] * padded[:, f, i : i + h, j : j + w, channel, None]
-  return jnp.stack(out, axis=-1)
-
-
-def _filter_up_products(padded: jax.Array, kernels: jax.Array) -> jax.Array:
-  patches = _patches(padded, *kernels.shape[2:4])
-  return sum(
-    jnp.einsum("bhwps,bhwpc->bhwsc", kernels[:, f], patches[:, f]) for f in range(kernels.shape[1])
-  )
-
-
-_filter_up.defvjp(
-  lambda padded, kernels: (_filter_up(padded, kernels), (padded, kernels)),
-  lambda residuals, g: jax.vjp(_filter_up_products, *residuals)[1](g),
-)
-
-
-def _patches(padded: jax.Array, h: int, w: int) -> jax.Array:
-  """[b t h+k-1 w+k-1 c] -> the k x k patch around every pixel, [b t h w k*k c]."""
-  k = padded.shape[2] - h + 1
-  shifts = [padded[:, :, i : i + h, j : j + w] for i in range(k) for j in range(k)]
-  return jnp.stack(shifts, axis=4)
-
-
-def _pad_edges(frames: jax.Array, before: int, after: int | None = None) -> jax.Array:
-  pad = (before, before if after is None else after)
-  return jnp.pad(frames, ((0, 0), (0, 0), pad, pad, (0, 0)), mode="edge")
+  weights = normalise_down(kernel_logits)
+  if image_flow is None:
+    return dynamic_downsample(sharp, weights, scale), sharp
+  warped, validity = warp_images(sharp, image_flow, scale)
+  # The validity is filtered along, so that masked-out pixels do not darken the sum.
+  filtered = dynamic_downsample(jnp.concatenate([warped, validity], axis=-1), weights, scale)
+  return filtered[..., :3] / (filtered[..., 3:] + 1e-8), warped

@@ -2,9 +2,8 @@
 
 A block refines three things: the temporally anchored features F of every frame,
 the flow-mask pairs f that warp them to the centre frame, and the aligned
-feature F_w. The anchored features of a frame depend on that frame alone, so
-that a stream computes them once: `anchor` is the part by frame, `__call__` the
-part by window.
+feature F_w. The anchored features of a frame depend on that frame alone:
+`refine` is the part by frame, `__call__` the part by window.
 """
 
 from __future__ import annotations
@@ -15,27 +14,21 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fmanet_jax.architecture import AttentionSpec, DenseSpec
 from fmanet_jax.blocks import (
   ChannelAttention,
   DenseBlock,
-  FuseArrays,
+  Fuse,
   GatedFeedForward,
   LayerNorm,
-  leaky_relu,
   rematerialised,
 )
-from vsr_jax.devices import after
-from vsr_jax.layers import (
-  Conv,
-  bias_by_fan_in,
-  convolve,
-  join_channels,
-  like_channels,
-  uniform_by_fan_in,
-)
-from vsr_jax.warp import backward_warp
+from fmanet_jax.filtering import warp_features
+from vsr_jax.layers import Conv, bias_by_fan_in, uniform_by_fan_in
+from vsr_jax.ops.activations import leaky_relu
+from vsr_jax.ops.channels import like_channels
+from vsr_jax.ops.convolution import convolve
 
-Frames = jax.Array | tuple[jax.Array, ...]  # [b t h w c], or t arrays [b h w c]
 Query = Callable[[jax.Array, jax.Array], jax.Array]
 
 
@@ -51,62 +44,11 @@ def self_query(normed: jax.Array, centre: jax.Array) -> jax.Array:
   return normed
 
 
-def warp_features(features: jax.Array, flow_mask: jax.Array) -> jax.Array:
-  """Occlusion-aware multi-flow warping (Eq. 3).
-
-  Args:
-    features: [... h w c].
-    flow_mask: [... h w 3n], n groups of (dx, dy, mask logit), each for c/n channels.
-
-  Returns:
-    [... h w c] in the features' dtype; the warp runs in float32.
-  """
-  *_, h, w, c = features.shape
-  pairs = flow_mask.astype(jnp.float32).reshape(-1, h, w, flow_mask.shape[-1] // 3, 3)
-  warped = backward_warp(
-    features.astype(jnp.float32).reshape(-1, h, w, c),
-    pairs[..., :2],
-    jax.nn.sigmoid(pairs[..., 2]),
-  )
-  return warped.reshape(features.shape).astype(features.dtype)
-
-
-def map_frames(function: Callable[..., jax.Array], *inputs: Frames) -> Frames:
-  """Applies a function of arrays [... h w c] to all frames, or one by one if a tuple is among them.
-
-  Only a stream has tuples. On CPU warps of single frames are faster, and nothing is stacked.
-  """
-  if not any(isinstance(x, tuple) for x in inputs):
-    return function(*inputs)
-  return tuple(function(*frame) for frame in zip(*map(split_frames, inputs), strict=True))
-
-
-def _in_turn(
-  function: Callable[[jax.Array], jax.Array], frames: tuple[jax.Array, ...], begin: jax.Array
-) -> tuple[jax.Array, ...]:
-  """A function of every frame [b h w c], each after the one before it, the first after `begin`."""
-  results = [begin]
-  for frame in frames:
-    results.append(function(after(frame, results[-1])))
-  return tuple(results[1:])
-
-
-def split_frames(frames: Frames) -> tuple[jax.Array, ...]:
-  """[b t h w c] or t of [b h w c] -> t of [b h w c]."""
-  if isinstance(frames, tuple):
-    return frames
-  return tuple(frames[:, i] for i in range(frames.shape[1]))
-
-
-def stack_frames(frames: Frames) -> jax.Array:
-  """[b t h w c] or t of [b h w c] -> [b t h w c]."""
-  return jnp.stack(frames, axis=1) if isinstance(frames, tuple) else frames
-
-
 class FlowUpdate(nn.Module):
-  """Predicts flow-mask pairs from centre features, earlier pairs and warped features.
+  """Predicts flow-mask pairs from the features of the centre and of every frame (Sec. 3.3).
 
-  The centre feature is the same for all frames: it is convolved once.
+  Two 3x3 convolutions of both, joined. The centre feature is the same for all frames, so that its
+  part of the first sum is computed once.
   """
 
   flows: int
@@ -114,18 +56,15 @@ class FlowUpdate(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, centre: jax.Array, by_frame: Frames) -> jax.Array:
-    """centre [b h w c], by_frame [b t h w k] or t of [b h w k] -> [b t h w 3n]."""
+  def __call__(self, centre: jax.Array, by_frame: jax.Array) -> jax.Array:
+    """centre [b h w c], by_frame [b t h w k] -> [b t h w 3n]."""
     c, hidden = centre.shape[-1], 3 * self.flows
-    shape = (3, 3, c + jax.tree.leaves(by_frame)[0].shape[-1], hidden)
-    kernel = self.param("conv1_kernel", uniform_by_fan_in, shape)
-    y = stack_frames(
-      map_frames(lambda x: convolve(x.astype(self.dtype), kernel[:, :, c:]), by_frame)
-    )
+    inputs = c + by_frame.shape[-1]
+    kernel = self.param("conv1_kernel", uniform_by_fan_in, (3, 3, inputs, hidden))
+    y = convolve(by_frame.astype(self.dtype), kernel[:, :, c:])
     y += convolve(centre.astype(self.dtype), kernel[:, :, :c])[:, None]
     if self.use_bias:
-      bias = self.param("conv1_bias", bias_by_fan_in(9 * shape[2]), (hidden,))
-      y += like_channels(bias, y)
+      y += like_channels(self.param("conv1_bias", bias_by_fan_in(9 * inputs), (hidden,)), y)
     return Conv(hidden, 3, self.use_bias, self.dtype, name="conv2")(leaky_relu(y))
 
 
@@ -135,20 +74,17 @@ class DegradationAttention(nn.Module):
   Both inputs and the output are [b h w c].
   """
 
-  heads: int
-  hidden: int
-  norm_bias: bool
-  use_bias: bool
-  dtype: jnp.dtype
+  spec: AttentionSpec
+  use_bias: bool = False
+  dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array, kernel_features: jax.Array) -> jax.Array:
-    common = (self.use_bias, self.dtype)
-    normed = LayerNorm(self.norm_bias, name="norm1")(x)
-    attention = ChannelAttention(self.heads, *common, name="attention")
-    x += attention(normed, kernel_features)
-    feed_forward = GatedFeedForward(self.hidden, *common, name="feed_forward")
-    return x + feed_forward(LayerNorm(self.norm_bias, name="norm2")(x))
+    s, common = self.spec, (self.use_bias, self.dtype)
+    attention = ChannelAttention(s.heads, *common, name="attention")
+    x += attention(LayerNorm(s.norm_bias, name="norm1")(x), kernel_features)
+    feed_forward = GatedFeedForward(s.hidden, *common, name="feed_forward")
+    return x + feed_forward(LayerNorm(s.norm_bias, name="norm2")(x))
 
 
 class SpatialFeatureTransform(nn.Module):
@@ -157,11 +93,8 @@ class SpatialFeatureTransform(nn.Module):
   Both inputs and the output are [b h w c].
   """
 
-  heads: int  # this and the next two are of the attention that it replaces, not needed here
-  hidden: int
-  norm_bias: bool
-  use_bias: bool
-  dtype: jnp.dtype
+  use_bias: bool = False
+  dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array, kernel_features: jax.Array) -> jax.Array:
@@ -175,72 +108,85 @@ class MultiAttention(nn.Module):
   """Centre-oriented attention (Eq. 5) and, in Net^R, modulation by the degradation (Eq. 6).
 
   The fused frames, the centre frame's feature, the kernel features and the output are [b h w c].
+
+  Attributes:
+    spec: sizes.
+    query: what the attention's queries are made from.
+    make_modulation: makes the module that modulates by kernel features; None in Net^D.
   """
 
-  heads: int
-  hidden: int
-  norm_bias: bool
-  use_bias: bool
-  dtype: jnp.dtype
+  spec: AttentionSpec
   query: Query
-  modulation: type[nn.Module] | None
+  make_modulation: Callable[[], nn.Module] | None
+  use_bias: bool = False
+  dtype: jnp.dtype = jnp.float32
 
-  @nn.compact
+  def setup(self):
+    s, common = self.spec, (self.use_bias, self.dtype)
+    self.norm1, self.norm2 = LayerNorm(s.norm_bias), LayerNorm(s.norm_bias)
+    self.attention = ChannelAttention(s.heads, *common)
+    self.feed_forward = GatedFeedForward(s.hidden, *common)
+    if self.make_modulation is not None:
+      self.modulation = self.make_modulation()
+
   def __call__(self, x: jax.Array, centre: jax.Array, kernel_features: jax.Array | None):
-    common = (self.use_bias, self.dtype)
-    normed = LayerNorm(self.norm_bias, name="norm1")(x)
-    attention = ChannelAttention(self.heads, *common, name="attention")
-    x += attention(normed, self.query(normed, centre))
-    feed_forward = GatedFeedForward(self.hidden, *common, name="feed_forward")
-    x += feed_forward(LayerNorm(self.norm_bias, name="norm2")(x))
-    if self.modulation is not None:
-      sizes = (self.heads, self.hidden, self.norm_bias)
-      modulation = self.modulation(*sizes, *common, name="modulation")
-      x = modulation(x, after(kernel_features, x))
-    return x
+    x = self.attend(x, centre)
+    return x if kernel_features is None else self.modulation(x, kernel_features)
+
+  def attend(self, x: jax.Array, centre: jax.Array) -> jax.Array:
+    """Eq. 5: attention with queries from the centre frame's feature, then a GDFN."""
+    normed = self.norm1(x)
+    x += self.attention(normed, self.query(normed, centre))
+    return x + self.feed_forward(self.norm2(x))
 
 
 class FRMA(nn.Module):
-  """One FRMA block. The first block of Net^D has neither F_w nor f yet, that of Net^R no F_w."""
+  """One FRMA block. The first block of Net^D has neither F_w nor f yet, that of Net^R no F_w.
+
+  Attributes:
+    dim: the channels of all features.
+    flows: n, the flow-mask pairs of a frame.
+    dense: sizes of the dense blocks.
+    attention_blocks: how many attention blocks follow each other.
+    attention_spec: their sizes.
+    query: see `MultiAttention`.
+    make_modulation: see `MultiAttention`.
+    remat: whether the backward pass computes the activations of blocks again.
+  """
 
   dim: int
   flows: int
-  growth: int
-  dense_layers: int
+  dense_spec: DenseSpec
   attention_blocks: int
-  heads: int
-  hidden: int
-  norm_bias: bool
-  use_bias: bool
-  dtype: jnp.dtype
+  attention_spec: AttentionSpec
   query: Query
-  modulation: type[nn.Module] | None = None
+  make_modulation: Callable[[], nn.Module] | None = None
+  use_bias: bool = False
+  dtype: jnp.dtype = jnp.float32
   remat: bool = False
 
   def setup(self):
     common = (self.use_bias, self.dtype)
-    dense_block, multi_attention = (
-      rematerialised(block, self.remat) for block in (DenseBlock, MultiAttention)
-    )
-    dense = (self.growth, self.dense_layers, *common)
-    self.dense = dense_block(*dense)
+    dense_block = rematerialised(DenseBlock, self.remat)
+    multi_attention = rematerialised(MultiAttention, self.remat)
+    self.dense = dense_block(self.dense_spec, *common)
     self.flow_update = FlowUpdate(self.flows, *common)
-    self.fuse = FuseArrays(self.dim, *common)
-    if self.modulation is not None:
-      self.kernel_dense = dense_block(*dense)
-      self.kernel_fuse = FuseArrays(self.dim, *common)
-    sizes = (self.heads, self.hidden, self.norm_bias, *common)
+    self.fuse = Fuse(self.dim, *common)
+    if self.make_modulation is not None:
+      self.kernel_dense = dense_block(self.dense_spec, *common)
+      self.kernel_fuse = Fuse(self.dim, *common)
     self.attention = [
-      multi_attention(*sizes, self.query, self.modulation) for _ in range(self.attention_blocks)
+      multi_attention(self.attention_spec, self.query, self.make_modulation, *common)
+      for _ in range(self.attention_blocks)
     ]
 
-  def anchor(self, features: jax.Array) -> jax.Array:
-    """F^i -> F^{i+1} of single frames, [... h w c]."""
+  def refine(self, features: jax.Array) -> jax.Array:
+    """F^i -> F^{i+1}, each frame by itself, [... h w c]."""
     return self.dense(features)
 
   def __call__(
     self,
-    anchored: Frames,
+    features: jax.Array,
     centre: jax.Array,
     aligned: jax.Array | None,
     flow_mask: jax.Array | None,
@@ -249,7 +195,7 @@ class FRMA(nn.Module):
     """Refines the aligned feature and the flow-mask pairs of a window.
 
     Args:
-      anchored: this block's anchored features F^{i+1}.
+      features: this block's anchored features F^{i+1}, [b t h w c].
       centre: [b h w c], F^0 of the centre frame.
       aligned: [b h w c], F_w of the block before, or None.
       flow_mask: [b t h w 3n], f of the block before, or None.
@@ -258,24 +204,22 @@ class FRMA(nn.Module):
     Returns:
       The new F_w [b h w c] and f [b t h w 3n].
     """
+    # The pairs are corrected by what they still warp wrongly.
     if flow_mask is None:
-      flow_mask = self.flow_update(centre, anchored)
+      flow_mask = self.flow_update(centre, features)
     else:
-      anchored = after(anchored, flow_mask if aligned is None else aligned)
-      warped = map_frames(warp_features, anchored, flow_mask)
-      by_frame = map_frames(lambda *x: join_channels(x), flow_mask, warped)
-      flow_mask += self.flow_update(after(centre, jax.tree.leaves(by_frame)[-1]), by_frame)
-    warped = map_frames(warp_features, anchored, flow_mask)
-    lead = [] if aligned is None else [aligned]
-    aligned = self.fuse([*lead, *split_frames(warped)])
-    if self.modulation is not None:
-      refined = kernel_features
-      if isinstance(anchored, tuple):
-        refined = _in_turn(self.kernel_dense, split_frames(refined), aligned)
-      else:
-        refined = split_frames(self.kernel_dense(after(refined, aligned)))
-      kernel_features = self.kernel_fuse(refined)
-      aligned = after(aligned, kernel_features)
+      warped = warp_features(features, flow_mask)
+      flow_mask += self.flow_update(centre, jnp.concatenate([flow_mask, warped], axis=-1))
+    # The features of all frames, warped to the centre (Eq. 3), and F_w are fused.
+    warped = split_frames(warp_features(features, flow_mask))
+    aligned = self.fuse(warped if aligned is None else [aligned, *warped])
+    if kernel_features is not None:
+      kernel_features = self.kernel_fuse(split_frames(self.kernel_dense(kernel_features)))
     for block in self.attention:
-      aligned = block(aligned, after(centre, aligned), kernel_features)
+      aligned = block(aligned, centre, kernel_features)
     return aligned, flow_mask
+
+
+def split_frames(x: jax.Array) -> list[jax.Array]:
+  """[b t h w c] -> t arrays [b h w c]."""
+  return [x[:, i] for i in range(x.shape[1])]

@@ -20,9 +20,9 @@ import contextlib
 import jax
 import numpy as np
 
-from fmanet_jax import inference
+from fmanet_jax import streaming
 from vsr_jax import cli, progress, runtime, video, video_cli
-from vsr_jax.resize import resize_bicubic
+from vsr_jax.ops.resize import resize_bicubic
 from vsr_jax.sharding import make_mesh
 
 
@@ -30,7 +30,7 @@ def main() -> None:
   """Runs the command; see the module's docstring and `--help`."""
   args = _parse()
   video.check_output(args.output, args.input)
-  radius = inference.load_architecture(args.checkpoint).frames // 2
+  radius = streaming.load_architecture(args.checkpoint).frames // 2
   with (
     video_cli.readable(args.input) as args.copies,
     video_cli.open_input(args, context=(radius, radius)) as reader,
@@ -45,14 +45,14 @@ def restore(reader: video.Reader, args: argparse.Namespace) -> None:
   frames = video_cli.counted_for(args.output, reader)
   runtime.enable_compilation_cache()
   runtime.return_freed_memory()
-  model, params = inference.load(args.checkpoint, args.dtype)
+  model, params = streaming.load(args.checkpoint, args.dtype)
   mesh = make_mesh() if jax.device_count() > 1 else None
-  restorer = inference.Restorer(model, params, mesh)
+  restorer = streaming.Restorer(model, params, mesh)
   info = reader.info
   height, width = (model.arch.scale * size for size in (info.height, info.width))
   shown_width = 2 * width if args.side_by_side else width
   video_cli.check_size(args.output, height, shown_width)
-  tile = args.tile or inference.fitting_tile(restorer, info.height, info.width)
+  tile = args.tile or streaming.fitting_tile(restorer, info.height, info.width)
   if tile != args.tile:
     print(f"note: whole frames do not fit the memory; restoring by tiles of {tile} pixels")
   count = 0
@@ -64,7 +64,7 @@ def restore(reader: video.Reader, args: argparse.Namespace) -> None:
     contextlib.closing(video.prefetch(frames)) as read,
     progress.bar("restoring", total) as bar,
   ):
-    for frame in inference.restore_frames(restorer, read, tile):
+    for frame in streaming.restore_frames(restorer, read, tile):
       if frame.is_context:
         continue
       image = frame.image
@@ -90,8 +90,8 @@ def _parse() -> argparse.Namespace:
     "--side-by-side", action="store_true", help="put the bicubically enlarged input at the left"
   )
   args = parser.parse_args()
-  if args.tile is not None and args.tile <= inference.OVERLAP:
-    parser.error(f"--tile {args.tile}: must be above the overlap of {inference.OVERLAP} pixels")
+  if args.tile is not None and args.tile <= streaming.OVERLAP:
+    parser.error(f"--tile {args.tile}: must be above the overlap of {streaming.OVERLAP} pixels")
   return args
 
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from keep_jax.layers import LayerNorm, attend
-from vsr_jax.layers import gelu, like_channels
+from vsr_jax.ops.activations import gelu
+from vsr_jax.ops.channels import like_channels
 
 
 class SelfAttentionLayer(nn.Module):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from keep_jax.layers import Attention, GatedFeedForward, LayerNorm, attend, conv
 from keep_jax.vqgan import ResBlock
-from vsr_jax.warp import backward_warp
+from vsr_jax.ops.warp import backward_warp
 
 
 class SparseCausalAttention(Attention):

@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vsr_jax.layers import Conv, gelu, like_channels
+from vsr_jax.layers import Conv
+from vsr_jax.ops.activations import gelu
+from vsr_jax.ops.channels import like_channels
 
 GROUPS = 32  # in every group norm
 GROUP_EPSILON = 1e-6

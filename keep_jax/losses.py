@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from vsr_jax.losses import charbonnier, l2
-from vsr_jax.warp import backward_warp
+from vsr_jax.ops.warp import backward_warp
 
 
 def code_mse(latent: jax.Array, codes: jax.Array, codebook: jax.Array) -> jax.Array:

@@ -149,7 +149,7 @@ COMMAND = 'if __name__ == "__main__":\n  main()\n'
   ("path", "source", "wrong"),
   [
     ("configs/fmanet/demo.py", "import fmanet_jax.model", "fmanet_jax.model"),
-    ("vsr_jax/warp.py", "from configs.fmanet import demo", "configs.fmanet.demo"),
+    ("vsr_jax/ops/warp.py", "from configs.fmanet import demo", "configs.fmanet.demo"),
     ("vsr_jax/train/loop.py", "def f():\n  import fmanet_jax", "fmanet_jax"),
     ("data_prep/clips.py", "from fmanet_jax import model", "fmanet_jax.model"),
     ("fmanet_jax/model.py", "import jax, keep_jax.model", "keep_jax.model"),
@@ -158,7 +158,7 @@ COMMAND = 'if __name__ == "__main__":\n  main()\n'
     ("keep_jax/model.py", "from .. import fmanet_jax", "fmanet_jax"),
     ("keep_jax/model.py", "from ..configs.keep import demo", "configs.keep.demo"),
     ("data_prep/labels.py", f"import configs\n{COMMAND}", "configs"),
-    ("vsr_jax/warp.py", "from tests import conftest", "tests.conftest"),
+    ("vsr_jax/ops/warp.py", "from tests import conftest", "tests.conftest"),
     ("vsr_jax/conversion.py", "import torch", "torch"),
     ("vsr_jax/conversion.py", "from torch.nn import functional", "torch.nn.functional"),
     ("vsr_jax/conversion.py", "importlib.import_module('torch')", "torch"),

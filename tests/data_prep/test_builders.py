@@ -24,7 +24,7 @@ from data_prep.reds import reds_dataset_builder as reds
 from data_prep.vfhq import vfhq_dataset_builder as vfhq
 from tests.data_prep import layouts
 from vsr_jax.errors import UserError
-from vsr_jax.resize import resize_bicubic
+from vsr_jax.ops.resize import resize_bicubic
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FRAMES = 2  # a clip; the numbers of clips are those released

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from data_prep import degrade
 from tests.data_prep.helpers import texture
-from vsr_jax.resize import resize_bicubic
+from vsr_jax.ops.resize import resize_bicubic
 
 
 def numbered(count: int, h: int = 32, w: int = 40) -> list[np.ndarray]:

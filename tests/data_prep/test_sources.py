@@ -18,7 +18,7 @@ from data_prep.sources import BadClip, ClipFiles, MissingError
 from tests.data_prep.built import mutants
 from tests.data_prep.layouts import archive, damage, png
 from vsr_jax.errors import UserError
-from vsr_jax.resize import resize_bicubic
+from vsr_jax.ops.resize import resize_bicubic
 
 
 @pytest.fixture(params=[True, False], ids=["zip", "folder"])

@@ -6,33 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from jax import lax
 from scipy import special
 
 from fmanet_jax import blocks
-from fmanet_jax.frma import FlowUpdate, map_frames, stack_frames, warp_features
-from fmanet_jax.networks import TemporalConv, kernel_passage, split_time, temporal_convolve
+from fmanet_jax.architecture import DenseSpec
+from fmanet_jax.filtering import warp_features
+from fmanet_jax.frma import FlowUpdate
+from fmanet_jax.networks import TemporalConv, split_time
 from tests.fmanet_jax import golden
+from tests.vsr_jax.ops.numeric import CLOSE, conv, normal
 from vsr_jax import layers
-
-# Values and sums are of order 1: float32 rounding of a few hundred terms.
-CLOSE = {"rtol": 1e-5, "atol": 1e-5}
-
-
-def normal(seed: int, *shape: int) -> np.ndarray:
-  return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-def conv(x: np.ndarray, kernel: np.ndarray, bias=None) -> np.ndarray:
-  """The definition: [b h w c] with [k k c d] -> [b h w d], zeros outside."""
-  h, w = x.shape[1:3]
-  k = kernel.shape[0]
-  pad = (k // 2, k // 2)
-  x = np.pad(x, ((0, 0), pad, pad, (0, 0)))
-  y = sum(x[:, i : i + h, j : j + w] @ kernel[i, j] for i in range(k) for j in range(k))
-  return y if bias is None else y + bias
 
 
 def diagonal(kernel: np.ndarray) -> np.ndarray:
@@ -60,130 +44,11 @@ def applied(module, *args):
   return golden.jit(module.apply)({"params": params}, *args), params
 
 
-@settings(max_examples=5, deadline=None)
-@given(
-  lead=st.sampled_from([(1,), (2,), (1, 3)]),
-  size=st.tuples(st.integers(1, 7), st.integers(1, 7)),
-  channels=st.tuples(st.integers(1, 5), st.integers(1, 5)),
-  k=st.sampled_from([1, 3, 5]),
-)
-def test_convolve_takes_any_leading_axes(lead, size, channels, k):
-  x, kernel = normal(0, *lead, *size, channels[0]), normal(1, k, k, *channels)
-  want = conv(x.reshape(-1, *size, channels[0]), kernel)
-  got = golden.jit(layers.convolve)(x, kernel)
-  np.testing.assert_allclose(got, want.reshape(*lead, *size, -1), **CLOSE)
-
-
-@pytest.mark.parametrize("avx512", [False, True])
-@pytest.mark.parametrize(
-  ("k", "d", "filling"),
-  [(1, 70, (10, 10)), (3, 18, (0, 14)), (3, 27, (5, 5)), (3, 72, (0, 24)), (3, 200, (8, 24))],
-)
-def test_filled_up_channels_leave_the_result(monkeypatch, avx512, k, d, filling):
-  assert layers._output_filling(d, k, avx512) == filling[avx512]
-  monkeypatch.setattr(layers, "has_avx512", lambda: avx512)
-  x, kernel = normal(0, 2, 7, 5, 4), normal(1, k, k, 4, d)
-  got = golden.jit(lambda x, kernel: layers.convolve(x, kernel))(x, kernel)
-  np.testing.assert_allclose(got, conv(x, kernel), **CLOSE)
-
-
-@pytest.mark.parametrize("channels", [(4,), (6, 4, 2), (3, 2)])  # in groups of 4, 2 and 1
-def test_join_channels(channels):
-  arrays = [normal(i, 2, 3, 5, c) for i, c in enumerate(channels)]
-  weights = normal(9, 2, 3, 5, sum(channels))
-
-  @golden.jit
-  def joined_and_gradient(arrays):
-    gradient = jax.grad(lambda arrays: (layers.join_channels(arrays) * weights).sum())(arrays)
-    return layers.join_channels(arrays), gradient
-
-  joined, gradient = joined_and_gradient(arrays)
-  np.testing.assert_array_equal(joined, np.concatenate(arrays, axis=-1))
-  np.testing.assert_array_equal(np.concatenate(gradient, axis=-1), weights)
-
-
-@pytest.mark.parametrize(("dtype", "rtol"), [(jnp.float32, 1e-6), (jnp.bfloat16, 2**-8)])
-def test_gelu(dtype, rtol):
-  x = np.linspace(-8, 8, 1001, dtype=np.float32).astype(dtype)
-  wide = x.astype(np.float64)
-  # 1 + erf is rounded to float32 where both cancel, as in PyTorch.
-  got = golden.jit(layers.gelu)(x)
-  assert got.dtype == dtype
-  np.testing.assert_allclose(np.asarray(got, np.float64), wide * special.ndtr(wide), rtol, 1e-6)
-
-
-@pytest.mark.parametrize("k", [1, 3, 5])
-@pytest.mark.parametrize(("c", "d"), [(2, 5), (5, 2), (3, 3), (2, 70)])
-@pytest.mark.parametrize("shape", [(1, 7, 5), (3, 4, 9), (1, 1, 2)])
-def test_gradient_of_convolve(k, c, d, shape):
-  """That of the kernel is written by hand, in two orientations."""
-  x, kernel, pull = normal(0, *shape, c), normal(1, k, k, c, d), normal(2, *shape, d)
-
-  def plain(x, kernel):
-    numbers = ("NHWC", "HWIO", "NHWC")
-    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=numbers)
-
-  def gradients(x, kernel, pull):
-    dx, dkernel = jax.vjp(layers.convolve, x, kernel)[1](pull)
-    on_accelerators = layers._kernel_gradient(k, x, pull)
-    return (dx, dkernel, on_accelerators), jax.vjp(plain, x, kernel)[1](pull)
-
-  got, (dx, dkernel) = golden.jit(gradients)(x, kernel, pull)
-  assert_same_sums(got, (dx, dkernel, dkernel))
-
-
-def assert_same_sums(got, want):
-  """Equal but for the rounding of sums over all pixels."""
-  for a, b in zip(got, want, strict=True):
-    np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
-
-
-def test_gradient_of_convolve_in_bfloat16():
-  x, kernel, pull = normal(0, 2, 6, 7, 4), normal(1, 3, 3, 4, 8), normal(2, 2, 6, 7, 8)
-
-  @golden.jit
-  def gradients(x, kernel, pull):
-    found = []
-    for dtype in (jnp.bfloat16, jnp.float32):
-      pulled = jax.vjp(lambda k, dtype=dtype: layers.convolve(x.astype(dtype), k), kernel)[1]
-      found += pulled(pull.astype(dtype))
-    return found
-
-  got, want = gradients(x, kernel, pull)
-  assert got.dtype == jnp.float32
-  # 84 products of bfloat16's 8 bits.
-  np.testing.assert_allclose(got, want, atol=0.02 * np.abs(want).max())
-
-
-@pytest.mark.parametrize("shape", [(1, 5, 7), (2, 1, 2)])
-def test_depthwise_and_its_gradient_equal_a_grouped_convolution(shape):
-  x, kernel, pull = normal(0, *shape, 6), normal(1, 3, 3, 6), normal(2, *shape, 6)
-
-  def grouped(x, kernel):
-    numbers, kernel = ("NHWC", "HWIO", "NHWC"), kernel[:, :, None]
-    return lax.conv_general_dilated(
-      x, kernel, (1, 1), "SAME", dimension_numbers=numbers, feature_group_count=6
-    )
-
-  def value_and_gradients(form, x, kernel, pull):
-    y, pulled = jax.vjp(form, x, kernel)
-    return y, *pulled(pull)
-
-  def bordered(x, kernel):
-    return blocks.depthwise(blocks.zero_border(x), kernel)
-
-  @golden.jit
-  def both(*args):
-    return [value_and_gradients(form, *args) for form in (bordered, grouped)]
-
-  assert_same_sums(*both(x, kernel, pull))
-
-
 @pytest.mark.parametrize("use_bias", [False, True])
 def test_dense_block_equals_its_layers_one_by_one(use_bias):
   growth, layers = 3, 4
   x = normal(0, 2, 5, 6, 4)
-  got, params = applied(blocks.DenseBlock(growth, layers, use_bias), x)
+  got, params = applied(blocks.DenseBlock(DenseSpec(growth, layers), use_bias), x)
   features = x
   for i in range(layers):
     y = conv(features, params[f"layer_{i}_kernel"], params.get(f"layer_{i}_bias"))
@@ -195,10 +60,10 @@ def test_dense_block_equals_its_layers_one_by_one(use_bias):
 
 def test_encoder_fuses_all_dense_blocks():
   x = normal(0, 1, 5, 6, 4)
-  got, params = applied(blocks.ResidualInResidualDenseBlock(2, 3, 2), x)
+  got, params = applied(blocks.ResidualInResidualDenseBlock(2, DenseSpec(3, 2)), x)
   y, outputs = x, []
   for i in range(2):
-    y = golden.jit(blocks.DenseBlock(3, 2).apply)({"params": params[f"rdb_{i}"]}, y)
+    y = golden.jit(blocks.DenseBlock(DenseSpec(3, 2)).apply)({"params": params[f"rdb_{i}"]}, y)
     outputs.append(np.asarray(y))
   fused = conv(np.concatenate(outputs, -1), params["fuse1"]["kernel"])
   np.testing.assert_allclose(got, x + conv(fused, params["fuse2"]["kernel"]), **CLOSE)
@@ -249,7 +114,7 @@ def test_channel_attention_of_nothing_is_finite():
 
 
 @pytest.mark.parametrize("use_bias", [False, True])
-@pytest.mark.parametrize("hidden", [7, 70])  # as one array, and as two
+@pytest.mark.parametrize("hidden", [7, 70])  # many are padded
 def test_gated_feed_forward(hidden, use_bias):
   x = normal(0, 1, 4, 5, 6)
   got, params = applied(blocks.GatedFeedForward(hidden, use_bias), x)
@@ -274,20 +139,9 @@ def test_temporal_conv_equals_a_3d_convolution(t):
   np.testing.assert_allclose(got, want, **CLOSE)
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 7, 6), (2, 1, 4, 5), (1, 3, 3, 6), (1, 2, 6, 1)])
-def test_kernel_passage_equals_its_two_convolutions(shape):
-  x, last, first = normal(0, *shape, 4), normal(1, 3, 3, 4, 9) / 6, normal(2, 3, 3, 3, 9, 5) / 15
-
-  @golden.jit
-  def both(x, last, first):
-    return kernel_passage(x, last, first), temporal_convolve(layers.convolve(x, last), first)
-
-  np.testing.assert_allclose(*both(x, last, first), **CLOSE)
-
-
-def test_fuse_arrays_equals_a_convolution_of_all_channels():
+def test_fuse_equals_a_convolution_of_all_channels():
   arrays = [normal(i, 2, 4, 5, c) for i, c in enumerate((7, 6, 6))]
-  got, params = applied(blocks.FuseArrays(8, use_bias=True), arrays)
+  got, params = applied(blocks.Fuse(8, use_bias=True), arrays)
   want = conv(np.concatenate(arrays, -1), params["kernel"], params["bias"])
   np.testing.assert_allclose(got, want, **CLOSE)
 
@@ -300,19 +154,6 @@ def test_flow_update_equals_a_convolution_of_both_inputs():
     hidden = leaky(conv(x, params["conv1_kernel"], params["conv1_bias"]))
     want = conv(hidden, params["conv2"]["kernel"], params["conv2"]["bias"])
     np.testing.assert_allclose(got[:, t], want, **CLOSE)
-
-
-def test_frames_in_a_tuple_are_warped_like_those_in_one_array():
-  features, flow_mask = normal(0, 1, 3, 5, 6, 4), 2 * normal(1, 1, 3, 5, 6, 6)
-
-  @golden.jit
-  def both(features, flow_mask):
-    frames = tuple(jnp.moveaxis(features, 1, 0))
-    alone = map_frames(warp_features, frames, flow_mask)
-    assert isinstance(alone, tuple)
-    return stack_frames(alone), map_frames(warp_features, features, flow_mask)
-
-  np.testing.assert_allclose(*both(features, flow_mask), rtol=1e-6, atol=1e-6)
 
 
 def test_every_flow_moves_its_own_channels():
@@ -349,7 +190,7 @@ def test_pixel_shuffle_upsampler(scale, convs):
   ("make", "inputs"),
   [
     (lambda dtype: layers.Conv(8, use_bias=True, dtype=dtype), 1),
-    (lambda dtype: blocks.DenseBlock(4, 2, True, dtype), 1),
+    (lambda dtype: blocks.DenseBlock(DenseSpec(4, 2), True, dtype), 1),
     (lambda dtype: blocks.ChannelAttention(2, True, dtype), 2),
     (lambda dtype: blocks.GatedFeedForward(9, True, dtype), 1),
     (lambda dtype: blocks.PixelShuffleUpsampler(8, 2, True, dtype), 1),

@@ -10,14 +10,14 @@ import os
 import numpy as np
 import pytest
 
-from fmanet_jax import demo, inference
+from fmanet_jax import demo, streaming
 from fmanet_jax.model import FMANet
-from tests.fmanet_jax.test_inference import TINY, random_params
+from tests.fmanet_jax.test_streaming import TINY, random_params
 from tests.vsr_jax.clips import moving_waves
 from vsr_jax import video
 from vsr_jax.checkpoint import export_params
 from vsr_jax.metrics import rgb_psnr
-from vsr_jax.resize import resize_bicubic
+from vsr_jax.ops.resize import resize_bicubic
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_the_detail_is_where_most_is_gained():
 
 
 def test_missing_weights_are_told(run, monkeypatch, tmp_path):
-  monkeypatch.setattr(inference, "DEMO_WEIGHTS", tmp_path / "demo_weights")
+  monkeypatch.setattr(streaming, "DEMO_WEIGHTS", tmp_path / "demo_weights")
   said = run(code=2)
   assert said.err.count("\n") == 1
   assert "demo_weights: the demonstration weights are missing" in said.err
@@ -102,10 +102,10 @@ def test_weights_of_another_scale_are_told(run, weights):
 
 
 def test_the_packaged_weights_sharpen_the_packaged_clip():
-  files = [path for path in inference.DEMO_WEIGHTS.rglob("*") if path.is_file()]
+  files = [path for path in streaming.DEMO_WEIGHTS.rglob("*") if path.is_file()]
   assert 0 < sum(path.stat().st_size for path in files) <= 4e6
   blurry, truth = (read(demo.CLIP / name)[10:13] for name in ("input.mp4", "truth.mp4"))
-  restored = inference.Restorer(*inference.load()).stream(blurry)
+  restored = streaming.Restorer(*streaming.load()).stream(blurry)
   gains = [
     rgb_psnr(sharp, output) - rgb_psnr(sharp, resize_bicubic(frame, 4))
     for sharp, output, frame in zip(truth, restored, blurry, strict=True)

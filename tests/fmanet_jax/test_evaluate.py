@@ -18,7 +18,7 @@ from fmanet_jax.architecture import Architecture
 from fmanet_jax.model import FMANet
 from tests.data_prep.helpers import texture, write_clip, write_clip_set, write_png
 from vsr_jax.metrics import ClipScore, Score, rgb_psnr, ssim, tof
-from vsr_jax.resize import resize_bicubic
+from vsr_jax.ops.resize import resize_bicubic
 
 
 def repeated(frame):
@@ -26,7 +26,7 @@ def repeated(frame):
 
 
 class StandIn:
-  """Takes the place of `fmanet_jax.inference`: restores by repeating pixels."""
+  """Takes the place of `fmanet_jax.streaming`: restores by repeating pixels."""
 
   def __init__(self):
     self.arch = Architecture()
@@ -50,7 +50,7 @@ class StandIn:
 def stand_in(monkeypatch):
   stand_in = StandIn()
   for name in ("load", "Restorer"):
-    monkeypatch.setattr(evaluate.inference, name, getattr(stand_in, name))
+    monkeypatch.setattr(evaluate.streaming, name, getattr(stand_in, name))
   return stand_in
 
 
@@ -105,7 +105,7 @@ def check(row, wanted):
 
 @pytest.mark.parametrize("tile", [None, 20])  # by itself where whole frames do not fit
 def test_interior_frames_are_scored_as_the_metrics_say(run, data, monkeypatch, tile):
-  monkeypatch.setattr(evaluate.inference, "fitting_tile", lambda *_: tile)
+  monkeypatch.setattr(evaluate.streaming, "fitting_tile", lambda *_: tile)
   found = run(data)
   assert found["complete"]
   assert found["skipped"] == {}

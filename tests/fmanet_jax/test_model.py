@@ -12,11 +12,15 @@ import numpy as np
 import pytest
 
 from fmanet_jax import model as fmanet
+from fmanet_jax import window
 from fmanet_jax.architecture import Architecture
 from fmanet_jax.model import FMANet, init_params, param_shapes
-from fmanet_jax.strips import by_strips
 from tests.fmanet_jax import golden
+from tests.vsr_jax.ops.numeric import normal
 from vsr_jax.errors import UserError
+from vsr_jax.ops.convolution import convolve
+from vsr_jax.ops.strips import by_strips
+from vsr_jax.ops.temporal import convolve_frames
 from vsr_jax.sharding import batch_sharding, make_mesh, replicated
 
 TINY = Architecture(
@@ -66,8 +70,9 @@ def everything(model: FMANet, params, blurry, sharp):
 def stream(model: FMANet, params, blurry):
   """The features of single frames, then the window."""
   frames = [blurry[:, t] for t in range(blurry.shape[1])]
-  parts = [(frame, *fmanet.encode_frames(model, params, frame)) for frame in frames]
-  return fmanet.restore_window(model, params, *jax.tree.map(lambda *x: x, *parts))
+  parts = [(frame, *window.encode_frames(model, params, frame)) for frame in frames]
+  folded = window.fold_kernels(model, params)
+  return window.restore_window(model, params, folded, *jax.tree.map(lambda *x: x, *parts))
 
 
 @pytest.mark.parametrize(
@@ -93,8 +98,10 @@ def test_shapes(changes):
   found = jax.eval_shape(functools.partial(everything, model), params, *windows(arch, b, h, w))
   degradation, (recon, hr_warp), restoration = found
   guided = arch.filtering == "flow_guided"
-  assert degradation.features.shape == (b, t, h, w, dim)
-  assert degradation.flow_mask.shape == (b, t, h, w, 3 * n)
+  for part in (degradation, restoration):
+    assert [x.shape for x in part.features] == [(b, t, h, w, dim)] * (arch.frma_blocks + 1)
+    assert [x.shape for x in part.aligned] == [(b, h, w, dim)] * arch.frma_blocks
+    assert [x.shape for x in part.flow_masks] == [(b, t, h, w, 3 * n)] * arch.frma_blocks
   assert degradation.kernels.shape == (b, t, h, w, arch.kernel_down**2)
   assert degradation.anchors.shape == restoration.anchors.shape == (b, t, h, w, 3)
   assert (degradation.image_flow is not None) == guided
@@ -165,15 +172,14 @@ def test_stream_in_strips_equals_the_window(monkeypatch):
   model, params = FMANet(arch), random_params(arch)
   blurry, _ = windows(arch, 2, 11, 6)
   row = 4 * 2 * 6 * arch.dim * arch.scale**2
-  monkeypatch.setattr(fmanet, "_STRIP_BYTES", 3 * row)  # strips of 3 rows, the last one shorter
+  monkeypatch.setattr(window, "_STRIP_BYTES", 3 * row)  # strips of 3 rows, the last one shorter
 
   @golden.jit
   def both(params, blurry):
     degradation = fmanet.learn_degradation(model, params, blurry)
     return stream(model, params, blurry), fmanet.restore(model, params, blurry, degradation).output
 
-  streamed, window = both(params, blurry)
-  np.testing.assert_allclose(streamed, window, **CLOSE)
+  np.testing.assert_allclose(*both(params, blurry), **CLOSE)
 
 
 @pytest.mark.parametrize(("rows", "halo"), [(1, 2), (3, 2), (4, 5), (11, 2), (10, 2)])
@@ -198,7 +204,7 @@ def test_conventional_filtering_reads_frames_where_they_are():
   assert not {"flow_head", "first_flow_head"} & (params["net_d"].keys() | params["net_r"].keys())
   _, sharp = windows(arch, 1, 6, 7)
   uniform = np.zeros((1, 3, 6, 7, 16), np.float32)
-  degradation = fmanet.Degradation(None, None, uniform, None, None)
+  degradation = fmanet.Degradation((), (), (), uniform, None, None)
   recon, hr_warp = fmanet.degrade(FMANet(arch), degradation, sharp)
   np.testing.assert_array_equal(hr_warp, sharp)
   np.testing.assert_allclose(recon[0, 2, 3], sharp[0, :, 3:7, 5:9].mean((0, 1, 2)), rtol=1e-5)
@@ -223,3 +229,15 @@ def test_shapes_are_those_of_the_parameters(changes):
   model = FMANet(dataclasses.replace(TINY, **changes))
   want = jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
   assert param_shapes(model) == want
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 7, 6), (2, 1, 4, 5), (1, 3, 3, 6), (1, 2, 6, 1)])
+def test_folded_kernels_equal_two_convolutions(shape):
+  x, last, first = normal(0, *shape, 4), normal(1, 3, 3, 4, 9) / 6, normal(2, 3, 3, 3, 9, 5) / 15
+
+  @golden.jit
+  def both(x, last, first):
+    folded = window.convolve_folded(x, last, first, window.join_kernels(last, first))
+    return folded, convolve_frames(convolve(x, last), first)
+
+  np.testing.assert_allclose(*both(x, last, first), **CLOSE)

@@ -16,7 +16,8 @@ import pytest
 from configs.fmanet import degradation, joint
 from fmanet_jax import train
 from fmanet_jax.conversion import PREFIXES, rules
-from fmanet_jax.model import degrade, encode_frames, learn_degradation, restore, restore_window
+from fmanet_jax.model import degrade, learn_degradation, restore
+from fmanet_jax.window import encode_frames, fold_kernels, restore_window
 from tests.fmanet_jax import golden
 from vsr_jax.conversion import to_state_dict
 from vsr_jax.train.stage import Stage
@@ -91,7 +92,8 @@ def test_stream_equals_the_released_window(name):
   frames = [case.blurry[:, t] for t in range(case.arch.frames)]
   parts = [(frame, *encode(case.params, frame)) for frame in frames]
   window = golden.jit(functools.partial(restore_window, case.model))
-  output = window(case.params, *jax.tree.map(lambda *x: x, *parts))
+  folded = fold_kernels(case.model, case.params)
+  output = window(case.params, folded, *jax.tree.map(lambda *x: x, *parts))
   assert golden.relative_error(golden.kept(output), case.reference("out/output")) < 1e-5
 
 

@@ -15,15 +15,15 @@ import jax
 import numpy as np
 import pytest
 
-from fmanet_jax import inference, restore
+from fmanet_jax import restore, streaming
 from fmanet_jax.model import FMANet
-from tests.fmanet_jax.test_inference import TINY, random_params
+from tests.fmanet_jax.test_streaming import TINY, random_params
 from tests.interrupts import send_when_seen
 from tests.vsr_jax.clips import encode, moving_waves
 from vsr_jax import video, video_cli
 from vsr_jax.checkpoint import export_params
 from vsr_jax.images import encode_image
-from vsr_jax.resize import resize_bicubic
+from vsr_jax.ops.resize import resize_bicubic
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def weights(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def restorer(weights):
-  return inference.Restorer(*inference.load(weights))
+  return streaming.Restorer(*streaming.load(weights))
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def clip(tmp_path):
 @pytest.fixture
 def run(weights, restorer, monkeypatch, run_main):
   """Runs the command in this process, on one device and with one compile for all runs."""
-  monkeypatch.setattr(inference, "Restorer", lambda model, params, mesh: restorer)
+  monkeypatch.setattr(streaming, "Restorer", lambda model, params, mesh: restorer)
 
   def run(*args, code=0, checkpoint=weights):
     return run_main(restore.main, *args, "--checkpoint", checkpoint, code=code)
@@ -124,9 +124,9 @@ def test_side_by_side_has_the_enlarged_input_at_the_left(run, restorer, clip, tm
 
 def test_by_tiles_on_demand_and_where_frames_do_not_fit(run, restorer, clip, tmp_path, monkeypatch):
   run(clip, tmp_path / "tiled", "--tile", "20", "--frames", ":3")
-  expected = list(inference.restore_frames(restorer, read(clip)[1][:4], 20))[:3]
+  expected = list(streaming.restore_frames(restorer, read(clip)[1][:4], 20))[:3]
   np.testing.assert_array_equal(read(tmp_path / "tiled")[1], expected)
-  monkeypatch.setattr(inference, "fitting_tile", lambda *_: 20)
+  monkeypatch.setattr(streaming, "fitting_tile", lambda *_: 20)
   said = run(clip, tmp_path / "alone", "--frames", ":3")
   assert "note: whole frames do not fit the memory; restoring by tiles of 20 pixels" in said.out
   np.testing.assert_array_equal(read(tmp_path / "alone")[1], expected)
@@ -259,7 +259,7 @@ def test_a_device_without_enough_memory_is_told(run, clip, tmp_path, monkeypatch
   def exhausted(*_):
     raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte")
 
-  monkeypatch.setattr(inference, "restore_frames", exhausted)
+  monkeypatch.setattr(streaming, "restore_frames", exhausted)
   said = run(clip, tmp_path / "out.mp4", code=2)
   assert "the device's memory is too small for this; give a smaller --tile" in said.err
   assert os.listdir(tmp_path) == ["clip.mkv"]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 
-from fmanet_jax import convert, inference
+from fmanet_jax import convert, streaming
 from tests.fmanet_jax import golden
 from tests.fuzz.mutate import mutate
 from tests.fuzz.runner import DONE, Case, run_case
@@ -44,7 +44,7 @@ def damaged_checkpoints(folder: pathlib.Path, count: int, seed: int) -> Iterator
     "legacy": (lambda path, rng: _file(path, _LEGACY.read_bytes(), rng), _read),
     "folder": (
       lambda path, rng: _folder(path, ours, rng),
-      lambda path: inference.load(path, "float32"),
+      lambda path: streaming.load(path, "float32"),
     ),
   }
   for kind, (make, work) in kinds.items():
@@ -89,7 +89,7 @@ def _folder(path: pathlib.Path, whole: pathlib.Path, rng: np.random.Generator) -
 
 def _keep_shapes(checkpoint: pathlib.Path, path: pathlib.Path) -> None:
   """Traces a model once; that takes seconds, and every case would do it again."""
-  model, params = inference.load(checkpoint)
+  model, params = streaming.load(checkpoint)
   shapes = jax.tree.map(lambda x: (x.shape, str(x.dtype)), params)
   path.write_text(repr((dataclasses.asdict(model.arch), shapes)))
 
@@ -97,7 +97,7 @@ def _keep_shapes(checkpoint: pathlib.Path, path: pathlib.Path) -> None:
 def _load(path: pathlib.Path, kept: pathlib.Path) -> None:
   arch, shapes = ast.literal_eval(kept.read_text())
   if read_meta(path).get("model") != arch:
-    inference.load(path)
+    streaming.load(path)
   else:
     abstract = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(*x), shapes, is_leaf=lambda x: isinstance(x, tuple)

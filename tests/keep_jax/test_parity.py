@@ -19,7 +19,7 @@ from keep_jax.model import KEEP, clip_flows, restore_clip
 from tests.keep_jax import golden
 from vsr_jax.conversion import to_state_dict
 from vsr_jax.losses import l1
-from vsr_jax.resize import resize_bilinear
+from vsr_jax.ops.resize import resize_bilinear
 
 
 @functools.cache

@@ -14,8 +14,8 @@ import pytest
 
 import fmanet_jax.demo
 import fmanet_jax.evaluate
-import fmanet_jax.inference
 import fmanet_jax.restore
+import fmanet_jax.streaming
 import keep_jax.restore
 import keep_jax.streaming
 from tests.keep_jax import tiny
@@ -105,7 +105,7 @@ def test_both_systems_load_and_set_nothing(tmp_path, monkeypatch, order):
   before = settings()
   monkeypatch.setattr(ctypes, "CDLL", lambda name: Library())
   keep = functools.partial(keep_jax.streaming.load, tmp_path / "keep")
-  for load in (fmanet_jax.inference.load, keep)[::order]:
+  for load in (fmanet_jax.streaming.load, keep)[::order]:
     _, params = load()
     assert jax.tree.leaves(params)
   assert settings() == before
@@ -116,7 +116,7 @@ import sys
 from tests.vsr_jax.settings import settings
 sys.argv[0] = "-m"  # what Python has there while it imports a command's package
 before = settings()
-import configs, data_prep, fmanet_jax.inference, keep_jax.streaming, vsr_jax.cli, vsr_jax.runtime
+import configs, data_prep, fmanet_jax.streaming, keep_jax.streaming, vsr_jax.cli, vsr_jax.runtime
 assert settings() == before
 """
 
@@ -140,9 +140,9 @@ def restore_with_keep():
 @pytest.mark.parametrize(
   ("command", "arguments", "package", "memory"),
   [
-    (fmanet_jax.restore.main, [CLIP, "out.mp4"], fmanet_jax.inference, "return_freed_memory"),
-    (fmanet_jax.demo.main, ["--out", "DIR"], fmanet_jax.inference, "return_freed_memory"),
-    (fmanet_jax.evaluate.main, ["DIR"], fmanet_jax.inference, "return_freed_memory"),
+    (fmanet_jax.restore.main, [CLIP, "out.mp4"], fmanet_jax.streaming, "return_freed_memory"),
+    (fmanet_jax.demo.main, ["--out", "DIR"], fmanet_jax.streaming, "return_freed_memory"),
+    (fmanet_jax.evaluate.main, ["DIR"], fmanet_jax.streaming, "return_freed_memory"),
     (restore_with_keep, [], keep_jax.streaming, "keep_freed_memory"),
   ],
 )

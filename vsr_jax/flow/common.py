@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vsr_jax.warp import sample_bilinear
+from vsr_jax.ops.warp import sample_bilinear
 
 STRIDE = 8  # between RAFT's or GMFlow's features, in pixels; image sides are multiples of it
 

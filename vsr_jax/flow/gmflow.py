@@ -8,8 +8,7 @@ coordinates are float32; `dtype` is the type of the products' operands.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -25,7 +24,8 @@ from vsr_jax.flow.common import (
   normalized_as_imagenet,
   upsample_convex,
 )
-from vsr_jax.layers import gelu
+from vsr_jax.ops.activations import gelu
+from vsr_jax.ops.attention import Windows, attend_globally, attend_in_windows
 
 WIDTH = 128  # the features' channels
 LAYERS = 6  # the transformer's
@@ -33,11 +33,9 @@ WINDOWS = 2  # the image is cut into so many along each axis, for attention
 MULTIPLE = STRIDE * WINDOWS  # image sides are multiples of it
 
 _EXPANSION = 4  # the feed-forward network's hidden width over its input's
-_QUERIES = 512  # scored at a time in a global attention
 _EPSILON = 1e-5  # under the layer norms' root
 
 Params = Mapping[str, Any]
-Windows = tuple[Sequence[int], Sequence[int]]  # their heights, top down, and widths, left to right
 
 
 def _normalize(x: jax.Array) -> jax.Array:
@@ -279,66 +277,6 @@ def window_sizes(size: int, shifted: bool) -> list[int]:
   window = size // WINDOWS
   shift = window // 2 if shifted else 0
   return [n for n in (shift, *[window] * (WINDOWS - 1), window - shift) if n]
-
-
-def attend_in_windows(
-  query: jax.Array, key: jax.Array, value: jax.Array, windows: Windows
-) -> jax.Array:
-  """Attention of each window to the same window: three times [... h w c] -> [... h w c].
-
-  On CPU a frame at a time: the scores stay in the cache.
-  """
-  attend_all = functools.partial(_attend_in_windows, windows=windows)
-
-  def in_turn(*arrays):
-    flat = [x.reshape(-1, *x.shape[-3:]) for x in arrays]
-    return jax.lax.map(lambda frame: attend_all(*frame), flat).reshape(value.shape)
-
-  return jax.lax.platform_dependent(query, key, value, cpu=in_turn, default=attend_all)
-
-
-def _attend_in_windows(query, key, value, windows):
-  rows = []
-  for y, height in zip(np.cumsum(windows[0]), windows[0], strict=True):
-    row = []
-    for x, width in zip(np.cumsum(windows[1]), windows[1], strict=True):
-      parts = [a[..., y - height : y, x - width : x, :] for a in (query, key, value)]
-      flat = [a.reshape(*a.shape[:-3], height * width, a.shape[-1]) for a in parts]
-      row.append(attend(*flat).reshape(parts[2].shape).astype(value.dtype))
-    rows.append(jnp.concatenate(row, axis=-2))
-  return jnp.concatenate(rows, axis=-3)
-
-
-def attend_globally(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-  """Attention of every pixel to all: [b h w c] twice and values [b h w d] -> [b h w d] float32.
-
-  Scored by some queries at a time: all scores of a 512x512 frame are 64 MB.
-  """
-
-  def one_image(query, key, value):
-    h, w, c = query.shape
-    key, value = key.reshape(h * w, c), value.reshape(h * w, -1)
-    rows = jax.lax.map(
-      lambda query: attend(query[None], key, value)[0],
-      query.reshape(h * w, c),
-      batch_size=min(h * w, _QUERIES),
-    )
-    return rows.reshape(h, w, -1)
-
-  return jax.vmap(one_image)(query, key, value)
-
-
-def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-  """Softmax attention, [... n c], [... m c] and [... m d] -> [... n d] float32."""
-  scores = jnp.einsum("...nc,...mc->...nm", query, key, preferred_element_type=jnp.float32)
-  scores = (scores - scores.max(-1, keepdims=True)) / np.sqrt(query.shape[-1])
-  weights = jnp.exp(scores)
-  # Divided by their sum only after the product: it has fewer elements.
-  total = weights.sum(-1, keepdims=True)
-  weights = weights.astype(value.dtype)
-  return (
-    jnp.einsum("...nm,...md->...nd", weights, value, preferred_element_type=jnp.float32) / total
-  )
 
 
 def match(features1: jax.Array, features2: jax.Array) -> jax.Array:

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from vsr_jax.flow.common import check_frames, check_pair
-from vsr_jax.resize import resize_bilinear
-from vsr_jax.warp import backward_warp
+from vsr_jax.ops.resize import resize_bilinear
+from vsr_jax.ops.warp import backward_warp
 
 LEVELS = (6, 5, 4, 3, 2)  # where flow is estimated; level i has 1/2^i of the image's sides
 MULTIPLE = 2 ** LEVELS[0]  # image sides are multiples of it

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from vsr_jax.flow.common import STRIDE, InstanceNorm, upsample_bilinear, upsample_convex
 from vsr_jax.layers import FrozenBatchNorm
-from vsr_jax.warp import sample_bilinear
+from vsr_jax.ops.warp import sample_bilinear
 
 LEVELS = 4  # the correlation pyramid's
 MULTIPLE = STRIDE  # image sides are multiples of it

@@ -20,7 +20,7 @@ from vsr_jax.flow.common import (
   upsample_bilinear,
 )
 from vsr_jax.layers import Conv
-from vsr_jax.warp import backward_warp
+from vsr_jax.ops.warp import backward_warp
 
 LEVELS = 6
 MULTIPLE = 2 ** (LEVELS - 1)  # image sides are multiples of it

@@ -20,6 +20,7 @@ from tests.torch_writer import save_state_dict
 from vsr_jax.conversion import Rule, convert, to_state_dict
 from vsr_jax.errors import UserError
 from vsr_jax.flow import gmflow, gmflow_conversion
+from vsr_jax.ops import attention
 
 PARITY = Path(__file__).parents[2] / "parity"
 MANIFEST = PARITY / "gmflow.manifest.json"
@@ -169,9 +170,9 @@ def swin(query, key, value, shift):
 def test_windows_without_roll_or_mask(size, shifted):
   arrays = np.random.default_rng(0).normal(size=(3, 2, *size, 16)).astype(np.float32)
   windows = tuple(gmflow.window_sizes(n, shifted) for n in size)
-  found = gmflow.attend_in_windows(*map(jnp.asarray, arrays), windows)
+  found = attention.attend_in_windows(*map(jnp.asarray, arrays), windows)
   # What other platforms run, all frames at once, is the same function.
-  at_once = gmflow._attend_in_windows(*map(jnp.asarray, arrays), windows)
+  at_once = attention.attend_in_windows_definition(*map(jnp.asarray, arrays), windows)
   np.testing.assert_allclose(found, at_once, atol=1e-5)
   for i in range(2):
     np.testing.assert_allclose(found[i], swin(*arrays[:, i], shifted), atol=1e-5)

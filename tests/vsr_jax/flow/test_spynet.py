@@ -21,7 +21,7 @@ from tests.parity import weights
 from tests.torch_writer import save_state_dict
 from vsr_jax.errors import UserError
 from vsr_jax.flow import raft, raft_conversion, spynet, spynet_conversion
-from vsr_jax.warp import backward_warp
+from vsr_jax.ops.warp import backward_warp
 
 PARITY = Path(__file__).parents[2] / "parity"
 CHANNELS = (8, 32, 64, 32, 16, 2)

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import skimage
 
-from fmanet_jax import inference
+from fmanet_jax import streaming
 from fmanet_jax.architecture import Architecture
-from fmanet_jax.inference import OVERLAP, Restorer, estimate_memory, fitting_tile, restore_frames
 from fmanet_jax.model import FMANet, init_params, learn_degradation, restore
+from fmanet_jax.streaming import OVERLAP, Restorer, estimate_memory, fitting_tile, restore_frames
 from vsr_jax.checkpoint import export_params
 from vsr_jax.errors import UserError
-from vsr_jax.resize import resize_bicubic
+from vsr_jax.ops.resize import resize_bicubic
 from vsr_jax.sharding import make_mesh
 from vsr_jax.tiling import tile_starts
 
@@ -130,9 +130,9 @@ def test_features_are_computed_once_a_frame(monkeypatch):
   restorer = one_device()
   encode, encoded = restorer._encode, []
 
-  def counting(frames, room):
+  def counting(frames):
     encoded.append(frames[0])
-    return encode(frames, room)
+    return encode(frames)
 
   monkeypatch.setattr(restorer, "_encode", counting)
   frames = noise(6)
@@ -234,9 +234,9 @@ def of_random_weights():
 
 
 def of_demo_weights():
-  if not inference.DEMO_WEIGHTS.is_dir():
+  if not streaming.DEMO_WEIGHTS.is_dir():
     pytest.skip("the demonstration weights are missing")
-  return inference.load()
+  return streaming.load()
 
 
 @pytest.mark.parametrize(
@@ -292,7 +292,7 @@ def test_frames_that_do_not_fit_are_tiled(monkeypatch, mesh):
   devices = restorer.batch  # of a CPU: they share its memory
 
   def with_memory(count):
-    monkeypatch.setattr(inference, "free_memory", lambda device: count)
+    monkeypatch.setattr(streaming, "free_memory", lambda device: count)
     return fitting_tile(restorer, 1000, 2000)
 
   whole = devices * estimate_memory(restorer.model, 1000, 2000)
@@ -314,7 +314,7 @@ def exported(tmp_path):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_what_was_exported_is_loaded(exported, dtype):
-  model, params = inference.load(exported, dtype)
+  model, params = streaming.load(exported, dtype)
   assert model == FMANet(tiny()[0].arch, jnp.dtype(dtype))
   jax.tree.map(np.testing.assert_array_equal, params, tiny()[1])
 
@@ -337,19 +337,19 @@ def change_meta(folder, change):
 def test_a_checkpoint_of_another_model_is_refused(exported, change):
   change_meta(exported, change)
   with pytest.raises(UserError, match="not a checkpoint of FMA-Net; give a run"):
-    inference.load(exported)
+    streaming.load(exported)
 
 
 def test_a_checkpoint_of_stage_1_is_refused(exported):
   change_meta(exported, lambda meta: meta.update(stage="degradation"))
   with pytest.raises(UserError, match="of stage 1, which trains no restoration; give a run of the"):
-    inference.load(exported)
+    streaming.load(exported)
 
 
 def test_weights_of_another_shape_are_refused(exported):
   change_meta(exported, lambda meta: meta["model"].update(dim=12))
   with pytest.raises(UserError, match="not the weights of this model: .*kernel"):
-    inference.load(exported)
+    streaming.load(exported)
 
 
 def test_a_truncated_checkpoint_is_refused(exported):
@@ -357,12 +357,12 @@ def test_a_truncated_checkpoint_is_refused(exported):
   for path in data:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
   with pytest.raises(UserError, match="damaged, its params cannot be read"):
-    inference.load(exported)
+    streaming.load(exported)
 
 
 def test_a_missing_checkpoint_is_refused(tmp_path):
   with pytest.raises(UserError, match="no such folder; give a run's folder"):
-    inference.load(tmp_path / "nowhere")
+    streaming.load(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("tile", [None, 20])

@@ -18,13 +18,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.stages import Compiled
 
 from fmanet_jax.architecture import Architecture
-from fmanet_jax.model import (
-  FMANet,
-  Params,
-  encode_frames,
-  param_shapes,
-  restore_window,
-)
+from fmanet_jax.model import FMANet, Params, param_shapes
+from fmanet_jax.window import encode_frames, fold_kernels, restore_window
 from vsr_jax.architecture import from_entries
 from vsr_jax.checkpoint import read_meta, restore_params
 from vsr_jax.compiling import compiling
@@ -111,6 +106,7 @@ class Restorer:
     self._held, self._firsts = before + 1, before + 1 - past
     self._split = split
     self._params = jax.device_put(params, whole)
+    self._folded = jax.device_put(fold_kernels(model, params), whole)
     self._programs: dict[tuple[int, int], tuple[Compiled, Compiled]] = {}
 
   def _on_mesh(self) -> contextlib.AbstractContextManager:
@@ -135,18 +131,18 @@ class Restorer:
   def _stream_images(self, frames: Any) -> Iterator[np.ndarray]:
     frames = as_frames_of_one_size(frames)
     reach = self.model.arch.frames // 2
-    held, firsts = collections.deque(), collections.deque()
-    rooms: tuple[list, list] | None = None
+    held = collections.deque(maxlen=self._held)
+    firsts = collections.deque(maxlen=self._firsts)
     last: list[np.ndarray] = []
     pending: tuple[jax.Array, int] | None = None
     padded = _replicate_ends(frames, (self._held - 1) * self.batch - reach, reach)
     for group, count in _groups(padded, self.batch):
-      if rooms is None:
-        rooms = self._rooms(*group[0].shape[:2])
-      rooms[0].extend(_oldest(held, self._held))
-      rooms[1].extend(_oldest(firsts, self._firsts))
       if not last or any(a is not b for a, b in zip(group, last, strict=True)):
-        features, first = self._encode(np.stack(group), (rooms[0].pop(), rooms[1].pop()))
+        features = first = None
+        if len(held) == self._held:  # let go before the next features are made
+          held.popleft()
+          firsts.popleft()
+        features, first = self._encode(np.stack(group))
       held.append(features)
       firsts.append(first)
       last = group
@@ -158,43 +154,28 @@ class Restorer:
     if pending is not None:
       yield from _handed_out(*pending)
 
-  def _rooms(self, h: int, w: int) -> tuple[list[Any], list[Any]]:
-    """Arrays for the features of all groups of a clip, in turn, and for their F^0.
-
-    Where every group has features of its own, the system clears their pages anew each time.
-    """
-    self._compiled(h, w)  # before they take the room that compiling needs
-    _, (group, first) = self._shapes(h, w)
-
-    def zeros(shapes):
-      return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), shapes)
-
-    return [zeros(group) for _ in range(self._held)], [zeros(first) for _ in range(self._firsts)]
-
-  def _encode(self, frames: np.ndarray, room: Any) -> Any:
-    """`_encode_frames` of frames [b h w 3], written to `room`, of its result's shapes."""
+  def _encode(self, frames: np.ndarray) -> Any:
+    """`_encode_frames` of frames [b h w 3]."""
     encode, _ = self._compiled(*frames.shape[1:3])
-    return encode(self._params, jax.device_put(frames, self._split), room)
+    return encode(self._params, jax.device_put(frames, self._split))
 
   def _restore(self, groups: tuple[Any, ...], firsts: tuple[Any, ...]) -> jax.Array:
     """`_restore_windows` of what is held of the groups."""
     _, restore = self._compiled(*groups[0][0].shape[1:3])
-    return restore(self._params, groups, firsts)
+    return restore(self._params, self._folded, groups, firsts)
 
   def _compiled(self, h: int, w: int) -> tuple[Compiled, Compiled]:
     """Both programs for frames [h w 3]; what compiling takes is given back before they run."""
     if (h, w) not in self._programs:
       jit = functools.partial(jax.jit, compiler_options=compiler_options())
-      # What is written over is read by nothing: the room that the new features take.
-      room = {"donate_argnums": 2, "keep_unused": True}
-      encode = jit(functools.partial(_encode_frames, self.model), out_shardings=self._split, **room)
+      encode = jit(functools.partial(_encode_frames, self.model), out_shardings=self._split)
       restore = jit(functools.partial(_restore_windows, self.model, self._split))
       frames, (group, first) = self._shapes(h, w)
       held = (group,) * self._held, (first,) * self._firsts
       with self._on_mesh(), compiling(f"for {w}x{h}"):
         self._programs[h, w] = (
-          encode.lower(self._params, frames, (group, first)).compile(),
-          restore.lower(self._params, *held).compile(),
+          encode.lower(self._params, frames).compile(),
+          restore.lower(self._params, self._folded, *held).compile(),
         )
       del encode, restore
       gc.collect()  # much of it is held in cycles
@@ -213,20 +194,11 @@ class Restorer:
     return images(3, np.uint8), ((images(3, np.float32), others, others), (feature, feature))
 
 
-def _oldest(queue: collections.deque, size: int) -> list[Any]:
-  """Takes the oldest of `size` items away; none if there are fewer, or another one is the same."""
-  if len(queue) < size:
-    return []
-  item = queue.popleft()
-  return [] if any(x is item for x in queue) else [item]
-
-
-def _encode_frames(model: FMANet, params: Params, frames: jax.Array, room: Any) -> Any:
+def _encode_frames(model: FMANet, params: Params, frames: jax.Array) -> Any:
   """uint8 [b h w 3] -> all that windows need: (frames in [0, 1], F^1..F^M of both networks), F^0.
 
-  Of F^0 windows need their centre's only. `room` is of the result's shapes, to be written over.
+  Of F^0 windows need their centre's only.
   """
-  del room
   frames = frames.astype(jnp.float32) / 255
   d, r = encode_frames(model, params, frames)
   return (frames, d[1:], r[1:]), (d[0], r[0])
@@ -236,6 +208,7 @@ def _restore_windows(
   model: FMANet,
   split: NamedSharding | None,
   params: Params,
+  folded: jax.Array | None,
   groups: tuple[Any, ...],
   firsts: tuple[Any, ...],
 ) -> jax.Array:
@@ -256,7 +229,7 @@ def _restore_windows(
 
   first_d, first_r = jax.tree.map(functools.partial(windows, centre, 1), *firsts)
   frames, d, r = jax.tree.map(functools.partial(windows, start, t), *groups)
-  images = restore_window(model, params, frames, (first_d, *d), (first_r, *r))
+  images = restore_window(model, params, folded, frames, (first_d, *d), (first_r, *r))
   return jnp.rint(255 * jnp.clip(images, 0, 1)).astype(jnp.uint8)
 
 

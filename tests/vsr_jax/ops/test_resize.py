@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vsr_jax.resize import bicubic_matrix, pixel_shuffle, resize_bicubic, resize_bilinear
+from vsr_jax.ops.resize import bicubic_matrix, pixel_shuffle, resize_bicubic, resize_bilinear
 
 sizes = st.integers(1, 9)
 jitted_bilinear = jax.jit(resize_bilinear, static_argnums=1)

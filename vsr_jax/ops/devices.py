@@ -1,9 +1,7 @@
-"""Where and when XLA computes: on each device's part of a batch, on which CPU, after what else."""
+"""Where and when XLA computes: on each device's part of a batch, by platform, after what else."""
 
 from __future__ import annotations
 
-import functools
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -42,11 +40,23 @@ def parts_of(batch: int) -> int:
   return 1 if batch % parts else parts
 
 
-@functools.cache
-def has_avx512() -> bool:
-  """Whether XLA's CPU backend computes in registers of 16 floats; systems but Linux do not say."""
-  cpus = pathlib.Path("/proc/cpuinfo")
-  return cpus.is_file() and " avx512f" in cpus.read_text()
+def with_cpu_form(cpu: Callable[..., Any], definition: Callable[..., Any]) -> Callable[..., Any]:
+  """A function that equals `definition` and runs `cpu` on CPU, where it is not differentiated.
+
+  Args:
+    cpu: a form of the definition for XLA's CPU backend.
+    definition: what is computed elsewhere, and what is differentiated.
+
+  Returns:
+    The function of the same arguments, which it may not close over.
+  """
+
+  @jax.custom_jvp
+  def function(*args):
+    return lax.platform_dependent(*args, cpu=cpu, default=definition)
+
+  function.defjvp(lambda primals, tangents: jax.jvp(definition, primals, tangents))
+  return function
 
 
 def computed_once(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
@@ -69,12 +79,7 @@ def computed_once(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax
     never = jnp.zeros(result.shape, result.dtype)
     return lax.cond(true_after(arrays[0]), function, lambda *_: never, *arrays)
 
-  @jax.custom_jvp
-  def once(*arrays):
-    return lax.platform_dependent(*arrays, cpu=always, default=function)
-
-  once.defjvp(lambda primals, tangents: jax.jvp(function, primals, tangents))
-  return once(*arrays)
+  return with_cpu_form(always, function)(*arrays)
 
 
 def after(x: Any, y: jax.Array) -> Any:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vsr_jax.devices import after, computed_once
+from vsr_jax.ops.devices import after, computed_once
 from vsr_jax.sharding import batch_sharding, make_mesh
 
 

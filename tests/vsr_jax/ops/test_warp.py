@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import map_coordinates
 
-from vsr_jax.warp import backward_warp, resize_flow, sample_bilinear
+from vsr_jax.ops.warp import backward_warp, backward_warp_definition, resize_flow, sample_bilinear
 
-PARITY = pathlib.Path(__file__).resolve().parents[1] / "parity"
+PARITY = pathlib.Path(__file__).resolve().parents[2] / "parity"
 
 jitted_warp = jax.jit(backward_warp)
 
@@ -59,25 +59,34 @@ def test_warp_equals_the_reference_model():
   np.testing.assert_allclose(jitted_warp(image, flow), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("b", [1, 2])
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("n", [1, 3])
-def test_a_mask_multiplies_the_samples(b, n):
+@pytest.mark.parametrize("b", [1, 2])  # a single image is warped by a program of its own
+def test_every_form_equals_the_definition(b, n, masked):
   image, _ = random_case(6, b=b)
   rng = np.random.default_rng(7)
   flow = rng.uniform(-4, 4, (*image.shape[:3], n, 2)).astype(np.float32)
   mask = rng.uniform(0, 1, (*image.shape[:3], n)).astype(np.float32)
-  want = np.asarray(jitted_warp(image, flow)) * np.repeat(mask, 3 // n, axis=-1)
-  np.testing.assert_allclose(jitted_warp(image, flow, mask), want, rtol=1e-6, atol=1e-7)
+  args = (image, flow, mask) if masked else (image, flow)
 
-  def loss(image, flow, mask):
-    return jnp.square(backward_warp(image, flow, mask)).sum()
+  def value_and_gradients(form):
+    def loss(*args):
+      y = form(*args)
+      return jnp.square(y).sum(), y
 
-  def plain(image, flow, mask):
-    return jnp.square(backward_warp(image, flow) * jnp.repeat(mask, 3 // n, axis=-1)).sum()
+    return jax.jit(lambda *a: (form(*a), jax.grad(loss, tuple(range(len(a))), has_aux=True)(*a)))
 
-  got, want = (jax.jit(jax.grad(f, (0, 1, 2)))(image, flow, mask) for f in (loss, plain))
+  forms = backward_warp, backward_warp_definition
+  got, want = (jax.tree.leaves(value_and_gradients(form)(*args)) for form in forms)
   for a, b in zip(got, want, strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_a_mask_multiplies_the_samples():
+  image, flow = random_case(6)
+  mask = np.random.default_rng(7).uniform(0, 1, image.shape[:3]).astype(np.float32)
+  want = np.asarray(jitted_warp(image, flow)) * mask[..., None]
+  np.testing.assert_allclose(jitted_warp(image, flow, mask), want, rtol=1e-6, atol=1e-7)
 
 
 def test_zero_flow_is_the_identity():

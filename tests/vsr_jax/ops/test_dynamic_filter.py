@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmanet_jax import filtering
 from tests.fmanet_jax import golden
+from vsr_jax.ops import dynamic_filter as filtering
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
 SIZES_DOWN = [(k, s) for k in (4, 5, 6, 8, 10, 20) for s in (1, 2, 3, 4) if (k - s) % 2 == 0]
@@ -76,7 +76,7 @@ def both_down(scale: int):
 
   def compute(frames, logits):
     weights = filtering.normalise_down(logits)
-    forms = filtering.fast_downsample, filtering.dynamic_downsample
+    forms = filtering.dynamic_downsample, filtering.dynamic_downsample_definition
     return [form(frames, weights, scale) for form in forms]
 
   return compute
@@ -87,8 +87,8 @@ def both_up(scale: int):
 
   def compute(frames, kernels):
     weights = filtering.normalise_up(kernels)
-    definition = filtering.dynamic_upsample(frames, weights, scale)
-    return [filtering.fast_upsample(frames, kernels, scale), definition]
+    definition = filtering.dynamic_upsample_definition(frames, weights, scale)
+    return [filtering.dynamic_upsample(frames, kernels, scale), definition]
 
   return compute
 
@@ -97,7 +97,7 @@ def both_up(scale: int):
 def test_definition_of_downsampling(k, scale):
   frames, logits = case_down(k, scale, 3, b=2)
   weights = filtering.normalise_down(logits)
-  got = filtering.dynamic_downsample(frames, weights, scale)
+  got = filtering.dynamic_downsample_definition(frames, weights, scale)
   for b in range(2):
     want = loop_down(np.asarray(frames[b]), np.asarray(weights[b]), scale)
     np.testing.assert_allclose(got[b], want, **CLOSE)
@@ -107,7 +107,7 @@ def test_definition_of_downsampling(k, scale):
 def test_definition_of_upsampling(k, scale):
   frames, kernels = case_up(k, scale, 3, b=2)
   weights = filtering.normalise_up(kernels)
-  got = filtering.dynamic_upsample(frames, weights, scale)
+  got = filtering.dynamic_upsample_definition(frames, weights, scale)
   for b in range(2):
     want = loop_up(np.asarray(frames[b]), np.asarray(weights[b]), scale)
     np.testing.assert_allclose(got[b], want, **CLOSE)

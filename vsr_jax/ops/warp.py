@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vsr_jax.devices import by_device, true_after
-from vsr_jax.resize import resize_bilinear
+from vsr_jax.ops.devices import by_device, true_after
+from vsr_jax.ops.resize import resize_bilinear
 
 
 def sample_bilinear(image: jax.Array, points: jax.Array) -> jax.Array:
@@ -44,6 +44,20 @@ def backward_warp(image: jax.Array, flow: jax.Array, mask: jax.Array | None = No
   Raises:
     ValueError: the shapes do not belong together.
   """
+  return by_device(_warp_batch, *_in_groups(image, flow, mask)).reshape(image.shape)
+
+
+def backward_warp_definition(
+  image: jax.Array, flow: jax.Array, mask: jax.Array | None = None
+) -> jax.Array:
+  """The definition of `backward_warp`: every pixel is read at its own point, bilinearly."""
+  return jax.vmap(_warp_one)(*_in_groups(image, flow, mask)).reshape(image.shape)
+
+
+def _in_groups(
+  image: jax.Array, flow: jax.Array, mask: jax.Array | None
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+  """Images [b h w n c/n], flows [b h w n 2] and masks [b h w n 1] of the arguments."""
   b, h, w, c = image.shape
   n = flow.shape[3] if flow.ndim == 5 else 1
   if flow.shape[:3] != (b, h, w) or flow.shape[3:] not in ((2,), (n, 2)) or c % n:
@@ -51,8 +65,7 @@ def backward_warp(image: jax.Array, flow: jax.Array, mask: jax.Array | None = No
   if mask is not None and mask.shape != flow.shape[:-1]:
     raise ValueError(f"mask of shape {mask.shape} for flow of shape {flow.shape}")
   images, flows = image.reshape(b, h, w, n, c // n), flow.reshape(b, h, w, n, 2)
-  masks = None if mask is None else mask.reshape(b, h, w, n, 1).astype(image.dtype)
-  return by_device(_warp_batch, images, flows, masks).reshape(b, h, w, c)
+  return images, flows, None if mask is None else mask.reshape(b, h, w, n, 1).astype(image.dtype)
 
 
 def _warp_batch(images: jax.Array, flows: jax.Array, masks: jax.Array | None) -> jax.Array:
@@ -116,8 +129,8 @@ def _sample(image: jax.Array, origin: jax.Array, offset: jax.Array) -> jax.Array
   h, w, n, c = image.shape
   # Clipping keeps the integer conversion defined for any finite flow; so far
   # outside everything is 0 anyway.
-  reach = float(2 * max(h, w) + 2)
-  offset = jnp.clip(offset.astype(jnp.float32), -reach, reach)
+  limit = float(2 * max(h, w) + 2)
+  offset = jnp.clip(offset.astype(jnp.float32), -limit, limit)
   whole = jnp.floor(offset)
   part = offset - whole
   first = origin + whole.astype(jnp.int32)

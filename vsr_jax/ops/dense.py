@@ -1,0 +1,79 @@
+"""The residual dense block as one operation."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from vsr_jax.ops.channels import concatenate_channels, like_channels
+from vsr_jax.ops.convolution import convolve
+from vsr_jax.ops.devices import computed_once
+
+Activation = Callable[[jax.Array], jax.Array]
+
+
+def dense_block_definition(
+  x: jax.Array,
+  kernels: Sequence[jax.Array],
+  biases: Sequence[jax.Array] | None,
+  fuse: jax.Array,
+  fuse_bias: jax.Array,
+  activation: Activation,
+) -> jax.Array:
+  """Every layer convolves the input and the outputs of the layers before it.
+
+  Args:
+    x: [... h w c].
+    kernels: of layer i, [k k c+g*i g].
+    biases: [g] a layer, or None.
+    fuse: kernel [1 1 c+g*n c] over the input and all outputs.
+    fuse_bias: [c].
+    activation: of every layer's output.
+
+  Returns:
+    [... h w c], the fused outputs plus the input.
+  """
+  features = [x]
+  for i, kernel in enumerate(kernels):
+    y = convolve(jnp.concatenate(features, axis=-1), kernel)
+    features.append(activation(y if biases is None else y + like_channels(biases[i], y)))
+  fused = convolve(jnp.concatenate(features, axis=-1), fuse)
+  return x + fused + like_channels(fuse_bias, x)
+
+
+def dense_block(
+  x: jax.Array,
+  kernels: Sequence[jax.Array],
+  biases: Sequence[jax.Array] | None,
+  fuse: jax.Array,
+  fuse_bias: jax.Array,
+  activation: Activation,
+) -> jax.Array:
+  """Equal to `dense_block_definition`, whose arguments it takes.
+
+  Convolutions are linear in their inputs, so that the input is convolved once for all layers: the
+  same sums in a wider, faster product.
+  """
+  c, g = x.shape[-1], kernels[0].shape[-1]
+  of_input = convolve(x, jnp.concatenate([k[:, :, :c] for k in kernels], axis=-1))
+  if biases is not None:
+    of_input += like_channels(jnp.concatenate(biases), of_input)
+
+  def output(i: int, of_input: jax.Array, *of_outputs: jax.Array) -> jax.Array:
+    return activation(sum(of_outputs, of_input[..., i * g : (i + 1) * g]))
+
+  outputs: list[jax.Array] = []
+  for i, kernel in enumerate(kernels):
+    terms = [of_input]
+    if i:
+      terms.append(convolve(concatenate_channels(outputs), kernel[:, :, c:]))
+    outputs.append(computed_once(functools.partial(output, i), *terms))
+
+  def fused(x, joined, fuse, bias):
+    return x + convolve(joined, fuse) + bias
+
+  joined = concatenate_channels([x, *outputs])
+  return computed_once(fused, x, joined, fuse, like_channels(fuse_bias, x))

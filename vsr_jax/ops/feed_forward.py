@@ -1,0 +1,60 @@
+"""The gated feed-forward network with depthwise convolutions as one operation."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from vsr_jax.ops.activations import gelu
+from vsr_jax.ops.channels import like_channels, pad_channels
+from vsr_jax.ops.convolution import WIDE, convolve
+from vsr_jax.ops.depthwise import (
+  Weights,
+  pointwise_depthwise,
+  pointwise_depthwise_definition,
+)
+
+
+def gated_feed_forward_definition(
+  x: jax.Array, expand: Weights, depthwise: Weights, project: Weights
+) -> jax.Array:
+  """1x1 and depthwise convolutions to a gate and values, GELU(gate) * values, a 1x1 convolution.
+
+  Args:
+    x: [b h w c].
+    expand: kernel [1 1 c 2*hidden].
+    depthwise: kernel [3 3 2*hidden].
+    project: kernel [1 1 hidden d].
+
+  Returns:
+    [b h w d].
+  """
+  gate, y = pointwise_depthwise_definition(x, expand, depthwise, 2)
+  y = convolve(gelu(gate) * y, project.kernel)
+  return y if project.bias is None else y + like_channels(project.bias, y)
+
+
+def gated_feed_forward(
+  x: jax.Array, expand: Weights, depthwise: Weights, project: Weights
+) -> jax.Array:
+  """Equal to `gated_feed_forward_definition`, whose arguments it takes.
+
+  Many hidden channels are padded to whole vector registers: on CPU 239 take half as long again as
+  240. Channels of zeros stay zeros, and their rows of the last kernel are zeros, too.
+  """
+  hidden = project.kernel.shape[2]
+  padding = -hidden % 16 if hidden >= WIDE else 0
+  expand, depthwise = (_pad_halves(weights, padding) for weights in (expand, depthwise))
+  gate, y = pointwise_depthwise(x, expand, depthwise, 2)
+  kernel = jnp.pad(project.kernel, ((0, 0), (0, 0), (0, padding), (0, 0)))
+  y = convolve(y * gelu(gate), kernel)
+  return y if project.bias is None else y + like_channels(project.bias, y)
+
+
+def _pad_halves(weights: Weights, padding: int) -> Weights:
+  """Weights of two halves of output channels, `padding` channels of zeros after each."""
+
+  def pad(x):
+    return jnp.concatenate([pad_channels(half, padding) for half in jnp.split(x, 2, -1)], axis=-1)
+
+  return Weights(pad(weights.kernel), None if weights.bias is None else pad(weights.bias))

@@ -1,0 +1,64 @@
+"""Convolution over frames, [b t h w c] with a kernel [3 k k c d], zero-padded."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from vsr_jax.ops.convolution import convolve
+from vsr_jax.ops.devices import computed_once
+
+
+def convolve_frames(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """Convolves [b t h w c] in time and space with [3 k k c d], k odd -> [b t h w d].
+
+  By 2-D convolutions: faster than XLA's 3-D convolution on CPU, and taps that would read frames
+  before the first or after the last one are left out.
+  """
+  kernel = kernel.astype(x.dtype)
+  # Sums of frames and of taps would round bfloat16 once more, on accelerators float32, too.
+  cpu = _convolve_three if x.shape[1] == 3 and x.dtype == jnp.float32 else _convolve_by_frame
+  return lax.platform_dependent(x, kernel, cpu=cpu, default=_convolve_by_frame)
+
+
+def convolve_frames_definition(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """The definition of `convolve_frames`: a 3-D convolution."""
+  numbers = ("NDHWC", "DHWIO", "NDHWC")
+  kernel = kernel.astype(x.dtype)
+  return lax.conv_general_dilated(x, kernel, (1, 1, 1), "SAME", dimension_numbers=numbers)
+
+
+def _convolve_by_frame(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  t, frames = x.shape[1], []
+  for i in range(t):
+    first, end = max(i - 1, 0), min(i + 2, t)
+    joined = jnp.concatenate([x[:, j] for j in range(first, end)], axis=-1)
+    taps = jnp.concatenate(kernel[first - i + 1 : end - i + 1], axis=2)
+    frames.append(convolve(joined, taps))
+  return jnp.stack(frames, axis=1)
+
+
+def _convolve_three(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """Three frames by four 2-D convolutions instead of seven.
+
+  With s, d = x2 +- x0 and P, M = K0 +- K2, and of four products
+
+    A, A' = (3/2 K1 +- P)(3/2 x1 +- s),    B, B' = (1/2 K1 +- M)(1/2 x1 +- d)
+
+  the outputs are y1 = (A + A' - B - B') / 4 and y2, y0 = (A - A') / 6 +- (B - B') / 2.
+  (Taps, frames and outputs enter alike, so that this is a sum of four cubes: that of the form
+  v^3 + 6uvw.) Its rounding is as large as the plain sum's.
+  """
+  x0, x1, x2 = (x[:, i] for i in range(3))
+  before, now, after = kernel
+  s, p, x, k = x2 + x0, before + after, 1.5 * x1, 1.5 * now
+  a, a2 = convolve(x + s, k + p), convolve(x - s, k - p)
+  d, m, x, k = x2 - x0, before - after, 0.5 * x1, 0.5 * now
+  b, b2 = convolve(x + d, k + m), convolve(x - d, k - m)
+
+  def outputs(a, a2, b, b2):
+    even, odd = (a - a2) / 6, (b - b2) / 2
+    return jnp.stack([even - odd, (a + a2 - b - b2) / 4, even + odd], axis=1)
+
+  return computed_once(outputs, a, a2, b, b2)  # else held as four, added up by every reader
