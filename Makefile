@@ -3,33 +3,38 @@
 PYTHON ?= python3
 JOBS ?= 2
 SEED ?= 0
+VERSIONS ?= latest
 REFERENCE ?=
 REFERENCE_PYTHON ?=
 KEEP_REFERENCE ?=
 
 BIN := .venv/bin
 STAMP := .venv/installed
+# Each process takes the next file as soon as it is free, the longest first (tests/conftest.py).
+SPREAD := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test test-full fuzz lint bench
+.PHONY: help demo test test-full fuzz lint docs bench
 
 help:
 	@echo "make demo                 restore the packaged clip with the packaged weights: demo_output/"
 	@echo "make test                 all tests but the slow ones (JOBS=$(JOBS) processes)"
-	@echo "make test-full            all tests"
+	@echo "make test-full            all tests, programs compiled as users compile them"
 	@echo "make fuzz                 damaged files, killed runs and runs beside each other (SEED=$(SEED))"
-	@echo "make lint                 ruff: rules and format"
+	@echo "make lint                 rules, format and types"
+	@echo "make docs                 the documentation as a site: site/index.html"
 	@echo "make bench REFERENCE=DIR  time and memory a frame; against the released PyTorch code in DIR, if given"
 	@echo "                          (KEEP_REFERENCE=DIR: KEEP's; REFERENCE_PYTHON=PATH: one that has PyTorch)"
+	@echo "VERSIONS=lowest makes .venv with the lowest versions that requirements.txt allows"
 	@echo "PYTHON=python3.12 chooses the interpreter of .venv (3.11 to 3.13; here: $(PYTHON))"
 
 demo: $(STAMP)
 	$(BIN)/python -m fmanet_jax.demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n $(JOBS) -m "not slow"
+	$(BIN)/python -m pytest $(SPREAD) -m "not slow"
 
 test-full: $(STAMP)
-	$(BIN)/python -m pytest -n $(JOBS)
+	XLA_FLAGS="$(XLA_FLAGS)" $(BIN)/python -m pytest $(SPREAD)
 
 fuzz: $(STAMP)
 	$(BIN)/python -m tests.fuzz --seed $(SEED) --jobs $(JOBS)
@@ -37,6 +42,12 @@ fuzz: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: $(STAMP)
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[docs]'
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks $(if $(REFERENCE),--reference "$(REFERENCE)") \
@@ -48,5 +59,7 @@ $(STAMP): requirements.txt pyproject.toml
 	  { echo "error: $(PYTHON) is missing or not Python 3.11 to 3.13; name one: make PYTHON=python3.12" >&2; exit 2; }
 	@echo "making .venv with $$($(PYTHON) --version); this takes a few minutes"
 	@$(PYTHON) -m venv --clear .venv
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[test,lint,build,plot]'
+	@sed -n 's/^\([a-z-]*\)>=\([0-9.]*\).*/\1==\2.*/p' requirements.txt > .venv/lowest.txt
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[test,lint,build,plot]' \
+	  $(if $(filter lowest,$(VERSIONS)),--constraint .venv/lowest.txt)
 	@touch $@

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import functools
 import importlib.metadata
 import multiprocessing
@@ -16,7 +15,7 @@ import pathlib
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import cv2
@@ -24,7 +23,10 @@ import grain
 import numpy as np
 
 from benchmarks import workload
-from data_prep import clips, degrade, face_degrade, face_pipeline, pipeline
+from data_prep import clip_set, exposure, face_degrade, face_pipeline, pipeline
+from data_prep.clip import BLUR_BICUBIC, SHARP, SHARP_BICUBIC, Clip
+from data_prep.folders import FileStream
+from data_prep.opening import open_clips
 from vsr_jax import cli, video
 from vsr_jax.images import encode_image
 
@@ -37,29 +39,7 @@ NATURAL_FRAMES = 12
 WARM_UP = 6  # batches that are not timed, besides those that lie ready
 
 
-@dataclasses.dataclass(frozen=True)
-class Files:
-  """A stream's frames, read when asked for."""
-
-  paths: tuple[pathlib.Path, ...]
-
-  def __len__(self) -> int:
-    return len(self.paths)
-
-  def __getitem__(self, index: int) -> bytes:
-    return self.paths[index].read_bytes()
-
-
-@dataclasses.dataclass(frozen=True)
-class FaceClip:
-  """As `face_pipeline` wants it."""
-
-  name: str
-  frames: dict[str, Files]
-  landmarks: np.ndarray
-
-
-class FaceClips:
+class FaceClips(Sequence[Clip]):
   """Clips of faces in folders, `repeats` times: a set of any size on a small disk."""
 
   def __init__(self, root: pathlib.Path, repeats: int):
@@ -69,17 +49,16 @@ class FaceClips:
   def __len__(self) -> int:
     return len(self._folders) * self._repeats
 
-  def __getitem__(self, index: int) -> FaceClip:
+  def __getitem__(self, index: int) -> Clip:
+    if not 0 <= index < len(self):
+      raise IndexError(index)
     folder = self._folders[index % len(self._folders)]
-    frames = Files(tuple(sorted(folder.glob("*.png"))))
+    names = tuple(f"{i:08d}.png" for i in range(CLIP_FRAMES))
     # A head that wanders about a little: the warp is not the identity.
-    sway = 6 * np.sin(np.arange(len(frames)))[:, None, None]
+    sway = 6 * np.sin(np.arange(len(names)))[:, None, None]
     landmarks = face_pipeline.TEMPLATE * 0.9 + 25 + sway
-    return FaceClip(folder.name, {face_pipeline.STREAM: frames}, landmarks)
-
-  @property
-  def lengths(self) -> list[int]:
-    return [CLIP_FRAMES] * len(self)
+    streams = {SHARP: FileStream(folder, "", names)}
+    return Clip(folder.name, len(names), streams, landmarks=landmarks)
 
 
 def prepare(args: argparse.Namespace) -> dict[str, Any]:
@@ -96,12 +75,12 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
       )
     for i, frame in enumerate(frames[:NATURAL_FRAMES]):
       sharp = _resize(frame[:, :: 1 - 2 * k], 1280, 720)
-      small = degrade.downsample(sharp, 4)
-      streams = {clips.SHARP: sharp, clips.SHARP_BICUBIC: small, clips.BLUR_BICUBIC: small}
+      small = exposure.downsample(sharp, 4)
+      streams = {SHARP: sharp, SHARP_BICUBIC: small, BLUR_BICUBIC: small}
       for stream, image in streams.items():
         _write(args.data / NATURAL / stream / f"clip{k}" / f"{i:08d}.png", image)
     entries.append({"name": f"clip{k}", "frames": NATURAL_FRAMES})
-  clips.write_index(args.data / NATURAL, entries)
+  clip_set.write_index(args.data / NATURAL, entries)
   sizes = [path.stat().st_size for path in faces.glob("*/*.png")]
   return {"device": "none", "bytes_a_face": statistics.mean(sizes)}
 
@@ -119,11 +98,11 @@ def _write(path: pathlib.Path, image: np.ndarray) -> None:
 def training_batches(name: str, root: pathlib.Path, size: int, repeats: int) -> grain.MapDataset:
   """The endless batches of a pipeline, from a set that holds each clip `repeats` times."""
   if name == "fmanet":
-    found = clips.find_clips(root / NATURAL, num_frames=3) * repeats
+    found = open_clips(root / NATURAL, num_frames=3).clips * repeats
     return pipeline.make_dataset(found, num_frames=3, batch_size=size, seed=0, flow=False)
   source = FaceClips(root / FACES, repeats)
   make = face_pipeline.images if name == "keep_images" else face_pipeline.clips
-  return pipeline.batch(make(source, source.lengths, seed=0), size)
+  return pipeline.batch(make(source, seed=0), size)
 
 
 def stages(args: argparse.Namespace) -> dict[str, Any]:
@@ -170,22 +149,21 @@ def timers() -> Iterator[defaultdict[str, float]]:
     return "align" if len(image) == face_pipeline.SIZE else "align, reduced"
 
   parts = [
-    (clips, "read_frame", lambda *_: "read and decode"),
-    (face_pipeline, "decode", lambda *_: "read and decode"),
+    (Clip, "decode", lambda *_: "read and decode"),
     (face_degrade, "blur", lambda *_: "blur"),
     (face_degrade, "add_noise", noise),
     (face_degrade, "reduce", lambda *_: "reduce"),
     (face_degrade, "compress", lambda *_: "H.264"),
     (face_pipeline, "align", aligning),
   ]
-  originals = [(module, name, getattr(module, name)) for module, name, _ in parts]
-  for module, name, label in parts:
-    setattr(module, name, timed(getattr(module, name), label))
+  originals = [(owner, name, getattr(owner, name)) for owner, name, _ in parts]
+  for owner, name, label in parts:
+    setattr(owner, name, timed(getattr(owner, name), label))
   try:
     yield spent
   finally:
-    for module, name, original in originals:
-      setattr(module, name, original)
+    for owner, name, original in originals:
+      setattr(owner, name, original)
 
 
 def feed(args: argparse.Namespace) -> dict[str, Any]:

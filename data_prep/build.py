@@ -28,7 +28,8 @@ import shlex
 import sys
 from collections.abc import Iterator
 
-from data_prep import records
+from data_prep import built
+from data_prep.opening import open_clips
 from vsr_jax import cli, files, progress
 from vsr_jax.errors import UserError
 
@@ -44,7 +45,7 @@ def main() -> None:
   """Runs the command; see the module's docstring and `--help`."""
   args = _parse()
   if args.instructions:
-    print(importlib.import_module(f"data_prep.{args.dataset}").INSTRUCTIONS, end="")
+    print(importlib.import_module(f"data_prep.builders.{args.dataset}").INSTRUCTIONS, end="")
     return
   _check_folders(args)  # before what takes a minute to import
   builder_class = _import_builder(args.dataset)
@@ -107,7 +108,7 @@ def _parse() -> argparse.Namespace:
 def _import_builder(name: str) -> type:
   try:
     with _quiet():
-      module = importlib.import_module(f"data_prep.{name}.{name}_dataset_builder")
+      module = importlib.import_module(f"data_prep.builders.{name}.{name}_dataset_builder")
       importlib.import_module("tensorflow")  # which TFDS imports when it needs it
   except ModuleNotFoundError as e:
     raise UserError(f'{e.name} is not installed; pip install -e ".[build]"') from e
@@ -154,16 +155,15 @@ def _configure(args: argparse.Namespace):
 
 def summarize(folder: pathlib.Path) -> None:
   """Prints what a built data set holds and which clips were left out."""
-  for split in records.splits(folder):
-    source = records.Records(folder, split)
-    frames = sum(clip["frames"] for clip in source.clips)
-    size = sum(clip["bytes"] for clip in source.clips)
+  for split in built.splits(folder):
+    opened = open_clips(folder, split=split, streams=None, warn=False)
+    frames, size = sum(clip.length for clip in opened.clips), opened.bytes / 1e9
     print(
-      f"{folder}: {split}: {len(source)} clips, {frames} frames, {size / 1e9:.2f} GB; "
-      f"{len(source.skipped)} clips skipped"
+      f"{folder}: {split}: {len(opened.clips)} clips, {frames} frames, {size:.2f} GB; "
+      f"{len(opened.left_out)} clips skipped"
     )
-    for clip in source.skipped:
-      print(f"skipped {clip['name']}: {clip['reason']}")
+    for name, reason in opened.left_out.items():
+      print(f"skipped {name}: {reason}")
 
 
 if __name__ == "__main__":

@@ -1,31 +1,30 @@
 """KEEP's samples: aligned faces, good and degraded, for its three stages and for evaluation.
 
-  source of clips -> a frame of one -> frames around it -> decode -> degrade -> align both alike
+  clips -> a frame of one -> frames around it -> decode -> degrade -> align both alike
 
 Stage I takes single images, stages II and III clips:
 
-  images = pipeline.batch(face_pipeline.images(source, lengths, seed=0), 8)
-  clips = pipeline.batch(face_pipeline.clips(source, lengths, seed=0), 2)
+  source = open_clips("data/vfhq/512/1.0.0", streams=("sharp",)).clips
+  images = pipeline.batch(face_pipeline.images(source, seed=0), 8)
+  clips = pipeline.batch(face_pipeline.clips(source, seed=0), 2)
   with pipeline.Batches(clips, workers=8) as batches: ...
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Sequence
 
 import cv2
 import grain
 import numpy as np
 
+from data_prep.clip import SHARP, Clip
 from data_prep.face_degrade import PRESETS, Degradation, degrade
 from data_prep.pipeline import Padded, Windows, batch
 from vsr_jax.errors import UserError
-from vsr_jax.images import decode_image
 
 SIZE = 512  # side of an aligned face
-STREAM = "sharp"  # VFHQ's good frames
 INTERVALS = (1, 2, 3, 4, 5, 6)  # frames from one of a training clip to the next
 CHUNK = 20  # frames that KEEP restores at once
 # Eyes, nose and mouth's corners (x, y) of FFHQ's alignment at 512x512, as KEEP has them. The
@@ -44,43 +43,18 @@ TEMPLATE = np.array(
 BORDER = (135, 133, 132)
 
 
-class FaceClip(Protocol):
-  """A clip as it is stored; `data_prep.records` has such ones.
-
-  Attributes:
-    name: for errors.
-    frames: PNGs or JPEGs by stream, in display order.
-    landmarks: float [n 5 2], (x, y) in pixels of the good frames; none, or n = 0, if these are
-      aligned.
-  """
-
-  name: str
-  frames: Mapping[str, Sequence[bytes]]
-  landmarks: np.ndarray | None
-
-
-class ClipSource(Protocol):
-  """Clips by random access; it is copied to worker processes."""
-
-  def __len__(self) -> int: ...
-
-  def __getitem__(self, index: int) -> FaceClip: ...
-
-
 def images(
-  source: ClipSource,
-  lengths: Sequence[int],
+  source: Sequence[Clip],
   *,
   seed: int,
   size: int = SIZE,
-  stream: str = STREAM,
+  stream: str = SHARP,
   epochs: int | None = None,
 ) -> grain.MapDataset:
   """Single aligned faces: every frame of every clip, in another order each epoch.
 
   Args:
-    source: of the clips.
-    lengths: frames of each clip.
+    source: the clips.
     seed: gives the order.
     size: side of the faces.
     stream: of the good frames.
@@ -92,13 +66,12 @@ def images(
   Raises:
     UserError: there is no frame; later, a frame is damaged or neither aligned nor alignable.
   """
-  frames = grain.MapDataset.source(Windows(lengths, 1)).seed(seed).shuffle()
+  frames = grain.MapDataset.source(Windows(_lengths(source), 1)).seed(seed).shuffle()
   return frames.repeat(epochs).map(_LoadImage(source, size, stream))
 
 
 def clips(
-  source: ClipSource,
-  lengths: Sequence[int],
+  source: Sequence[Clip],
   *,
   seed: int,
   num_frames: int = 8,
@@ -106,14 +79,13 @@ def clips(
   reverse: float = 0.5,
   degradation: Degradation = PRESETS["train"],
   size: int = SIZE,
-  stream: str = STREAM,
+  stream: str = SHARP,
   epochs: int | None = None,
 ) -> grain.MapDataset:
   """Clips of aligned faces, good and degraded: around every frame of every clip.
 
   Args:
-    source: of the clips.
-    lengths: frames of each clip; shorter ones than `num_frames` are not used.
+    source: the clips; shorter ones than `num_frames` frames are not used.
     seed: gives the order and all that is random.
     num_frames: t.
     intervals: distances in time, of which a clip has one; those that do not fit are not drawn.
@@ -136,6 +108,7 @@ def clips(
       f"intervals = {tuple(intervals)}, reverse = {reverse}: positive ones; a probability"
     )
   shortest = min(intervals) * (num_frames - 1) + 1
+  lengths = _lengths(source)
   if not any(length >= shortest for length in lengths):
     raise UserError(f"no clip has the {shortest} frames of a training clip")
   usable = [length if length >= shortest else 0 for length in lengths]
@@ -145,14 +118,13 @@ def clips(
 
 
 def evaluation_batches(
-  source: ClipSource,
-  lengths: Sequence[int],
+  source: Sequence[Clip],
   *,
   low_quality: str | Degradation,
   batch_size: int = 1,
   chunk: int = CHUNK,
   size: int = SIZE,
-  stream: str = STREAM,
+  stream: str = SHARP,
   host: int = 0,
   hosts: int = 1,
 ) -> grain.MapDataset:
@@ -163,8 +135,7 @@ def evaluation_batches(
   depend on those that fill it up.)
 
   Args:
-    source: of the clips.
-    lengths: frames of each clip.
+    source: the clips.
     low_quality: the stream that has the low-quality frames, or how to make them: of a whole
       clip at once, and the same ones always, by the clip's name.
     batch_size: the host's chunks b a batch.
@@ -185,12 +156,17 @@ def evaluation_batches(
   Raises:
     UserError: there is no frame; later, a frame is damaged or neither aligned nor alignable.
   """
-  starts = [(i, first) for i, length in enumerate(lengths) for first in range(0, length, chunk)]
+  lengths = enumerate(_lengths(source))
+  starts = [(i, first) for i, length in lengths for first in range(0, length, chunk)]
   if not starts:
     raise UserError("no clip has a frame to evaluate")
   load = _LoadChunk(source, low_quality, chunk, size, stream)
   chunks = grain.MapDataset.source(Padded(starts, batch_size * hosts)).map(load)
   return batch(chunks, batch_size, host=host, hosts=hosts)
+
+
+def _lengths(clips: Sequence[Clip]) -> list[int]:
+  return [clip.length for clip in clips]
 
 
 def draw_frames(
@@ -209,38 +185,6 @@ def draw_frames(
     first = rng.integers(last + 1)
   frames = first + interval * np.arange(num_frames)
   return frames[::-1] if rng.random() < reverse else frames
-
-
-def stream_of(clip: FaceClip, stream: str) -> Sequence[bytes]:
-  """Encoded frames; UserError if there is no such stream."""
-  if stream not in clip.frames:
-    raise UserError(f"clip {clip.name} has no stream {stream}, only {', '.join(clip.frames)}")
-  return clip.frames[stream]
-
-
-def decode(clip: FaceClip, stream: str, index: int) -> np.ndarray:
-  """One frame: uint8 RGB [h w 3].
-
-  Raises:
-    UserError: the stream or the frame is missing, or the frame is damaged.
-  """
-  frames = stream_of(clip, stream)
-  if index >= len(frames):
-    raise UserError(f"clip {clip.name} ends before frame {index} of {stream}; build it again")
-  damaged = f"frame {index} of {stream} is damaged; build it again"
-  return decode_image(frames[index], f"clip {clip.name}", damaged=damaged)
-
-
-def decode_all(clip: FaceClip, stream: str, indices: Sequence[int]) -> np.ndarray:
-  """Some frames of one size: uint8 RGB [n h w 3].
-
-  Raises:
-    UserError: as `decode`, or their sizes differ.
-  """
-  images = [decode(clip, stream, index) for index in indices]
-  if len({image.shape for image in images}) > 1:
-    raise UserError(f"clip {clip.name}: frames of {stream} differ in size; build it again")
-  return np.stack(images)
 
 
 def align(
@@ -284,9 +228,9 @@ def align(
 
 
 def _align_all(
-  clip: FaceClip, frames: Sequence[int], images: Sequence[np.ndarray], size: int, scale: int
+  clip: Clip, frames: Sequence[int], images: Sequence[np.ndarray], size: int, scale: int
 ) -> np.ndarray:
-  landmarks = clip.landmarks if clip.landmarks is not None and len(clip.landmarks) else None
+  landmarks = clip.landmarks if len(clip.landmarks) else None
   aligned = []
   for index, image in zip(frames, images, strict=True):
     label = f"clip {clip.name}, frame {index}"
@@ -300,14 +244,14 @@ def _align_all(
 class _LoadImage:
   """Decodes and aligns a frame."""
 
-  def __init__(self, source: ClipSource, size: int, stream: str):
+  def __init__(self, source: Sequence[Clip], size: int, stream: str):
     self._source = source
     self._size = size
     self._stream = stream
 
   def __call__(self, position: tuple[int, int]) -> dict[str, np.ndarray]:
     clip, index = self._source[position[0]], position[1]
-    image = decode(clip, self._stream, index)
+    image = clip.decode(self._stream, index)
     return {"gt": _align_all(clip, [index], [image], self._size, 1)[0]}
 
 
@@ -316,7 +260,7 @@ class _LoadClip:
 
   def __init__(
     self,
-    source: ClipSource,
+    source: Sequence[Clip],
     num_frames: int,
     intervals: tuple[int, ...],
     reverse: float,
@@ -332,9 +276,9 @@ class _LoadClip:
 
   def __call__(self, position: tuple[int, int], rng: np.random.Generator) -> dict[str, np.ndarray]:
     clip, centre = self._source[position[0]], position[1]
-    length = len(stream_of(clip, self._stream))
+    length = len(clip.stream(self._stream))
     frames = draw_frames(rng, length, centre, *self._drawn)
-    good = decode_all(clip, self._stream, frames)
+    good = clip.decode_all(self._stream, frames)
     low = _degrade(clip, good, rng, self._degradation)
     return {
       "gt": _align_all(clip, frames, good, self._size, 1),
@@ -346,7 +290,7 @@ class _LoadChunk:
   """Decodes and aligns a chunk's frames; keeps the low-quality frames it made of the last clip."""
 
   def __init__(
-    self, source: ClipSource, low_quality: str | Degradation, chunk: int, size: int, stream: str
+    self, source: Sequence[Clip], low_quality: str | Degradation, chunk: int, size: int, stream: str
   ):
     self._source = source
     self._low_quality = low_quality
@@ -358,10 +302,10 @@ class _LoadChunk:
   def __call__(self, position: tuple[tuple[int, int], bool]) -> dict[str, np.ndarray]:
     (i, first), real = position
     clip = self._source[i]
-    length = len(stream_of(clip, self._stream))
+    length = len(clip.stream(self._stream))
     wanted = np.arange(first, first + self._chunk)
     frames = np.minimum(wanted, length - 1)
-    good = decode_all(clip, self._stream, frames)
+    good = clip.decode_all(self._stream, frames)
     low = self._low(i, clip, frames)
     scale = good[0].shape[0] // low[0].shape[0]
     return {
@@ -372,19 +316,19 @@ class _LoadChunk:
       "first": np.int32(first),
     }
 
-  def _low(self, i: int, clip: FaceClip, frames: np.ndarray) -> Sequence[np.ndarray]:
+  def _low(self, i: int, clip: Clip, frames: np.ndarray) -> Sequence[np.ndarray]:
     if isinstance(self._low_quality, str):
-      return decode_all(clip, self._low_quality, frames)
+      return clip.decode_all(self._low_quality, frames)
     if self._made is None or self._made[0] != i:
-      count = len(stream_of(clip, self._stream))
-      good = decode_all(clip, self._stream, range(count))
+      count = len(clip.stream(self._stream))
+      good = clip.decode_all(self._stream, range(count))
       rng = np.random.default_rng(zlib.crc32(clip.name.encode()))
       self._made = i, _degrade(clip, good, rng, self._low_quality)
     return self._made[1][frames]
 
 
 def _degrade(
-  clip: FaceClip, good: np.ndarray, rng: np.random.Generator, degradation: Degradation
+  clip: Clip, good: np.ndarray, rng: np.random.Generator, degradation: Degradation
 ) -> np.ndarray:
   try:
     return degrade(good, rng, degradation)

@@ -30,13 +30,13 @@ import itertools
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 import jax
 import numpy as np
 import tqdm
 
-from data_prep import clips, flow_store, records
+from data_prep import flow_store, opening
+from data_prep.clip import SHARP_BICUBIC, Clip, check_frames
 from vsr_jax import cli, progress
 from vsr_jax.errors import UserError
 from vsr_jax.flow import raft, raft_conversion
@@ -47,22 +47,6 @@ LARGEST_BATCH = 1024  # the last one of a clip is filled up
 ITERATIONS = 12  # as the released labels
 
 Estimate = Callable[[np.ndarray, np.ndarray], jax.Array]
-
-
-class Frames(NamedTuple):
-  """A clip to be labelled.
-
-  Attributes:
-    name: unique in its folder of labels.
-    count: number of frames.
-    read: gives the sharp low-resolution frame i, uint8 [h w 3], RGB.
-    check: raises `UserError` for a frame of any stream that cannot be decoded.
-  """
-
-  name: str
-  count: int
-  read: Callable[[int], np.ndarray]
-  check: Callable[[], None]
 
 
 def main() -> None:
@@ -76,7 +60,7 @@ def main() -> None:
   )
   parser.add_argument("--frames", type=int, default=3, metavar="T", help="window length, odd")
   parser.add_argument("--batch", type=int, default=8, help="pairs at once")
-  parser.add_argument("--split", default="train", help="of REDS or a built data set")
+  parser.add_argument("--split", default="train", help="of a release or a built data set")
   parser.add_argument(
     "--channel-order",
     choices=("rgb", "bgr"),
@@ -88,13 +72,14 @@ def main() -> None:
     parser.error("--frames must be odd and at least 3")
   if not 1 <= args.batch <= LARGEST_BATCH:
     parser.error(f"--batch must be 1 to {LARGEST_BATCH}")
-  folder, todo, done = find_frames(args.root, args.split, args.frames)
+  opened, todo = find_unlabelled(args.root, args.split, args.frames)
+  folder, done = opened.flow_folder, len(opened.clips) - len(todo)
   print(f"{args.root}: {done} of {done + len(todo)} clips have labels, {len(todo)} to do")
   with locked(folder):
     if args.released:
-      damaged = convert_released(args.released, folder, todo, args.frames)
+      damaged = convert_released(args.released, folder, todo, args.frames, opened.verified)
     else:
-      damaged = _label(args, folder, todo)
+      damaged = _label(args, folder, todo, opened.verified)
     if damaged:
       raise UserError(
         f"{args.root}: {len(damaged)} of {len(todo)} clips could not be read and have no labels, "
@@ -105,82 +90,38 @@ def main() -> None:
   progress.tell_next("fmanet_jax.train", "--config", "configs/fmanet/degradation.py", *data)
 
 
-def find_frames(
+def find_unlabelled(
   root: pathlib.Path, split: str, num_frames: int
-) -> tuple[pathlib.Path, list[Frames], int]:
+) -> tuple[opening.OpenedSet, list[Clip]]:
   """Lists what is to be labelled.
 
   Args:
-    root: a clip set, REDS or a built data set's folder.
-    split: of REDS or the built data set.
+    root: a set of clips, see `opening`.
+    split: of a release or a built set.
     num_frames: T.
 
   Returns:
-    The folder for the labels, the clips that lack them, and the number of those that have them.
+    The set, and those of its clips that lack labels for windows of T frames.
 
   Raises:
-    UserError: no such folder or split, no sharp low-resolution frames, or no clip of T frames.
+    UserError: no such set or split, a stream is missing, or no clip has T frames.
   """
-  if (root / records.INFO).exists():
-    return _find_in_records(records.Records(root, split), num_frames)
-  if split not in ("train", "test"):
-    raise UserError(f"{root}: has no split {split}, only train and test")
-  found = clips.find_clips(root, split=split, num_frames=num_frames)
-  todo = [
-    Frames(
-      clip.name,
-      len(clip.sharp_lr),
-      functools.partial(_read_file, clip),
-      functools.partial(clips.check_frames, clip),
-    )
-    for clip in found
-    if not clips.has_flow(clip, num_frames)
-  ]
-  return root / flow_store.FOLDER, todo, len(found) - len(todo)
+  opened = opening.open_clips(root, split=split, num_frames=num_frames)
+  return opened, [clip for clip in opened.clips if not opening.has_flow(clip, num_frames)]
 
 
-def _find_in_records(
-  source: records.Records, num_frames: int
-) -> tuple[pathlib.Path, list[Frames], int]:
-  if clips.SHARP_BICUBIC not in source.streams:
-    raise UserError(f"{source.folder}: has no stream {clips.SHARP_BICUBIC}, only {source.streams}")
-  labels, todo, done = source.flow(), [], 0
-  for i, entry in enumerate(source.clips):
-    name, count = entry["name"], entry["frames"]
-    if count < num_frames:
-      continue
-    if name in labels and labels[name].serve(
-      count, num_frames, *entry["sizes"][clips.SHARP_BICUBIC]
-    ):
-      done += 1
-    else:
-      read = functools.partial(_read_record, source, i)
-      todo.append(Frames(name, count, read, lambda: None))  # building checked them
-  if not todo and not done:
-    raise UserError(f"{source.folder}: no clip of at least {num_frames} frames")
-  return source.flow_folder, todo, done
-
-
-def _read_file(clip: clips.Clip, frame: int) -> np.ndarray:
-  return clips.read_frame(clip.sharp_lr[frame], clip.size)
-
-
-@functools.lru_cache(maxsize=1)
-def _open_record(source: records.Records, clip: int) -> Sequence[bytes]:
-  return source[clip].frames[clips.SHARP_BICUBIC]
-
-
-def _read_record(source: records.Records, clip: int, frame: int) -> np.ndarray:
-  name = source.clips[clip]["name"]
-  label = f"{source.folder}: clip {name}, frame {frame} of {clips.SHARP_BICUBIC}"
-  image = records.decode(_open_record(source, clip)[frame], label)
-  if image.shape[:2] != tuple(source.clips[clip]["sizes"][clips.SHARP_BICUBIC]):
-    raise UserError(f"{label}: of another size than its clip; build the data set again")
-  return image
+def _check(clip: Clip, verified: bool) -> None:
+  """Raises `UserError` for a frame of any stream that cannot be decoded."""
+  if not verified:
+    check_frames(clip)
 
 
 def convert_released(
-  released: pathlib.Path, folder: pathlib.Path, todo: Sequence[Frames], num_frames: int
+  released: pathlib.Path,
+  folder: pathlib.Path,
+  todo: Sequence[Clip],
+  num_frames: int,
+  verified: bool = False,
 ) -> list[str]:
   """Writes labels from those in the released layout.
 
@@ -189,6 +130,7 @@ def convert_released(
     folder: of labels; it exists.
     todo: the clips.
     num_frames: T.
+    verified: whether the frames are known to be whole; otherwise all are decoded first.
 
   Returns:
     The names of damaged clips, which get none.
@@ -201,25 +143,25 @@ def convert_released(
   damaged: list[str] = []
   for clip in tqdm.tqdm(todo, unit="clip"):
     try:
-      clip.check()
+      _check(clip, verified)
     except UserError as e:
       _warn(clip, e, damaged)
       continue
-    size = clip.read(0).shape[:2]
-    names = tuple(f"{i:08d}" for i in range(clip.count))
+    size = clip.sizes[SHARP_BICUBIC]
+    names = tuple(f"{i:08d}" for i in range(clip.length))
     labels = flow_store.ReleasedFlow(released / clip.name, names, *size)
-    if not labels.serve(clip.count, num_frames, *size):
+    if not labels.serve(clip.length, num_frames, *size):
       raise UserError(
         f"{labels.folder}: lacks labels of clip {clip.name}; extract them again, or make all with "
         "--weights"
       )
     flow_store.write_labels(
-      folder, clip.name, _released(labels, clip.count, num_frames), num_frames
+      folder, clip.name, _released(labels, clip.length, num_frames), num_frames
     )
   return damaged
 
 
-def _warn(clip: Frames, error: UserError, damaged: list[str]) -> None:
+def _warn(clip: Clip, error: UserError, damaged: list[str]) -> None:
   tqdm.tqdm.write(f"warning: {clip.name} gets no labels: {error}", file=sys.stderr)
   damaged.append(clip.name)
 
@@ -233,19 +175,21 @@ def _released(labels: flow_store.ReleasedFlow, count: int, num_frames: int) -> I
       yield np.zeros((num_frames - 1, labels.height, labels.width, 2), np.float32)
 
 
-def _label(args: argparse.Namespace, folder: pathlib.Path, todo: list[Frames]) -> list[str]:
+def _label(
+  args: argparse.Namespace, folder: pathlib.Path, todo: Sequence[Clip], verified: bool
+) -> list[str]:
   net, params = raft_conversion.load(args.weights)
   if todo:
     origin = {"weights": args.weights.name, "channel_order": args.channel_order}
     flow_store.check_origin(folder, {**origin, "iterations": ITERATIONS})
   estimate = make_estimate(net, params, bgr=args.channel_order == "bgr")
   damaged: list[str] = []
-  total = sum(len(list(pairs(clip.count, args.frames))) for clip in todo)
+  total = sum(len(list(pairs(clip.length, args.frames))) for clip in todo)
   with progress.Clock(), progress.bar(None, total, "pair", disable=not todo) as bar:
     for clip in todo:
       bar.set_description(clip.name)
       try:
-        clip.check()
+        _check(clip, verified)
         label_clip(clip, folder, estimate, args.frames, args.batch, bar.update)
       except UserError as e:
         _warn(clip, e, damaged)
@@ -293,7 +237,7 @@ def make_estimate(net: raft.Raft, params: dict, *, bgr: bool = False) -> Estimat
 
 
 def label_clip(
-  clip: Frames,
+  clip: Clip,
   folder: pathlib.Path,
   estimate: Estimate,
   num_frames: int,
@@ -322,15 +266,17 @@ def label_clip(
 
 
 def _labels(
-  clip: Frames,
+  clip: Clip,
   estimate: Estimate,
   num_frames: int,
   batch: int,
   advance: Callable[[int], object],
 ) -> Iterator[tuple[int, int, np.ndarray]]:
   """(centre, slot, flow [h w 2]) of a clip's labels, in order."""
-  read = functools.lru_cache(maxsize=num_frames + batch)(clip.read)
-  todo = list(pairs(clip.count, num_frames))
+  read = functools.lru_cache(maxsize=num_frames + batch)(
+    functools.partial(clip.decode, SHARP_BICUBIC)
+  )
+  todo = list(pairs(clip.length, num_frames))
   for i in range(0, len(todo), batch):
     some = todo[i : i + batch]
     filled = some + some[-1:] * (batch - len(some))

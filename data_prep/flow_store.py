@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from data_prep import record_files
+from data_prep import array_record
 from vsr_jax import json_files
 from vsr_jax.errors import UserError
 from vsr_jax.files import write_whole
@@ -103,7 +103,7 @@ class FlowRecords:
     n, middle = num_frames // 2, self.neighbours // 2  # perhaps made for longer windows
     shape = self.neighbours, self.height, self.width, 2
     try:
-      data = record_files.read_verified(self.path, centre, math.prod(shape) * ITEM.itemsize)
+      data = array_record.read_verified(self.path, centre, math.prod(shape) * ITEM.itemsize)
     except UserError as e:
       raise UserError(f"{e}: remove that file, then run python -m data_prep.flow_labels") from e
     labels = np.frombuffer(data, ITEM).reshape(shape)
@@ -223,7 +223,7 @@ def write_labels(
   """
   path = folder / _file_name(name)
   frames, error = 0, 0.0
-  with record_files.writing(str(path)) as write:
+  with array_record.writing(str(path)) as write:
     for label in labels:
       with np.errstate(over="ignore"):
         rounded = label.astype(ITEM)

@@ -2,7 +2,8 @@
 
   python -m data_prep.landmarks CLIP... --out DIR [--detector mtcnn] [--sigma 5]
 
-Each CLIP is a folder of frames, a zip or a folder of such folders or zips, or a video. Writes
+Each CLIP is a folder of frames, a zip or a folder of such folders or zips, any other set of clips
+with sharp frames (see `opening.py`), or a video. Writes
 DIR/meta_info/CLIP.txt and DIR/global_meta_info.txt, the text files that VFHQ is released with
 (`data_prep.meta_info`); a list that is there keeps its lines. Of several faces the one that covers
 most of the clip is followed; where it was not found, landmarks are interpolated, beyond its ends
@@ -26,25 +27,34 @@ from typing import NamedTuple
 import numpy as np
 import tqdm
 
-from data_prep import meta_info, sources
+from data_prep import meta_info
+from data_prep.clip import SHARP, Clip
+from data_prep.folders import FileStream
+from data_prep.opening import open_clips
 from vsr_jax import cli, files, progress, video
 from vsr_jax.errors import UserError
 from vsr_jax.faces import detector, tracks
 from vsr_jax.faces.detections import Detections
 from vsr_jax.files import write_whole
 from vsr_jax.guards import is_name
-from vsr_jax.images import decode_image
 from vsr_jax.locks import locked
-from vsr_jax.video import frames_folder
+from vsr_jax.threads import prefetch
 
 
 class Source(NamedTuple):
-  """A clip: its name, where it is, its frames' file names (None for a video), its part of a zip."""
+  """What landmarks are found in: a clip of frames, or a video file.
+
+  Attributes:
+    name: unique, and that of the text file.
+    path: for errors.
+    clip: the frames; None for a video.
+    names: the frames' file names; None where they have none.
+  """
 
   name: str
   path: pathlib.Path
-  frames: tuple[str, ...] | None
-  zipped: sources.Frames | None = None
+  clip: Clip | None = None
+  names: tuple[str, ...] | None = None
 
 
 def main() -> None:
@@ -94,7 +104,7 @@ def make_text(source: Source, detect: detector.Detector, sigma: float) -> str:
   points, fps = clip_landmarks(source, detect, sigma)
   if points is None:
     raise UserError(f"{source.path}: no face found; leave it out")
-  names = source.frames or [f"{i:08d}.png" for i in range(len(points))]
+  names = source.names or [f"{i:08d}.png" for i in range(len(points))]
   return meta_info.format_clip(dict(zip(names, points, strict=True)), fps)
 
 
@@ -107,41 +117,31 @@ def find_clips(inputs: Sequence[pathlib.Path]) -> list[Source]:
   """
   found: dict[str, Source] = {}
   for path in inputs:
-    before = len(found)
     for source in _clips_of(path):
       if source.name in found:
         other = found[source.name].path
         raise UserError(f"{source.path}: named like {other}; clips need unique names")
       if not is_name(f"{source.name}.txt"):
         raise UserError(f"{source.path}: its name cannot be that of a text file; rename it")
-      if source.frames and not all(name.startswith("0") for name in source.frames):
+      if not all(name.startswith("0") for name in source.names or ()):
         raise UserError(
           f"{source.path}: has a frame whose name does not begin with 0; name them 00000000.png "
           "and so on"
         )
       found[source.name] = source
-    if len(found) == before:
-      raise UserError(
-        f"{path}: holds no frames and no clips; name a folder or zip of either, or a video"
-      )
   return list(found.values())
 
 
 def _clips_of(path: pathlib.Path) -> Iterator[Source]:
-  if path.suffix == ".zip" and path.is_file():
-    for name, frames in sources.find_clips(path, "(?P<clip>[^/]+)").items():
-      yield Source(name, path / frames.folder, frames.names, frames)
+  if not path.is_dir() and path.suffix != ".zip":
+    yield Source(path.stem, path)  # that it can be read is told when it is
     return
-  if not path.is_dir():
-    yield Source(path.stem, path, None)  # that it can be read is told when it is
-    return
-  names = frames_folder.list_images(str(path))
-  if names:
-    yield Source(path.name, path, tuple(names))
-    return
-  for entry in sorted(path.iterdir()):
-    if (entry.is_dir() or entry.suffix == ".zip") and not sources.leads_up(str(path), entry.name):
-      yield from _clips_of(entry)
+  for clip in open_clips(path, streams=(SHARP,)).clips:
+    frames = clip.stream(SHARP)
+    if isinstance(frames, FileStream):
+      yield Source(clip.name, frames.source / frames.folder, clip, frames.names)
+    else:
+      yield Source(clip.name, path, clip)
 
 
 def clip_landmarks(
@@ -156,7 +156,7 @@ def clip_landmarks(
 
   Returns:
     [t 5 2] float32, (x, y) in pixels of the frame, or None where no face was found, and the frames
-    a second, 0 for a folder.
+    a second, 0 if unknown.
   """
   found: list[Detections] = []
   with _open(source) as (rate, images):
@@ -171,23 +171,14 @@ def clip_landmarks(
 
 @contextlib.contextmanager
 def _open(source: Source) -> Iterator[tuple[float, Iterator[np.ndarray]]]:
-  """Frames a second, 0 for a folder, and the frames, uint8 RGB [h w 3]."""
-  if source.zipped:
-    yield 0.0, _read_zipped(source.zipped)
+  """Frames a second, 0 if unknown, and the frames, uint8 RGB [h w 3]."""
+  if source.clip:
+    images = source.clip.decode_each(SHARP, range(source.clip.length))
+    with contextlib.closing(prefetch(images)) as images:
+      yield source.clip.rate, images
     return
   with video.open_reader(str(source.path)) as reader:
-    rate = 0.0 if source.frames else float(reader.info.frame_rate)
-    yield rate, (frame.image for frame in video.prefetch(reader))
-
-
-def _read_zipped(frames: sources.Frames) -> Iterator[np.ndarray]:
-  for name in frames.names:
-    try:
-      data = sources.read_file(frames.source, f"{frames.folder}/{name}")
-    except sources.BadClip as e:
-      raise UserError(str(e)) from e
-    damaged = "cannot be decoded; download the zip again"
-    yield decode_image(data, f"{frames}/{name}", damaged=damaged)
+    yield float(reader.info.frame_rate), (frame.image for frame in video.prefetch(reader))
 
 
 def spread(parts: Sequence[tracks.Track], count: int) -> np.ndarray:

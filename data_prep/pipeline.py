@@ -21,8 +21,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from data_prep import clips as clips_lib
-from data_prep.clips import Clip
+from data_prep.clip import BLUR_BICUBIC, SHARP, SHARP_BICUBIC, Clip
 from vsr_jax import json_files
 from vsr_jax.errors import UserError
 from vsr_jax.processes import start_worker
@@ -69,7 +68,7 @@ def fingerprint(*told: Any) -> int:
 
 def identity(clips: Sequence[Clip], *, batch_size: int, seed: int) -> int:
   """The fingerprint of `make_dataset`: other clips, batch or seed, another number."""
-  return fingerprint(*([clip.name, len(clip.blurry)] for clip in clips), batch_size, seed)
+  return fingerprint(*([clip.name, clip.length] for clip in clips), batch_size, seed)
 
 
 def mix(samples: Sequence[grain.MapDataset], weights: Sequence[float]) -> grain.MapDataset:
@@ -116,7 +115,7 @@ def make_dataset(
   """Random access to this host's training batches.
 
   Args:
-    clips: from `find_clips`, all of one scale s, with every stream.
+    clips: from `open_clips`, all of one scale s, with the three streams.
     num_frames: T, odd.
     crop: side of the low-resolution crop.
     batch_size: the host's samples b a batch; an incomplete last one is left out.
@@ -136,14 +135,15 @@ def make_dataset(
   Raises:
     UserError: no clip is long enough, or a clip's frames are smaller than the crop.
   """
-  lengths = [len(clip.blurry) for clip in clips]
   for clip in clips:
-    if min(clip.height, clip.width) < crop:
+    height, width = clip.sizes[BLUR_BICUBIC]
+    if min(height, width) < crop:
       raise UserError(
-        f"clip {clip.name} has low-resolution frames of {clip.width}x{clip.height}, smaller than "
+        f"clip {clip.name} has low-resolution frames of {width}x{height}, smaller than "
         f"the crop of {crop}; use a smaller crop or larger clips"
       )
-  samples = grain.MapDataset.source(Windows(lengths, num_frames)).seed(seed).shuffle()
+  windows = Windows([clip.length for clip in clips], num_frames)
+  samples = grain.MapDataset.source(windows).seed(seed).shuffle()
   samples = samples.repeat(epochs).random_map(_LoadWindow(clips, num_frames, crop, flow))
   return batch(samples, batch_size, host=host, hosts=hosts)
 
@@ -154,7 +154,7 @@ def make_evaluation_set(
   """Every window of every clip once, in order, as whole frames; the last batches are filled up.
 
   Args:
-    clips: from `find_clips`, all of one size.
+    clips: from `open_clips`, all of one size.
     num_frames: T.
     batch_size: the host's samples b a batch.
     host: this host's index.
@@ -171,13 +171,13 @@ def make_evaluation_set(
   Raises:
     UserError: no clip is long enough, or clips of several sizes.
   """
-  sizes = {(clip.width, clip.height) for clip in clips}
+  sizes = {clip.sizes[BLUR_BICUBIC] for clip in clips}
   if len(sizes) > 1:
-    told = ", ".join(f"{w}x{h}" for w, h in sorted(sizes))
+    told = ", ".join(f"{w}x{h}" for w, h in sorted((w, h) for h, w in sizes))
     raise UserError(
       f"clips of several sizes cannot share a batch: {told}; evaluate each size alone"
     )
-  windows = Windows([len(clip.blurry) for clip in clips], num_frames)
+  windows = Windows([clip.length for clip in clips], num_frames)
   samples = grain.MapDataset.source(Padded(windows, batch_size * hosts))
   return batch(samples.map(_LoadWhole(clips, num_frames)), batch_size, host=host, hosts=hosts)
 
@@ -266,10 +266,9 @@ class _LoadWhole:
   def __call__(self, window: tuple[tuple[int, int], bool]) -> dict[str, np.ndarray]:
     (i, first), real = window
     clip, centre = self._clips[i], first + self._num_frames // 2
-    blurry = clip.blurry[first : first + self._num_frames]
     return {
-      "blurry": np.stack([clips_lib.read_frame(frame, clip.size) for frame in blurry]),
-      "sharp": clips_lib.read_frame(clip.sharp[centre], clip.sharp_size),
+      "blurry": clip.decode_all(BLUR_BICUBIC, range(first, first + self._num_frames)),
+      "sharp": clip.decode(SHARP, centre),
       "mask": np.bool_(real),
       "clip": np.int32(i),
       "frame": np.int32(centre),
@@ -287,23 +286,23 @@ class _LoadWindow:
 
   def __call__(self, window: tuple[int, int], rng: np.random.Generator) -> dict[str, np.ndarray]:
     clip, first = self._clips[window[0]], window[1]
-    top = int(rng.integers(clip.height - self._crop + 1))
-    left = int(rng.integers(clip.width - self._crop + 1))
+    height, width = clip.sizes[BLUR_BICUBIC]
+    top = int(rng.integers(height - self._crop + 1))
+    left = int(rng.integers(width - self._crop + 1))
     mirror, upend = rng.random(2) < 0.5
 
     def cut(x: np.ndarray, scale: int = 1) -> np.ndarray:
       side = scale * self._crop
       return x[..., scale * top :, scale * left :, :][..., :side, :side, :]
 
-    frames = slice(first, first + self._num_frames)
-
-    def read(stream: Sequence[clips_lib.Frame], size: tuple[int, int], scale: int = 1):
-      return np.stack([cut(clips_lib.read_frame(frame, size), scale) for frame in stream[frames]])
+    def read(stream: str, scale: int = 1) -> np.ndarray:
+      frames = range(first, first + self._num_frames)
+      return np.stack([cut(clip.decode(stream, i), scale) for i in frames])
 
     sample = {
-      "blurry": read(clip.blurry, clip.size),
-      "sharp": read(clip.sharp, clip.sharp_size, clip.scale),
-      "sharp_lr": read(clip.sharp_lr, clip.size),
+      "blurry": read(BLUR_BICUBIC),
+      "sharp": read(SHARP, clip.scale),
+      "sharp_lr": read(SHARP_BICUBIC),
     }
     if self._flow:
       sample["flow"] = cut(self._read_flow(clip, first))
@@ -311,7 +310,7 @@ class _LoadWindow:
 
   def _read_flow(self, clip: Clip, first: int) -> np.ndarray:
     if self._num_frames == 1:  # the frame itself
-      return np.zeros((1, clip.height, clip.width, 2), np.float32)
+      return np.zeros((1, *clip.sizes[BLUR_BICUBIC], 2), np.float32)
     return clip.flow.read(first + self._num_frames // 2, self._num_frames)
 
 

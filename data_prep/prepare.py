@@ -1,9 +1,9 @@
-"""Command: makes a clip set (see clips.py) of blurry and sharp frames from ordinary video.
+"""Command: makes a clip set (see clip_set.py) of blurry and sharp frames from ordinary video.
 
   python -m data_prep.prepare INPUT... --out DIR [--halve auto|yes|no] [--frames A:B] ...
 
 Each input is a video file or a folder of frames; the exposure model is that of
-`degrade.expose`. Clips are cut at scene changes; finished ones are kept by a rerun.
+`exposure.expose`. Clips are cut at scene changes; finished ones are kept by a rerun.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ import cv2
 import numpy as np
 import tqdm
 
-from data_prep import clips, degrade, flow_store
+from data_prep import clip_set, exposure, flow_store
+from data_prep.clip import BLUR_BICUBIC, SHARP, SHARP_BICUBIC, STREAMS
 from vsr_jax import cli, files, progress, video, video_cli
 from vsr_jax.errors import UserError
 from vsr_jax.guards import check_within, remove_within
@@ -51,9 +52,9 @@ def main() -> None:
   """Runs the command; see the module's docstring and `--help`."""
   args = _parse()
   sources = _named_sources(args)
-  for folder in (*clips.STREAMS, flow_store.FOLDER):  # in which clips are replaced
+  for folder in (*STREAMS, flow_store.FOLDER):  # in which clips are replaced
     check_within(args.out, args.out / folder)
-  for folder in (args.out / stream for stream in clips.STREAMS):
+  for folder in (args.out / stream for stream in STREAMS):
     if folder.exists():
       files.check_folder(folder)
   with contextlib.ExitStack() as stack:
@@ -95,7 +96,7 @@ def _inputs(count: int) -> str:
 
 def _read_finished(out: pathlib.Path) -> list[dict]:
   """Entries of the clips that are there, all of which tell where they come from."""
-  finished = clips.read_index(out) if (out / clips.INDEX).exists() else []
+  finished = clip_set.read_index(out) if (out / clip_set.INDEX).exists() else []
   if strange := [entry["name"] for entry in finished if "origin" not in entry]:
     raise UserError(f"{out}: clip {strange[0]} has no origin in its index; use another --out")
   return finished
@@ -220,9 +221,9 @@ def _commit(
   outdated = [entry for entry in finished if entry["origin"]["name"] == origin["name"]]
   if outdated:
     finished[:] = [entry for entry in finished if entry not in outdated]
-    clips.write_index(out, finished)
+    clip_set.write_index(out, finished)
   for entry in entries:
-    for stream in clips.STREAMS:
+    for stream in STREAMS:
       target = out / stream / entry["name"]
       remove_within(out, target)
       target.parent.mkdir(exist_ok=True)
@@ -231,7 +232,7 @@ def _commit(
   shutil.rmtree(beside)
   finished += entries
   finished.sort(key=lambda entry: entry["name"])
-  clips.write_index(out, finished)
+  clip_set.write_index(out, finished)
 
 
 def _work(
@@ -271,14 +272,14 @@ def _make_clips(beside: pathlib.Path, origin: dict, entries: list[dict]) -> Iter
     frames = (frame.image for frame in reader)
     if settings["shake"]:
       rng = np.random.default_rng(zlib.crc32(origin["name"].encode()))
-      frames = degrade.hand_held(frames, settings["shake"], rng)
+      frames = exposure.hand_held(frames, settings["shake"], rng)
     auto = min(reader.info.height, reader.info.width) >= HALVED_FROM
     halve = settings["halve"] == "yes" or (settings["halve"] == "auto" and auto)
     source_rate = float(reader.info.frame_rate)
     high_rate = source_rate >= HIGH_FRAME_RATE
     stride = settings["stride"] * (round(source_rate / ORDINARY_RATE) if high_rate else 1)
     rate = source_rate / stride
-    exposed = degrade.expose(
+    exposed = exposure.expose(
       _sized(frames, halve, settings["scale"]),
       stride=stride,
       shutter=settings["shutter"],
@@ -307,7 +308,7 @@ def _make_clips(beside: pathlib.Path, origin: dict, entries: list[dict]) -> Iter
 def _sized(frames: Iterable[np.ndarray], halve: bool, scale: int) -> Iterator[np.ndarray]:
   """Halves if asked and crops to a multiple of the scale; refuses small frames."""
   for frame in frames:
-    frame = degrade.crop_to_multiple(degrade.halve(frame) if halve else frame, scale)
+    frame = exposure.crop_to_multiple(exposure.halve(frame) if halve else frame, scale)
     h, w = (size // scale for size in frame.shape[:2])
     if min(h, w) < SMALLEST_SIDE:
       raise UserError(
@@ -316,11 +317,13 @@ def _sized(frames: Iterable[np.ndarray], halve: bool, scale: int) -> Iterator[np
     yield frame
 
 
-def _write_frame(folder: pathlib.Path, index: int, frame: degrade.ExposedFrame, scale: int) -> None:
+def _write_frame(
+  folder: pathlib.Path, index: int, frame: exposure.ExposedFrame, scale: int
+) -> None:
   images = {
-    clips.SHARP: frame.sharp,
-    clips.SHARP_BICUBIC: degrade.downsample(frame.sharp, scale),
-    clips.BLUR_BICUBIC: degrade.downsample(frame.blurry, scale),
+    SHARP: frame.sharp,
+    SHARP_BICUBIC: exposure.downsample(frame.sharp, scale),
+    BLUR_BICUBIC: exposure.downsample(frame.blurry, scale),
   }
   for stream, image in images.items():
     (folder / stream).mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,9 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from data_prep import records
+from data_prep import built
+from data_prep.clip import Clip
+from data_prep.opening import OpenedSet, open_clips
 from vsr_jax import cli, files
 from vsr_jax.errors import UserError
 from vsr_jax.files import write_whole
@@ -53,75 +55,69 @@ def main() -> None:
     raise UserError(f"{args.output}: the sheet is a PNG; name a file that ends in .png")
   files.check_place(args.output)
   files.remove_left(args.output.parent, args.output.name)
-  folder = records.find_folder(args.name, args.data_dir)
-  names = records.splits(folder)
+  folder = built.find_folder(args.name, args.data_dir)
+  names = built.splits(folder)
   for split in names:
-    print_statistics(records.Records(folder, split), split)
+    print_statistics(open_clips(folder, split=split, streams=None, warn=False), split)
   shown = args.split or names[0]
-  source = records.Records(folder, shown)
-  picked = sorted(set(np.linspace(0, len(source) - 1, args.clips).round().astype(int).tolist()))
-  clips = [source[i] for i in picked]
+  found = open_clips(folder, split=shown, streams=None, warn=False).clips
+  picked = sorted(set(np.linspace(0, len(found) - 1, args.clips).round().astype(int).tolist()))
+  clips = [found[i] for i in picked]
   for clip in clips:
     print_clip(clip)
   write_whole(args.output, encode_image(sheet(clips)))
   print(f"{args.output}: {', '.join(clip.name for clip in clips)} of {shown}")
 
 
-def print_statistics(source: records.Records, split: str) -> None:
+def print_statistics(opened: OpenedSet, split: str) -> None:
   """Prints what the index says of a split."""
-  lengths = [clip["frames"] for clip in source.clips]
-  rates = sorted({clip["fps"] for clip in source.clips})
-  size = sum(clip["bytes"] for clip in source.clips)
-  print(f"{split}: {len(source)} clips, {len(source.skipped)} skipped, {size / 1e9:.3f} GB")
+  clips = opened.clips
+  lengths = [clip.length for clip in clips]
+  rates = sorted({clip.rate for clip in clips})
+  print(f"{split}: {len(clips)} clips, {len(opened.left_out)} skipped, {opened.bytes / 1e9:.3f} GB")
   print(
     f"  frames: {sum(lengths)}; a clip {min(lengths)} to {max(lengths)}, "
     f"median {statistics.median(lengths):g}"
   )
   print("  frames a second: " + ", ".join(f"{rate:g}" if rate else "unknown" for rate in rates))
-  for stream in source.streams:
-    sizes = {tuple(clip["sizes"][stream]) for clip in source.clips if stream in clip["sizes"]}
+  for stream in clips[0].streams:
+    sizes = {clip.sizes[stream] for clip in clips if stream in clip.sizes}
     text = ", ".join(f"{w}x{h}" for h, w in sorted(sizes)) or "none"
     print(f"  {stream}: {text}")
 
 
-def print_clip(clip: records.Clip) -> None:
+def print_clip(clip: Clip) -> None:
   """Prints statistics of a clip's frames: their size, mean and deviation of grey levels."""
-  print(f"{clip.name}: {clip.num_frames} frames, {len(clip.landmarks)} with landmarks")
-  for stream, frames in clip.frames.items():
-    if frames:
+  print(f"{clip.name}: {clip.length} frames, {len(clip.landmarks)} with landmarks")
+  for stream, frames in clip.streams.items():
+    if len(frames):
       data = [frames[i] for i in _columns(clip)]
-      images = _decode(clip, stream)
+      images = clip.decode_all(stream, _columns(clip))
       print(
         f"  {stream}: {statistics.fmean(map(len, data)) / 1e3:.1f} kB a frame, "
         f"grey level {images.mean():.1f} +- {images.std():.1f}"
       )
 
 
-def sheet(clips: Sequence[records.Clip]) -> np.ndarray:
+def sheet(clips: Sequence[Clip]) -> np.ndarray:
   """The contact sheet: uint8 [h w 3], RGB."""
   return np.concatenate([_rows(clip) for clip in clips])
 
 
-def _columns(clip: records.Clip) -> list[int]:
-  return np.linspace(0, clip.num_frames - 1, COLUMNS).round().astype(int).tolist()
+def _columns(clip: Clip) -> list[int]:
+  return np.linspace(0, clip.length - 1, COLUMNS).round().astype(int).tolist()
 
 
-def _decode(clip: records.Clip, stream: str) -> np.ndarray:
-  """The frames shown: uint8 [n h w 3]."""
-  frames = clip.frames[stream]
-  label = f"clip {clip.name}, a frame of {stream}"
-  images = [records.decode(frames[i], label) for i in _columns(clip)]
-  if len({image.shape for image in images}) > 1:
-    raise UserError(f"{label}: of another size than the others; build the data set again")
-  return np.stack(images)
-
-
-def _rows(clip: records.Clip) -> np.ndarray:
+def _rows(clip: Clip) -> np.ndarray:
   title = np.zeros((TITLE, COLUMNS * (WIDTH + MARGIN), 3), np.uint8)
-  rate = f"{clip.fps:g} frames a second" if clip.fps else "rate unknown"
-  _write(title, f"{clip.name}: {clip.num_frames} frames, {rate}")
+  rate = f"{clip.rate:g} frames a second" if clip.rate else "rate unknown"
+  _write(title, f"{clip.name}: {clip.length} frames, {rate}")
   rows, columns = [title], _columns(clip)
-  images = {stream: _decode(clip, stream) for stream, frames in clip.frames.items() if frames}
+  images = {
+    stream: clip.decode_all(stream, columns)
+    for stream, frames in clip.streams.items()
+    if len(frames)
+  }
   if not images:
     raise UserError(f"clip {clip.name} has no frames; build the data set again")
   full = max(image[0].shape[1] for image in images.values())  # landmarks' pixels are this stream's

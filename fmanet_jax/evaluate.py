@@ -3,9 +3,10 @@
   python -m fmanet_jax.evaluate DATA [--checkpoint DIR] [--out DIR] ...
   python -m fmanet_jax.evaluate DATA --outputs DIR ...    (frames that any method has restored)
 
-DATA is a clip set, REDS as released, of which REDS4 is scored, or what `data_prep.build` made. RGB
-PSNR, SSIM and tOF by clip and in total are printed and written to metrics.json and metrics.md, anew
-after every clip, so that an interrupted run leaves what it has finished.
+DATA is a clip set, REDS as released, or what `data_prep.build` made; --split tells which of its
+clips are scored, by default those of the test, which are REDS4 of REDS. RGB PSNR, SSIM and tOF by
+clip and in total are printed and written to metrics.json and metrics.md, anew after every clip, so
+that an interrupted run leaves what it has finished.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ from fractions import Fraction
 import numpy as np
 import tqdm
 
-from data_prep import clips, recorded, records, reds
-from data_prep.clips import Clip
+from data_prep.clip import BLUR_BICUBIC, SHARP, Clip
+from data_prep.folders import FileStream
+from data_prep.opening import open_clips
 from fmanet_jax import score_table, streaming
 from fmanet_jax.score_table import ScoreTable
 from vsr_jax import cli, files, progress, runtime, video
 from vsr_jax.errors import UserError
+from vsr_jax.images import read_image
 from vsr_jax.metrics import ClipScore, Score, motion
 from vsr_jax.ops.resize import resize_bicubic
 from vsr_jax.video.frames_folder import natural_key
@@ -102,11 +105,11 @@ def evaluate(
       after every clip.
   """
   save(table)
-  with progress.Clock(), progress.bar(None, sum(len(c.blurry) - 2 * margin for c in chosen)) as bar:
+  with progress.Clock(), progress.bar(None, sum(c.length - 2 * margin for c in chosen)) as bar:
     done = 0
     for clip in chosen:
       bar.set_description(clip.name)
-      span = range(margin, len(clip.blurry) - margin)
+      span = range(margin, clip.length - margin)
       try:
         with contextlib.closing(outputs_of(clip)) as outputs:
           table.scores[clip.name] = score_clip(clip, outputs, span, bar.update)
@@ -141,16 +144,16 @@ def score_clip(
   for number, output in outputs:
     if number not in span:
       continue
-    truth = clips.read_frame(clip.sharp[number], clip.sharp_size)
+    truth = clip.decode(SHARP, number)
     if output.shape != truth.shape:
       h, w = output.shape[:2]
       raise UserError(
-        f"frame {number} was restored to {w}x{h} but the truth, {clip.sharp[number]}, "
+        f"frame {number} was restored to {w}x{h} but the truth, {clip.label(SHARP, number)}, "
         f"is {truth.shape[1]}x{truth.shape[0]}; restore it at scale {clip.scale}"
       )
     if previous is not None:
       truth_motion = motion(previous, truth)  # once for both: it takes longest
-    enlarged = resize_bicubic(clips.read_frame(clip.blurry[number], clip.size), clip.scale)
+    enlarged = resize_bicubic(clip.decode(BLUR_BICUBIC, number), clip.scale)
     bicubic.add(truth, enlarged, truth_motion)
     restored.add(truth, output, truth_motion)
     previous = truth
@@ -163,11 +166,10 @@ def restored(restorer: streaming.Restorer, folder: pathlib.Path | None, clip: Cl
   with contextlib.ExitStack() as stack:
     writer = None
     if folder:
-      size = clip.height * clip.scale, clip.width * clip.scale
       path = _saved_clip(folder, clip)
-      writer = stack.enter_context(video.open_writer(path, *size, SAVED_RATE))
-    frames = (clips.read_frame(path, clip.size) for path in clip.blurry)
-    tile = streaming.fitting_tile(restorer, clip.height, clip.width)
+      writer = stack.enter_context(video.open_writer(path, *clip.sizes[SHARP], SAVED_RATE))
+    frames = clip.decode_each(BLUR_BICUBIC, range(clip.length))
+    tile = streaming.fitting_tile(restorer, *clip.sizes[BLUR_BICUBIC])
     if tile:
       tqdm.tqdm.write(f"note: {clip.name} does not fit whole, restored by tiles of {tile} pixels")
     for number, output in enumerate(streaming.restore_frames(restorer, frames, tile)):
@@ -179,7 +181,7 @@ def restored(restorer: streaming.Restorer, folder: pathlib.Path | None, clip: Cl
 def read_outputs(folder: pathlib.Path, margin: int, clip: Clip) -> Outputs:
   """Reads the frames to be scored of a clip that was restored before; see `find_outputs`."""
   for number, path in enumerate(find_outputs(folder / clip.name, clip, margin), margin):
-    yield number, clips.read_frame(path)
+    yield number, read_image(path)
 
 
 def find_outputs(folder: pathlib.Path, clip: Clip, margin: int) -> list[pathlib.Path]:
@@ -194,20 +196,19 @@ def find_outputs(folder: pathlib.Path, clip: Clip, margin: int) -> list[pathlib.
   if not folder.is_dir():
     raise UserError(f"{folder}: no such folder; restore {clip.name} or leave it out with --clips")
   found = sorted(folder.glob("*.png"), key=lambda path: natural_key(path.name))
-  span = slice(margin, len(clip.sharp) - margin)
-  named = clip.sharp[span]
-  if all(isinstance(frame, pathlib.Path) for frame in named):  # those of a built set have no name
-    named = [folder / path.name for path in named]
-    truth = clip.sharp[0].parent
-    if set(named) <= set(found) and all((truth / path.name).is_file() for path in found):
+  span, truth = slice(margin, clip.length - margin), clip.stream(SHARP)
+  if isinstance(truth, FileStream):  # frames of a built set have no names
+    named = [folder / name for name in truth.names[span]]
+    if set(named) <= set(found) and {path.name for path in found} <= set(truth.names):
       return named
-  if len(found) == len(named):
+  scored = clip.length - 2 * margin
+  if len(found) == scored:
     return found
-  if len(found) == len(clip.sharp):
+  if len(found) == clip.length:
     return found[span]
   raise UserError(
-    f"{folder}: {len(found)} PNGs, but {clip.name} has {len(clip.sharp)} frames of which "
-    f"{len(named)} are scored; name them as the truth's"
+    f"{folder}: {len(found)} PNGs, but {clip.name} has {clip.length} frames of which "
+    f"{scored} are scored; name them as the truth's"
   )
 
 
@@ -215,33 +216,24 @@ def find_scored(args: argparse.Namespace, num_frames: int) -> tuple[list[Clip], 
   """The clips to score, cut to the frames asked for; and why others are skipped."""
   if args.frames is not None and args.frames < num_frames:
     raise UserError(f"--frames {args.frames}: at least {num_frames} are needed to score one")
-  found = recorded.open_clips(
-    args.data, split=args.split, streams=(clips.SHARP,), num_frames=num_frames
-  )
+  streams = (SHARP, BLUR_BICUBIC)
+  opened = open_clips(args.data, split=args.split, streams=streams, num_frames=num_frames)
   # Damaged clips are left out; a table of REDS4 without one of them has to say so.
-  if (args.data / records.INFO).is_file():
-    source = records.Records(args.data, args.split)
-    listed = [entry["name"] for entry in (*source.clips, *source.skipped)]
-  elif (args.data / clips.INDEX).exists():
-    listed = [entry["name"] for entry in clips.read_index(args.data)]
-  else:
-    listed = [name for name, *_ in reds.list_folders(args.data, args.split, ())]
+  listed = sorted([*(clip.name for clip in opened.clips), *opened.left_out])
   wanted = args.clips.split(",") if args.clips is not None else listed
   if unknown := [name for name in wanted if name not in listed]:
     raise UserError(f"{args.data}: no clip {' '.join(unknown)}; there are {' '.join(listed)}")
-  n = args.frames
   chosen = [
-    dataclasses.replace(clip, blurry=clip.blurry[:n], sharp=clip.sharp[:n])
-    for clip in found
+    dataclasses.replace(clip, length=min(clip.length, args.frames or clip.length))
+    for clip in opened.clips
     if clip.name in wanted
   ]
   for clip in chosen:
-    if clip.scale * min(clip.height, clip.width) < SMALLEST_TRUTH:
+    if min(clip.sizes[SHARP]) < SMALLEST_TRUTH:
       raise UserError(
-        f"{clip.sharp[0]}: too small for tOF, which needs {SMALLEST_TRUTH} pixels each way"
+        f"{clip.label(SHARP, 0)}: too small for tOF, which needs {SMALLEST_TRUTH} pixels each way"
       )
-  missing = sorted(set(wanted) - {clip.name for clip in found})
-  skipped = dict.fromkeys(missing, f"damaged or of fewer than {num_frames} frames")
+  skipped = {name: reason for name, reason in opened.left_out.items() if name in wanted}
   if not chosen:
     raise UserError(f"{args.data}: {' '.join(wanted)} cannot be read; prepare or extract it again")
   return chosen, skipped
@@ -251,7 +243,7 @@ def _check_scale(chosen: Sequence[Clip], scale: int) -> None:
   for clip in chosen:
     if clip.scale != scale:
       raise UserError(
-        f"{clip.sharp[0]}: {clip.scale} times the input's size, but the checkpoint restores "
+        f"{clip.label(SHARP, 0)}: {clip.scale} times the input's size, but the checkpoint restores "
         f"at scale {scale}; take another checkpoint or prepare the data with --scale {scale}"
       )
 
@@ -271,7 +263,7 @@ def _saved_clip(folder: pathlib.Path, clip: Clip) -> str:
 def _parse() -> argparse.Namespace:
   parser = cli.Parser("fmanet_jax.evaluate", __doc__)
   parser.add_argument("data", metavar="DATA", type=pathlib.Path, help="clip set, REDS, built set")
-  parser.add_argument("--split", choices=("train", "test"), default="test", help="of REDS")
+  parser.add_argument("--split", default="test", help="of a release or a built set; default: test")
   parser.add_argument("--clips", metavar="A,B", help="names of the clips to score; default: all")
   parser.add_argument("--frames", type=int, metavar="N", help="only the first N of every clip")
   parser.add_argument(

@@ -24,8 +24,8 @@ from ml_collections import ConfigDict, config_flags
 
 from configs.fmanet import base
 from data_prep import pipeline
-from data_prep.clips import Clip
-from data_prep.recorded import open_clips
+from data_prep.clip import Clip
+from data_prep.opening import open_clips
 from fmanet_jax import recipe, stages
 from fmanet_jax.architecture import Architecture
 from fmanet_jax.model import (
@@ -115,7 +115,7 @@ def train(config: ConfigDict, workdir: str) -> None:
   model = FMANet(arch, jnp.dtype(config.dtype), config.train.remat)
   # Without, there is no flow to be taught, or it is not taught.
   need_flow = arch.filtering == "flow_guided" and config.loss.flow > 0
-  clips = open_clips(config.data.root, num_frames=arch.frames, need_flow=need_flow)
+  clips = open_clips(config.data.root, num_frames=arch.frames, need_flow=need_flow).clips
   for clip in clips:
     if clip.scale != arch.scale:
       raise errors.UserError(
@@ -127,7 +127,7 @@ def train(config: ConfigDict, workdir: str) -> None:
     found = open_clips(
       config.data.validation, split=config.data.validation_split, num_frames=arch.frames
     )
-    evaluate = make_evaluate(model, config, found)
+    evaluate = make_evaluate(model, config, found.clips)
   dataset = _training_set(config, clips, need_flow)
   identity = pipeline.identity(clips, batch_size=config.data.batch, seed=config.seed)
   with (

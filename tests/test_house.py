@@ -101,6 +101,29 @@ def too_long(path: str, source: str) -> list[str]:
   return found
 
 
+def unannotated(path: str, source: str) -> list[str]:
+  """The parameters of public functions and methods, *args and **kwargs aside, without a type."""
+  found = []
+
+  def look(body: list[ast.stmt]) -> None:
+    for node in body:
+      if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+        look(node.body)
+      special = ("__init__", "__call__")
+      if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (
+        not node.name.startswith("_") or node.name in special
+      ):
+        arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        found.extend(
+          f"{path}:{node.lineno} {node.name}: {a.arg}"
+          for a in arguments
+          if a.annotation is None and a.arg not in ("self", "cls")
+        )
+
+  look(ast.parse(source).body)
+  return found
+
+
 def missing_commands(text: str) -> list[str]:
   """The modules of ours that a text runs with `python -m` and that do not exist."""
   named = set(re.findall(r"python3? -m ([a-z_]\w*(?:\.\w+)*)", text))
@@ -129,9 +152,41 @@ def test_files_and_functions_are_short():
   assert [line for path, source in files.items() for line in too_long(path, source)] == []
 
 
+def test_public_functions_state_what_they_take():
+  files = house_files("*.py")
+  ours = {path: source for path, source in files.items() if path.split("/")[0] in MAY_IMPORT}
+  assert [line for path, source in ours.items() for line in unannotated(path, source)] == []
+
+
+def test_only_operations_choose_by_platform():
+  """How something runs best is said in vsr_jax/ops, next to what it computes."""
+  chosen = {p for p, source in house_files("*.py").items() if "platform_dependent" in source}
+  assert {path for path in chosen if not path.startswith(("vsr_jax/ops/", "tests/"))} == set()
+  assert "vsr_jax/ops/convolution.py" in chosen
+
+
+def test_the_definition_of_fma_net_stays_plain():
+  """What orders, materialises or tiles its work stands in window.py and streaming.py."""
+  files = house_files("fmanet_jax/*.py")
+  parts = {path: files[f"fmanet_jax/{path}.py"] for path in ("model", "networks", "frma", "blocks")}
+  assert sum(len(source.splitlines()) for source in parts.values()) <= 900
+  for path, source in parts.items():
+    assert not re.search(r"ops\.(devices|strips)|\bafter\(|computed_once|\.ndim\b", source), path
+    assert "window" not in {name.split(".")[-1] for name in imported(path, source)}
+
+
 def test_commands_in_the_docs_exist():
   for path, text in house_files("*.md").items():
     assert missing_commands(text) == [], path
+
+
+def test_the_version_is_the_same_everywhere():
+  packages = [importlib.import_module(name) for name in ("vsr_jax", "fmanet_jax", "keep_jax")]
+  versions = {package.__version__ for package in packages}
+  assert len(versions) == 1
+  (version,) = versions
+  assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+  assert f"\n## {version}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
 def test_configs_are_locked():
@@ -197,6 +252,15 @@ def test_length_is_counted():
   ]
   assert too_long("a.py", "x = 1\n" * 400) == []
   assert too_long("a.py", "x = 1\n" * 401) == ["a.py: 401 lines"]
+
+
+def test_a_missing_annotation_is_found():
+  source = "class A:\n  def f(self, x, y: int, *z): ...\n  def _g(self, x): ...\n"
+  assert unannotated("a.py", source) == ["a.py:2 f: x"]
+  assert unannotated("a.py", "def f(*, x, y=1):\n  def g(z): ...\n") == [
+    "a.py:1 f: x",
+    "a.py:1 f: y",
+  ]
 
 
 def test_a_missing_command_is_found():

@@ -53,7 +53,7 @@ class JsonItem:
   def __init__(self, file: str, value: Any = None, write: bool = True):
     self.file, self.value, self.write = file, value, write
 
-  async def save(self, directory) -> Any:
+  async def save(self, directory: Any) -> Any:
     """Takes the value as it is; gives what writes it."""
     # Now: the value may change while Orbax writes.
     text = json.dumps(self.value, indent=1, allow_nan=False)
@@ -65,7 +65,7 @@ class JsonItem:
 
     return write()
 
-  async def load(self, directory) -> Any:
+  async def load(self, directory: Any) -> Any:
     """Gives what reads it."""
 
     async def read():

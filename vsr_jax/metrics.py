@@ -22,7 +22,8 @@ def rgb_psnr(a: np.ndarray, b: np.ndarray, border: int = 4) -> float:
   """Peak signal-to-noise ratio over all pixels and channels.
 
   Args:
-    a, b: [h w 3] uint8.
+    a: [h w 3] uint8.
+    b: likewise.
     border: pixels left out along each edge.
 
   Returns:
@@ -43,7 +44,8 @@ def ssim(a: np.ndarray, b: np.ndarray, border: int = 4) -> float:
   population variances; dynamic range 255.
 
   Args:
-    a, b: [h w 3] uint8.
+    a: [h w 3] uint8.
+    b: likewise.
     border: pixels left out along each edge before the window is applied.
 
   Returns:
@@ -91,7 +93,10 @@ def tof(
   the largest multiple of 32 pixels that leaves at least 8 along every edge.
 
   Args:
-    previous_truth, truth, previous_output, output: [h w 3] uint8, RGB.
+    previous_truth: [h w 3] uint8, RGB.
+    truth: the next frame of it.
+    previous_output: likewise, of what is scored.
+    output: the next frame of it.
 
   Returns:
     Pixels; 0 is best.
@@ -186,8 +191,8 @@ class ClipScore:
     """Takes the clip's next frame.
 
     Args:
-      truth, output: [h w 3] uint8, RGB; not to be changed afterwards, since
-        the next call reads them again.
+      truth: [h w 3] uint8, RGB; not to be changed afterwards, since the next call reads it again.
+      output: likewise.
       truth_motion: `motion` from the previous truth to this one, where several
         outputs are scored against it; None to find it here.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -54,7 +54,7 @@ def prefetch(items: Iterable[T], depth: int = 2) -> Iterator[T]:
     thread.join(PATIENCE)
 
 
-def interruptible(function: Callable[..., T], *args) -> T:
+def interruptible(function: Callable[..., T], *args: Any) -> T:
   """Calls a function that may wait in a library, where Python does not hear of a signal.
 
   Args:

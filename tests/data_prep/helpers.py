@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pathlib
 
-import cv2
 import numpy as np
 
-from data_prep import clips, degrade, flow_store
+from data_prep import clip_set, exposure, flow_store
+from data_prep.clip import BLUR_BICUBIC, SHARP, SHARP_BICUBIC, STREAMS
+from vsr_jax.images import encode_image
 
 
 def texture(h: int, w: int, dx: float = 0.0, dy: float = 0.0) -> np.ndarray:
@@ -23,7 +24,7 @@ def texture(h: int, w: int, dx: float = 0.0, dy: float = 0.0) -> np.ndarray:
 
 def write_png(path: pathlib.Path, image: np.ndarray) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
-  assert cv2.imwrite(str(path), image[..., ::-1])
+  path.write_bytes(encode_image(image))
 
 
 def write_clip(
@@ -31,11 +32,11 @@ def write_clip(
 ) -> None:
   """Writes sharp frames and their reductions; the "blurry" ones are dimmed to tell them apart."""
   for i, frame in enumerate(sharp):
-    small = degrade.downsample(frame, 4)
+    small = exposure.downsample(frame, 4)
     images = {
-      clips.SHARP: frame,
-      clips.SHARP_BICUBIC: small,
-      clips.BLUR_BICUBIC: small // 2,
+      SHARP: frame,
+      SHARP_BICUBIC: small,
+      BLUR_BICUBIC: small // 2,
     }
     for stream, folder in folders.items():
       write_png(folder / f"{names[i] if names else f'{i:08d}'}.png", images[stream])
@@ -46,10 +47,10 @@ def write_clip_set(
 ) -> None:
   """A clip set of textures that move `motion` pixels of the truth a frame, to the right."""
   for start, (name, length) in enumerate(lengths.items()):
-    folders = {stream: root / stream / name for stream in clips.STREAMS}
+    folders = {stream: root / stream / name for stream in STREAMS}
     frames = [texture(4 * h, 4 * w, 31 * start + motion * i) for i in range(length)]
     write_clip(folders, frames)
-  clips.write_index(root, [{"name": name, "frames": n} for name, n in lengths.items()])
+  clip_set.write_index(root, [{"name": name, "frames": n} for name, n in lengths.items()])
 
 
 def write_flow(root: pathlib.Path, name: str, length: int, num_frames: int, dx: float) -> None:

@@ -8,11 +8,12 @@ import pathlib
 import zipfile
 from collections.abc import Callable, Iterator
 
-import cv2
 import numpy as np
 
 from data_prep import meta_info
-from data_prep.vfhq import vfhq_dataset_builder as vfhq
+from data_prep.builders import vfhq
+from data_prep.builders.vfhq import release
+from vsr_jax.images import encode_image
 
 Write = Callable[[str, bytes], None]
 
@@ -24,7 +25,7 @@ def png(seed: int, h: int, w: int) -> bytes:
   """A frame that no other seed gives: its first pixel tells the seed."""
   y, x = np.mgrid[:h, :w]
   image = np.stack([x * 7 + seed, y * 5 + seed // 256, x + y + seed // 65536], -1) % 256
-  return cv2.imencode(".png", image.astype(np.uint8))[1].tobytes()
+  return encode_image(image.astype(np.uint8))
 
 
 @contextlib.contextmanager
@@ -129,11 +130,11 @@ def write_vfhq_test(root: pathlib.Path, clips: range, frames: int = 2) -> None:
         128,
       ),
     ):
-      folder = root / vfhq.TEST / place
+      folder = root / release.TEST / place
       folder.mkdir(parents=True)
       for k in range(frames):
         (folder / f"{k:08d}.png").write_bytes(png(100 * i + 10 * (side == 512) + k, side, side))
-  write_meta(root / vfhq.TEST, clips, frames)
+  write_meta(root / release.TEST, clips, frames)
 
 
 def damage(data: bytes) -> bytes:

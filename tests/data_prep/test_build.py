@@ -10,13 +10,13 @@ import sys
 import numpy as np
 import pytest
 
-from data_prep import build, clip_builder, flow_store, pipeline, records
-from data_prep.gopro import gopro_dataset_builder as gopro
-from data_prep.recorded import open_clips
-from data_prep.reds import reds_dataset_builder as reds
-from data_prep.vfhq import vfhq_dataset_builder as vfhq
+from data_prep import build, built, flow_store, pipeline
+from data_prep.builders import clip_builder, vfhq
+from data_prep.builders.gopro import release as gopro
+from data_prep.builders.reds import release as reds
+from data_prep.opening import open_clips
 from tests.data_prep import layouts
-from vsr_jax import cli, errors
+from vsr_jax import cli
 from vsr_jax.errors import UserError
 
 STREAMS = ("sharp", "sharp_bicubic", "blur_bicubic")
@@ -74,15 +74,15 @@ def test_the_trainer_reads_what_was_built(run, tmp_path, small, monkeypatch):
   folder = tmp_path / "out/reds/x4/1.0.0"
   with pytest.raises(UserError, match="no flow labels for windows of 3.*data_prep.flow_labels"):
     open_clips(folder, num_frames=3, need_flow=True)
-  with pytest.raises(UserError, match="no clip of 5 frames"):
+  with pytest.raises(UserError, match="no usable clip of at least 5 frames"):
     open_clips(folder, num_frames=5)
 
-  source = records.Records(folder, "train")
+  source = built.Records(folder, "train")
   source.flow_folder.mkdir(parents=True)
   for i, entry in enumerate(source.clips):
     labels = np.full((4, 2, 24, 32, 2), i, np.float32)
     flow_store.write_labels(source.flow_folder, entry["name"], labels, 3)
-  clips = open_clips(folder, num_frames=3, need_flow=True)
+  clips = open_clips(folder, num_frames=3, need_flow=True).clips
   assert (len(clips), clips[0].scale) == (18, 4)
   dataset = pipeline.make_dataset(clips, num_frames=3, crop=16, batch_size=2, seed=0)
   batch = dataset[0]
@@ -281,7 +281,7 @@ def test_what_a_killed_run_left_is_removed(run, downloads, tmp_path):
   assert "train: 18 clips" in run("reds")
   assert [path.name for path in place.iterdir()] == ["1.0.0"]
   names = {path.name for path in (place / "1.0.0").iterdir() if "array_record" not in path.name}
-  assert names == {records.INDEX, records.INFO, "features.json"}
+  assert names == {built.INDEX, built.INFO, "features.json"}
 
 
 def test_a_mended_clip_gets_into_an_unfinished_build(run, downloads, tmp_path, monkeypatch):
@@ -306,8 +306,8 @@ def test_other_downloads_in_an_unfinished_build(run, downloads, tmp_path, monkey
   for stream in STREAMS[1:]:
     frame(downloads, stream, "001", "00000002.png").write_bytes(layouts.png(7, 2, 3))
   run("reds", "--partial")
-  clip = records.open_records("reds", tmp_path / "out", "train")[0]
-  assert (clip.name, clip.num_frames) == ("001", 3)
+  clip = built.open_records("reds", tmp_path / "out", "train")[0]
+  assert (clip.name, clip.length) == ("001", 3)
 
 
 def test_a_full_disk_ends_in_one_line_and_loses_nothing(
@@ -318,7 +318,7 @@ def test_a_full_disk_ends_in_one_line_and_loses_nothing(
     interrupt_after(patch, 2, full)
     places = ["--manual-dir", downloads, "--data-dir", tmp_path / "out"]
     patch.setattr(sys, "argv", ["build", "reds", *map(str, places)])
-    patch.setattr(errors.signal, "signal", lambda *_: None)  # the tests' process keeps its own
+    patch.setattr(cli.signal, "signal", lambda *_: None)  # the tests' process keeps its own
     with pytest.raises(SystemExit) as end:
       cli.run(build.main)
   assert end.value.code == 2

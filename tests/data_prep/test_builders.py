@@ -18,12 +18,15 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from data_prep import flow_labels, recorded, records
-from data_prep.gopro import gopro_dataset_builder as gopro
-from data_prep.reds import reds_dataset_builder as reds
-from data_prep.vfhq import vfhq_dataset_builder as vfhq
+from data_prep import built, flow_labels
+from data_prep.builders.gopro import gopro_dataset_builder as gopro
+from data_prep.builders.reds import reds_dataset_builder as reds
+from data_prep.builders.reds import release
+from data_prep.builders.vfhq import vfhq_dataset_builder as vfhq
+from data_prep.opening import open_clips
 from tests.data_prep import layouts
 from vsr_jax.errors import UserError
+from vsr_jax.images import decode_image
 from vsr_jax.ops.resize import resize_bicubic
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -68,11 +71,11 @@ class Case(tfds.testing.DatasetBuilderTestCase):
 class Reds(Case):
   @classmethod
   def write(cls, root):
-    cls.enter_context(pytest.MonkeyPatch.context()).setattr(reds, "FRAMES", FRAMES)
+    cls.enter_context(pytest.MonkeyPatch.context()).setattr(release, "FRAMES", FRAMES)
     streams = tuple(
       s for s in REDS_STREAMS if s in reds.Builder.builder_configs[cls.VARIANT].streams
     )
-    subsets = dict(list(reds.CLIPS.items())[: 2 + cls.VARIANT.endswith("official")])
+    subsets = dict(list(release.CLIPS.items())[: 2 + cls.VARIANT.endswith("official")])
     layouts.write_reds(root, streams, {name: range(n) for name, n in subsets.items()}, FRAMES)
 
 
@@ -139,13 +142,13 @@ def small_reds(tmp_path_factory):
 
 def test_the_training_split_is_made_by_rule(small_reds):
   _, out = small_reds
-  train = records.open_records("reds/x4", out, "train")
+  train = built.open_records("reds/x4", out, "train")
   numbers = [*range(1, 11), 240]
   assert [clip.name for clip in map(train.__getitem__, range(len(train)))] == [
     f"{n:03d}" for n in numbers
   ]
   assert [clip["name"] for clip in train.clips] == [f"{n:03d}" for n in numbers]
-  test = records.open_records("reds", out, "test")
+  test = built.open_records("reds", out, "test")
   assert [test[i].name for i in range(len(test))] == ["000", "011"]
   # Two shards: eight clips and three.
   assert sorted(p.name for p in (out / "reds/x4/1.0.0").glob("reds-train*")) == [
@@ -156,14 +159,14 @@ def test_the_training_split_is_made_by_rule(small_reds):
 
 def test_streams_are_the_files_as_released(small_reds):
   _, out = small_reds
-  clip = records.open_records("reds/x4", out, "train")[10]  # validation clip 000
-  assert (clip.num_frames, clip.fps, clip.landmarks.shape) == (3, 24, (0, 5, 2))
-  assert list(clip.frames) == ["sharp", "sharp_bicubic", "blur_bicubic"]
-  for k, (stream, frames) in enumerate(clip.frames.items()):
+  clip = built.open_records("reds/x4", out, "train")[10]  # validation clip 000
+  assert (clip.length, clip.rate, len(clip.landmarks)) == (3, 24, 0)
+  assert list(clip.streams) == ["sharp", "sharp_bicubic", "blur_bicubic"]
+  for k, (stream, frames) in enumerate(clip.streams.items()):
     size = (8, 12) if stream == "sharp" else (2, 3)
     assert list(frames) == [layouts.png(5000 + 4 * i + k, *size) for i in range(3)]
     assert frames[1:] == [frames[1], frames[2]]
-    assert records.decode(frames[0]).shape == (*size, 3)
+    assert clip.decode(stream, 0).shape == (*size, 3)
 
 
 def test_clips_that_the_released_script_moved_are_put_back(small_reds, tmp_path):
@@ -182,65 +185,67 @@ def test_clips_that_the_released_script_moved_are_put_back(small_reds, tmp_path)
   for variant in ("x4", "x4_official"):
     build(reds.Builder, variant, tmp_path, tmp_path / "after")
   for split in ("train", "test"):
-    before = records.open_records("reds", tmp_path / "before", split)
-    after = records.open_records("reds/x4", tmp_path / "after", split)
+    before = built.open_records("reds", tmp_path / "before", split)
+    after = built.open_records("reds/x4", tmp_path / "after", split)
     assert before.clips == after.clips
-    assert [list(before[i].frames["sharp"]) for i in range(len(before))] == [
-      list(after[i].frames["sharp"]) for i in range(len(after))
+    assert [list(before[i].streams["sharp"]) for i in range(len(before))] == [
+      list(after[i].streams["sharp"]) for i in range(len(after))
     ]
-  official = records.open_records("reds/x4_official", tmp_path / "after", "validation")
+  official = built.open_records("reds/x4_official", tmp_path / "after", "validation")
   assert [official[i].name for i in range(2)] == ["000", "001"]
 
 
 def test_the_official_test_has_no_truth(tmp_path):
   layouts.write_reds(tmp_path, REDS_STREAMS, {"train": range(2), "test": range(2)}, 2)
   build(reds.Builder, "x4_official", tmp_path, tmp_path / "out")
-  clip = records.open_records("reds", tmp_path / "out", "test")[1]
-  assert len(clip.frames["sharp"]) == 0
-  assert len(clip.frames["sharp_bicubic"]) == len(clip.frames["blur_bicubic"]) == 2
+  clip = built.open_records("reds", tmp_path / "out", "test")[1]
+  assert len(clip.streams["sharp"]) == 0
+  assert len(clip.streams["sharp_bicubic"]) == len(clip.streams["blur_bicubic"]) == 2
   with pytest.raises(IndexError):
-    clip.frames["sharp"][0]
+    clip.streams["sharp"][0]
 
 
 def test_gopros_reductions_are_matlabs_of_the_blur_asked_for(tmp_path):
   layouts.write_gopro(tmp_path, 2)
   for variant, k in (("x4", 1), ("x4_gamma", 2)):
     build(gopro.Builder, variant, tmp_path, tmp_path / "out", partial=False)
-    train = records.open_records(f"gopro/{variant}", tmp_path / "out", "train")
+    train = built.open_records(f"gopro/{variant}", tmp_path / "out", "train")
     clip = train[3]
     assert clip.name == "GOPR0375_11_00"
-    assert clip.fps == pytest.approx(240 / 11)
+    assert clip.rate == pytest.approx(240 / 11)
     for stream, seed in (("sharp_bicubic", 0), ("blur_bicubic", k)):
-      frame = records.decode(layouts.png(32 * 3 + 4 + seed, 8, 12))
-      small = records.decode(clip.frames[stream][1])
+      frame = decode_image(layouts.png(32 * 3 + 4 + seed, 8, 12), "x")
+      small = clip.decode(stream, 1)
       np.testing.assert_array_equal(small, resize_bicubic(frame, Fraction(1, 4)))
-    assert clip.frames["sharp"][1] == layouts.png(32 * 3 + 4, 8, 12)
+    assert clip.streams["sharp"][1] == layouts.png(32 * 3 + 4, 8, 12)
   build(gopro.Builder, "x1_gamma", tmp_path, tmp_path / "out", partial=False)
-  clip = records.open_records("gopro/x1_gamma", tmp_path / "out", "test")[0]
-  assert clip.frames["blur"][0] == layouts.png(4002, 8, 12)
+  clip = built.open_records("gopro/x1_gamma", tmp_path / "out", "test")[0]
+  assert clip.streams["blur"][0] == layouts.png(4002, 8, 12)
 
 
 def test_vfhqs_landmarks_go_with_their_frames(tmp_path):
   layouts.write_vfhq_train(tmp_path, range(4), 3)
   build(vfhq.Builder, "512", tmp_path, tmp_path / "out", partial=False)
-  source = records.open_records("vfhq/512", tmp_path / "out", "train")
+  source = built.open_records("vfhq/512", tmp_path / "out", "train")
   assert [source[i].name for i in range(4)] == [layouts.vfhq_name(i) for i in range(4)]
   for i in range(4):
-    assert source[i].fps == 25
+    assert source[i].rate == 25
     np.testing.assert_array_equal(source[i].landmarks, [layouts.points(i, k) for k in range(3)])
-    assert list(source[i].frames["sharp"]) == [layouts.png(100 * i + k, 512, 512) for k in range(3)]
+    assert list(source[i].streams["sharp"]) == [
+      layouts.png(100 * i + k, 512, 512) for k in range(3)
+    ]
 
 
 def test_vfhqs_test_pairs_truth_and_low_quality(tmp_path):
   layouts.write_vfhq_test(tmp_path, range(2), 2)
   build(vfhq.Builder, "test_mild", tmp_path, tmp_path / "out")
-  clip = records.open_records("vfhq", tmp_path / "out", "test")[1]
-  assert clip.fps == 0
-  assert [records.decode(clip.frames[s][1]).shape[0] for s in ("sharp", "low_quality")] == [
+  clip = built.open_records("vfhq", tmp_path / "out", "test")[1]
+  assert clip.rate == 0
+  assert [clip.decode(s, 1).shape[0] for s in ("sharp", "low_quality")] == [
     512,
     128,
   ]
-  assert clip.frames["low_quality"][1] == layouts.png(101, 128, 128)
+  assert clip.streams["low_quality"][1] == layouts.png(101, 128, 128)
 
 
 def test_clips_outside_vfhqs_list_are_left_out_and_named(tmp_path, caplog):
@@ -248,7 +253,7 @@ def test_clips_outside_vfhqs_list_are_left_out_and_named(tmp_path, caplog):
   text = (tmp_path / "global_meta_info.txt").read_text().splitlines()
   (tmp_path / "global_meta_info.txt").write_text("\n".join(text[:2]))
   build(vfhq.Builder, "512", tmp_path, tmp_path / "out", partial=False)
-  assert len(records.open_records("vfhq", tmp_path / "out", "train")) == 2
+  assert len(built.open_records("vfhq", tmp_path / "out", "train")) == 2
   last = text[2].rpartition("/")[0].rpartition("/")[2]
   assert f"1 clips are not in {tmp_path / 'global_meta_info.txt'} and are left out: {last}" in (
     caplog.text
@@ -264,7 +269,7 @@ def test_beam_makes_the_same_files(small_reds, tmp_path):
   names = sorted(path.name for path in (out / "reds/x4/1.0.0").iterdir())
   assert names == sorted(path.name for path in (tmp_path / "reds/x4/1.0.0").iterdir())
   for name in names:
-    if "array_record" in name or name == records.INDEX:
+    if "array_record" in name or name == built.INDEX:
       made = (tmp_path / "reds/x4/1.0.0" / name).read_bytes()
       assert made == (out / "reds/x4/1.0.0" / name).read_bytes(), name
 
@@ -274,19 +279,19 @@ def test_tfds_reads_the_same_without_tensorflow(small_reds):
   code = f"""
 import sys
 import tensorflow_datasets as tfds
-from data_prep import records
+from data_prep import built
 builder = tfds.builder_from_directory({str(out / "reds/x4/1.0.0")!r})
 for split in ("train", "test"):
   theirs = builder.as_data_source(split)
-  ours = records.open_records("reds/x4", {str(out)!r}, split)
+  ours = built.open_records("reds/x4", {str(out)!r}, split)
   assert len(theirs) == len(ours)
   for i in reversed(range(len(ours))):
     clip = ours[i]
     assert theirs[i]["name"].decode() == clip.name
-    assert theirs[i]["fps"] == clip.fps
-    assert theirs[i]["num_frames"] == clip.num_frames
-    assert theirs[i]["landmarks"].shape == clip.landmarks.shape
-    for stream, frames in clip.frames.items():
+    assert theirs[i]["fps"] == clip.rate
+    assert theirs[i]["num_frames"] == clip.length
+    assert theirs[i]["landmarks"].shape[0] == len(clip.landmarks)
+    for stream, frames in clip.streams.items():
       assert theirs[i][stream].tolist() == list(frames)
 assert "tensorflow" not in sys.modules
 """
@@ -295,7 +300,7 @@ assert "tensorflow" not in sys.modules
 
 def test_flow_labels_go_with_a_built_split(small_reds, tmp_path, monkeypatch, capsys):
   shutil.copytree(small_reds[1], tmp_path, dirs_exist_ok=True)
-  folder = records.find_folder("reds/x4", tmp_path)
+  folder = built.find_folder("reds/x4", tmp_path)
   monkeypatch.setattr(flow_labels.raft_conversion, "load", lambda _: (None, {}))
   numbers = itertools.count()
 
@@ -310,23 +315,23 @@ def test_flow_labels_go_with_a_built_split(small_reds, tmp_path, monkeypatch, ca
     for done in (0, count):
       flow_labels.main()
       assert f"{done} of {count} clips have labels" in capsys.readouterr().out
-    source = records.Records(folder, split)
-    labels = source.flow()
+    source = built.Records(folder, split)
+    labels = source.labels
     assert list(labels) == [clip["name"] for clip in source.clips]
     assert labels[source[1].name].read(1, 3)[:, 0, 0, 0].tolist()[1] == 0
   # A clip of three frames has four labels, one batch; clips come in order.
-  assert records.Records(folder, "train").flow()["010"].read(1, 3)[2].tolist() == [[[9, 9]] * 3] * 2
+  assert built.Records(folder, "train").labels["010"].read(1, 3)[2].tolist() == [[[9, 9]] * 3] * 2
   with pytest.raises(UserError, match="has no split validation, only test, train"):
-    flow_labels.find_frames(folder, "validation", 3)
-  with pytest.raises(UserError, match="no clip of at least 5 frames"):
-    flow_labels.find_frames(folder, "train", 5)
+    flow_labels.find_unlabelled(folder, "validation", 3)
+  with pytest.raises(UserError, match="no usable clip of at least 5 frames"):
+    flow_labels.find_unlabelled(folder, "train", 5)
 
 
 def test_released_flow_labels_go_with_a_built_split(small_reds, tmp_path, run_main):
   shutil.copytree(small_reds[1], tmp_path, dirs_exist_ok=True)
-  folder, theirs = records.find_folder("reds/x4", tmp_path), tmp_path / "train_flow_bicubic"
+  folder, theirs = built.find_folder("reds/x4", tmp_path), tmp_path / "train_flow_bicubic"
   rng = np.random.default_rng(0)
-  source = records.Records(folder, "train")
+  source = built.Records(folder, "train")
   flows = {}
   for clip in source.clips:
     (theirs / clip["name"]).mkdir(parents=True)
@@ -341,7 +346,7 @@ def test_released_flow_labels_go_with_a_built_split(small_reds, tmp_path, run_ma
   (tmp_path / "kept.npy").rename(missing)
   said = run_main(flow_labels.main, folder, "--released", theirs)
   assert "10 of 11 clips have labels" in said.out  # a rerun goes on
-  for clip in recorded.open_clips(folder, num_frames=3, need_flow=True):
+  for clip in open_clips(folder, num_frames=3, need_flow=True).clips:
     label = clip.flow.read(1, 3)
     for slot in (0, 2):
       np.testing.assert_allclose(label[slot], flows[clip.name, slot], atol=2**-8)
@@ -351,9 +356,9 @@ def test_released_flow_labels_go_with_a_built_split(small_reds, tmp_path, run_ma
 def test_reading_needs_neither_tfds_nor_jax(small_reds):
   code = f"""
 import sys
-from data_prep import records
-clip = records.open_records("reds/x4", {str(small_reds[1])!r}, "train")[0]
-assert records.decode(clip.frames["sharp"][0]).shape == (8, 12, 3)
+from data_prep.opening import open_clips
+clip = open_clips({str(small_reds[1] / "reds/x4/1.0.0")!r}).clips[0]
+assert clip.decode("sharp", 0).shape == (8, 12, 3)
 assert not {{"tensorflow", "tensorflow_datasets", "apache_beam", "jax"}} & set(sys.modules)
 """
   subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

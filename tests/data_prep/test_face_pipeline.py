@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -13,43 +14,38 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep import face_pipeline, pipeline
+from data_prep.clip import Clip
 from data_prep.face_degrade import PRESETS, Degradation, degrade
 from tests.data_prep.helpers import texture
 from vsr_jax.errors import UserError
+from vsr_jax.images import encode_image
 
 SIZE = 64  # of the faces; the real size where it matters
 GENTLE = Degradation(sigma_x=(0.5, 1), sigma_y=(0.5, 1), noise=(0, 1), crf=(1, 5))
 
 
-@dataclasses.dataclass(frozen=True)
-class Clip:
-  name: str
-  frames: dict[str, list[bytes]]
-  landmarks: np.ndarray | None = None
-
-
-def encode(image: np.ndarray) -> bytes:
-  return cv2.imencode(".png", image[..., ::-1])[1].tobytes()
+def clip_of(name: str, frames: Sequence[np.ndarray], landmarks=()) -> Clip:
+  return Clip(name, len(frames), {"sharp": [encode_image(x) for x in frames]}, landmarks=landmarks)
 
 
 def numbered_clip(name: str, length: int, size: int = SIZE, red: int = 0) -> Clip:
   """Aligned frames of one colour: green tells the frame, red the clip."""
   frames = [np.full((size, size, 3), (red, 4 * i, 0), np.uint8) for i in range(length)]
-  return Clip(name, {"sharp": [encode(frame) for frame in frames]})
+  return clip_of(name, frames)
 
 
-def textured_clip(name: str, length: int, size: int = SIZE, landmarks=None) -> Clip:
+def textured_clip(name: str, length: int, size: int = SIZE, landmarks=()) -> Clip:
   frames = [texture(size, size, 3 * i) for i in range(length)]
-  return Clip(name, {"sharp": [encode(frame) for frame in frames]}, landmarks)
+  return clip_of(name, frames, landmarks)
 
 
 SOURCE = [numbered_clip("anna", 60, red=50), numbered_clip("ben", 8, red=150)]
 LENGTHS = [60, 8]
 
 
-def clips(source=SOURCE, lengths=LENGTHS, **changes):
+def clips(source=SOURCE, **changes):
   options = {"seed": 3, "size": SIZE, "num_frames": 4, "degradation": GENTLE}
-  return face_pipeline.clips(source, lengths, **options | changes)
+  return face_pipeline.clips(source, **options | changes)
 
 
 def assert_equal(one, other):
@@ -71,11 +67,11 @@ def landmarks_of(turn: float, zoom: float, shift: tuple[float, float], size: int
 
 def test_batches_of_all_three_stages_have_the_released_shapes():
   source = [textured_clip("anna", 9, 512, landmarks=np.tile(face_pipeline.TEMPLATE, (9, 1, 1)))]
-  images = pipeline.batch(face_pipeline.images(source, [9], seed=0), 4)
+  images = pipeline.batch(face_pipeline.images(source, seed=0), 4)
   assert {name: (x.shape, x.dtype.name) for name, x in images[0].items()} == {
     "gt": ((4, 512, 512, 3), "uint8")
   }
-  batches = pipeline.batch(face_pipeline.clips(source, [9], seed=0), 2)
+  batches = pipeline.batch(face_pipeline.clips(source, seed=0), 2)
   assert {name: (x.shape, x.dtype.name) for name, x in batches[0].items()} == {
     "gt": ((2, 8, 512, 512, 3), "uint8"),
     "lq": ((2, 8, 128, 128, 3), "uint8"),
@@ -83,7 +79,7 @@ def test_batches_of_all_three_stages_have_the_released_shapes():
 
 
 def test_every_frame_is_an_image_of_an_epoch():
-  samples = face_pipeline.images(SOURCE, LENGTHS, seed=1, size=SIZE, epochs=2)
+  samples = face_pipeline.images(SOURCE, seed=1, size=SIZE, epochs=2)
   colours = [tuple(samples[i]["gt"][0, 0]) for i in range(len(samples))]
   expected = [(50, 4 * i, 0) for i in range(60)] + [(150, 4 * i, 0) for i in range(8)]
   assert sorted(colours[:68]) == sorted(colours[68:]) == sorted(expected)
@@ -128,8 +124,7 @@ def test_drawn_frames_lie_in_the_clip_and_around_the_centre_where_they_fit(data)
 def test_low_quality_is_the_degradation_of_the_same_frames():
   # Grey: H.264 halves the resolution of colours, which at this size would be most of the distance.
   frames = [texture(SIZE, SIZE, 3 * i)[..., 1:2].repeat(3, -1) for i in range(30)]
-  source = [Clip("anna", {"sharp": [encode(frame) for frame in frames]})]
-  gentle = clips(source, [30], intervals=(3,))[5]
+  gentle = clips([clip_of("anna", frames)], intervals=(3,))[5]
   reduced = np.stack([cv2.resize(f, (16, 16), interpolation=cv2.INTER_AREA) for f in gentle["gt"]])
   distance = np.abs(reduced[:, None].astype(int) - gentle["lq"][None]).mean((2, 3, 4))
   assert distance.argmin(1).tolist() == [0, 1, 2, 3]
@@ -163,7 +158,7 @@ def test_what_lies_beyond_the_frame_is_grey():
 def test_good_and_low_quality_frames_are_aligned_alike():
   points = np.stack([landmarks_of(0.1 * np.sin(i), 0.9, (3 * i, -i), 256) for i in range(12)])
   source = [textured_clip("anna", 12, 256, points.astype(np.float32))]
-  sample = clips(source, [12], size=256)[1]
+  sample = clips(source, size=256)[1]
   assert sample["lq"].shape == (4, 64, 64, 3)
   for good, low in zip(sample["gt"], sample["lq"], strict=True):
     enlarged = cv2.resize(low, (256, 256), interpolation=cv2.INTER_CUBIC)
@@ -179,8 +174,8 @@ def test_good_and_low_quality_frames_are_aligned_alike():
 def test_each_frame_has_its_own_landmarks():
   points = np.stack([landmarks_of(0, 1, (4 * i, 0), SIZE) for i in range(8)]).astype(np.float32)
   # The content moves with the landmarks, so that aligned frames all look the same.
-  frames = [encode(texture(SIZE, SIZE, 4 * i)) for i in range(8)]
-  sample = clips([Clip("anna", {"sharp": frames}, points)], [8], intervals=(1, 2))[0]
+  frames = [texture(SIZE, SIZE, 4 * i) for i in range(8)]
+  sample = clips([clip_of("anna", frames, points)], intervals=(1, 2))[0]
   middle = sample["gt"][:, 20:44, 8:30].astype(int)
   assert np.abs(middle - middle[:1]).max() <= 8  # interpolation; a frame's motion makes 100
 
@@ -209,8 +204,8 @@ def test_resuming_in_the_middle_of_an_epoch_gives_the_same_next_batch():
 
 
 def test_sources_mix_by_weight_and_stay_deterministic():
-  one = clips([numbered_clip("a", 20, red=10)], [20], seed=1)
-  other = clips([numbered_clip("b", 9, red=200)], [9], seed=2, degradation=PRESETS["mild"])
+  one = clips([numbered_clip("a", 20, red=10)], seed=1)
+  other = clips([numbered_clip("b", 9, red=200)], seed=2, degradation=PRESETS["mild"])
   mixed = pipeline.mix([one, other], [0.75, 0.25])
   reds = [int(mixed[i]["gt"][0, 0, 0, 0]) for i in range(40)]
   assert (reds.count(10), reds.count(200)) == (30, 10)
@@ -219,7 +214,7 @@ def test_sources_mix_by_weight_and_stay_deterministic():
 
 def test_evaluation_shows_each_frame_once_in_order():
   batches = face_pipeline.evaluation_batches(
-    SOURCE, LENGTHS, low_quality=GENTLE, batch_size=2, chunk=25, size=SIZE
+    SOURCE, low_quality=GENTLE, batch_size=2, chunk=25, size=SIZE
   )
   assert len(batches) == 2
   shapes = {name: x.shape for name, x in batches[0].items()}
@@ -242,7 +237,7 @@ def test_evaluation_shows_each_frame_once_in_order():
 def test_evaluation_fills_up_for_all_hosts_alike():
   parts = [
     face_pipeline.evaluation_batches(
-      SOURCE, LENGTHS, low_quality=GENTLE, chunk=20, size=SIZE, batch_size=1, host=h, hosts=3
+      SOURCE, low_quality=GENTLE, chunk=20, size=SIZE, batch_size=1, host=h, hosts=3
     )
     for h in range(3)
   ]
@@ -254,8 +249,8 @@ def test_evaluation_fills_up_for_all_hosts_alike():
 def test_evaluation_degrades_whole_clips_always_alike():
   source = [textured_clip("anna", 10), textured_clip("ben", 10)]
   options = {"low_quality": PRESETS["mild"], "size": SIZE}
-  by_fours = face_pipeline.evaluation_batches(source, [10, 10], chunk=4, **options)
-  at_once = face_pipeline.evaluation_batches(source[::-1], [10, 10], chunk=10, **options)
+  by_fours = face_pipeline.evaluation_batches(source, chunk=4, **options)
+  at_once = face_pipeline.evaluation_batches(source[::-1], chunk=10, **options)
   one = np.concatenate([by_fours[i]["lq"][0][by_fours[i]["mask"][0]] for i in range(3)])
   np.testing.assert_array_equal(one, at_once[1]["lq"][0])
   good = at_once[1]["gt"][0]
@@ -263,9 +258,9 @@ def test_evaluation_degrades_whole_clips_always_alike():
 
 
 def test_evaluation_takes_low_quality_frames_that_are_there():
-  small = [encode(np.full((16, 16, 3), i, np.uint8)) for i in range(5)]
-  clip = Clip("anna", {**textured_clip("anna", 5).frames, "lq": small})
-  (batch,) = face_pipeline.evaluation_batches([clip], [5], low_quality="lq", chunk=5, size=SIZE)
+  small = [encode_image(np.full((16, 16, 3), i, np.uint8)) for i in range(5)]
+  clip = Clip("anna", 5, {**textured_clip("anna", 5).streams, "lq": small})
+  (batch,) = face_pipeline.evaluation_batches([clip], low_quality="lq", chunk=5, size=SIZE)
   assert batch["lq"][0, :, 3, 3, 0].tolist() == [0, 1, 2, 3, 4]
 
 
@@ -276,9 +271,12 @@ def broken(**changes):
 @pytest.mark.parametrize(
   ("source", "message"),
   [
-    (broken(frames={"other": [b""] * 8}), "clip anna has no stream sharp, only other"),
-    (broken(frames={"sharp": [b"no image"] * 8}), r"clip anna: frame \d of sharp is damaged"),
-    (broken(frames={"sharp": [b""] * 8}), r"clip anna: frame \d of sharp is damaged"),
+    (broken(streams={"other": [b""] * 8}), "clip anna has no stream sharp, only other"),
+    (
+      broken(streams={"sharp": [b"no image"] * 8}),
+      r"clip anna, frame \d of sharp: cannot be",
+    ),
+    (broken(streams={"sharp": [b""] * 8}), r"clip anna, frame \d of sharp: cannot be"),
     (broken(landmarks=np.zeros((3, 5, 2))), r"clip anna, frame \d: has no landmarks|are no face"),
     (broken(landmarks=np.zeros((8, 5, 2))), r"clip anna, frame \d: its landmarks are no face"),
     ([textured_clip("anna", 8, 72)], r"clip anna, frame \d: 72x72 without landmarks is no aligned"),
@@ -287,27 +285,28 @@ def broken(**changes):
 )
 def test_a_clip_that_cannot_be_used_is_named(source, message):
   with pytest.raises(UserError, match=message) as error:
-    clips(source, [8], intervals=(1,))[0]
+    clips(source, intervals=(1,))[0]
   assert "\n" not in str(error.value)
 
 
 def test_a_worker_passes_the_name_on():
-  batches = pipeline.batch(clips(broken(frames={"sharp": [b"no image"] * 8}), [8]), 1)
+  batches = pipeline.batch(clips(broken(streams={"sharp": [b"no image"] * 8})), 1)
   with (
     pipeline.Batches(batches, workers=1) as iterator,
-    pytest.raises(UserError, match="clip anna: frame"),
+    pytest.raises(UserError, match="clip anna, frame"),
   ):
     next(iterator)
 
 
 def test_impossible_requests_are_told():
   with pytest.raises(UserError, match="no clip has the 4 frames"):
-    clips(lengths=[3, 0])
+    clips([numbered_clip("anna", 3), numbered_clip("ben", 0)])
   with pytest.raises(UserError, match="no clip has the 10 frames"):
-    clips(lengths=[9, 9], intervals=(3,))
+    clips([numbered_clip("anna", 9)] * 2, intervals=(3,))
   with pytest.raises(UserError, match="intervals"):
     clips(intervals=())
   with pytest.raises(UserError, match="no clip has a frame"):
-    face_pipeline.evaluation_batches(SOURCE, [0, 0], low_quality=GENTLE)
+    face_pipeline.evaluation_batches([numbered_clip("anna", 0)], low_quality=GENTLE)
+  ended = dataclasses.replace(SOURCE[1], length=900)
   with pytest.raises(UserError, match="ends before frame"):
-    face_pipeline.images([SOURCE[1]], [900], seed=0, size=SIZE, epochs=1)[0]
+    face_pipeline.images([ended], seed=0, size=SIZE, epochs=1)[0]

@@ -10,7 +10,9 @@ import jax
 import numpy as np
 import pytest
 
-from data_prep import clips, flow_labels, flow_store
+from data_prep import flow_labels, flow_store
+from data_prep.clip import SHARP_BICUBIC, STREAMS
+from data_prep.opening import open_clips
 from tests.data_prep.helpers import texture, write_clip_set
 from vsr_jax import files
 from vsr_jax.errors import UserError
@@ -37,10 +39,10 @@ def brightness(centres, neighbours):
 @pytest.fixture
 def unlabelled(clip_set):
   """The folder for labels, which exists, and the clip."""
-  folder, (clip,), done = flow_labels.find_frames(clip_set, "train", 3)
-  assert done == 0
-  folder.mkdir()
-  return folder, clip
+  opened, (clip,) = flow_labels.find_unlabelled(clip_set, "train", 3)
+  assert opened.clips == [clip]
+  opened.flow_folder.mkdir()
+  return opened.flow_folder, clip
 
 
 @pytest.mark.parametrize("num_frames", [3, 5])
@@ -49,9 +51,9 @@ def test_labels_are_stored_by_centre_and_offset(clip_set, unlabelled, num_frames
   done = []
   made = flow_labels.label_clip(frames, folder, brightness, num_frames, 4, done.append)
   assert sum(done) == len(list(flow_labels.pairs(5, num_frames)))
-  clip = clips.find_clips(clip_set, num_frames=num_frames, need_flow=True)[0]
+  clip = open_clips(clip_set, num_frames=num_frames, need_flow=True).clips[0]
   assert clip.flow == made
-  mean = [clips.read_frame(frame).mean() for frame in clip.sharp_lr]
+  mean = [frame.mean() for frame in clip.decode_each(SHARP_BICUBIC, range(clip.length))]
   n = num_frames // 2
   for centre in range(5):
     window = clip.flow.read(centre, num_frames)
@@ -105,7 +107,7 @@ def test_a_damaged_index_is_named(clip_set, unlabelled, text):
   folder, _ = unlabelled
   (folder / flow_store.INDEX).write_text(text)
   with pytest.raises(UserError, match=r"flow/labels\.json: damaged"):
-    clips.find_clips(clip_set)
+    open_clips(clip_set)
 
 
 def test_a_damaged_file_of_labels_is_named(clip_set, unlabelled):
@@ -195,7 +197,7 @@ def test_missing_weights_are_named(clip_set, monkeypatch):
     run(monkeypatch, clip_set, "--weights", clip_set / "none.pth")
 
 
-@pytest.mark.parametrize("stream", clips.STREAMS)
+@pytest.mark.parametrize("stream", STREAMS)
 def test_a_clip_damaged_within_is_left_out_and_named(tmp_path, monkeypatch, capsys, caplog, stream):
   write_clip_set(tmp_path, {"alley": 5, "beach": 5, "creek": 5})
   path = tmp_path / stream / "beach" / "00000002.png"
@@ -207,7 +209,7 @@ def test_a_clip_damaged_within_is_left_out_and_named(tmp_path, monkeypatch, caps
     run(monkeypatch, tmp_path, "--weights", "some.pth", "--batch", 4)
   assert "beach gets no labels" in capsys.readouterr().err
   assert flow_store.open_labels(tmp_path / flow_store.FOLDER).keys() == {"alley", "creek"}
-  found = clips.find_clips(tmp_path, num_frames=3, need_flow=True)
+  found = open_clips(tmp_path, num_frames=3, need_flow=True).clips
   assert [clip.name for clip in found] == ["alley", "creek"]
   assert "1 clips skipped: beach" in caplog.text
   assert "00000002.png: cannot be decoded" in caplog.text

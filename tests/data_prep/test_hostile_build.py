@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from data_prep import build, clip_builder, records, vfhq
+from data_prep import build, built
+from data_prep.builders import clip_builder, vfhq
 from vsr_jax.errors import UserError
 
 
@@ -15,7 +16,7 @@ from vsr_jax.errors import UserError
 def test_a_damaged_description_of_what_was_built_is_named(monkeypatch, tmp_path, text):
   folder = tmp_path / "reds/x4/1.0.0"
   folder.mkdir(parents=True)
-  (folder / records.INFO).write_text(text)
+  (folder / built.INFO).write_text(text)
   places = ["--manual-dir", str(tmp_path), "--data-dir", str(tmp_path)]
   monkeypatch.setattr(sys, "argv", ["build", "reds", *places])
   with pytest.raises(UserError, match=r"dataset_info\.json: damaged .*; build the data set again"):

@@ -9,35 +9,38 @@ import struct
 import numpy as np
 import pytest
 
-from data_prep import clips, face_pipeline, record_files, records, show
-from data_prep.recorded import open_clips
-from tests.data_prep import built
-from tests.data_prep.built import LENGTHS, STREAMS, example, features_of, message, mutants
+from data_prep import array_record, built, show
+from data_prep.clip import check_frames
+from data_prep.opening import open_clips
+from tests.data_prep import built_sets
+from tests.data_prep.built_sets import LENGTHS, STREAMS, example, features_of, message, mutants
 from vsr_jax.errors import UserError
 
-SHARD = records.shard_name("reds", "train", 0, 1)
+SHARD = built.shard_name("reds", "train", 0, 1)
 _versions = itertools.count(2)
 
 
 @pytest.fixture
 def folder(tmp_path):
   place = tmp_path / "reds" / "x4" / "1.0.0"
-  built.write_built(place)
+  built_sets.write_built(place)
   return place
 
 
 def read_all(folder):
   """What trainers, evaluators and `show` read; records that were read before are read anew."""
-  record_files._records.cache_clear()
-  record_files._open.cache_clear()
-  source = records.Records(folder, "train")
+  array_record._records.cache_clear()
+  array_record._open.cache_clear()
+  built._read.cache_clear()
+  source = built.Records(folder, "train")
   found = [source[i] for i in range(len(source))]
   for clip in found:
     for stream, length in zip(STREAMS, itertools.repeat(LENGTHS[clip.name]), strict=False):
-      face_pipeline.decode_all(clip, stream, range(length))
-  for clip in open_clips(folder):
-    clips.check_frames(clip)
-  show.print_statistics(source, "train")
+      clip.decode_all(stream, range(length))
+  opened = open_clips(folder)
+  for clip in opened.clips:
+    check_frames(clip)
+  show.print_statistics(opened, "train")
   show.sheet(found)
   return found
 
@@ -45,14 +48,14 @@ def read_all(folder):
 def test_what_was_written_is_read(folder):
   for clip, (name, length) in zip(read_all(folder), LENGTHS.items(), strict=True):
     features = features_of(name, length)
-    assert (clip.name, clip.num_frames, clip.fps) == (name, length, 24)
-    np.testing.assert_array_equal(clip.landmarks.ravel(), features["landmarks"])
-    assert {stream: list(clip.frames[stream]) for stream in STREAMS} == {
+    assert (clip.name, clip.length, clip.rate) == (name, length, 24)
+    np.testing.assert_array_equal(np.ravel(clip.landmarks), features["landmarks"])
+    assert {stream: list(clip.streams[stream]) for stream in STREAMS} == {
       stream: features[stream] for stream in STREAMS
     }
 
 
-@pytest.mark.parametrize("name", [SHARD, records.INDEX, records.INFO])
+@pytest.mark.parametrize("name", [SHARD, built.INDEX, built.INFO])
 def test_damage_is_told_or_does_not_matter(folder, name):
   good = [np.array(clip.landmarks) for clip in read_all(folder)]
   data = (folder / name).read_bytes()
@@ -72,7 +75,7 @@ def test_damage_is_told_or_does_not_matter(folder, name):
 
 def rebuilt(folder, examples):
   place = folder.parent / f"{next(_versions)}.0.0"
-  built.write_built(place, examples)
+  built_sets.write_built(place, examples)
   return place
 
 
@@ -116,7 +119,7 @@ HUGE = b"\xff" * 9 + b"\x01"
     changed(sharp=[b"x"] * 100_000),
     changed(sharp=features_of("alley", 4)["blur_bicubic"]),
     changed(blur_bicubic=[b"no image"] * 4),
-    changed(blur_bicubic=[*features_of("alley", 4)["blur_bicubic"][:3], built.frame(0, 2)]),
+    changed(blur_bicubic=[*features_of("alley", 4)["blur_bicubic"][:3], built_sets.frame(0, 2)]),
     changed(blur_bicubic=np.arange(4)),
     changed(blur_bicubic=None),
   ],
@@ -139,15 +142,15 @@ def test_a_chunk_that_tells_a_wrong_size_is_refused(folder, size):
 
 
 def test_shards_of_other_lengths_are_refused(folder):
-  info = json.loads((folder / records.INFO).read_text())
+  info = json.loads((folder / built.INFO).read_text())
   for lengths in (["3"], ["999999"], ["-1"], ["x"], [2], ["9" * 5000], []):
     info["splits"][0]["shardLengths"] = lengths
-    (folder / records.INFO).write_text(json.dumps(info))
+    (folder / built.INFO).write_text(json.dumps(info))
     with pytest.raises(UserError, match=r"(dataset_info|clips)\.json: "):
-      records.Records(folder, "train")
+      built.Records(folder, "train")
 
 
 @pytest.mark.parametrize("name", ["../x4", "/etc/x", "reds/x4/1.0.0", "", "..", "a\0b"])
 def test_a_name_that_is_no_data_set_is_refused(tmp_path, name):
   with pytest.raises(UserError, match="not the name of a data set"):
-    records.find_folder(name, tmp_path)
+    built.find_folder(name, tmp_path)

@@ -11,8 +11,10 @@ import sys
 import numpy as np
 import pytest
 
-from data_prep import clips, flow_store, prepare, record_files
-from tests.data_prep.built import mutants
+from data_prep import array_record, clip_set, flow_store, prepare
+from data_prep.clip import BLUR_BICUBIC, SHARP, STREAMS
+from data_prep.opening import open_clips
+from tests.data_prep.built_sets import mutants
 from tests.data_prep.helpers import write_clip_set, write_flow
 from vsr_jax.errors import UserError
 
@@ -42,7 +44,7 @@ def test_labels_lie_in_their_folder_under_their_clips_name(labelled, tmp_path, n
   name = name.replace("/etc", str(tmp_path))
   change(index, lambda x: x["clips"]["beach"].update(file=f"{name}.array_record"))
   with pytest.raises(UserError, match=r"labels\.json: .*python -m data_prep\.flow_labels"):
-    clips.find_clips(labelled, num_frames=3, need_flow=True)
+    open_clips(labelled, num_frames=3, need_flow=True)
   with pytest.raises(UserError, match=r"labels\.json: "):
     flow_store.drop_labels(labelled / "flow", "beach")
   assert (tmp_path / "outside.array_record").read_bytes() == b"precious"
@@ -54,11 +56,11 @@ def test_labels_lie_in_their_folder_under_their_clips_name(labelled, tmp_path, n
 
 @pytest.mark.parametrize("name", ["../../outside", "/etc", "..", "", "a\0b", 3, None])
 def test_clips_lie_in_their_set(labelled, name):
-  change(labelled / clips.INDEX, lambda x: x["clips"][0].update(name=name))
+  change(labelled / clip_set.INDEX, lambda x: x["clips"][0].update(name=name))
   with pytest.raises(
     UserError, match=r"clips\.json: not the index .* is .*not a (plain name|text without NUL)"
   ):
-    clips.find_clips(labelled)
+    open_clips(labelled)
 
 
 @pytest.mark.parametrize(
@@ -77,9 +79,9 @@ def test_clips_lie_in_their_set(labelled, name):
   ids=str,
 )
 def test_values_of_an_index_are_checked(labelled, edit):
-  change(labelled / clips.INDEX, lambda x: x["clips"][0].update(edit))
+  change(labelled / clip_set.INDEX, lambda x: x["clips"][0].update(edit))
   with pytest.raises(UserError, match=r"clips\.json: not the index of a clip set .*; prepare"):
-    clips.read_index(labelled)
+    clip_set.read_index(labelled)
 
 
 def run_prepare(monkeypatch, *arguments):
@@ -91,7 +93,7 @@ def commit(out):
   """What `prepare` does when a new clip beach is made, with no worker."""
   origin = {"name": "beach", "path": "/films/beach.mp4", "settings": {}}
   beside = out / "beach.part"
-  for stream in clips.STREAMS:
+  for stream in STREAMS:
     (beside / "beach" / stream).mkdir(parents=True)
   prepare._commit(out, origin, beside, [{"name": "beach", "frames": 1, "origin": origin}], [])
 
@@ -109,7 +111,7 @@ def test_nothing_is_removed_through_a_link_that_leads_out(labelled, tmp_path, mo
   before = sorted((tmp_path / "elsewhere").rglob("*"))
   with pytest.raises(UserError, match=f"set/{folder}: a link leads out of .*set"):
     run_prepare(monkeypatch, tmp_path / "film.mp4", "--out", labelled)
-  assert clips.find_clips(labelled)  # reading through it is the owner's wish
+  assert open_clips(labelled).clips  # reading through it is the owner's wish
   with pytest.raises(UserError, match="a link leads out"):
     commit(labelled)
   assert [path for path in before if not path.exists()] == []
@@ -134,7 +136,7 @@ def test_a_pipe_is_no_frame(labelled, caplog):
   frame.unlink()
   os.mkfifo(frame)  # opening it would not end
   with pytest.raises(UserError, match="no usable clip"):
-    clips.find_clips(labelled)
+    open_clips(labelled)
   assert "00000002.png is no file" in caplog.text
 
 
@@ -145,28 +147,29 @@ def test_a_frame_without_size_is_damaged(labelled, caplog, size):
   data[16:24] = b"".join(side.to_bytes(4, "big") for side in size)
   frame.write_bytes(data)
   with pytest.raises(UserError, match="no usable clip"):
-    clips.find_clips(labelled)
+    open_clips(labelled)
   assert "00000000.png " in caplog.text
 
 
 def test_a_frame_that_became_damaged_is_told_in_one_line(labelled, capfd):
-  (clip,) = clips.find_clips(labelled)
-  data = clip.blurry[1].read_bytes()
+  (clip,) = open_clips(labelled).clips
+  blurry, sharp = (clip.streams[stream].path(1) for stream in (BLUR_BICUBIC, SHARP))
+  data = blurry.read_bytes()
   for damaged in mutants(data[:-12], 20):
-    clip.blurry[1].write_bytes(damaged + data[-12:])
+    blurry.write_bytes(damaged + data[-12:])
     with pytest.raises(UserError, match=r"00000001\.png: cannot be decoded"):
-      clips.read_frame(clip.blurry[1], clip.size)
+      clip.decode(BLUR_BICUBIC, 1)
   assert capfd.readouterr().err == ""
-  clip.blurry[1].write_bytes(clip.sharp[1].read_bytes())
+  blurry.write_bytes(sharp.read_bytes())
   with pytest.raises(UserError, match=r"00000001\.png: has 128x96 pixels, not the 32x24 of its"):
-    clips.read_frame(clip.blurry[1], clip.size)
+    clip.decode(BLUR_BICUBIC, 1)
 
 
 def read_all(root):
   """Every label of the clip, as a trainer reads them; damage is told or does not matter."""
-  record_files._records.cache_clear()
-  record_files._open.cache_clear()
-  (clip,) = clips.find_clips(root, num_frames=3, need_flow=True)
+  array_record._records.cache_clear()
+  array_record._open.cache_clear()
+  (clip,) = open_clips(root, num_frames=3, need_flow=True).clips
   return np.stack([clip.flow.read(centre, 3) for centre in range(5)])
 
 

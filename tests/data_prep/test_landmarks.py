@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 
-import cv2
 import numpy as np
 import pytest
 import skimage.data
@@ -23,15 +22,9 @@ PHOTO = skimage.data.astronaut()[:256, 80:336]
 
 def write_frames(folder, count, first=0):
   """Frames of the photo, moving two pixels a frame; the first ones show no face."""
-  folder.mkdir(parents=True)
   for i in range(count):
     image = np.roll(PHOTO, 2 * i, axis=1) if i >= first else np.full_like(PHOTO, 90)
-    cv2.imwrite(str(folder / f"{i:08d}.png"), image[..., ::-1])
-
-
-def write_photo(file):
-  file.parent.mkdir()
-  cv2.imwrite(str(file), PHOTO)
+    write_png(folder / f"{i:08d}.png", image)
 
 
 @pytest.fixture
@@ -108,7 +101,7 @@ def test_a_second_run_adds_its_clips_to_the_list(run, tmp_path):
     (lambda path: None, "no clip got landmarks"),
     (lambda path: path.mkdir(), "holds no frames and no clips"),
     (lambda path: [write_frames(path / x / "same", 1) for x in "ab"], "named like .*unique names"),
-    (lambda path: write_photo(path / "frame1.png"), "does not begin with 0"),
+    (lambda path: write_png(path / "frame1.png", PHOTO), "does not begin with 0"),
   ],
 )
 def test_bad_input(run, tmp_path, make, pattern):

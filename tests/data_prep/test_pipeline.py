@@ -12,7 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep import clips, degrade, pipeline
+from data_prep import clip_set, exposure, pipeline
+from data_prep.clip import BLUR_BICUBIC, SHARP, STREAMS, Clip
+from data_prep.folders import FileStream
+from data_prep.opening import open_clips
 from tests.data_prep.helpers import write_clip, write_clip_set, write_flow
 from vsr_jax.errors import UserError
 
@@ -26,7 +29,7 @@ def found(tmp_path_factory):
   write_clip_set(root, lengths, motion=MOTION)
   for name, length in lengths.items():
     write_flow(root, name, length, 3, MOTION / 4)
-  return clips.find_clips(root, num_frames=3, need_flow=True)
+  return open_clips(root, num_frames=3, need_flow=True).clips
 
 
 def make(found, **changes):
@@ -62,7 +65,7 @@ def test_batch_shapes_and_types(found):
 def test_crops_of_all_streams_show_the_same_place(found):
   for i in range(4):
     batch = make(found)[i]
-    reduced = degrade.downsample(batch["sharp"].reshape(-1, 64, 64, 3), 4)
+    reduced = exposure.downsample(batch["sharp"].reshape(-1, 64, 64, 3), 4)
     reduced = reduced.reshape(batch["sharp_lr"].shape)
     # The bicubic reaches two low-resolution pixels across the crop's edge; inside it is exact,
     # whether the crop is reduced or the reduction cropped, and however it is flipped.
@@ -114,10 +117,10 @@ def test_the_same_seed_gives_the_same_batches_and_another_one_others(found):
 
 
 def test_every_epoch_holds_each_window_once_in_a_new_order(tmp_path):
-  folders = {stream: tmp_path / stream / "steps" for stream in clips.STREAMS}
+  folders = {stream: tmp_path / stream / "steps" for stream in STREAMS}
   write_clip(folders, [np.full((96, 128, 3), 10 * i, np.uint8) for i in range(8)])
-  clips.write_index(tmp_path, [{"name": "steps", "frames": 8}])
-  dataset = make(clips.find_clips(tmp_path), batch_size=6, flow=False)
+  clip_set.write_index(tmp_path, [{"name": "steps", "frames": 8}])
+  dataset = make(open_clips(tmp_path).clips, batch_size=6, flow=False)
   orders = [(dataset[i]["sharp"][:, 0, 0, 0, 0] // 10).tolist() for i in range(3)]
   assert [sorted(order) for order in orders] == [list(range(6))] * 3
   assert orders[0] != orders[1] != orders[2]
@@ -159,8 +162,8 @@ def test_evaluation_shows_every_window_once_and_marks_what_fills_up(found):
   for index, frame, sharp, blurry in zip(
     *(batches[0][name] for name in ("clip", "frame", "sharp", "blurry")), strict=True
   ):
-    np.testing.assert_array_equal(sharp, clips.read_frame(found[index].sharp[frame]))
-    np.testing.assert_array_equal(blurry[1], degrade.downsample(sharp, 4) // 2)
+    np.testing.assert_array_equal(sharp, found[index].decode(SHARP, frame))
+    np.testing.assert_array_equal(blurry[1], exposure.downsample(sharp, 4) // 2)
 
 
 def test_hosts_share_an_evaluation_in_equally_many_batches(found):
@@ -180,7 +183,7 @@ def test_hosts_share_an_evaluation_in_equally_many_batches(found):
 
 
 def test_evaluation_needs_one_size(found):
-  other = dataclasses.replace(found[0], width=40)
+  other = dataclasses.replace(found[0], sizes={BLUR_BICUBIC: (24, 40)})
   with pytest.raises(UserError, match="several sizes cannot share a batch: 32x24, 40x24"):
     pipeline.make_evaluation_set([found[1], other], num_frames=3, batch_size=2)
 
@@ -253,8 +256,9 @@ def test_bad_input(found, tmp_path):
     make(found, num_frames=7)
   with pytest.raises(UserError, match=r"alley has .* 32x24, smaller than the crop of 25"):
     make(found, crop=25)
-  with pytest.raises(UserError, match=r"missing\.png: cannot be decoded"):
-    clips.read_frame(tmp_path / "missing.png")
+  missing = Clip("beach", 1, {SHARP: FileStream(tmp_path, "", ("missing.png",))})
+  with pytest.raises(UserError, match=r"missing\.png is missing; extract, prepare or"):
+    missing.decode(SHARP, 0)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -265,7 +269,7 @@ def test_a_frame_damaged_inside_is_named(tmp_path, workers):
   middle = len(data) // 2
   data[middle : middle + 200] = bytes(200)
   frame.write_bytes(data)
-  found = clips.find_clips(tmp_path)
+  found = open_clips(tmp_path).clips
   dataset = make(found, batch_size=1, flow=False)
   message = r"sharp/beach/00000001\.png: cannot be decoded"
   with pipeline.Batches(dataset, workers) as batches, pytest.raises(UserError, match=message):

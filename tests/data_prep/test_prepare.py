@@ -16,7 +16,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from data_prep import clips, degrade, prepare
+from data_prep import clip_set, exposure, prepare
+from data_prep.clip import BLUR_BICUBIC, SHARP, SHARP_BICUBIC, STREAMS
+from data_prep.opening import open_clips
 from tests.data_prep.helpers import texture, write_flow, write_png
 from vsr_jax import video
 from vsr_jax.errors import UserError
@@ -60,15 +62,15 @@ def test_a_set_is_made_and_a_rerun_keeps_it(inputs, tmp_path, monkeypatch, capsy
   assert "small: low-resolution frames would be 75x63, training needs 64 pixels a side" in text
   assert "no scene of 3 frames" in text
   assert "broken.mp4: not a readable video" in text
-  found = clips.find_clips(out)
+  found = open_clips(out).clips
   # The scene before the cut has two frames with a whole exposure: too few.
-  assert [(c.name, len(c.blurry)) for c in found] == [("cut_scene001", 3), ("steady", 3)]
-  assert sorted(p.name for p in out.iterdir()) == sorted([clips.INDEX, ".lock", *clips.STREAMS])
+  assert [(c.name, c.length) for c in found] == [("cut_scene001", 3), ("steady", 3)]
+  assert sorted(p.name for p in out.iterdir()) == sorted([clip_set.INDEX, ".lock", *STREAMS])
   steady = found[1]
-  assert (steady.height, steady.width, steady.scale) == (64, 65, 4)
-  sharp = clips.read_frame(steady.sharp[0])
+  assert (*steady.sizes[BLUR_BICUBIC], steady.scale) == (64, 65, 4)
+  sharp = steady.decode(SHARP, 0)
   np.testing.assert_array_equal(sharp, texture(257, 261, 2)[:256, :260])  # not the first frame
-  np.testing.assert_array_equal(clips.read_frame(steady.sharp_lr[0]), degrade.downsample(sharp, 4))
+  np.testing.assert_array_equal(steady.decode(SHARP_BICUBIC, 0), exposure.downsample(sharp, 4))
 
   times = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
   run(monkeypatch, inputs / "steady", inputs / "cut", "--out", out)
@@ -76,15 +78,15 @@ def test_a_set_is_made_and_a_rerun_keeps_it(inputs, tmp_path, monkeypatch, capsy
   assert times == {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
 
   # Another exposure replaces the clip; flow labels, which may no longer fit, go with it.
-  before = clips.read_frame(steady.blurry[1])
+  before = steady.decode(BLUR_BICUBIC, 1)
   write_flow(out, "steady", 3, 3, 1.0)
   flow = out / "flow" / "steady.array_record"
   assert flow.exists()
   run(monkeypatch, inputs / "steady", "--shutter", "0.25", "--out", out)
-  after = clips.find_clips(out)
+  after = open_clips(out).clips
   assert [c.name for c in after] == ["cut_scene001", "steady"]
   assert not flow.exists()
-  assert not np.array_equal(before, clips.read_frame(after[1].blurry[1]))
+  assert not np.array_equal(before, after[1].decode(BLUR_BICUBIC, 1))
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 2), (signal.SIGINT, 130)])
@@ -154,8 +156,8 @@ def test_a_video_cut_short_gives_its_good_frames_and_a_note(tmp_path, monkeypatc
   data = whole.read_bytes()
   cut.write_bytes(data[: len(data) * 4 // 5])
   run(monkeypatch, cut, "--workers", 1, "--out", tmp_path / "out")
-  (clip,) = clips.find_clips(tmp_path / "out")
-  assert 3 <= len(clip.blurry) < 25
+  (clip,) = open_clips(tmp_path / "out").clips
+  assert 3 <= clip.length < 25
   assert "incomplete cut: " in capsys.readouterr().out
 
 

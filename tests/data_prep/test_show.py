@@ -5,20 +5,20 @@ from __future__ import annotations
 import pickle
 import sys
 
-import cv2
 import grain
 import numpy as np
 import pytest
 
-from data_prep import records, show
-from data_prep.vfhq import vfhq_dataset_builder as vfhq
+from data_prep import built, show
+from data_prep.builders.vfhq import vfhq_dataset_builder as vfhq
 from tests.data_prep import layouts
 from tests.data_prep.test_builders import build
 from vsr_jax.errors import UserError
+from vsr_jax.images import read_image
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
+def built_dir(tmp_path_factory):
   """vfhq/test_mild and vfhq/512 of few clips."""
   root = tmp_path_factory.mktemp("downloads")
   out = tmp_path_factory.mktemp("built")
@@ -34,9 +34,9 @@ def run(monkeypatch, *arguments):
   show.main()
 
 
-def test_the_sheet_shows_streams_and_landmarks(built, tmp_path, monkeypatch, capsys):
+def test_the_sheet_shows_streams_and_landmarks(built_dir, tmp_path, monkeypatch, capsys):
   out = tmp_path / "sheet.png"
-  run(monkeypatch, "vfhq/test_mild", "--data-dir", built, "--output", out, "--clips", 2)
+  run(monkeypatch, "vfhq/test_mild", "--data-dir", built_dir, "--output", out, "--clips", 2)
   text = capsys.readouterr().out
   assert "test: 3 clips, 0 skipped" in text
   assert "frames: 21; a clip 7 to 7, median 7" in text
@@ -44,7 +44,7 @@ def test_the_sheet_shows_streams_and_landmarks(built, tmp_path, monkeypatch, cap
   assert "sharp: 512x512\n  low_quality: 128x128" in text
   assert f"{layouts.vfhq_name(2)}: 7 frames, 7 with landmarks" in text
   assert f"{layouts.vfhq_name(0)}, {layouts.vfhq_name(2)} of test" in text
-  sheet = cv2.imread(str(out))[..., ::-1]
+  sheet = read_image(out)
   side = show.WIDTH + show.MARGIN
   assert sheet.shape == (2 * (show.TITLE + 2 * side), 6 * side, 3)
   # Frame 6 of the second clip, the last column: each landmark where the text file has it.
@@ -56,33 +56,33 @@ def test_the_sheet_shows_streams_and_landmarks(built, tmp_path, monkeypatch, cap
   assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
 
 
-def test_what_cannot_be_shown_is_named(built, tmp_path, monkeypatch):
-  out = ("--data-dir", built, "--output", tmp_path / "sheet.png")
+def test_what_cannot_be_shown_is_named(built_dir, tmp_path, monkeypatch):
+  out = ("--data-dir", built_dir, "--output", tmp_path / "sheet.png")
   for arguments, message in (
     (("vfhq", *out), "several variants of vfhq; name one: vfhq/512, vfhq/test_mild"),
     (("reds/x4", *out), r"no data set reds/x4; make it by python -m data_prep\.build"),
     (("vfhq/512", *out, "--split", "test"), r"512/1\.0\.0: has no split test, only train"),
     (("vfhq/512", *out, "--clips", 0), "--clips 0: must be 1 to 100"),
-    (("vfhq/512", "--data-dir", built, "--output", "a.jpg"), r"a\.jpg: the sheet is a PNG"),
+    (("vfhq/512", "--data-dir", built_dir, "--output", "a.jpg"), r"a\.jpg: the sheet is a PNG"),
   ):
     with pytest.raises(UserError, match=message):
       run(monkeypatch, *arguments)
 
 
-def test_the_source_serves_grain_and_its_workers(built):
-  source = records.open_records("vfhq/test_mild", built, "test")
+def test_the_source_serves_grain_and_its_workers(built_dir):
+  source = built.open_records("vfhq/test_mild", built_dir, "test")
   assert isinstance(source, grain.sources.RandomAccessDataSource)
   names = [layouts.vfhq_name(i) for i in range(3)]
   assert [clip.name for clip in grain.MapDataset.source(source)] == names
   copy = pickle.loads(pickle.dumps(source))
   assert repr(copy) == repr(source)
   clip = pickle.loads(pickle.dumps(copy[2]))
-  assert clip.frames["low_quality"][3] == layouts.png(203, 128, 128)
-  assert source.clips[2]["frames"] == len(clip.frames["sharp"]) == 7
+  assert clip.streams["low_quality"][3] == layouts.png(203, 128, 128)
+  assert source.clips[2]["frames"] == len(clip.streams["sharp"]) == 7
 
 
-def test_a_damaged_set_is_named(built, tmp_path):
-  folder = records.find_folder("vfhq/512", built)
+def test_a_damaged_set_is_named(built_dir, tmp_path):
+  folder = built.find_folder("vfhq/512", built_dir)
   for name, text in (("clips.json", "{"), ("dataset_info.json", "")):
     copy = tmp_path / name
     copy.mkdir()
@@ -90,14 +90,14 @@ def test_a_damaged_set_is_named(built, tmp_path):
       (copy / path.name).write_bytes(path.read_bytes())
     (copy / name).write_text(text)
     with pytest.raises(UserError, match=rf"{name}: damaged"):
-      records.Records(copy, "train")
+      built.Records(copy, "train")
     (copy / name).unlink()
     with pytest.raises(UserError, match=rf"{name}: missing"):
-      records.Records(copy, "train")
+      built.Records(copy, "train")
 
 
 def test_the_newest_version_is_opened(tmp_path):
   for version in ("1.0.0", "1.10.0", "1.9.0", "2.0.0.unfinished"):
     (tmp_path / "reds" / "x4" / version).mkdir(parents=True)
     (tmp_path / "reds" / "x4" / version / "dataset_info.json").touch()
-  assert records.find_folder("reds", tmp_path).name == "1.10.0"
+  assert built.find_folder("reds", tmp_path).name == "1.10.0"

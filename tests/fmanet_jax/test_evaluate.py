@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data_prep import clips
+from data_prep.clip import BLUR_BICUBIC, SHARP, STREAMS
 from fmanet_jax import evaluate, score_table
 from fmanet_jax.architecture import Architecture
 from fmanet_jax.model import FMANet
 from tests.data_prep.helpers import texture, write_clip, write_clip_set, write_png
+from vsr_jax.images import read_image
 from vsr_jax.metrics import ClipScore, Score, rgb_psnr, ssim, tof
 from vsr_jax.ops.resize import resize_bicubic
 
@@ -76,7 +77,7 @@ def run(stand_in, run_main, tmp_path):
 
 
 def frames_of(data, stream, name):
-  return [clips.read_frame(path) for path in sorted((data / stream / name).iterdir())]
+  return [read_image(path) for path in sorted((data / stream / name).iterdir())]
 
 
 def scores(truths, outputs):
@@ -136,7 +137,7 @@ def test_longer_windows_leave_out_more_frames(run, data, stand_in):
   found = run(data)
   assert [(row["name"], row["frames"]) for row in found["clips"]] == [("beach", 2)]
   check(found["clips"][0], expected(data, "beach", slice(2, -2)))
-  assert found["skipped"] == {"alley": "damaged or of fewer than 5 frames"}
+  assert found["skipped"] == {"alley": "has 4 frames, a window 5"}
 
 
 def test_checkpoint_and_dtype_reach_the_restorer(run, data, stand_in):
@@ -225,13 +226,13 @@ def test_outputs_of_other_methods_are_found(run, data, tmp_path, names):
 
 def reds_folder(root, stream, name):
   place = root / f"train_{stream}" / "train" / f"train_{stream}"
-  return (place if stream == clips.SHARP else place / "X4") / name
+  return (place if stream == SHARP else place / "X4") / name
 
 
 @pytest.fixture
 def reds(tmp_path):
   for k, name in enumerate(("000", "001", "011", "015", "020")):
-    folders = {stream: reds_folder(tmp_path / "reds", stream, name) for stream in clips.STREAMS}
+    folders = {stream: reds_folder(tmp_path / "reds", stream, name) for stream in STREAMS}
     write_clip(folders, [texture(96, 128, 20 * k + 3 * i) for i in range(3)])
   return tmp_path / "reds"
 
@@ -242,15 +243,15 @@ def test_reds4_as_released(run, reds):
   assert {row["frames"] for row in found["clips"]} == {1}
   assert found["total"]["restored"]["tof"] is None  # one frame a clip has no pair
   truth, blurry = (
-    clips.read_frame(reds_folder(reds, stream, "015") / "00000001.png")
-    for stream in (clips.SHARP, clips.BLUR_BICUBIC)
+    read_image(reds_folder(reds, stream, "015") / "00000001.png")
+    for stream in (SHARP, BLUR_BICUBIC)
   )
   psnr = rgb_psnr(truth, repeated(blurry))
   assert found["clips"][2]["restored"]["psnr"] == pytest.approx(psnr, rel=1e-12)
 
 
 def test_a_damaged_clip_of_reds4_is_told_in_the_report(run, reds, tmp_path):
-  frame = reds_folder(reds, clips.SHARP, "011") / "00000002.png"
+  frame = reds_folder(reds, SHARP, "011") / "00000002.png"
   frame.write_bytes(frame.read_bytes()[:-20])
   found = run(reds)
   assert [row["name"] for row in found["clips"]] == ["000", "015", "020"]

@@ -6,35 +6,38 @@ import argparse
 import shutil
 
 import numpy as np
+import pytest
 
-from data_prep import clips, records
+from data_prep.clip import BLUR_BICUBIC, SHARP
+from data_prep.opening import open_clips
 from fmanet_jax import evaluate
+from tests.data_prep.built_sets import write_built_clips
 from tests.data_prep.helpers import write_clip_set
-from tests.data_prep.test_recorded import Source
+from vsr_jax.errors import UserError
 
 
-def test_a_built_set_is_found_and_read_as_its_folders(tmp_path, monkeypatch):
-  data, built = tmp_path / "data", tmp_path / "built"
+def test_a_built_set_is_found_and_read_as_its_folders(tmp_path):
+  data, folder = tmp_path / "data", tmp_path / "1.0.0"
   write_clip_set(data, {"alley": 4, "beach": 6})
-  source = Source(clips.find_clips(data, num_frames=3))
-  source.skipped = [{"name": "cove", "reason": "damaged"}]
-  for module in (evaluate.recorded, records):
-    monkeypatch.setattr(module, "Records", lambda folder, split: source)
-  built.mkdir()
-  (built / records.INFO).write_text("{}")
+  skipped = [{"name": "cove", "reason": "damaged"}]
+  write_built_clips(folder, open_clips(data).clips, "validation", skipped)
 
-  chosen = {"split": "test", "clips": None, "frames": 5}
-  found, skipped = evaluate.find_scored(argparse.Namespace(data=built, **chosen), 3)
-  assert list(skipped) == ["cove"]
+  chosen = {"split": "validation", "clips": None, "frames": 5}
+  found, skipped = evaluate.find_scored(argparse.Namespace(data=folder, **chosen), 3)
+  assert skipped == {"cove": "damaged"}
   want, _ = evaluate.find_scored(argparse.Namespace(data=data, **chosen), 3)
-  for clip, folder in zip(found, want, strict=True):
-    assert clip.name == folder.name
-    for stream in ("sharp", "blurry"):
-      pairs = zip(getattr(clip, stream), getattr(folder, stream), strict=True)
-      for frame, file in pairs:
-        np.testing.assert_array_equal(clips.read_frame(frame), clips.read_frame(file))
+  for clip, other in zip(found, want, strict=True):
+    assert (clip.name, clip.length) == (other.name, other.length)
+    for stream in (SHARP, BLUR_BICUBIC):
+      frames = range(clip.length)
+      np.testing.assert_array_equal(
+        clip.decode_all(stream, frames), other.decode_all(stream, frames)
+      )
 
   # Its frames have no names; another method's are told by their number.
   shutil.copytree(data / "sharp" / "alley", tmp_path / "theirs")
   outputs = evaluate.find_outputs(tmp_path / "theirs", found[0], 1)
   assert [path.name for path in outputs] == ["00000001.png", "00000002.png"]
+
+  with pytest.raises(UserError, match="has no split test, only validation"):
+    evaluate.find_scored(argparse.Namespace(data=folder, **chosen | {"split": "test"}), 3)

@@ -18,7 +18,8 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from configs.fmanet import demo
-from data_prep import recorded
+from data_prep import opening
+from data_prep.clip import Clip
 from fmanet_jax import train
 from tests.data_prep.helpers import write_clip_set, write_flow
 from vsr_jax.checkpoint import read_meta, restore_params
@@ -230,7 +231,7 @@ def test_validation_reads_the_split_that_is_named(clip_set, tmp_path, monkeypatc
     splits.append(split)
     if len(splits) == 2:
       raise UserError("enough")
-    return recorded.open_clips(root, num_frames=3)
+    return opening.open_clips(root, num_frames=3)
 
   monkeypatch.setattr(train, "open_clips", open_clips)
   with pytest.raises(UserError, match="enough"):
@@ -240,18 +241,18 @@ def test_validation_reads_the_split_that_is_named(clip_set, tmp_path, monkeypatc
 
 def test_a_frame_that_cannot_be_read_stops_after_saving(clip_set, tmp_path, monkeypatch):
   taken = 0
-  load = train.pipeline.clips_lib.read_frame
+  load = Clip.decode
 
-  def read(path, *size):
+  def decode(clip, stream, index):
     nonlocal taken
     taken += 1
     if taken > 100:  # a batch of 8 windows reads 72 frames, and three are made ahead
-      raise UserError(f"{path}: cannot be decoded")
-    return load(path, *size)
+      raise UserError(f"{clip.label(stream, index)}: cannot be decoded")
+    return load(clip, stream, index)
 
   config = recipe("degradation", clip_set, 50, **{"data.validation": ""})
   # Grain runs ahead by an unknown number of batches: step 1 at least is done.
-  monkeypatch.setattr(train.pipeline.clips_lib, "read_frame", read)
+  monkeypatch.setattr(Clip, "decode", decode)
   with pytest.raises(UserError, match="cannot be decoded"):
     train.train(config, str(tmp_path / "run"))
   assert read_meta(tmp_path / "run")["step"] >= 1

@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from data_prep import clips, flow_store, sources
-from data_prep.recorded import open_clips
+from data_prep import clip_set, flow_store, folders
+from data_prep.builders import reading, releases
+from data_prep.clip import BLUR_BICUBIC, check_frames
+from data_prep.opening import open_clips
 from tests.data_prep.helpers import texture, write_clip_set, write_flow, write_png
 from tests.fuzz.mutate import mutate
 from tests.fuzz.runner import DONE, Case, run_case
@@ -52,10 +54,10 @@ def damaged_sets(folder: pathlib.Path, count: int, seed: int) -> Iterator[Case]:
   outcome = run_case(Case("sets", work=lambda: _make(folder)))
   assert outcome.kind == DONE, outcome.said
   kinds: dict[str, tuple[str, Callable[[pathlib.Path], None]]] = {
-    "index": (clips.INDEX, _read_set),
+    "index": (clip_set.INDEX, _read_set),
     "index of labels": (f"{flow_store.FOLDER}/{flow_store.INDEX}", _read_set),
     "labels": (f"{flow_store.FOLDER}/beach.array_record", _read_set),
-    "frame": (f"{clips.BLUR_BICUBIC}/beach/00000001.png", _read_set),
+    "frame": (f"{BLUR_BICUBIC}/beach/00000001.png", _read_set),
     "zip": ("clips.zip", _read_zip),
   }
   for kind, (name, work) in kinds.items():
@@ -116,20 +118,20 @@ def _places(tree: Any) -> Iterator[tuple[Any, Any]]:
 
 def _read_set(root: pathlib.Path) -> None:
   """Reads all that training reads of a set, and drops a clip's labels as a new preparation does."""
-  for clip in open_clips(root, num_frames=_FRAMES, need_flow=True):
-    for frame in (*clip.blurry, *clip.sharp, *clip.sharp_lr):
-      clips.read_frame(frame)
-    for centre in range(len(clip.blurry)):
-      assert clip.flow.read(centre, _FRAMES).shape == (_FRAMES, clip.height, clip.width, 2)
+  for clip in open_clips(root, num_frames=_FRAMES, need_flow=True).clips:
+    check_frames(clip)
+    for centre in range(clip.length):
+      shape = (_FRAMES, *clip.sizes[BLUR_BICUBIC], 2)
+      assert clip.flow.read(centre, _FRAMES).shape == shape
   flow_store.drop_labels(root / flow_store.FOLDER, "beach")
 
 
 def _read_zip(root: pathlib.Path) -> None:
   """Reads a zip's clips as a build does, which leaves the damaged ones out."""
-  for frames in sources.find_clips(root / "clips.zip", "(?P<clip>[^/]+)").values():
-    clip = sources.ClipFiles("clip", 25, {"frames": frames})
-    with contextlib.suppress(sources.BadClip):
-      sources.read_clip(clip)
+  for frames in folders.find_streams(root / "clips.zip", "(?P<clip>[^/]+)").values():
+    clip = releases.ReleasedClip("clip", 25, {"frames": frames})
+    with contextlib.suppress(folders.BadClip):
+      reading.read_clip(clip)
 
 
 def _check(place: pathlib.Path) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from data_prep import clips, flow_store, records
+from data_prep import built, clip_set, flow_store
 from tests.data_prep import layouts
 from tests.data_prep.helpers import write_clip_set, write_flow
 from tests.fuzz.runner import DONE, FAILED, REFUSED, Outcome
@@ -83,7 +83,7 @@ def jobs(folder: pathlib.Path) -> list[Job]:
         *("data_prep.build", "gopro", "--manual-dir", str(downloads)),
         *("--data-dir", str(out)),
       ),
-      built,
+      built_clips,
     ),
   ]
 
@@ -108,15 +108,15 @@ def contents(folder: pathlib.Path) -> dict[str, str]:
   }
 
 
-def built(data_dir: pathlib.Path) -> dict[str, str]:
+def built_clips(data_dir: pathlib.Path) -> dict[str, str]:
   """Hashes of a built set's clips; its files hold them in blocks of no certain size."""
-  folder = records.find_folder("gopro", data_dir)
+  folder = built.find_folder("gopro", data_dir)
   return {
     f"{split} {clip['name']}": hashlib.sha256(
-      b"".join(frame for frames in source[i].frames.values() for frame in frames)
+      b"".join(frame for frames in source[i].streams.values() for frame in frames)
     ).hexdigest()
-    for split in records.splits(folder)
-    for source in [records.Records(folder, split)]
+    for split in built.splits(folder)
+    for source in [built.Records(folder, split)]
     for i, clip in enumerate(source.clips)
   }
 
@@ -247,7 +247,7 @@ def two_at_once(folder: pathlib.Path) -> Iterator[Outcome]:
   source, out = folder / "sources" / "river.mp4", folder / "set"
   prepare = ("data_prep.prepare", str(source), "--out", str(out))
   yield _pair(
-    "pairs: two preparations of one set", [prepare, prepare], lambda: clips.read_index(out), None
+    "pairs: two preparations of one set", [prepare, prepare], lambda: clip_set.read_index(out), None
   )
 
 

@@ -29,6 +29,9 @@ MIN_FACE = 20  # pixels
 _CELL = 12  # side of what one output of the proposal network sees, at a stride of 2
 _REFINE_BATCH, _OUTPUT_BATCH = 32, 8  # crops of one compiled call; the last is padded
 
+Params = Mapping[str, Any]
+Maps = Sequence[tuple[np.ndarray, np.ndarray]]  # by level, scores [h w], corrections [h w 4]
+
 
 class PRelu(nn.Module):
   """Leaky ReLU with a learned slope a channel."""
@@ -92,7 +95,11 @@ def _face_score(logits: jax.Array) -> jax.Array:
   return jax.nn.sigmoid(logits[..., 1] - logits[..., 0])
 
 
-NETS = {"proposal": ProposalNet(), "refine": RefineNet(), "output": OutputNet()}
+NETS: dict[str, nn.Module] = {
+  "proposal": ProposalNet(),
+  "refine": RefineNet(),
+  "output": OutputNet(),
+}
 _SIDES = {"proposal": _CELL, "refine": 24, "output": 48}
 
 
@@ -107,7 +114,7 @@ def init(key: jax.Array) -> dict[str, Any]:
 
 
 def detect(
-  params: Mapping[str, Any],
+  params: Params,
   frames: Sequence[np.ndarray],
   *,
   min_face: float = MIN_FACE,
@@ -151,7 +158,9 @@ def pyramid_scales(shape: tuple[int, int], min_face: float, factor: float) -> li
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _propose(params, sums: jax.Array, sizes: tuple[tuple[int, int], ...]):
+def _propose(
+  params: Params, sums: jax.Array, sizes: tuple[tuple[int, int], ...]
+) -> list[tuple[jax.Array, jax.Array]]:
   """The proposal network's maps of a frame, given as its integral image, at several sizes."""
   levels = []
   for size in sizes:
@@ -179,9 +188,9 @@ def _bins(n: np.ndarray | int, parts: int) -> tuple[np.ndarray, np.ndarray]:
   return i * n // parts, -(-(i + 1) * n // parts)
 
 
-def _proposals(levels, scales: list[float], threshold: float) -> np.ndarray:
+def _proposals(levels: Maps, scales: list[float], threshold: float) -> np.ndarray:
   """Squares [n 4] worth a closer look, from the proposal maps of one frame."""
-  found = []
+  rows = []
   for (score, correction), scale in zip(levels, scales, strict=True):
     y, x = np.nonzero(score >= threshold)
     corner = np.stack([x, y], 1).astype(np.float32) * 2 + 1
@@ -189,13 +198,15 @@ def _proposals(levels, scales: list[float], threshold: float) -> np.ndarray:
     boxes = np.floor(boxes)
     kept = suppress(boxes, score[y, x], 0.5)
     level = np.concatenate([boxes, score[y, x, None], correction[y, x]], 1)
-    found.append(level[kept])
-  found = np.concatenate(found)
+    rows.append(level[kept])
+  found = np.concatenate(rows)
   found = found[suppress(found[:, :4], found[:, 4], 0.7)]
   return _squares(_corrected(found[:, :4], found[:, 5:], 0))
 
 
-def _refine(params, sums, boxes: list[np.ndarray], threshold: float) -> list[np.ndarray]:
+def _refine(
+  params: Params, sums: list[np.ndarray], boxes: list[np.ndarray], threshold: float
+) -> list[np.ndarray]:
   """The squares of each frame that the second network takes for faces, corrected."""
   crops, boxes = _crop_all(sums, boxes, 24)
   score, correction = _run_padded("refine", params, crops, _REFINE_BATCH)
@@ -210,7 +221,9 @@ def _refine(params, sums, boxes: list[np.ndarray], threshold: float) -> list[np.
   return refined
 
 
-def _finish(params, sums, boxes: list[np.ndarray], threshold: float) -> list[Detections]:
+def _finish(
+  params: Params, sums: list[np.ndarray], boxes: list[np.ndarray], threshold: float
+) -> list[Detections]:
   """The faces among the squares, with their landmarks, by the third network."""
   crops, boxes = _crop_all(sums, boxes, 48)
   score, correction, points = _run_padded("output", params, crops, _OUTPUT_BATCH)
@@ -243,7 +256,9 @@ def _squares(boxes: np.ndarray) -> np.ndarray:
   return np.concatenate([corner, corner + side], 1)
 
 
-def _crop_all(sums, boxes: list[np.ndarray], size: int) -> tuple[np.ndarray, list[np.ndarray]]:
+def _crop_all(
+  sums: list[np.ndarray], boxes: list[np.ndarray], size: int
+) -> tuple[np.ndarray, list[np.ndarray]]:
   """Crops [n size size 3] of all frames' boxes, and the boxes that have pixels in the frame."""
   crops, inside = [], []
   for s, box in zip(sums, boxes, strict=True):
@@ -258,7 +273,14 @@ def _crop_all(sums, boxes: list[np.ndarray], size: int) -> tuple[np.ndarray, lis
   return np.concatenate(crops), inside
 
 
-def _area_crops(sums, left, top, right, bottom, size: int) -> np.ndarray:
+def _area_crops(
+  sums: np.ndarray,
+  left: np.ndarray,
+  top: np.ndarray,
+  right: np.ndarray,
+  bottom: np.ndarray,
+  size: int,
+) -> np.ndarray:
   """`_area_resize` of many parts [n] of one frame, on the host: [n size size 3]."""
   y0, y1 = (b + top[:, None] for b in _bins((bottom - top)[:, None], size))
   x0, x1 = (b + left[:, None] for b in _bins((right - left)[:, None], size))
@@ -269,11 +291,11 @@ def _area_crops(sums, left, top, right, bottom, size: int) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _apply(name: str, params, crops: jax.Array):
+def _apply(name: str, params: Params, crops: jax.Array) -> tuple[jax.Array, ...]:
   return NETS[name].apply({"params": params}, crops)
 
 
-def _run_padded(name: str, params, crops: np.ndarray, batch: int) -> list[np.ndarray]:
+def _run_padded(name: str, params: Params, crops: np.ndarray, batch: int) -> list[np.ndarray]:
   """Runs a network over any number of crops in batches of one shape."""
   count = len(crops)
   crops = np.pad(crops, ((0, -count % batch or (0 if count else batch)), (0, 0), (0, 0), (0, 0)))

@@ -56,9 +56,9 @@ def from_state_dicts(
 
 def save(params: Mapping[str, Any], path: str | Path) -> None:
   """Writes parameters as the file that ships."""
-  flat = traverse_util.flatten_dict(params, sep="/")
+  flat: dict[str, Any] = traverse_util.flatten_dict(jax.tree.map(np.asarray, params), sep="/")
   try:
-    np.savez_compressed(path, **{key: np.asarray(value) for key, value in flat.items()})
+    np.savez_compressed(path, **flat)
   except OSError as e:
     raise UserError(f"{path} cannot be written: {e.strerror or e}; name another file") from e
 

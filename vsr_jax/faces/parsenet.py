@@ -160,7 +160,7 @@ def face_masks(params: Mapping[str, Any], faces: np.ndarray) -> np.ndarray:
 
 def soft_mask(classes: np.ndarray) -> np.ndarray:
   """The mask of one face, blurred: classes uint8 [512 512] -> float32 [512 512] in [0, 1]."""
-  mask = np.float32(~np.isin(classes, _LEFT_ALONE))
+  mask = (~np.isin(classes, _LEFT_ALONE)).astype(np.float32)
   kernel, sigma = _BLUR
   for _ in range(2):
     mask = cv2.GaussianBlur(mask, (kernel, kernel), sigma)

@@ -23,7 +23,7 @@ Upscaler = Callable[[np.ndarray], np.ndarray]
 MAX_SIDE = 32767
 
 _GREY_THRESHOLD = 10.0
-_GREY_WEIGHTS = np.float32([0.2989, 0.5870, 0.1140])
+_GREY_WEIGHTS = np.array([0.2989, 0.5870, 0.1140], np.float32)
 
 
 def is_grey(frame: np.ndarray) -> bool:
@@ -75,7 +75,8 @@ def enlarge(frame: np.ndarray, upscale: float, upscaler: Upscaler | None = None)
     UserError: see `enlarged_size`.
     ValueError: the upscaler returns something other than a uint8 RGB image.
   """
-  height, width = enlarged_size(*frame.shape[:2], upscale)
+  height, width, _ = frame.shape
+  height, width = enlarged_size(height, width, upscale)
   image = frame if upscaler is None else upscaler(frame)
   if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
     raise ValueError(f"the upscaler returned {image.dtype} {image.shape}, not uint8 [h w 3]")
@@ -113,7 +114,7 @@ def outline(inverse: np.ndarray, size: int, inset: float = 0.0) -> np.ndarray:
   """
   low, high = inset - 0.5, size - 0.5 - inset  # the edges of pixels, not their centres
   corners = np.array([(low, low), (high, low), (high, high), (low, high)])
-  return np.float32(corners @ inverse[:, :2].T + inverse[:, 2])
+  return (corners @ inverse[:, :2].T + inverse[:, 2]).astype(np.float32)
 
 
 def feather(inverse: np.ndarray, size: int, upscale: float, frame: tuple[int, int]) -> np.ndarray:
@@ -140,14 +141,15 @@ def feather(inverse: np.ndarray, size: int, upscale: float, frame: tuple[int, in
   turned = np.abs(inverse[0, :2]).sum() / pixel
   height, width = frame
   inner = outline(inverse, size, min((upscale - 0.5) * turned / pixel, size / 2))
-  image = np.float32([(0, 0), (width, 0), (width, height), (0, height)]) - 0.5
+  image = np.array([(0, 0), (width, 0), (width, height), (0, height)], np.float32) - 0.5
   area, _ = cv2.intersectConvexConvex(inner, image)
   w = max(1, int(np.sqrt(area)) // 20)
   sigma = 0.3 * (w - 1) + 0.8  # OpenCV's for a kernel of 2 w + 1
   distance = (np.minimum(np.arange(size), np.arange(size)[::-1]) + 0.5) * pixel
   distance -= (upscale - 0.5 + w - 0.5) * turned  # k pixels take k - 1 from the width
   tail = special.ndtr(-w / sigma)  # beyond the kernel's end
-  return np.float32(np.clip((special.ndtr(distance / sigma) - tail) / (1 - 2 * tail), 0, 1))
+  ramp = (special.ndtr(distance / sigma) - tail) / (1 - 2 * tail)
+  return ramp.clip(0, 1).astype(np.float32)
 
 
 def _low_pass(face: np.ndarray, ratio: float) -> np.ndarray:

@@ -9,7 +9,7 @@ only; batch norms use the checkpoint's statistics. Everything is float32.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -230,9 +230,9 @@ RESNET50 = RetinaFace(ResNet50(), 256, 0.0, _ANCHORS)
 
 def init(net: RetinaFace, key: jax.Array) -> dict[str, Any]:
   """Random parameters; under `jax.eval_shape` the template for the converter."""
-  params = {}
+  params: dict[str, Any] = {}
 
-  def initialise(name, x):
+  def initialise(name: str, x: Any) -> Any:
     module = net.nets()[name]
     params[name] = module.init(jax.random.fold_in(key, len(params)), x)["params"]
     return module.apply({"params": params[name]}, x)
@@ -241,7 +241,7 @@ def init(net: RetinaFace, key: jax.Array) -> dict[str, Any]:
   return params
 
 
-def _forward(call, images: jax.Array) -> list[jax.Array]:
+def _forward(call: Callable[[str, Any], Any], images: jax.Array) -> list[jax.Array]:
   """The whole network; `call` applies a sub-network by its name."""
   levels = call("pyramid", call("body", images))
   return call("heads", [call(f"context{i}", x) for i, x in enumerate(levels, 1)])

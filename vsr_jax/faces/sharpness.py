@@ -45,7 +45,7 @@ def measure(face: np.ndarray) -> float:
   inside = cv2.ellipse(
     np.zeros_like(luma), (width + _MARGIN, height + _MARGIN), _AXES, 0, 0, 360, 1, cv2.FILLED
   ).astype(bool)
-  fine, coarse = (_band(np.float32(luma), *band)[inside].std() for band in (_FINE, _COARSE))
+  fine, coarse = (_band(luma.astype(np.float32), *band)[inside].std() for band in (_FINE, _COARSE))
   return float(fine / coarse) if coarse > 0 else 0.0
 
 

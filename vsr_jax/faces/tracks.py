@@ -76,7 +76,7 @@ class Track:
     if self.picks is None:
       raise ValueError("a track that was not made by `follow`")
     where = np.flatnonzero(self.found)
-    return np.array([values[self.start + t][self.picks[t]] for t in where])
+    return np.array([values[self.start + t][self.picks[t]] for t in where.tolist()])
 
 
 def thumbnail(frame: np.ndarray) -> np.ndarray:
@@ -115,8 +115,11 @@ def cuts(thumbnails: Iterable[np.ndarray]) -> list[int]:
 
 
 def _surroundings(thumbnails: Iterable[np.ndarray]) -> Iterator[tuple[list, list]]:
-  """For each frame but the first up to `_FLASH` before it, and as many from it on."""
-  held = collections.deque([None] * 2 * _FLASH, maxlen=2 * _FLASH)  # None: no such frame
+  """Of each frame but the first up to `_FLASH` before it, and as many from it on."""
+  # None: no such frame
+  held: collections.deque[np.ndarray | None] = collections.deque(
+    [None] * 2 * _FLASH, maxlen=2 * _FLASH
+  )
   for picture in itertools.chain(thumbnails, [None] * (_FLASH - 1)):
     held.append(picture)
     pictures = list(held)
@@ -274,8 +277,8 @@ def _fill(track: _Linked, sigma: float) -> Track:
     landmarks = ndimage.gaussian_filter1d(landmarks, sigma, axis=0)
   picks = np.full(len(frames), -1)
   picks[np.array(track.frames) - start] = track.picks
-  landmarks, boxes = np.float32(landmarks.reshape(-1, 5, 2)), np.float32(values[:, :4])
-  return Track(start, landmarks, boxes, picks >= 0, picks)
+  landmarks = landmarks.reshape(-1, 5, 2).astype(np.float32)
+  return Track(start, landmarks, values[:, :4].astype(np.float32), picks >= 0, picks)
 
 
 def choose(
@@ -318,7 +321,7 @@ def choose_frames(
     return list(usable)
   if faces != "largest":
     raise ValueError(f"faces {faces!r} is neither 'largest' nor 'all'")
-  limit = np.float32([width, height, width, height])
+  limit = np.array([width, height, width, height], np.float32)
   sizes = [_size(np.clip(track.boxes, 0, limit)) for track in tracks]
   area = [np.square(size[mask]).sum() for size, mask in zip(sizes, usable, strict=True)]
   free = np.ones(max((track.stop for track in tracks), default=0), bool)

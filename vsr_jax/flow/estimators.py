@@ -37,7 +37,7 @@ class Estimator(NamedTuple):
 
 
 def _raft(net: raft.Raft) -> Estimator:
-  def between(params, first, second):
+  def between(params: Params, first: Features, second: Features) -> jax.Array:
     return raft.flow_from_features(net, params, first, second.features)
 
   return Estimator(
@@ -48,11 +48,11 @@ def _raft(net: raft.Raft) -> Estimator:
 def _still() -> Estimator:
   """Nothing moves: no parameters; a frame's features are its flow, 0."""
 
-  def encode(params, frames):
+  def encode(params: Params, frames: jax.Array) -> Features:
     del params
     return jnp.zeros((*frames.shape[:3], 2))
 
-  def between(params, flow, other):
+  def between(params: Params, flow: Features, other: Features) -> jax.Array:
     del params, other
     return flow
 

@@ -8,7 +8,7 @@ coordinates are float32; `dtype` is the type of the products' operands.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -165,7 +165,7 @@ def init(key: jax.Array) -> dict[str, Any]:
   image = jnp.zeros((1, MULTIPLE, MULTIPLE, 3))
   features = jnp.zeros((1, WINDOWS, WINDOWS, WIDTH))
   flow = features[..., :2]
-  inputs = {
+  inputs: dict[str, tuple] = {
     "encoder": (Encoder(), image),
     "transformer": (Transformer(), jnp.stack([features, features], axis=1)),
     "propagation": (Propagation(), features, flow),
@@ -220,7 +220,7 @@ def flow_from_features(
   if features1.shape != features2.shape:
     raise ValueError(f"features of shapes {features1.shape} and {features2.shape}")
 
-  def apply(part, name, *args):
+  def apply(part: Callable[..., nn.Module], name: str, *args: jax.Array) -> Any:
     return part(dtype).apply({"params": params[name]}, *args)
 
   both = apply(Transformer, "transformer", jnp.stack([features1, features2], axis=1))
@@ -262,9 +262,9 @@ def position_code(h: int, w: int) -> jax.Array:
   frequency = 10000.0 ** -(np.arange(n) // 2 * 2 / n)
   phase = np.arange(n) % 2 * np.pi / 2  # cos(a) = sin(a + pi / 2)
   y, x = (np.sin(2 * np.pi * np.arange(1, m + 1)[:, None] / m * frequency + phase) for m in (h, w))
-  y = jnp.broadcast_to(jnp.asarray(y[:, None], jnp.float32), (h, w, n))
-  x = jnp.broadcast_to(jnp.asarray(x[None], jnp.float32), (h, w, n))
-  return jnp.concatenate([y, x], axis=-1)
+  rows = jnp.broadcast_to(jnp.asarray(y[:, None], jnp.float32), (h, w, n))
+  columns = jnp.broadcast_to(jnp.asarray(x[None], jnp.float32), (h, w, n))
+  return jnp.concatenate([rows, columns], axis=-1)
 
 
 def window_sizes(size: int, shifted: bool) -> list[int]:

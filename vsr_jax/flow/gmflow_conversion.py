@@ -74,7 +74,9 @@ def rules(theirs: str = "", ours: str = "") -> list[Rule]:
     *with_bias(r"upsampler\.0", "upsampler/conv1", conv2d),
     *with_bias(r"upsampler\.2", "upsampler/conv2", conv2d),
   ]
-  return [r._replace(pattern=re.escape(theirs) + r.pattern, path=ours + r.path) for r in table]
+  return [
+    r._replace(pattern=re.escape(theirs) + r.pattern, path=ours + (r.path or "")) for r in table
+  ]
 
 
 def _attention(theirs: str, ours: str) -> list[Rule]:

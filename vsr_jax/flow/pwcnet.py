@@ -96,7 +96,7 @@ def init(key: jax.Array) -> dict[str, Any]:
   image = jnp.zeros((1, MULTIPLE, MULTIPLE, 3))
   pyramid, params = Features().init_with_output(features_key, image)
   params = {"features": params["params"]}
-  above = None
+  above: Any = None
   for level, k in zip(LEVELS, keys, strict=True):
     estimator = LevelEstimator(level)
     above, variables = estimator.init_with_output(k, pyramid[level], pyramid[level], above)
@@ -136,7 +136,7 @@ def flow_from_features(params: Params, pyramid1: Pyramid, pyramid2: Pyramid) -> 
   Returns:
     [b h w 2] float32, (dx, dy) in pixels: frame 1 at (x, y) looks like frame 2 at (x + dx, y + dy).
   """
-  estimate = None
+  estimate: Any = None
   for level in LEVELS:
     variables = {"params": params[f"estimator{level}"]}
     estimate = LevelEstimator(level).apply(variables, pyramid1[level], pyramid2[level], estimate)
@@ -179,7 +179,7 @@ def cost_volume(first: jax.Array, second: jax.Array) -> jax.Array:
   side = jnp.arange(2 * RADIUS + 1)
   y, x = (shift.reshape(-1) for shift in jnp.meshgrid(side, side, indexing="ij"))
 
-  def one(shift):
+  def one(shift: tuple[jax.Array, jax.Array]) -> jax.Array:
     moved = lax.dynamic_slice(padded, (0, *shift, 0), first.shape)
     return (first * moved).mean(-1)
 

@@ -105,7 +105,9 @@ class Update(nn.Module):
   head: int
 
   @nn.compact
-  def __call__(self, hidden, context, correlation, flow):
+  def __call__(
+    self, hidden: jax.Array, context: jax.Array, correlation: jax.Array, flow: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
     """Hidden state, context and correlations [b h w .], flow [b h w 2]; all at 1/8.
 
     Returns:
@@ -123,7 +125,7 @@ class Update(nn.Module):
     delta = nn.relu(_conv(self.head, 3, "head0")(hidden))
     return hidden, _conv(2, 3, "head1")(delta)
 
-  def _gru(self, hidden, inputs, size, i):
+  def _gru(self, hidden: jax.Array, inputs: jax.Array, size: tuple[int, int], i: int) -> jax.Array:
     width = hidden.shape[-1]
     both = jnp.concatenate([hidden, inputs], axis=-1)
     z = nn.sigmoid(_conv(width, size, f"gru{i}_z")(both))
@@ -189,7 +191,7 @@ def init(net: Raft, key: jax.Array) -> dict[str, Any]:
   hidden = point.repeat(net.hidden, -1)
   context = point.repeat(net.context.features - net.hidden, -1)
   correlation = point.repeat(LEVELS * (2 * net.radius + 1) ** 2, -1)
-  inputs = {
+  inputs: dict[str, tuple] = {
     "features": (net.features, image),
     "context": (net.context, image),
     "update": (net.update, hidden, context, correlation, point.repeat(2, -1)),
@@ -245,7 +247,7 @@ def flow_from_features(
   y, x = jnp.mgrid[:h, :w].astype(jnp.float32)
   grid = jnp.stack([x, y], axis=-1)[None]
 
-  def step(carry, _):
+  def step(carry: tuple[jax.Array, jax.Array], _: None) -> tuple[Any, None]:
     hidden, flow = carry
     correlation = lookup(pyramid, grid + flow, net.radius)
     hidden, delta = _apply(net.update, params["update"], hidden, context, correlation, flow)

@@ -13,7 +13,7 @@ from jax import lax
 Windows = tuple[Sequence[int], Sequence[int]]  # their heights, top down, and widths, left to right
 
 SMALLEST_NORM = 1e-12  # as PyTorch's `normalize` has it
-_QUERIES = 512  # of a global attention, scored at a time
+_QUERIES = 512  # scored at a time in a global attention
 
 
 def channel_attention_definition(

@@ -65,7 +65,7 @@ class Checkpoints:
       UserError: the folder cannot be made or written.
     """
     self.folder = make_folder(workdir)
-    self._saving = None
+    self._saving: tuple[pathlib.Path, Any] | None = None
     policies = ocp.training.preservation_policies
     rules = [policies.LatestN(keep)]
     if best is not None:
@@ -87,7 +87,7 @@ class Checkpoints:
     logging.getLogger("absl").addFilter(not_by_orbax)
     return self
 
-  def __exit__(self, kind, error, traceback) -> None:
+  def __exit__(self, *error: object) -> None:
     try:
       self.wait()
     finally:
@@ -102,7 +102,13 @@ class Checkpoints:
     return None if found is None else self.folder / str(found.step)
 
   def save(
-    self, state: TrainState, step: int, *, data: Any, meta: Mapping[str, Any], metrics=None
+    self,
+    state: TrainState,
+    step: int,
+    *,
+    data: Any,
+    meta: Mapping[str, Any],
+    metrics: Mapping[str, float] | None = None,
   ) -> None:
     """Saves in the background, after copying the state to the host; waits for the save before.
 
@@ -148,9 +154,11 @@ class Checkpoints:
       The state, the data iterator's position and the meta entries.
 
     Raises:
-      UserError: it is damaged, or of another model or optimizer.
+      UserError: there is none, or it is damaged, or of another model or optimizer.
     """
     folder = self.latest
+    if folder is None:
+      raise UserError(f"{self.folder}: no complete checkpoint; start the run anew")
     wanted = _array_items(shapes)
     meta = read_meta(folder)
     for item in ARRAYS:

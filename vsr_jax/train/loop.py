@@ -9,6 +9,7 @@ import pathlib
 import signal
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -85,8 +86,8 @@ def fit(
   shapes = abstract_state(
     stage, init_params, mesh, ema=ema_decay is not None, fsdp_min_size=fsdp_min_size
   )
-  step_options = {"accumulate": accumulate, "clip_norm": clip_norm, "ema_decay": ema_decay}
-  train_step = jit_train_step(make_train_step(stage, **step_options), mesh, shapes)
+  step = make_train_step(stage, accumulate=accumulate, clip_norm=clip_norm, ema_decay=ema_decay)
+  train_step = jit_train_step(step, mesh, shapes)
   init = functools.partial(init_state, stage, init_params, _key(mesh, seed, 0), shapes, init_from)
   every = {"panel": image_every, "evaluation": evaluate_every, "checkpoint": checkpoint_every}
   with contextlib.ExitStack() as stack:
@@ -180,7 +181,8 @@ def _run(
   """The steps that are left; `every` says how often a panel, evaluation or checkpoint is due."""
 
   def due(what: str) -> bool:
-    return step == steps or bool(every[what] and step % every[what] == 0)
+    interval = every[what]
+    return step == steps or bool(interval and step % interval == 0)
 
   with _Interrupt() as interrupt:
     first = int(state.step) + 1
@@ -235,6 +237,7 @@ class _Feed:
     """The next batch."""
     if self._ahead is None:
       self.fetch()
+    assert self._ahead is not None
     batch, self._position = self._ahead
     self._ahead = None
     return batch
@@ -259,11 +262,11 @@ class _Interrupt:
         self._old[number] = signal.signal(number, self._catch)
     return self
 
-  def __exit__(self, kind, error, traceback) -> None:
+  def __exit__(self, *error: object) -> None:
     for number in list(self._old):
       self._release(number)
 
-  def _catch(self, number, frame) -> None:
+  def _catch(self, number: int, frame: types.FrameType | None) -> None:
     del frame
     now = time.monotonic()
     if self._caught is None:

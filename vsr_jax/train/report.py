@@ -60,7 +60,7 @@ class Report:
       self._telling.enter_context(progress.unpausing(self._bar))
     return self
 
-  def __exit__(self, kind, error, traceback) -> None:
+  def __exit__(self, *error: object) -> None:
     self._telling.close()
     self._bar.close()
     self._recorder.close()

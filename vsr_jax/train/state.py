@@ -102,7 +102,7 @@ def init_state(
     jax.tree.map(np.asarray, given), {name: where.params[name] for name in given}
   )
 
-  def make(key, placed):
+  def make(key: jax.Array, placed: Params) -> TrainState:
     # Copied, because the first step donates the state, and the caller keeps what it gave.
     fresh = dict(init_params(key)) | jax.tree.map(jnp.copy, placed)
     return create_state(stage, fresh, ema=bool(shapes.ema))

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from vsr_jax.errors import UserError
 from vsr_jax.sharding import batch_sharding, replicated
-from vsr_jax.train.stage import Batch, Stage, split_nets
+from vsr_jax.train.stage import Batch, Params, Stage, split_nets
 from vsr_jax.train.state import TrainState
 
 TrainStep = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
@@ -49,7 +49,9 @@ def make_train_step(
   def train_step(state: TrainState, batch: Batch, root: jax.Array):
     train, frozen = split_nets(state.params, stage.optimizers)
 
-    def total_and_logs(train, batch, draw):
+    def total_and_logs(
+      train: dict[str, Any], batch: Batch, draw: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
       total, terms = stage.loss(train | frozen, batch, keys_for(root, stage.streams, draw))
       logs = {"loss": total, **terms}
       return total, jax.tree.map(lambda x: x.astype(jnp.float32), logs)
@@ -68,7 +70,9 @@ def make_train_step(
           grad, state.opt_state[name], train[name]
         )
       params[name] = optax.apply_updates(train[name], updates)
-    ema = {name: _average(ema_decay, ema, params[name]) for name, ema in state.ema.items()}
+    ema = {}
+    if ema_decay is not None:
+      ema = {name: _average(ema_decay, ema, params[name]) for name, ema in state.ema.items()}
     logs |= {f"grad_norm/{name}": norm for name, norm in norms.items()}
     return TrainState(state.step + 1, params, opt_state, ema), logs
 
@@ -79,14 +83,16 @@ def _average(decay: float, ema: Any, params: Any) -> Any:
   return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, params)
 
 
-def _mean_gradients(total_and_logs, train, batch, step, accumulate):
+def _mean_gradients(
+  total_and_logs: Callable, train: Params, batch: Batch, step: jax.Array, accumulate: int
+) -> tuple[Params, dict[str, jax.Array]]:
   """Gradients and logs, averaged over `accumulate` micro-batches."""
   gradients = jax.value_and_grad(total_and_logs, has_aux=True)
   if accumulate == 1:
     (_, logs), grads = gradients(train, batch, step)
     return grads, logs
 
-  def micro(i_and_batch):
+  def micro(i_and_batch: tuple[jax.Array, Batch]) -> tuple[dict[str, jax.Array], Params]:
     i, batch = i_and_batch
     (_, logs), grads = gradients(train, batch, step * accumulate + i)
     return grads, logs

@@ -6,6 +6,7 @@ import collections
 import warnings
 from collections.abc import Iterator
 from fractions import Fraction
+from typing import Any
 
 import av
 
@@ -21,7 +22,7 @@ _AAC_LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
 _LEAD = 256
 
 
-def as_fraction(value) -> Fraction:
+def as_fraction(value: Any) -> Fraction:
   """A PyAV rational as a Fraction."""
   return Fraction(value.numerator, value.denominator)
 

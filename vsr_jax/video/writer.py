@@ -8,6 +8,7 @@ import queue
 import threading
 from collections.abc import Iterator
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from vsr_jax.video.outputs import check_output, output_form
 class Writer:
   """Takes the frames of a clip; made by `open_writer`. A thread of its own encodes them."""
 
-  def __init__(self, sink, path: str, height: int, width: int, frame_rate: Fraction):
+  def __init__(self, sink: Any, path: str, height: int, width: int, frame_rate: Fraction):
     self._sink = sink
     self._path = path
     self._shape = (height, width, 3)

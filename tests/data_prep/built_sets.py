@@ -6,11 +6,13 @@ import json
 import pathlib
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-import cv2
 import numpy as np
 
-from data_prep import record_files, records
+from data_prep import array_record, built
+from data_prep.clip import Clip
+from vsr_jax.images import encode_image
 
 STREAMS = ("sharp", "sharp_bicubic", "blur_bicubic")
 LENGTHS = {"alley": 4, "beach": 3}  # frames by clip
@@ -48,7 +50,7 @@ def example(features: Mapping[str, Sequence[bytes] | np.ndarray]) -> bytes:
 def frame(seed: int, scale: int) -> bytes:
   y, x = np.mgrid[: scale * H, : scale * W]
   image = np.stack([x + seed, y, x + y], -1).astype(np.uint8)
-  return cv2.imencode(".png", image)[1].tobytes()
+  return encode_image(image)
 
 
 def features_of(name: str, length: int) -> dict[str, Sequence[bytes] | np.ndarray]:
@@ -69,12 +71,8 @@ def write_built(folder: pathlib.Path, examples: Sequence[bytes] | None = None) -
     folder: such as data/reds/x4/1.0.0; it is made.
     examples: the records; those of `LENGTHS` unless given.
   """
-  folder.mkdir(parents=True)
   if examples is None:
     examples = [example(features_of(name, length)) for name, length in LENGTHS.items()]
-  with record_files.writing(str(folder / records.shard_name("reds", "train", 0, 1))) as write:
-    for data in examples:
-      write(data)
   sizes = {"sharp": [4 * H, 4 * W], "sharp_bicubic": [H, W], "blur_bicubic": [H, W]}
   clips = [
     {
@@ -87,10 +85,47 @@ def write_built(folder: pathlib.Path, examples: Sequence[bytes] | None = None) -
     }
     for name, length in LENGTHS.items()
   ]
-  index = {"train": {"clips": clips, "skipped": [], "streams": STREAMS}}
-  (folder / records.INDEX).write_text(json.dumps(index))
-  splits = [{"name": "train", "shardLengths": [str(len(LENGTHS))], "numBytes": "1000"}]
-  (folder / records.INFO).write_text(json.dumps({"name": "reds", "splits": splits}))
+  _write(folder, "train", examples, clips, [])
+
+
+def write_built_clips(
+  folder: pathlib.Path,
+  clips: Sequence[Clip],
+  split: str = "train",
+  skipped: Sequence[Mapping[str, str]] = (),
+) -> None:
+  """Writes a data set of one shard that holds other clips, without landmarks."""
+  examples, entries = [], []
+  for clip in clips:
+    features = {
+      "name": [clip.name.encode()],
+      "fps": np.float32([24]),
+      "num_frames": np.int64([clip.length]),
+      "landmarks": np.zeros(0, np.float32),
+      **{stream: list(clip.streams[stream]) for stream in STREAMS},
+    }
+    examples.append(example(features))
+    sizes = {stream: clip.sizes[stream] for stream in STREAMS}
+    entry = {"name": clip.name, "frames": clip.length, "fps": 24.0, "sizes": sizes, "bytes": 1000}
+    entries.append(entry)
+  _write(folder, split, examples, entries, skipped)
+
+
+def _write(
+  folder: pathlib.Path,
+  split: str,
+  examples: Sequence[bytes],
+  clips: Sequence[Mapping[str, Any]],
+  skipped: Sequence[Mapping[str, str]],
+) -> None:
+  folder.mkdir(parents=True)
+  with array_record.writing(str(folder / built.shard_name("reds", split, 0, 1))) as write:
+    for data in examples:
+      write(data)
+  index = {split: {"clips": clips, "skipped": skipped, "streams": STREAMS}}
+  (folder / built.INDEX).write_text(json.dumps(index))
+  splits = [{"name": split, "shardLengths": [str(len(clips))], "numBytes": "1000"}]
+  (folder / built.INFO).write_text(json.dumps({"name": "reds", "splits": splits}))
 
 
 def mutants(data: bytes, count: int, seed: int = 0) -> Iterator[bytes]:

@@ -32,8 +32,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
 
-from data_prep import record_files, records
-from data_prep.sources import BadClip, ClipFiles, image_size, read_clip
+from data_prep import array_record, built
+from data_prep.builders.reading import read_clip
+from data_prep.builders.releases import ReleasedClip
+from data_prep.clip import Clip
+from data_prep.folders import BadClip
 from vsr_jax import json_files
 from vsr_jax.errors import UserError
 from vsr_jax.files import write_whole
@@ -41,7 +44,9 @@ from vsr_jax.json_files import array, fields, text
 from vsr_jax.locks import locked
 
 _TOLD = 1000  # characters of what is said of a clip
-_NOTE = fields({"identity": text, "clips": array(records.CLIP), "skipped": array(records.SKIPPED)})
+_NOTE = fields(  # "identity" holds the shard's fingerprint
+  {"identity": text, "clips": array(built.BUILT_CLIP), "skipped": array(built.SKIPPED_CLIP)}
+)
 
 
 @dataclasses.dataclass
@@ -63,7 +68,7 @@ class Shard:
   """
 
   path: str
-  clips: tuple[ClipFiles, ...]
+  clips: tuple[ReleasedClip, ...]
   streams: tuple[str, ...]
 
   @property
@@ -71,7 +76,7 @@ class Shard:
     return pathlib.Path(f"{self.path}.json")
 
   @property
-  def identity(self) -> str:
+  def fingerprint(self) -> str:
     """A text that changes with the clips, their files and the streams."""
     return hashlib.sha256(repr((self.clips, self.streams)).encode()).hexdigest()
 
@@ -111,7 +116,7 @@ class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   partial = False
 
   def __init__(self, *, file_format: str | None = None, **kwargs: Any):
-    super().__init__(file_format=file_format or records.FORMAT, **kwargs)
+    super().__init__(file_format=file_format or built.FORMAT, **kwargs)
 
   def describe(self, description: str, citation: str, homepage: str) -> tfds.core.DatasetInfo:
     """TFDS's description of the data set, with the features of its variant."""
@@ -125,7 +130,7 @@ class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     )
 
   @abc.abstractmethod
-  def list_clips(self, root: pathlib.Path) -> Mapping[str, Sequence[ClipFiles]]:
+  def list_clips(self, root: pathlib.Path) -> Mapping[str, Sequence[ReleasedClip]]:
     """The clips of each split, sorted by name, below the folder of downloads.
 
     Raises:
@@ -138,8 +143,11 @@ class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     found = self.list_clips(pathlib.Path(dl_manager.manual_dir))
     return {split: self._generate_examples(clips) for split, clips in found.items()}
 
-  def _generate_examples(self, clips: Iterable[ClipFiles]) -> Iterator[tuple[str, dict[str, Any]]]:
-    return generate_examples(clips, self.builder_config.streams, [])
+  def _generate_examples(
+    self, clips: Iterable[ReleasedClip]
+  ) -> Iterator[tuple[str, dict[str, Any]]]:
+    for clip in read_clips(clips, []):
+      yield clip.name, to_example(clip, self.builder_config.streams)
 
   def download_and_prepare(self, **kwargs: Any) -> None:
     """See TFDS; what an interrupted run left is used, and removed at the end."""
@@ -172,7 +180,7 @@ class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       make_shards(todo, sum(map(len, shards.values())), download_config)
       self._collect(shards)
 
-  def _plan(self, folder: pathlib.Path, split: str, clips: Sequence[ClipFiles]) -> list[Shard]:
+  def _plan(self, folder: pathlib.Path, split: str, clips: Sequence[ReleasedClip]) -> list[Shard]:
     counts = collections.Counter(clip.name for clip in clips)
     if twice := [name for name, count in counts.items() if count > 1]:
       raise UserError(f"{split}: clip {twice[0]} comes twice; remove one")
@@ -180,7 +188,7 @@ class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     groups = [tuple(clips[i : i + n]) for i in range(0, len(clips), n)]
     return [
       Shard(
-        str(folder / records.shard_name(self.name, split, i, len(groups))),
+        str(folder / built.shard_name(self.name, split, i, len(groups))),
         group,
         self.builder_config.streams,
       )
@@ -211,7 +219,7 @@ class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
           filename_template=self._get_filename_template(split_name=split),
         )
       )
-    pathlib.Path(self.data_dir, records.INDEX).write_text(json.dumps(index, indent=1) + "\n")
+    pathlib.Path(self.data_dir, built.INDEX).write_text(json.dumps(index, indent=1) + "\n")
     self.info.set_splits(tfds.core.splits.SplitDict(infos))
 
 
@@ -235,7 +243,7 @@ def _is_made(shard: Shard) -> bool:
     note = _read_note(shard)
   except (OSError, UserError):
     return False
-  whole = note["identity"] == shard.identity and not note["skipped"]
+  whole = note["identity"] == shard.fingerprint and not note["skipped"]
   return whole and os.path.exists(shard.path)
 
 
@@ -300,54 +308,53 @@ def make_shard(shard: Shard) -> None:
   Raises:
     OSError: they cannot be written.
   """
-  clips, skipped = [], []
+  entries, skipped = [], []
   schema = features(shard.streams)
-  with record_files.writing(shard.path) as write:
-    for name, example in generate_examples(shard.clips, shard.streams, skipped):
-      data = schema.serialize_example(example)
+  with array_record.writing(shard.path) as write:
+    for clip in read_clips(shard.clips, skipped):
+      data = schema.serialize_example(to_example(clip, shard.streams))
       write(data)
-      clips.append({"name": name, "bytes": len(data), **_describe(example, shard.streams)})
-  note = {"identity": shard.identity, "clips": clips, "skipped": skipped}
+      entries.append(_index_entry(clip, shard.streams, len(data)))
+  note = {"identity": shard.fingerprint, "clips": entries, "skipped": skipped}
   write_whole(shard.note, json.dumps(note))
 
 
-def generate_examples(
-  clips: Iterable[ClipFiles], streams: Sequence[str], skipped: list[dict[str, str]]
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_clips(clips: Iterable[ReleasedClip], skipped: list[dict[str, str]]) -> Iterator[Clip]:
   """Reads clips one after the other.
 
   Args:
     clips: where they lie.
-    streams: of the data set; one that a clip has not is empty in its example.
     skipped: name and reason of each clip that cannot be used are added to it.
 
   Yields:
-    (name, example).
+    Whole clips, in memory.
   """
   for clip in clips:
     try:
-      data = read_clip(clip)
+      whole = read_clip(clip)
     except BadClip as e:
       skipped.append({"name": clip.name[:_TOLD], "reason": str(e)[:_TOLD]})
       continue
-    yield (
-      clip.name,
-      {
-        "name": clip.name,
-        "fps": data.fps,
-        "num_frames": max(map(len, data.frames.values())),
-        "landmarks": data.landmarks,
-        **{stream: data.frames.get(stream, []) for stream in streams},
-      },
-    )
+    yield whole
 
 
-def _describe(example: Mapping[str, Any], streams: Sequence[str]) -> dict[str, Any]:
-  """A clip's entry in the index."""
-  sizes = {s: image_size(example[s][0], s) for s in streams if example[s]}
+def to_example(clip: Clip, streams: Sequence[str]) -> dict[str, Any]:
+  """A clip as TFDS writes it; a stream of the data set that the clip has not is empty."""
   return {
-    "frames": example["num_frames"],
-    "fps": example["fps"],
-    "sizes": sizes,
-    "landmarks_crc32": zlib.crc32(example["landmarks"]),
+    "name": clip.name,
+    "fps": clip.rate,
+    "num_frames": clip.length,
+    "landmarks": clip.landmarks,
+    **{stream: clip.streams.get(stream, []) for stream in streams},
+  }
+
+
+def _index_entry(clip: Clip, streams: Sequence[str], size: int) -> dict[str, Any]:
+  return {
+    "name": clip.name,
+    "bytes": size,
+    "frames": clip.length,
+    "fps": clip.rate,
+    "sizes": {s: clip.sizes[s] for s in streams if clip.streams.get(s)},
+    "landmarks_crc32": zlib.crc32(clip.landmarks),
   }

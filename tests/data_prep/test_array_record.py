@@ -11,15 +11,15 @@ from array_record.python import array_record_module
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep import record_files
-from data_prep.record_files import Span
+from data_prep import array_record
+from data_prep.array_record import Span
 from vsr_jax import files
 from vsr_jax.errors import UserError
 
 BLOCK = 1 << 16
 
 
-def write(path, records, options=record_files.WRITER_OPTIONS):
+def write(path, records, options=array_record.WRITER_OPTIONS):
   writer = array_record_module.ArrayRecordWriter(str(path), options)
   for data in records:
     writer.write(data)
@@ -43,7 +43,7 @@ def test_records_are_those_written(tmp_path_factory, sizes, seed):
   path = write(tmp_path_factory.mktemp("records") / "x.array_record", records)
   reader = array_record_module.ArrayRecordReader(path)
   for i, data in enumerate(records):
-    assert record_files.record(path, i).read() == data
+    assert array_record.record(path, i).read() == data
     assert reader.read([i])[0] == data
   reader.close()
 
@@ -52,7 +52,7 @@ def test_records_are_those_written(tmp_path_factory, sizes, seed):
 def big(tmp_path_factory):
   data = np.random.default_rng(0).bytes(5 * BLOCK)
   folder = tmp_path_factory.mktemp("big")
-  return data, record_files.record(write(folder / "x.array_record", [b"first", data]), 1)
+  return data, array_record.record(write(folder / "x.array_record", [b"first", data]), 1)
 
 
 @settings(max_examples=100)
@@ -62,20 +62,20 @@ def big(tmp_path_factory):
 def test_any_part_of_a_record(big, start, size):
   data, span = big
   size = min(size, len(data) - start)
-  part = Span(span.path, record_files._advance(span.start, start), size)
+  part = Span(span.path, array_record._advance(span.start, start), size)
   assert part.read() == data[start : start + size]
 
 
 def test_more_records_than_there_are(tmp_path):
   path = write(tmp_path / "x.array_record", [b"one", b"two"])
   with pytest.raises(UserError, match=r"x\.array_record: .*make it again"):
-    record_files.record(path, 99)
+    array_record.record(path, 99)
 
 
 def test_a_file_written_otherwise_is_refused(tmp_path):
   path = write(tmp_path / "x.array_record", [b"abc" * 1000], "group_size:1")  # compressed
   with pytest.raises(UserError, match=r"not written by data_prep; make"):
-    record_files.record(path, 0)
+    array_record.record(path, 0)
 
 
 @pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="needs /dev/full")
@@ -87,7 +87,7 @@ def test_a_full_disk_is_an_error_of_the_system(tmp_path, monkeypatch, size):
   monkeypatch.setattr(files, "part_name", lambda path: str(tmp_path / "x.part"))
 
   def fill():
-    with record_files.writing(str(path)) as add:
+    with array_record.writing(str(path)) as add:
       add(bytes(size))
       add(bytes(size))
 
@@ -102,10 +102,10 @@ def test_a_file_cut_short_is_refused(tmp_path):
   path = write(tmp_path / "x.array_record", [b"abc" * 100_000])
   whole = (tmp_path / "x.array_record").read_bytes()
   (tmp_path / "short.array_record").write_bytes(whole[:150_000])
-  span = record_files.record(str(tmp_path / "short.array_record"), 0)
+  span = array_record.record(str(tmp_path / "short.array_record"), 0)
   with pytest.raises(UserError, match="cut short"):
     span.read()
-  assert record_files.record(path, 0).read() == b"abc" * 100_000
+  assert array_record.record(path, 0).read() == b"abc" * 100_000
 
 
 def test_numbers_and_byte_strings_of_an_example(tmp_path):
@@ -120,7 +120,7 @@ def test_numbers_and_byte_strings_of_an_example(tmp_path):
   }
   example = tf.train.Example(features=tf.train.Features(feature=values))
   path = write(tmp_path / "x.array_record", [b"other", example.SerializeToString()])
-  parsed = record_files.parse_example(record_files.record(path, 1))
+  parsed = array_record.parse_example(array_record.record(path, 1))
   assert parsed["ints"].tolist() == numbers
   assert parsed["floats"].tolist() == [0.5, -3.25]
   assert [span.read() for span in parsed["texts"]] == [b"", b"ab\0", b"c" * 70_000]

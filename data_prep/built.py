@@ -1,8 +1,7 @@
 """Clips of a data set built by `data_prep.build`, read at random; needs no TensorFlow.
 
   source = open_records("reds/x4", "data", "train")
-  clip = source[5]
-  image = decode(clip.frames["sharp"][17])
+  image = source[5].decode("sharp", 17)
 
 The files are array_record files in TFDS's layout, so that `tfds.data_source` reads them too, whole
 clips at a time; here only the frames asked for are read.
@@ -11,20 +10,21 @@ clips at a time; here only the frames asked for are read.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 import re
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any, SupportsIndex
+from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 
-from data_prep import flow_store, record_files
-from data_prep.record_files import Span
+from data_prep import array_record, flow_store
+from data_prep.array_record import Span
+from data_prep.clip import Clip
 from vsr_jax import json_files
 from vsr_jax.errors import UserError
 from vsr_jax.guards import is_name
-from vsr_jax.images import decode_image
 from vsr_jax.json_files import BadJson, array, fields, integer, mapping, number, plain_name, text
 
 FORMAT = "array_record"
@@ -42,7 +42,7 @@ def _count(value: Any, where: str) -> None:
 
 
 _SIZE = array(integer(1, 2**16), 2, 2)  # height, width
-CLIP = fields(
+BUILT_CLIP = fields(
   {
     "name": plain_name,
     "frames": integer(1, 10**7),
@@ -52,11 +52,15 @@ CLIP = fields(
   },
   {"landmarks_crc32": integer(0, 2**32 - 1)},
 )
-SKIPPED = fields({"name": text, "reason": text})
-_SPLIT = fields(  # of the index
-  {"clips": array(CLIP, 1), "skipped": array(SKIPPED), "streams": array(plain_name, 1, 100)}
+SKIPPED_CLIP = fields({"name": text, "reason": text})
+_BUILT_SPLIT = fields(
+  {
+    "clips": array(BUILT_CLIP, 1),
+    "skipped": array(SKIPPED_CLIP),
+    "streams": array(plain_name, 1, 100),
+  }
 )
-_INDEX = mapping(plain_name, _SPLIT)
+_BUILT_SET = mapping(plain_name, _BUILT_SPLIT)  # not the index of a clip set
 _INFO = fields(
   {
     "name": plain_name,
@@ -68,39 +72,11 @@ _INFO = fields(
 )
 
 
-class Frames(Sequence[bytes]):
-  """A stream's encoded frames, PNG or JPEG; one is read when it is asked for."""
+class Record(NamedTuple):
+  """Where a clip's frames lie in its record, by stream, and its landmarks: float32 [n or 0 5 2]."""
 
-  def __init__(self, spans: Sequence[Span]):
-    self._spans = spans
-
-  def __len__(self) -> int:
-    return len(self._spans)
-
-  def __getitem__(self, index):
-    if isinstance(index, slice):
-      return [span.read() for span in self._spans[index]]
-    return self._spans[index].read()
-
-
-@dataclasses.dataclass(frozen=True)
-class Clip:
-  """One clip; frame i of every stream belongs together.
-
-  Attributes:
-    name: unique within its split.
-    fps: frames a second; 0 if unknown.
-    num_frames: n.
-    landmarks: float32 [n 5 2]: eyes, nose and mouth's corners, (x, y) in pixels of the sharp
-      frames; [0 5 2] where there are none.
-    frames: encoded frames by stream; a stream may be empty, such as the truth of a test set.
-  """
-
-  name: str
-  fps: float
-  num_frames: int
+  streams: Mapping[str, list[Span]]
   landmarks: np.ndarray
-  frames: Mapping[str, Sequence[bytes]]
 
 
 class Records:
@@ -118,7 +94,7 @@ class Records:
   def __init__(self, folder: pathlib.Path, split: str):
     self.folder = folder
     self.flow_folder = folder / flow_store.FOLDER / split
-    info, index = _read_json(folder / INFO, _INFO), _read_json(folder / INDEX, _INDEX)
+    info, index = _read_json(folder / INFO, _INFO), _read_json(folder / INDEX, _BUILT_SET)
     splits = {entry["name"]: entry for entry in info["splits"]}
     if split not in splits or split not in index:
       raise UserError(f"{folder}: has no split {split}, only {', '.join(sorted(splits))}")
@@ -138,19 +114,41 @@ class Records:
     return len(self._places)
 
   def __getitem__(self, index: SupportsIndex) -> Clip:
+    """A clip; its record is read when a frame or its landmarks are asked for."""
+    i = range(len(self))[index]
+    entry = self.clips[i]
+    sizes = {s: tuple(entry["sizes"][s]) for s in self.streams if s in entry["sizes"]}
+    lengths = {s: entry["frames"] if s in sizes else 0 for s in self.streams}
+    return Clip(
+      name=entry["name"],
+      length=entry["frames"],
+      streams={s: RecordStream(self, i, s, length) for s, length in lengths.items()},
+      rate=entry["fps"],
+      sizes=sizes,
+      landmarks=RecordLandmarks(self, i),
+      flow=self.labels.get(entry["name"]),
+    )
+
+  def read(self, index: int) -> Record:
+    """Reads a clip's record but for its frames.
+
+    Raises:
+      UserError: it is damaged, or not what the index says of it.
+    """
     path, position = self._places[index]
     entry = self.clips[index]
-    record = record_files.record(path, position)
-    features = record_files.parse_example(record, most=_POINTS * entry["frames"])
+    record = array_record.record(path, position)
+    features = array_record.parse_example(record, most=_POINTS * entry["frames"])
     try:
-      return _clip(features, entry, self.streams)
+      return _checked(features, entry, self.streams)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as e:
       raise UserError(
         f"{path}: record {position} is not the clip {entry['name']}; build the data set again"
       ) from e
 
-  def flow(self) -> dict[str, flow_store.FlowRecords]:
-    """Flow labels by clip, those that `data_prep.flow_labels` made for this split so far."""
+  @functools.cached_property
+  def labels(self) -> dict[str, flow_store.FlowRecords]:
+    """Flow labels by clip, those that `data_prep.flow_labels` had made when this was opened."""
     return flow_store.open_labels(self.flow_folder)
 
   def __repr__(self) -> str:
@@ -159,31 +157,77 @@ class Records:
     return f"Records({first.parent.as_posix()!r}, {first.name.partition('.')[0]!r})"
 
 
-def _clip(features: Mapping[str, Any], entry: Mapping[str, Any], streams: Sequence[str]) -> Clip:
-  """The clip of a record; one of several errors unless it is what the index says of it."""
+@functools.lru_cache(maxsize=4)
+def _read(records: Records, clip: int) -> Record:
+  """Finding the frames of a record takes milliseconds: once for all frames of a window."""
+  return records.read(clip)
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordStream(Sequence[bytes]):
+  """The encoded frames of one stream of a clip; one is read when it is asked for.
+
+  Attributes:
+    records: the split that has the clip.
+    clip: its index there.
+    stream: the stream's name.
+    length: number of frames.
+  """
+
+  records: Records
+  clip: int
+  stream: str
+  length: int
+
+  def __len__(self) -> int:
+    return self.length
+
+  def __getitem__(self, index: int | slice) -> bytes | list[bytes]:
+    picked = range(self.length)[index]  # IndexError without reading
+    spans = _read(self.records, self.clip).streams[self.stream]
+    return spans[picked].read() if isinstance(picked, int) else [spans[i].read() for i in picked]
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordLandmarks(Sequence[np.ndarray]):
+  """The landmarks of a clip, by frame float32 [5 2], read when they are asked for.
+
+  Attributes:
+    records: the split that has the clip.
+    clip: its index there.
+  """
+
+  records: Records
+  clip: int
+
+  def __len__(self) -> int:
+    return len(_read(self.records, self.clip).landmarks)
+
+  def __getitem__(self, index: int | slice) -> np.ndarray:
+    return _read(self.records, self.clip).landmarks[index]
+
+
+def _checked(
+  features: Mapping[str, Any], entry: Mapping[str, Any], streams: Sequence[str]
+) -> Record:
+  """What a record holds; one of several errors unless it is what the index says of it."""
   if not all(isinstance(features[stream], list) for stream in streams):
     raise TypeError
-  clip = Clip(
-    name=features["name"][0].read().decode(),
-    fps=float(features["fps"][0]),
-    num_frames=int(features["num_frames"][0]),
-    landmarks=features["landmarks"].reshape(-1, 5, 2),
-    frames={stream: Frames(features[stream]) for stream in streams},
-  )
-  n, points = entry["frames"], clip.landmarks
+  name, points = features["name"][0].read().decode(), features["landmarks"].reshape(-1, 5, 2)
+  n = entry["frames"]
   lengths = [n if stream in entry["sizes"] else 0 for stream in streams]
   checksum = zlib.crc32(np.ascontiguousarray(points))
   if not (
-    (clip.name, clip.num_frames) == (entry["name"], n)
-    and clip.fps == np.float32(entry["fps"])
-    and [len(clip.frames[stream]) for stream in streams] == lengths
+    (name, int(features["num_frames"][0])) == (entry["name"], n)
+    and float(features["fps"][0]) == np.float32(entry["fps"])
+    and [len(features[stream]) for stream in streams] == lengths
     and points.dtype == np.float32
     and len(points) in (0, n)
     and (np.abs(points) < _FARTHEST).all()
     and entry.get("landmarks_crc32", checksum) == checksum
   ):
     raise ValueError
-  return clip
+  return Record({stream: features[stream] for stream in streams}, points)
 
 
 def open_records(name: str, data_dir: str | pathlib.Path, split: str) -> Records:
@@ -223,19 +267,6 @@ def find_folder(name: str, data_dir: str | pathlib.Path) -> pathlib.Path:
 def splits(folder: pathlib.Path) -> list[str]:
   """The names of a built data set's splits, from `find_folder`."""
   return [entry["name"] for entry in _read_json(folder / INFO, _INFO)["splits"]]
-
-
-def decode(data: bytes, label: object = "a frame") -> np.ndarray:
-  """Decodes a frame: uint8 [h w 3], RGB.
-
-  Args:
-    data: the PNG or JPEG.
-    label: its name for the error.
-
-  Raises:
-    UserError: it is damaged, or see `decode_image`.
-  """
-  return decode_image(data, label, damaged="cannot be decoded; build the data set again")
 
 
 def shard_name(dataset: str, split: str, shard: int, shards: int) -> str:

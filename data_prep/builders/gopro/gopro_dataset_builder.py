@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping
 from typing import ClassVar
 
 import tensorflow_datasets as tfds
 
-from data_prep.clip_builder import ClipBuilder, ClipConfig
-from data_prep.gopro import HOMEPAGE, INSTRUCTIONS
-from data_prep.sources import ClipFiles, Frames, find_clips, locate, pair_streams
-from vsr_jax.errors import UserError
+from data_prep.builders.clip_builder import ClipBuilder, ClipConfig
+from data_prep.builders.gopro import HOMEPAGE, INSTRUCTIONS, release
+from data_prep.builders.releases import ReleasedClip
 
-RECORDED_FPS = 240
-CLIPS = {"train": 22, "test": 11}
 SCALE = 4
 
 _DESCRIPTION = """\
@@ -67,31 +65,14 @@ class Builder(ClipBuilder):
   def _info(self) -> tfds.core.DatasetInfo:
     return self.describe(_DESCRIPTION, _CITATION, HOMEPAGE)
 
-  def list_clips(self, root: pathlib.Path) -> Mapping[str, list[ClipFiles]]:
-    source = locate(root, "GOPRO_Large", origin=HOMEPAGE)
+  def list_clips(self, root: pathlib.Path) -> Mapping[str, list[ReleasedClip]]:
     blur = "blur_gamma" if self.builder_config.name.endswith("_gamma") else "blur"
-    found = {}
-    for split, count in CLIPS.items():
-      streams = {
-        stream: find_clips(source, rf"{split}/(?P<clip>GOPR\d+_\d+_\w+)/{folder}")
-        for stream, folder in {"sharp": "sharp", "blur": blur}.items()
-      }
-      for stream, clips in streams.items():
-        if len(clips) < count and not self.partial:
-          raise UserError(
-            f"{source}: {len(clips)} of {count} {split} clips have frames of {stream}; extract "
-            f"the archive again, get it from {HOMEPAGE}, or use what is there with --partial"
-          )
-      found[split] = [self._clip(name, pair) for name, pair in pair_streams(streams).items()]
-    return found
+    found = release.list_clips(root, blur, partial=self.partial)
+    return {split: [self._kept(clip) for clip in clips] for split, clips in found.items()}
 
-  def _clip(self, name: str, streams: Mapping[str, Frames]) -> ClipFiles:
-    derived = {f"{stream}_bicubic": (stream, SCALE) for stream in streams}
-    return ClipFiles(
-      name=name,
-      fps=RECORDED_FPS / int(name.split("_")[1]),  # GOPR0372_07_00: every 7th frame
-      streams=streams,
-      ratios={("sharp", "blur"): 1},
-      derived=derived if "blur_bicubic" in self.builder_config.streams else {},
-      kept=self.builder_config.streams,
-    )
+  def _kept(self, clip: ReleasedClip) -> ReleasedClip:
+    """The clip, told which streams to make of its own, and which to write."""
+    kept, derived = self.builder_config.streams, {}
+    if "blur_bicubic" in kept:
+      derived = {f"{stream}_bicubic": (stream, SCALE) for stream in clip.streams}
+    return dataclasses.replace(clip, derived=derived, kept=kept)

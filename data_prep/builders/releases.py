@@ -1,0 +1,114 @@
+"""Data sets as downloaded: clips whose frames lie in zips or folders, found alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+
+from data_prep import meta_info
+from data_prep.folders import BadClip, FileStream, read_file
+from vsr_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class ReleasedClip:
+  """A clip of a release: where its parts lie and what is known of it beforehand.
+
+  Attributes:
+    name: unique within its split.
+    rate: frames a second; 0 if the data set does not tell.
+    streams: frames by stream, those that `derived` names among them.
+    length: frames that it should have; None if unknown.
+    size: (height, width) that frames of a stream should have, by stream, where it is known.
+    ratios: pairs of streams, the first of which is larger by a whole factor: sharp, its reduction.
+    derived: stream to be made, by MATLAB's bicubic, from another by an integer factor.
+    kept: streams to be written; the others only serve as sources of derived ones.
+    landmarks: the zip or folder, and the file within it, of the five points by frame.
+  """
+
+  name: str
+  rate: float
+  streams: Mapping[str, FileStream]
+  length: int | None = None
+  size: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+  ratios: Mapping[tuple[str, str], int] = dataclasses.field(default_factory=dict)
+  derived: Mapping[str, tuple[str, int]] = dataclasses.field(default_factory=dict)
+  kept: tuple[str, ...] = ()
+  landmarks: tuple[pathlib.Path, str] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class TextLandmarks(Sequence[np.ndarray]):
+  """Landmarks in a text file, by frame float32 [5 2]; it is read when they are asked for.
+
+  Attributes:
+    source: the zip or folder that holds the file.
+    path: the file within it.
+    names: file names of the clip's frames.
+  """
+
+  source: pathlib.Path
+  path: str
+  names: tuple[str, ...]
+
+  def __len__(self) -> int:
+    return len(self.names)
+
+  def __getitem__(self, index: int | slice) -> np.ndarray:
+    try:
+      return _parsed(self)[1][index]
+    except BadClip as e:
+      raise UserError(f"{e}; get or make the file again") from e
+
+
+def pair_streams(found: Mapping[str, Mapping[str, FileStream]]) -> dict[str, dict[str, FileStream]]:
+  """From clips by stream to streams by clip, sorted by name.
+
+  A stream that a clip lacks has no frames in it, which `reading.read_clip` finds.
+  """
+  names = sorted({name for clips in found.values() for name in clips})
+  none = {stream: FileStream(pathlib.Path(stream), "", ()) for stream in found}
+  return {
+    name: {stream: clips.get(name, none[stream]) for stream, clips in found.items()}
+    for name in names
+  }
+
+
+def check_complete(
+  source: pathlib.Path, found: Collection[str], expected: Collection[str], origin: str
+) -> None:
+  """Raises UserError if clips are missing, as they are from a half-extracted archive."""
+  if missing := sorted(set(expected) - set(found)):
+    some = " ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
+    raise UserError(
+      f"{source}: {len(missing)} of {len(expected)} clips are missing ({some}); extract the "
+      f"archive again, get it from {origin}, or use what is there with --partial"
+    )
+
+
+def read_landmarks(landmarks: TextLandmarks) -> tuple[float, np.ndarray]:
+  """Reads the file anew.
+
+  Returns:
+    Frames a second, 0 if the file does not tell, and float32 [n 5 2].
+
+  Raises:
+    BadClip: it is missing or damaged, or lacks a frame.
+  """
+  path = landmarks.source / landmarks.path
+  try:
+    meta = meta_info.parse_clip(read_file(landmarks.source, landmarks.path).decode(), path)
+  except UnicodeDecodeError as e:
+    raise BadClip(f"{path} is not a text ({e})") from e
+  except UserError as e:
+    raise BadClip(str(e)) from e
+  if missing := [name for name in landmarks.names if name not in meta.landmarks]:
+    raise BadClip(f"{path} has no landmarks of frame {missing[0]}")
+  return meta.fps, np.stack([meta.landmarks[name] for name in landmarks.names])
+
+
+_parsed = functools.lru_cache(maxsize=4)(read_landmarks)  # once for all frames of a clip

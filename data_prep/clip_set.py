@@ -1,0 +1,76 @@
+"""Clip sets: folders of frames with an index, as `data_prep.prepare` writes them.
+
+  DIR/clips.json                    index: name, frames, size, rate and origin of each clip
+  DIR/sharp/CLIP/%08d.png           the truth, [s*h s*w]
+  DIR/sharp_bicubic/CLIP/%08d.png   its bicubic reduction, [h w]
+  DIR/blur_bicubic/CLIP/%08d.png    the input: the reduction of the blurry frame, [h w]
+  DIR/flow                          flow labels, see `flow_store.py`
+
+The index is written last: a clip that it does not list is not there.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from data_prep.folders import LARGEST_SIDE, FileStream
+from vsr_jax import json_files
+from vsr_jax.errors import UserError
+from vsr_jax.files import write_whole
+from vsr_jax.json_files import anything, array, fields, integer, mapping, number, plain_name, text
+
+INDEX = "clips.json"
+_ORIGIN = fields({"name": plain_name, "path": text, "settings": mapping(text, anything)})
+_PREPARED_CLIP = fields(
+  {"name": plain_name, "frames": integer(1, 10**7)},
+  {
+    "rate": number(0, 1e6),
+    "height": integer(1, LARGEST_SIDE),
+    "width": integer(1, LARGEST_SIDE),
+    "origin": _ORIGIN,
+    "warning": text,
+  },
+)
+_CLIP_SET = fields({"clips": array(_PREPARED_CLIP)})  # not the index of a built set
+
+
+def read_index(root: pathlib.Path) -> list[dict[str, Any]]:
+  """Entries of a clip set's index, sorted by name.
+
+  Raises:
+    UserError: the file cannot be read or is not an index.
+  """
+  path = root / INDEX
+  try:
+    entries = json_files.read(path, _CLIP_SET)["clips"]
+    counts = collections.Counter(entry["name"] for entry in entries)
+    if twice := [name for name, count in counts.items() if count > 1]:
+      raise json_files.BadJson(f"clip {twice[0]} comes twice")
+  except json_files.BadJson as e:
+    raise UserError(f"{path}: not the index of a clip set ({e}); prepare the set again") from e
+  return sorted(entries, key=lambda entry: entry["name"])
+
+
+def write_index(root: pathlib.Path, entries: list[dict[str, Any]]) -> None:
+  """Replaces a clip set's index in one step."""
+  write_whole(root / INDEX, json.dumps({"clips": entries}, indent=1) + "\n")
+
+
+def find_streams(root: pathlib.Path, name: str, streams: Sequence[str]) -> dict[str, FileStream]:
+  """The frames of a clip by stream; no file is read.
+
+  Raises:
+    UserError: the folder of a stream is missing.
+  """
+  found = {}
+  for stream in streams:
+    folder = root / stream / name
+    if not folder.is_dir():
+      raise UserError(f"{folder}: missing; extract or prepare clip {name} completely")
+    names = sorted(path.name for path in folder.iterdir() if path.suffix == ".png")
+    found[stream] = FileStream(folder, "", tuple(names))
+  return found

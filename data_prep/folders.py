@@ -1,0 +1,296 @@
+"""Frames that lie in files: of one folder, or of one folder within a zip, read and listed alike."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+import pathlib
+import re
+import struct
+import sys
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+
+from vsr_jax import image_headers
+from vsr_jax.errors import UserError
+from vsr_jax.guards import TooLarge, read_bytes
+from vsr_jax.video import frames_folder
+
+IMAGES = (".png", ".jpg", ".jpeg")
+LARGEST_SIDE = 2**16  # pixels of a frame
+_LARGEST = 256 << 20  # bytes of a file: of a frame, or a clip's landmarks
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # of which a part can be unpacked
+# A file is not unpacked to more than this times its bytes in the zip, which are there, and some
+# more: nothing that a clip has is, and so a clip takes no more memory than its zip promises.
+_RATIO, _SMALL = 100, 1 << 20
+_PNG_HEAD, _PNG_END = 24, b"IEND\xaeB`\x82"  # bytes that tell the size, and the last ones
+
+
+class MissingError(UserError):
+  """An archive is missing; the text names it and where to get it."""
+
+
+class BadClip(Exception):
+  """A clip that cannot be used, alone among its fellows; the text says what is wrong and where."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FileStream(Sequence[bytes]):
+  """One stream of a clip, whose encoded frames are files; one is read when it is asked for.
+
+  Attributes:
+    source: the zip or folder that holds them.
+    folder: their folder within it, "" for itself; with slashes.
+    names: file names in display order.
+  """
+
+  source: pathlib.Path
+  folder: str
+  names: tuple[str, ...]
+
+  def __len__(self) -> int:
+    return len(self.names)
+
+  def __getitem__(self, index: int) -> bytes:
+    """A frame's file; `BadClip` if it cannot be read."""
+    return read_file(self.source, self.inner_path(index))
+
+  def inner_path(self, index: int) -> str:
+    """A frame's path within the source."""
+    return f"{self.folder}/{self.names[index]}" if self.folder else self.names[index]
+
+  def path(self, index: int) -> pathlib.Path:
+    """A frame's path; within a zip, the zip's and the one within it."""
+    return self.source / self.inner_path(index)
+
+  def __str__(self) -> str:
+    return str(self.source / self.folder)
+
+
+def locate(root: pathlib.Path, name: str, *folders: str, origin: str) -> pathlib.Path:
+  """The zip NAME.zip below `root`, or else what was extracted from it.
+
+  A zip is preferred: its end tells that it is whole.
+
+  Args:
+    root: the folder of downloads.
+    name: of the archive without `.zip`, possibly below a folder.
+    *folders: other places below `root` where it may have been extracted; the first is `name`.
+    origin: where to get the archive, for the error.
+
+  Raises:
+    MissingError: neither is there.
+  """
+  for place in (root / f"{name}.zip", *(root / folder for folder in (name, *folders))):
+    if place.is_dir() or (place.suffix == ".zip" and place.is_file()):
+      return place
+  raise MissingError(f"{root}: neither {name}.zip nor a folder {name}; get it from {origin}")
+
+
+def list_files(source: pathlib.Path) -> dict[str, tuple[str, ...]]:
+  """Names of the images and texts by folder: all below a folder, or all in a zip.
+
+  Returns:
+    Folder (with slashes, "" for the source itself) -> file names, sorted. Hidden files and what
+    macOS adds to zips are left out.
+
+  Raises:
+    UserError: the zip is not whole.
+  """
+  found: dict[str, list[str]] = {}
+  if source.is_dir():
+    for folder, below, names in os.walk(source, onerror=_raise, followlinks=True):
+      below[:] = [name for name in below if not _leads_up(folder, name)]
+      relative = pathlib.Path(folder).relative_to(source).as_posix()
+      found["" if relative == "." else relative] = names
+  else:
+    for name in _open_zip(source).namelist():
+      folder, _, base = name.rpartition("/")
+      found.setdefault(folder, []).append(base)
+  listed = {
+    # Clips share their frames' names: one copy of each for three million files.
+    folder: tuple(sorted(sys.intern(name) for name in names if _wanted(name)))
+    for folder, names in found.items()
+    if "__MACOSX" not in folder
+  }
+  return {folder: names for folder, names in sorted(listed.items()) if names}
+
+
+def _leads_up(folder: str, name: str) -> bool:
+  """Whether a folder's entry is a link to one that it lies in, to be walked without end."""
+  path = os.path.join(folder, name)
+  above = pathlib.Path(os.path.realpath(folder))
+  return os.path.islink(path) and above.is_relative_to(os.path.realpath(path))
+
+
+def _raise(error: OSError) -> None:
+  raise error
+
+
+def _wanted(name: str) -> bool:
+  return not name.startswith(".") and name.lower().endswith((*IMAGES, ".txt"))
+
+
+def find_streams(source: pathlib.Path, pattern: str) -> dict[str, FileStream]:
+  """The folders of frames in a zip or folder that belong to clips.
+
+  Args:
+    source: from `locate`.
+    pattern: regular expression of the end of such a folder's path; its group "clip" is the name.
+
+  Returns:
+    Frames by clip, sorted by name.
+
+  Raises:
+    UserError: two folders hold a clip of the same name; the zip is not whole.
+  """
+  found: dict[str, FileStream] = {}
+  expression = re.compile(f"(?:^|/){pattern}$")
+  for folder, names in list_files(source).items():
+    frames = tuple(name for name in names if name.lower().endswith(IMAGES))
+    if frames and (match := expression.search(folder)):
+      add_stream(found, match["clip"], FileStream(source, folder, frames))
+  return dict(sorted(found.items()))
+
+
+def add_stream(found: dict[str, FileStream], name: str, frames: FileStream) -> None:
+  """Adds a clip's frames to those found.
+
+  Raises:
+    UserError: there is a clip of that name already.
+  """
+  if name in found:
+    raise UserError(f"{frames}: a clip {name} is in {found[name]} too; remove one of them")
+  found[name] = frames
+
+
+def find_plain_streams(path: pathlib.Path) -> dict[str, FileStream]:
+  """The clips of a folder of frames, of a zip, or of a folder of such folders and zips.
+
+  A folder's images, of any kind that can be decoded, are in natural order.
+
+  Returns:
+    Frames by clip, named as their folder; none if there are no frames.
+
+  Raises:
+    UserError: two clips have one name; a zip is not whole.
+  """
+  found: dict[str, FileStream] = {}
+  for name, frames in _plain_streams(path):
+    if name in found:
+      raise UserError(f"{frames}: named like {found[name]}; clips need unique names")
+    found[name] = frames
+  return found
+
+
+def _plain_streams(path: pathlib.Path) -> Iterator[tuple[str, FileStream]]:
+  if path.suffix == ".zip" and path.is_file():
+    yield from find_streams(path, "(?P<clip>[^/]+)").items()
+  elif names := frames_folder.list_images(str(path)):
+    yield path.name, FileStream(path, "", tuple(names))
+  else:
+    for entry in sorted(path.iterdir()):
+      if (entry.is_dir() or entry.suffix == ".zip") and not _leads_up(str(path), entry.name):
+        yield from _plain_streams(entry)
+
+
+@functools.lru_cache(maxsize=16)
+def _open_zip(path: pathlib.Path) -> zipfile.ZipFile:
+  try:
+    return zipfile.ZipFile(path)
+  except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as e:
+    raise UserError(f"{path}: not a whole zip ({e}); download it again") from e
+  except OSError as e:
+    if e.filename:  # it cannot be opened, and tells which
+      raise
+    raise UserError(f"{path}: not a whole zip (its ends do not fit); download it again") from e
+
+
+def read_file(source: pathlib.Path, name: str) -> bytes:
+  """One file's bytes.
+
+  Args:
+    source: the zip or folder that holds it.
+    name: its path within that, with slashes.
+
+  Raises:
+    BadClip: it is missing or damaged, or in a zip not as frames are.
+  """
+  with _bad_if_unreadable(source / name):
+    if source.is_dir():
+      return read_bytes(source / name, _LARGEST)
+    return _read_zipped(_open_zip(source), name)
+
+
+@contextlib.contextmanager
+def _bad_if_unreadable(path: pathlib.Path) -> Iterator[None]:
+  try:
+    yield
+  except (FileNotFoundError, KeyError):
+    raise BadClip(f"{path} is missing") from None
+  except TooLarge as e:
+    raise BadClip(f"{path}: {e}") from e
+  except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, struct.error, RuntimeError) as e:
+    raise BadClip(f"{path} is damaged ({e})") from e
+  except OSError as e:
+    if e.filename:  # it cannot be opened, and tells which
+      raise
+    raise BadClip(f"{path} is damaged (not where the zip says)") from e
+
+
+def _read_zipped(archive: zipfile.ZipFile, name: str) -> bytes:
+  """A file of a zip; of one that tells a wrong size no more than that is unpacked."""
+  info = archive.getinfo(name)
+  if info.flag_bits & 1:
+    raise TooLarge("encrypted; make the zip again without a password")
+  if info.compress_type not in _METHODS:
+    raise TooLarge("packed otherwise than by deflate; make the zip again")
+  if info.file_size > min(_LARGEST, _RATIO * info.compress_size + _SMALL):
+    raise TooLarge(f"{info.file_size} bytes, packed to {info.compress_size}, which no frame is")
+  with archive.open(info) as f:
+    data = f.read(info.file_size)
+  if len(data) != info.file_size:
+    raise EOFError("cut short")
+  return data
+
+
+def common_size(frames: FileStream) -> tuple[int, int]:
+  """(height, width) that all PNGs of a stream share, from their headers.
+
+  Raises:
+    BadClip: there is none, one is cut short or no PNG, or they differ in size.
+  """
+  sizes = {png_size(frames, i) for i in range(len(frames))}
+  if not sizes:
+    raise BadClip("has no frames")
+  if len(sizes) > 1:
+    raise BadClip(f"{frames}: frames of different sizes")
+  return sizes.pop()
+
+
+def png_size(frames: FileStream, index: int) -> tuple[int, int]:
+  """(height, width) of a PNG, from its header; what lies between header and end is not read.
+
+  Raises:
+    BadClip: it is cut short, no PNG or of an impossible size.
+  """
+  path = frames.path(index)
+  if not frames.source.is_dir():  # the rest would have to be unpacked, which checks it
+    with _bad_if_unreadable(path), _open_zip(frames.source).open(frames.inner_path(index)) as f:
+      head, end = f.read(_PNG_HEAD), _PNG_END
+  elif path.is_file():
+    with path.open("rb") as f:
+      head = f.read(_PNG_HEAD)
+      f.seek(max(0, os.fstat(f.fileno()).st_size - len(_PNG_END)))
+      end = f.read()
+  else:  # opening a pipe would not end
+    raise BadClip(f"{path} is no file")
+  header = image_headers.read_header(head)
+  if header is None or header.kind != "PNG" or end != _PNG_END:
+    raise BadClip(f"{path} is cut short or no PNG")
+  if max(header.height, header.width) > LARGEST_SIDE:
+    raise BadClip(f"{path} has {header.width}x{header.height} pixels")
+  return header.height, header.width

@@ -1,0 +1,238 @@
+"""Opens a set of clips, whatever it is: the one place that tells the layouts apart.
+
+  opened = open_clips("data/reds/x4/1.0.0", num_frames=3, need_flow=True)
+  dataset = pipeline.make_dataset(opened.clips, num_frames=3, batch_size=8, seed=0)
+
+A path may be, in the order of trying:
+
+  a built set   the folder of a version that `data_prep.build` made, such as data/reds/x4/1.0.0
+  a clip set    what `data_prep.prepare` wrote, see `clip_set.py`
+  a release     the downloads of REDS, GoPro or VFHQ, see the `release.py` of each builder
+  plain frames  a folder of images, a zip, or a folder of such folders and zips: the stream sharp
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from data_prep import built, clip_set, flow_store
+from data_prep.builders.gopro import release as gopro
+from data_prep.builders.reds import release as reds
+from data_prep.builders.releases import ReleasedClip, TextLandmarks
+from data_prep.builders.vfhq import release as vfhq
+from data_prep.clip import BLUR_BICUBIC, SHARP, SHARP_BICUBIC, STREAMS, Clip, check_frames
+from data_prep.flow_store import Labels, ReleasedFlow
+from data_prep.folders import BadClip, FileStream, common_size, find_plain_streams
+from vsr_jax.errors import UserError
+
+REDUCED = (SHARP_BICUBIC, BLUR_BICUBIC)  # streams of low resolution
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenedSet:
+  """The clips of one split of a set.
+
+  Attributes:
+    clips: those that can be used, sorted by name or in the order of a built set.
+    left_out: by the name of each other clip, why it cannot be used.
+    flow_folder: where flow labels of these clips are kept.
+    verified: whether all frames were found to be whole when the set was built.
+    bytes: size of all clips of a built set; 0 for other sets.
+  """
+
+  clips: list[Clip]
+  left_out: dict[str, str]
+  flow_folder: pathlib.Path
+  verified: bool = False
+  bytes: int = 0
+
+
+def open_clips(
+  path: str | pathlib.Path,
+  *,
+  split: str = "train",
+  streams: Sequence[str] | None = STREAMS,
+  num_frames: int = 1,
+  need_flow: bool = False,
+  warn: bool = True,
+) -> OpenedSet:
+  """Opens the clips of a set; which ones a path may name is told above.
+
+  Of a clip set, REDS and GoPro the headers and ends of all frame files are read. A clip with a
+  damaged frame, and one shorter than `num_frames`, is left out. What is damaged in between shows
+  where flow is needed: such a clip has no labels.
+
+  Args:
+    path: of the set.
+    split: of a release "train" or "test", which is REDS4 for REDS; of a built set one that it has;
+      other sets are one split and ignore it.
+    streams: which streams are needed; None for those that are there.
+    num_frames: T, the length of a window.
+    need_flow: whether every clip must have flow labels for windows of T frames.
+    warn: whether a warning is logged that names the clips left out.
+
+  Raises:
+    UserError: no such set or split, a stream is missing, streams of unequal length, sizes or
+      scales that do not belong together, missing flow, or no clip left.
+  """
+  path = pathlib.Path(path)
+  opened = _open(path, split, streams)
+  clips, left_out = [], dict(opened.left_out)
+  for clip in opened.clips:
+    for stream in streams or ():
+      clip.stream(stream)  # which tells of one that is missing
+    if reason := _fault(path, clip, num_frames, need_flow, opened.verified):
+      left_out[clip.name] = reason
+    else:
+      clips.append(clip if streams is None else _reduced(clip, streams))
+  if left_out and warn:
+    told = "; ".join(f"{name} ({reason})" for name, reason in left_out.items())
+    logging.warning("%s: %d clips skipped: %s", path, len(left_out), told)
+  if not clips:
+    raise UserError(f"{path}: no usable clip of at least {num_frames} frames")
+  if len(scales := {clip.scale for clip in clips}) > 1:
+    raise UserError(f"{path}: clips of different scales {sorted(scales)}; use sets of one scale")
+  return dataclasses.replace(opened, clips=clips, left_out=left_out)
+
+
+def _reduced(clip: Clip, streams: Sequence[str]) -> Clip:
+  """A clip without its other streams."""
+  kept, sizes = ({s: x[s] for s in streams if s in x} for x in (clip.streams, clip.sizes))
+  return dataclasses.replace(clip, streams=kept, sizes=sizes)
+
+
+def has_flow(clip: Clip, num_frames: int) -> bool:
+  """Whether flow labels for every window of `num_frames` frames are there; one needs none."""
+  if num_frames == 1:
+    return True
+  size = clip.sizes.get(BLUR_BICUBIC)
+  return bool(size and clip.flow and clip.flow.serve(clip.length, num_frames, *size))
+
+
+def _fault(
+  path: pathlib.Path, clip: Clip, num_frames: int, need_flow: bool, verified: bool
+) -> str | None:
+  """Why a clip cannot be used; None if it can."""
+  if clip.length < num_frames:
+    return f"has {clip.length} frames, a window {num_frames}"
+  if not need_flow or has_flow(clip, num_frames):
+    return None
+  try:
+    if not verified:
+      check_frames(clip)
+  except UserError as e:  # which kept it from being labelled
+    return str(e)
+  raise UserError(
+    f"{path}: clip {clip.name} has no flow labels for windows of {num_frames} frames; "
+    f"run python -m data_prep.flow_labels {path} --frames {num_frames} --weights RAFT.pth"
+  )
+
+
+def _open(path: pathlib.Path, split: str, streams: Sequence[str] | None) -> OpenedSet:
+  """Tells which layout a path has, and opens all clips that are whole."""
+  if (path / built.INFO).is_file():
+    records = built.Records(path, split)
+    left_out = {clip["name"]: clip["reason"] for clip in records.skipped}
+    size = sum(clip["bytes"] for clip in records.clips)
+    return OpenedSet(list(records), left_out, records.flow_folder, verified=True, bytes=size)
+  if versions := sorted(info.parent for info in path.glob(f"*/{built.INFO}")):
+    raise UserError(f"{path}: name a version, such as {versions[-1]}")
+  if not path.is_dir() and not (path.suffix == ".zip" and path.is_file()):
+    raise UserError(f"{path}: no such folder of clips")
+  labels = flow_store.open_labels(path / flow_store.FOLDER) if path.is_dir() else {}
+  clips, left_out = [], {}
+  for found in _list(path, split, streams):
+    try:
+      clips.append(_open_files(found, labels.get(found.name)))
+    except BadClip as e:
+      left_out[found.name] = str(e)
+  return OpenedSet(clips, left_out, path / flow_store.FOLDER)
+
+
+class _Found(NamedTuple):
+  """A clip in files, of which only names are known; sizes of None are to be read from headers."""
+
+  name: str
+  streams: Mapping[str, FileStream]
+  rate: float = 0.0
+  sizes: Mapping[str, tuple[int, int]] | None = None
+  landmarks: Sequence[np.ndarray] = ()
+  released_flow: pathlib.Path | None = None
+
+
+def _list(path: pathlib.Path, split: str, streams: Sequence[str] | None) -> list[_Found]:
+  if (path / clip_set.INDEX).exists():
+    return [
+      _Found(
+        name := entry["name"],
+        clip_set.find_streams(path, name, streams or STREAMS),
+        entry.get("rate", 0.0),
+      )
+      for entry in clip_set.read_index(path)
+    ]
+  if reds.is_there(path):
+    return [
+      _Found(clip.name, clip.streams, clip.rate, released_flow=reds.find_flow(path, clip))
+      for clip in reds.open_split(path, split, streams)
+    ]
+  if gopro.is_there(path):
+    return [_Found(clip.name, clip.streams, clip.rate) for clip in gopro.open_split(path, split)]
+  if vfhq.is_there(path):
+    return [_face_clip(clip) for clip in vfhq.open_split(path, split)]
+  plain = find_plain_streams(path)
+  if not plain or (streams is not None and set(streams) != {SHARP}):
+    found = f"only frames, which are no {', '.join(streams)}" if plain else "no frames and no clips"
+    raise UserError(
+      f"{path}: holds {found}: it is neither a clip set (clips.json), a built set "
+      "(dataset_info.json), nor REDS (train_blur_bicubic/...), GoPro or VFHQ"
+    )
+  return [_Found(name, {SHARP: frames}, sizes={}) for name, frames in plain.items()]
+
+
+def _face_clip(clip: ReleasedClip) -> _Found:
+  source, file = clip.landmarks
+  landmarks = ()
+  if (source / file).is_file():
+    landmarks = TextLandmarks(source, file, clip.streams[SHARP].names)
+  return _Found(clip.name, clip.streams, clip.rate, clip.size, landmarks)
+
+
+def _open_files(found: _Found, labels: Labels | None) -> Clip:
+  """Checks that the streams of a clip belong together; `BadClip` for damaged frames."""
+  longest = max(reversed(found.streams.values()), key=len)
+  stems = [pathlib.PurePath(name).stem for name in longest.names]
+  for stream, frames in found.streams.items():
+    if len(longest) and not len(frames):
+      raise UserError(f"clip {found.name} has no frames of {stream}; extract or prepare it again")
+    if [pathlib.PurePath(name).stem for name in frames.names] != stems:
+      raise UserError(
+        f"{frames}: {len(frames)} frames, but {longest} has {len(longest)} or other names; "
+        f"extract or prepare clip {found.name} again"
+      )
+  sizes = found.sizes
+  if sizes is None:
+    sizes = {stream: common_size(frames) for stream, frames in found.streams.items()}
+    _check_sizes(found.streams, sizes)
+  if labels is None and found.released_flow and BLUR_BICUBIC in sizes:
+    labels = ReleasedFlow(found.released_flow, tuple(stems), *sizes[BLUR_BICUBIC])
+  return Clip(found.name, len(longest), found.streams, found.rate, sizes, found.landmarks, labels)
+
+
+def _check_sizes(streams: Mapping[str, FileStream], sizes: Mapping[str, tuple[int, int]]) -> None:
+  """Reductions are of one size, frames of full size a whole multiple of that."""
+  small = next((sizes[s] for s in reversed(REDUCED) if s in sizes), None)
+  height, width = small or next(iter(sizes.values()))
+  scale = next((size[0] // height for s, size in sizes.items() if s not in REDUCED), 1)
+  for stream, size in sizes.items():
+    times = 1 if stream in REDUCED else scale
+    if size != (times * height, times * width):
+      raise UserError(
+        f"{streams[stream]}: frames of {size[1]}x{size[0]} do not belong to low-resolution ones of "
+        f"{width}x{height}"
+      )
