@@ -158,6 +158,23 @@ def test_public_functions_state_what_they_take():
   assert [line for path, source in ours.items() for line in unannotated(path, source)] == []
 
 
+def test_only_operations_choose_by_platform():
+  """How something runs best is said in vsr_jax/ops, next to what it computes."""
+  chosen = {p for p, source in house_files("*.py").items() if "platform_dependent" in source}
+  assert {path for path in chosen if not path.startswith(("vsr_jax/ops/", "tests/"))} == set()
+  assert "vsr_jax/ops/convolution.py" in chosen
+
+
+def test_the_definition_of_fma_net_stays_plain():
+  """What orders, materialises or tiles its work stands in window.py and streaming.py."""
+  files = house_files("fmanet_jax/*.py")
+  parts = {path: files[f"fmanet_jax/{path}.py"] for path in ("model", "networks", "frma", "blocks")}
+  assert sum(len(source.splitlines()) for source in parts.values()) <= 900
+  for path, source in parts.items():
+    assert not re.search(r"ops\.(devices|strips)|\bafter\(|computed_once|\.ndim\b", source), path
+    assert "window" not in {name.split(".")[-1] for name in imported(path, source)}
+
+
 def test_commands_in_the_docs_exist():
   for path, text in house_files("*.md").items():
     assert missing_commands(text) == [], path
