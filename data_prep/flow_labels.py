@@ -232,8 +232,10 @@ def make_estimate(net: raft.Raft, params: dict, *, bgr: bool = False) -> Estimat
     image1, image2 = (jax.numpy.pad(x, padding) for x in (image1, image2))
     return raft.raft(net, params, image1, image2, ITERATIONS)[:, :h, :w]
 
-  run = CompiledByShape(run, lambda x, _: f"RAFT for {len(x)} pairs of {x.shape[2]}x{x.shape[1]}")
-  return functools.partial(run, params)
+  compiled = CompiledByShape(
+    run, lambda x, _: f"RAFT for {len(x)} pairs of {x.shape[2]}x{x.shape[1]}"
+  )
+  return functools.partial(compiled, params)
 
 
 def label_clip(
