@@ -113,11 +113,9 @@ class Restorer:
     return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
   @overload
-  def stream(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]: ...
-  @overload
   def stream(self, frames: Iterable[Frame]) -> Iterator[Frame]: ...
   @overload
-  def stream(self, frames: Any) -> Iterator[np.ndarray] | Iterator[Frame]: ...
+  def stream(self, frames: Any) -> Iterator[np.ndarray]: ...
   def stream(self, frames: Any) -> Iterator[np.ndarray] | Iterator[Frame]:
     """Restores every frame; the stream is continued at both ends by copies of its end frames.
 
@@ -268,16 +266,12 @@ def _handed_out(images: jax.Array, count: int) -> Iterator[np.ndarray]:
 
 @overload
 def restore_frames(
-  restorer: Restorer, frames: Iterable[np.ndarray], tile: int | None = None
-) -> Iterator[np.ndarray]: ...
-@overload
-def restore_frames(
   restorer: Restorer, frames: Iterable[Frame], tile: int | None = None
 ) -> Iterator[Frame]: ...
 @overload
 def restore_frames(
   restorer: Restorer, frames: Any, tile: int | None = None
-) -> Iterator[np.ndarray] | Iterator[Frame]: ...
+) -> Iterator[np.ndarray]: ...
 def restore_frames(
   restorer: Restorer, frames: Any, tile: int | None = None
 ) -> Iterator[np.ndarray] | Iterator[Frame]:

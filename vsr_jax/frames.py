@@ -46,16 +46,12 @@ class Frame:
 
 @overload
 def stream_frames(
-  stream: Callable[[Any], Iterator[np.ndarray]], frames: Iterable[np.ndarray]
-) -> Iterator[np.ndarray]: ...
-@overload
-def stream_frames(
   stream: Callable[[Any], Iterator[np.ndarray]], frames: Iterable[Frame]
 ) -> Iterator[Frame]: ...
 @overload
 def stream_frames(
   stream: Callable[[Any], Iterator[np.ndarray]], frames: Any
-) -> Iterator[np.ndarray] | Iterator[Frame]: ...
+) -> Iterator[np.ndarray]: ...
 def stream_frames(
   stream: Callable[[Any], Iterator[np.ndarray]], frames: Any
 ) -> Iterator[np.ndarray | Frame]:

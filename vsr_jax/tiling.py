@@ -44,22 +44,12 @@ def tile_starts(size: int, tile: int, overlap: int) -> list[int]:
 
 @overload
 def restore_tiled(
-  restore: Stream,
-  frames: Iterable[np.ndarray],
-  *,
-  tile: int,
-  overlap: int,
-  context: int,
-  scale: int,
-) -> Iterator[np.ndarray]: ...
-@overload
-def restore_tiled(
   restore: Stream, frames: Iterable[Frame], *, tile: int, overlap: int, context: int, scale: int
 ) -> Iterator[Frame]: ...
 @overload
 def restore_tiled(
   restore: Stream, frames: Any, *, tile: int, overlap: int, context: int, scale: int
-) -> Iterator[np.ndarray] | Iterator[Frame]: ...
+) -> Iterator[np.ndarray]: ...
 def restore_tiled(
   restore: Stream,
   frames: Any,
