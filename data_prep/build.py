@@ -27,12 +27,15 @@ import pathlib
 import shlex
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_prep import built
 from data_prep.opening import open_clips
 from vsr_jax import cli, files, progress
 from vsr_jax.errors import UserError
+
+if TYPE_CHECKING:  # at run time only once the arguments are found good
+  from data_prep.builders.clip_builder import ClipBuilder
 
 DATASETS = ("reds", "vfhq", "gopro")
 LOCAL = (
@@ -107,7 +110,7 @@ def _parse() -> argparse.Namespace:
   return args
 
 
-def _import_builder(name: str) -> Any:
+def _import_builder(name: str) -> type[ClipBuilder]:
   try:
     with _quiet():
       module = importlib.import_module(f"data_prep.builders.{name}.{name}_dataset_builder")

@@ -240,7 +240,7 @@ def _align_all(
         f"clip {clip.name}, frame {index}: {image.shape[1]}x{image.shape[0]} without landmarks is "
         f"no aligned face of {side}x{side}; make landmarks first"
       )
-  return np.stack(images)
+  return np.array(images)
 
 
 class _LoadImage:
@@ -303,7 +303,7 @@ class _LoadChunk:
     self._stream = stream
     self._made: tuple[int, np.ndarray] | None = None
 
-  def __call__(self, position: tuple[tuple[int, int], bool]) -> dict[str, np.ndarray]:
+  def __call__(self, position: tuple[tuple[int, int], bool]) -> dict[str, np.ndarray | np.generic]:
     (i, first), real = position
     clip = self._source[i]
     length = len(clip.stream(self._stream))

@@ -106,7 +106,7 @@ def _read_stream(stream: FileStream) -> tuple[list[bytes], tuple[int, int]]:
       raise BadClip(f"{path} has {_by(found)} pixels, the frames before it {_by(size)}")
     size = found
     frames.append(data)
-  assert size is not None  # the names were found to be some
+  assert size is not None  # `_check_names` found frames
   return frames, size
 
 
