@@ -9,7 +9,8 @@ from typing import Literal
 from vsr_jax.architecture import check_fields, wrong
 from vsr_jax.errors import UserError
 
-# Far beyond what is of use; a model of such numbers is still put together within seconds.
+# The range of each field: far wider than useful, so that it only stops a foreign file from asking
+# for a model that takes more than seconds to build.
 _LIMITS = {
   "dim": (1, 4096),
   "frames": (1, 31),
@@ -33,7 +34,7 @@ class DenseSpec:
 
   Attributes:
     growth: channels of a layer's output.
-    layers: their number.
+    layers: number of layers.
   """
 
   growth: int
@@ -45,7 +46,7 @@ class AttentionSpec:
   """The sizes of a channel attention with its feed-forward network.
 
   Attributes:
-    heads: of the attention; divides the channels.
+    heads: attention heads; must divide the channels.
     hidden: channels within the feed-forward network.
     norm_bias: whether layer norms subtract the mean and have a bias.
   """
@@ -63,21 +64,21 @@ class Architecture:
     UserError: a number does not fit the others; the text names both.
   """
 
-  dim: int = 90
+  dim: int = 90  # C, channels of all features
   frames: int = 3  # T = 2N + 1
-  scale: int = 4
+  scale: int = 4  # s
   kernel_down: int = 20  # k_d
   kernel_up: int = 5  # k_r
-  flows: int = 9  # n
+  flows: int = 9  # n, flow-mask pairs per frame
   frma_blocks: int = 4  # M
-  rdb_blocks: int = 12
-  growth: int = 18
-  dense_layers: int = 4
-  attention_blocks: int = 2
-  heads: int = 6
-  ffn_expansion: float = 2.66
-  norm_bias: bool = True
-  use_bias: bool = False
+  rdb_blocks: int = 12  # residual dense blocks in the encoder's RRDB
+  growth: int = 18  # of every residual dense block
+  dense_layers: int = 4  # of every residual dense block
+  attention_blocks: int = 2  # multi-attention blocks per FRMA block
+  heads: int = 6  # of every channel attention
+  ffn_expansion: float = 2.66  # hidden channels of the feed-forward networks over dim
+  norm_bias: bool = True  # layer norms with bias (Restormer's WithBias); False: BiasFree
+  use_bias: bool = False  # in convolutions; the 1x1 of a dense block always has one
   filtering: Literal["flow_guided", "conventional"] = "flow_guided"
   attention: Literal["centre", "self"] = "centre"
   modulation: Literal["degradation_attention", "sft"] = "degradation_attention"

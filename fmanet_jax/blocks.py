@@ -77,7 +77,7 @@ class DenseBlock(nn.Module):
         for i, width in enumerate(widths[:-1])
       ]
     fuse = self.param("fuse_kernel", uniform_by_fan_in, (1, 1, widths[-1], c))
-    # The one convolution with a bias in every released configuration.
+    # It has a bias whatever `use_bias`: the released code leaves PyTorch's default here.
     fuse_bias = self.param("fuse_bias", bias_by_fan_in(widths[-1]), (c,))
     return dense_block(x.astype(self.dtype), kernels, biases, fuse, fuse_bias, leaky_relu)
 
@@ -126,7 +126,7 @@ class ResidualInResidualDenseBlock(nn.Module):
 class LayerNorm(nn.Module):
   """Restormer's layer norm over channels, epsilon 1e-5, biased variance.
 
-  Without a bias the mean is not subtracted (though the variance is about it).
+  Without a bias (BiasFree) the mean is not subtracted, yet the variance is taken about the mean.
   """
 
   with_bias: bool = True
@@ -148,9 +148,9 @@ class LayerNorm(nn.Module):
 class ChannelAttention(nn.Module):
   """Transposed attention between channels (MDTA of Restormer, Sec. 3.1), x and query [b h w c].
 
-  Keys and values come from x, queries from `query`: the centre frame's
-  features in centre-oriented attention, kernel features in degradation-aware
-  attention (FMA-Net, Eq. 5 and 6). Each is made by a 1x1 and a depthwise 3x3 convolution.
+  Keys and values come from x, queries from `query`: F^0_c in centre-oriented (CO) attention, k^D in
+  degradation-aware (DA) attention (FMA-Net, Sec. 3.2). MDTA takes the place of the paper's
+  SoftMax(QK^T / sqrt(d))V. Q, K and V are each made by a 1x1 and a depthwise 3x3 convolution.
   """
 
   heads: int
@@ -194,7 +194,7 @@ class GatedFeedForward(nn.Module):
 
 
 class PixelShuffleUpsampler(nn.Module):
-  """Features to scale times their size by pixel shuffles, with a last 3x3 convolution.
+  """Enlarges [b h w c] to [b sh sw dim] by pixel shuffles and a 3x3 convolution with LeakyReLU.
 
   Scale 4 shuffles twice by 2, as released; 2 and 3 shuffle once, 1 never.
   """
@@ -217,5 +217,5 @@ class PixelShuffleUpsampler(nn.Module):
     return leaky_relu(self.smooth(x))
 
   def shuffle(self, x: jax.Array, i: int) -> jax.Array:
-    """The i-th pixel shuffle and what is before it."""
+    """One stage: 3x3 convolution, LeakyReLU and the i-th pixel shuffle."""
     return pixel_shuffle(leaky_relu(self.expand[i](x)), self.factors[i])

@@ -1,4 +1,4 @@
-"""The table that turns released FMA-Net weights into ours, and the architecture they are of.
+"""The table that maps released FMA-Net weights to our parameters, and their architecture.
 
 The released networks read and write BGR; ours are RGB. The order is folded into
 every kernel that touches colour, so that nothing is swapped at run time.
@@ -31,7 +31,7 @@ PREFIXES = {"net_d": "degradation_learning_network.", "net_r": "restoration_netw
 
 
 def flip_inputs(transform: Transform, *triplets: int) -> Transform:
-  """A kernel's transform that also reverses the input triplets starting at those indices."""
+  """A kernel transform that also reverses (BGR to RGB) three input channels from each index on."""
 
   def apply(x: np.ndarray) -> np.ndarray:
     order = np.arange(x.shape[1])
@@ -44,7 +44,7 @@ def flip_inputs(transform: Transform, *triplets: int) -> Transform:
 
 
 def flip_outputs(transform: Transform) -> Transform:
-  """A transform that also reverses the three outputs of a kernel or bias."""
+  """A transform that also reverses the three output channels of a kernel or bias (BGR to RGB)."""
   return lambda x: transform(x[::-1])
 
 
@@ -67,7 +67,7 @@ def _frames_first(frames: int) -> Transform:
 
 
 def _taps_first(taps: int, subpixels: int, transform: Transform) -> Transform:
-  """Outputs ordered (sub-pixel, tap) -> (tap, sub-pixel), as `fast_upsample` reads them."""
+  """Outputs ordered (sub-pixel, tap) -> (tap, sub-pixel), as `dynamic_upsample` reads them."""
 
   def apply(x: np.ndarray) -> np.ndarray:
     grouped = x.reshape(subpixels, taps, *x.shape[1:]).swapaxes(0, 1)
@@ -145,7 +145,7 @@ def _rgb_exit(name: str, path: str, transform: Transform) -> list[Rule]:
 
 
 def rules(arch: Architecture) -> dict[str, list[Rule]]:
-  """The tables of `net_d` and `net_r`; keys without the names of the networks."""
+  """The tables of `net_d` and `net_r`; source keys come without `PREFIXES`."""
   common = _encoder() + _frma(arch.frames)
   common += with_bias(r"a_conv\.0", "anchor_head/conv1", frame_conv)
   common += _rgb_exit(r"a_conv\.2", "anchor_head/conv2", frame_conv)
@@ -217,7 +217,7 @@ def _infer_architecture(state_d, state_r) -> Architecture:
     dense_layers=count(state_d, dense),
     attention_blocks=count(state_d, block),
     heads=state_d[f"{block}0.co_attn.temperature"].shape[0],
-    # int(dim * factor) must give `hidden` again, whatever factor was meant.
+    # The factor itself cannot be read off: any with int(dim * factor) == hidden will do.
     ffn_expansion=2.66 if int(dim * 2.66) == hidden else (hidden + 0.5) / dim,
     norm_bias=f"{block}0.norm1.body.bias" in state_d,
     use_bias="feature_extractor.0.bias" in state_d,

@@ -4,7 +4,7 @@
   python -m fmanet_jax.convert model.pt DIR    (both networks in one file)
 
 PyTorch is not needed. The colour order of the released networks, BGR, is folded into the kernels:
-the checkpoint is of an RGB model. What it is a model of is read off the tensors' shapes.
+the checkpoint is of an RGB model. The architecture is read off the tensors' shapes.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def read_networks(path: str) -> dict[str, State]:
 
 
 def _by_network(state: State, path: str) -> dict[str, State]:
-  """A state dict of the whole model, or of the network that its keys tell."""
+  """Splits a state dict by network: both, or the one that its keys belong to."""
   parts = {net: part for net, part in split_networks(state).items() if part}
   if not parts:
     if not any(key.startswith(ENCODER) for key in state):

@@ -34,7 +34,7 @@ ZOOM = 4  # how many times details are enlarged
 
 @dataclasses.dataclass
 class Picture:
-  """The frame that gains most: bicubic, restored and truth, uint8 [h w 3]."""
+  """The frame with the largest PSNR gain over bicubic: (bicubic, restored, truth), uint8."""
 
   gain: float = -np.inf  # dB of PSNR
   images: tuple[np.ndarray, ...] = ()
@@ -94,7 +94,7 @@ def restore(restorer: streaming.Restorer, out: pathlib.Path, table: ScoreTable) 
     bar = stack.enter_context(progress.bar("restoring", blurry.info.frame_count))
     previous = None
     for frame, true_frame in zip(restorer.stream(blurry), truths, strict=True):
-      assert frame.restored_from is not None  # restored frames have it
+      assert frame.restored_from is not None  # set in every restored `Frame`
       enlarged, truth = resize_bicubic(frame.restored_from, scale), true_frame.image
       output = frame.image
       truth_motion = None if previous is None else motion(previous, truth)
@@ -112,7 +112,7 @@ def restore(restorer: streaming.Restorer, out: pathlib.Path, table: ScoreTable) 
 
 
 def side_by_side(images: tuple[np.ndarray, ...]) -> np.ndarray:
-  """Bicubic, restored and truth [h w 3] in a row, and enlarged in a second one what gains most."""
+  """Bicubic, restored and truth [h w 3] in a row; below them the most improved part, enlarged."""
   bicubic, restored, truth = (image.astype(np.float32) for image in images)
   gain = np.square(bicubic - truth).sum(-1) - np.square(restored - truth).sum(-1)
   h, w = gain.shape
@@ -127,7 +127,7 @@ def side_by_side(images: tuple[np.ndarray, ...]) -> np.ndarray:
 
 
 def write_image(path: pathlib.Path, image: np.ndarray) -> None:
-  """Writes a uint8 RGB image as PNG, beside its place first."""
+  """Writes a uint8 RGB image as PNG, atomically: to a temporary file that is then renamed."""
   height, width, _ = image.shape
   with video.open_writer(str(path), height, width, Fraction(1)) as writer:
     writer.write(image)

@@ -43,7 +43,7 @@ SMALLEST_TRUTH = 48  # pixels: tOF leaves out the edges, and nothing would be le
 MARGIN_OF_OUTPUTS = 1  # frames at each end that are not scored, as for windows of T = 3
 SAVED_RATE = Fraction(25)  # nominal: image files have none
 
-# Frame numbers and restored frames of a clip, uint8 RGB, in order; more than are scored, perhaps.
+# Pairs of frame number and restored frame, uint8 RGB [h w 3], in order; may exceed what is scored.
 Outputs = Generator[tuple[int, np.ndarray], None, None]
 
 
@@ -63,7 +63,7 @@ def main() -> None:
   if model is None:
     outputs_of = functools.partial(read_outputs, args.outputs, margin)
     for clip in chosen:
-      find_outputs(args.outputs / clip.name, clip, margin)  # now: no folder missing in the end
+      find_outputs(args.outputs / clip.name, clip, margin)  # checked before hours of work
   else:
     _check_scale(chosen, model.arch.scale)
     if args.save_frames:
@@ -187,11 +187,11 @@ def read_outputs(folder: pathlib.Path, margin: int, clip: Clip) -> Outputs:
 def find_outputs(folder: pathlib.Path, clip: Clip, margin: int) -> list[pathlib.Path]:
   """The PNGs that hold the scored frames of a clip.
 
-  All are named as frames of the truth; or, numbered otherwise and in natural order, they are as
-  many as the frames of the clip, or as those that are scored.
+  Either all are named as the truth's frames; or, in natural order of their names, there is one for
+  each frame of the clip or one for each frame that is scored.
 
   Raises:
-    UserError: there is no such folder, or the frames cannot be told apart.
+    UserError: there is no such folder, or its names and number of PNGs fit neither.
   """
   if not folder.is_dir():
     raise UserError(f"{folder}: no such folder; restore {clip.name} or leave it out with --clips")

@@ -1,9 +1,9 @@
-"""FRMA: iterative feature refinement with multi-attention (FMA-Net, Sec. 3.3, Fig. 3).
+"""FRMA: iterative feature refinement with multi-attention (FMA-Net, Sec. 3.2, Fig. 4).
 
-A block refines three things: the temporally anchored features F of every frame,
-the flow-mask pairs f that warp them to the centre frame, and the aligned
-feature F_w. The anchored features of a frame depend on that frame alone:
-`refine` is the part by frame, `__call__` the part by window.
+Block i + 1 refines three tensors. `FRMA.refine`, per frame: the temporally anchored features,
+F^{i+1} = RDB(F^i). `FRMA.__call__`, per window: the flow-mask pairs f^{i+1} that warp them to the
+centre frame (Eq. 1), and the warped feature F_w^{i+1}, here called `aligned` (Eq. 2, then
+multi-attention).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Query = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def centre_query(normed: jax.Array, centre: jax.Array) -> jax.Array:
-  """Centre-oriented attention: the query is the centre frame's feature F^0_c (Eq. 5)."""
+  """Centre-oriented (CO) attention: the query is the centre frame's feature F^0_c (Sec. 3.2)."""
   del normed
   return centre
 
@@ -45,10 +45,9 @@ def self_query(normed: jax.Array, centre: jax.Array) -> jax.Array:
 
 
 class FlowUpdate(nn.Module):
-  """Predicts flow-mask pairs from the features of the centre and of every frame (Sec. 3.3).
+  """The Conv3d of Eq. 1: two 3x3 convolutions per frame of Concat(F^0_c, f^i, W(F^{i+1}, f^i)).
 
-  Two 3x3 convolutions of both, joined. The centre feature is the same for all frames, so that its
-  part of the first sum is computed once.
+  F^0_c is the same for all frames, so that its share of the first convolution is computed once.
   """
 
   flows: int
@@ -69,7 +68,7 @@ class FlowUpdate(nn.Module):
 
 
 class DegradationAttention(nn.Module):
-  """Degradation-aware attention (Eq. 6): queries from kernel features, then a GDFN.
+  """Degradation-aware (DA) attention (Fig. 4b): queries from kernel features k^D, then a GDFN.
 
   Both inputs and the output are [b h w c].
   """
@@ -105,7 +104,7 @@ class SpatialFeatureTransform(nn.Module):
 
 
 class MultiAttention(nn.Module):
-  """Centre-oriented attention (Eq. 5) and, in Net^R, modulation by the degradation (Eq. 6).
+  """Multi-attention (Fig. 4b): CO attention and, in Net^R, DA attention or its ablation SFT.
 
   The fused frames, the centre frame's feature, the kernel features and the output are [b h w c].
 
@@ -134,20 +133,20 @@ class MultiAttention(nn.Module):
     return x if kernel_features is None else self.modulation(x, kernel_features)
 
   def attend(self, x: jax.Array, centre: jax.Array) -> jax.Array:
-    """Eq. 5: attention with queries from the centre frame's feature, then a GDFN."""
+    """CO attention (or self-attention, by `query`), then a GDFN; each with a residual."""
     normed = self.norm1(x)
     x += self.attention(normed, self.query(normed, centre))
     return x + self.feed_forward(self.norm2(x))
 
 
 class FRMA(nn.Module):
-  """One FRMA block. The first block of Net^D has neither F_w nor f yet, that of Net^R no F_w.
+  """One FRMA block (Fig. 4a). F_w^0, and f^0 of Net^D, are None where the paper has constants.
 
   Attributes:
     dim: the channels of all features.
     flows: n, the flow-mask pairs of a frame.
-    dense: sizes of the dense blocks.
-    attention_blocks: how many attention blocks follow each other.
+    dense_spec: sizes of the dense blocks.
+    attention_blocks: number of multi-attention blocks, applied one after the other.
     attention_spec: their sizes.
     query: see `MultiAttention`.
     make_modulation: see `MultiAttention`.
@@ -196,24 +195,24 @@ class FRMA(nn.Module):
 
     Args:
       features: this block's anchored features F^{i+1}, [b t h w c].
-      centre: [b h w c], F^0 of the centre frame.
-      aligned: [b h w c], F_w of the block before, or None.
-      flow_mask: [b t h w 3n], f of the block before, or None.
-      kernel_features: [b t h w c], k^D in Net^R.
+      centre: F^0_c [b h w c].
+      aligned: F_w^i [b h w c], or None.
+      flow_mask: f^i [b t h w 3n], or None.
+      kernel_features: k^D [b t h w c] in Net^R, the same for all blocks; None in Net^D.
 
     Returns:
-      The new F_w [b h w c] and f [b t h w 3n].
+      F_w^{i+1} [b h w c] and f^{i+1} [b t h w 3n].
     """
-    # The pairs are corrected by what they still warp wrongly.
+    # Eq. 1: f^{i+1} = f^i + Conv3d(Concat(f^i, W(F^{i+1}, f^i), F^0_c))
     if flow_mask is None:
       flow_mask = self.flow_update(centre, features)
     else:
       warped = warp_features(features, flow_mask)
       flow_mask += self.flow_update(centre, jnp.concatenate([flow_mask, warped], axis=-1))
-    # The features of all frames, warped to the centre (Eq. 3), and F_w are fused.
-    frames = split_frames(warp_features(features, flow_mask))
-    aligned = self.fuse(frames if aligned is None else [aligned, *frames])
-    if kernel_features is not None:
+    # Eq. 2: Conv2d(Concat(F_w^i, W(F^{i+1}, f^{i+1}) of all frames)), before multi-attention
+    by_frame = split_frames(warp_features(features, flow_mask))
+    aligned = self.fuse(by_frame if aligned is None else [aligned, *by_frame])
+    if kernel_features is not None:  # this block's k^{D,i} [b h w c] from the common k^D
       kernel_features = self.kernel_fuse(split_frames(self.kernel_dense(kernel_features)))
     for block in self.attention:
       aligned = block(aligned, centre, kernel_features)

@@ -1,8 +1,8 @@
-"""FMA-Net as pure functions of `params = {"net_d": ..., "net_r": ...}`.
+"""FMA-Net (Sec. 3.4, Fig. 3) as pure functions of `params = {"net_d": ..., "net_r": ...}`.
 
-`degrade` is Net^D with flow-guided dynamic downsampling (stage 1), `restore`
-Net^R with flow-guided dynamic upsampling. This is what trains; streaming/ computes the same, each
-frame's features once. Images are RGB in [0, 1], [b t h w 3]; the centre of T frames is t = T // 2.
+`learn_degradation` is Net^D, `degrade` the flow-guided dynamic downsampling by its kernels,
+`restore` Net^R with flow-guided dynamic upsampling. Training runs them; window.py and streaming.py
+compute the same for video. Images are RGB in [0, 1], [b t h w 3]; the centre frame is t = T // 2.
 """
 
 from __future__ import annotations
@@ -27,13 +27,12 @@ Params = dict[str, dict]
 
 @dataclasses.dataclass(frozen=True)
 class FMANet:
-  """The two networks of one architecture; a static value, parameters live outside.
+  """The two networks of one architecture, without parameters; hashable, hence static under `jit`.
 
   Attributes:
-    arch: the numbers.
-    dtype: the compute type of the convolutions and products.
-    remat: the backward pass computes the activations of dense and attention blocks again, one block
-      at a time, instead of holding all of them.
+    arch: sizes and choices.
+    dtype: type in which convolutions and matrix products are computed.
+    remat: recompute the activations of each dense and attention block in the backward pass.
   """
 
   arch: Architecture = RELEASED
@@ -56,25 +55,25 @@ class FMANet:
     return self.arch.filtering == "flow_guided"
 
   def d(self, params: Params, method: str | Callable[..., Any], *args: Any) -> Any:
-    """Applies a method of Net^D, or a function of it and the arguments."""
+    """Applies a method of Net^D by its name, or a function that takes Net^D and then `args`."""
     return self.net_d.apply({"params": params["net_d"]}, *args, method=method)
 
   def r(self, params: Params, method: str | Callable[..., Any], *args: Any) -> Any:
-    """Applies a method of Net^R, or a function of it and the arguments."""
+    """Applies a method of Net^R by its name, or a function that takes Net^R and then `args`."""
     return self.net_r.apply({"params": params["net_r"]}, *args, method=method)
 
 
 @flax.struct.dataclass
 class Degradation:
-  """What Net^D says of a window, with what it came by; a program computes only what is used.
+  """Outputs and intermediate results of Net^D for a window; under `jit` unused ones cost nothing.
 
   Attributes:
     features: F^0..F^M, M + 1 arrays [b t h w dim].
-    aligned: F_w^1..F_w^M, after each FRMA block, [b h w dim].
-    flow_masks: f^1..f^M, [b t h w 3n].
-    kernels: logits of K^D [b t h w k_d^2].
-    image_flow: f^Y [b t h w 3] in LR pixels; None without flow guidance.
-    anchors: [b t h w 3].
+    aligned: F_w^1..F_w^M, M arrays [b h w dim].
+    flow_masks: f^1..f^M, M arrays [b t h w 3n]: n times (dx, dy, mask logit), LR pixels.
+    kernels: K^D before its softmax, [b t h w k_d^2].
+    image_flow: f^Y [b t h w 3], (dx, dy, mask logit), LR pixels; None without flow guidance.
+    anchors: the paper's X_Sharp^D [b t h w 3], sharp LR frames estimated for the TA loss.
   """
 
   features: ByBlock
@@ -87,18 +86,18 @@ class Degradation:
 
 @flax.struct.dataclass
 class Restoration:
-  """What Net^R makes of a window, with what it came by; a program computes only what is used.
+  """Outputs and intermediate results of Net^R for a window; under `jit` unused ones cost nothing.
 
   Attributes:
-    output: the restored centre frame [b sh sw 3], not clipped.
-    warped: the frames warped to the centre, times their masks [b t h w 3].
-    anchors: [b t h w 3].
+    output: Y_c [b sh sw 3], the restored centre frame, not clipped.
+    warped: W(X, f^X) [b t h w 3]; without flow guidance the frames themselves.
+    anchors: the paper's X_Sharp^R [b t h w 3], sharp LR frames estimated for the TA loss.
     features: F^0..F^M, M + 1 arrays [b t h w dim].
-    aligned: F_w^1..F_w^M, after each FRMA block, [b h w dim].
-    flow_masks: f^1..f^M, [b t h w 3n].
-    kernels: K^R before normalisation [b t h w k_r^2 s^2].
-    image_flow: f^X [b t h w 3] in LR pixels; None without flow guidance.
-    residual: what is added to the filtered frames [b sh sw 3].
+    aligned: F_w^1..F_w^M, M arrays [b h w dim].
+    flow_masks: f^1..f^M, M arrays [b t h w 3n]: n times (dx, dy, mask logit), LR pixels.
+    kernels: K^R before normalisation, [b t h w k_r^2 s^2], six axes.
+    image_flow: f^X [b t h w 3], (dx, dy, mask logit), LR pixels; None without flow guidance.
+    residual: Y_r [b sh sw 3], high frequencies added to the filtered frames.
   """
 
   output: jax.Array
@@ -142,7 +141,7 @@ def init_params(model: FMANet, key: jax.Array) -> Params:
 
 
 def param_shapes(model: FMANet) -> Params:
-  """The shapes of `init_params`; of many like blocks few are traced, as all would take minutes."""
+  """Shapes and dtypes of `init_params`; equal blocks are traced once and repeated, to save time."""
   a = model.arch
   blocks = {"frma_1": a.frma_blocks, "attention_0": a.attention_blocks}  # frma_0 has fewer inputs
   arch = dataclasses.replace(a, frma_blocks=min(a.frma_blocks, 2), attention_blocks=1)
@@ -167,16 +166,16 @@ def learn_degradation(model: FMANet, params: Params, blurry: jax.Array) -> Degra
 def degrade(
   model: FMANet, degradation: Degradation, sharp: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """Flow-guided dynamic downsampling: blurs and shrinks sharp frames as Net^D learnt it (Eq. 2).
+  """FGDF with downsampling: X_c = W(Y, s (f^Y upsampled s times)) filtered by K^D (Eq. 6).
 
   Args:
     model: the model.
-    degradation: of the blurry window.
-    sharp: the sharp HR window [b t sh sw 3].
+    degradation: result of `learn_degradation` for the blurry window.
+    sharp: Y, the sharp HR window [b t sh sw 3].
 
   Returns:
-    The reconstructed blurry LR centre frame [b h w 3], and the sharp frames
-    warped to the centre times their masks [b t sh sw 3].
+    The reconstructed blurry LR centre frame [b h w 3], and W(Y, ...), the sharp frames warped to
+    the centre times their masks [b t sh sw 3]; without flow guidance the sharp frames themselves.
   """
   return flow_guided_downsample(
     sharp, degradation.image_flow, degradation.kernels, model.arch.scale
@@ -186,10 +185,10 @@ def degrade(
 def restore(
   model: FMANet, params: Params, blurry: jax.Array, degradation: Degradation
 ) -> Restoration:
-  """Net^R on a blurry LR window [b t h w 3] and what Net^D says of it.
+  """Net^R on a blurry LR window X [b t h w 3], given Net^D's F^M, f^M and K^D for it.
 
-  The centre frame is filtered out of the warped frames by K^R (Eq. 2), and a residual of high
-  frequencies is added.
+  FGDF with upsampling (Eq. 6): Y_c = Y_r + W(X, f^X) filtered by K^R, which `dynamic_upsample`
+  normalises.
   """
   features = model.r(params, "encode", blurry, degradation.features[-1])
   kernel_features = model.r(params, "kernel_features", degradation.kernels)
@@ -214,9 +213,10 @@ def restore(
 def warp_to_centre(
   model: FMANet, params: Params, frames: jax.Array, flow_mask: jax.Array
 ) -> tuple[jax.Array | None, jax.Array]:
-  """Frames [b t h w 3] and f^M -> f^X and the frames warped by it; None and the frames without.
+  """f^X from f^M, and frames [b t h w 3] warped by it; None and the frames without flow guidance.
 
-  A first f^X warps the frames, which the second one is made from.
+  As released, not in the paper: f^X is predicted twice, the second time from the frames warped by
+  the first.
   """
   if not model.flow_guided:
     return None, frames.astype(jnp.float32)

@@ -1,7 +1,7 @@
-"""Net^D and Net^R, the two networks of FMA-Net (Sec. 3.2, Fig. 2), as Linen modules.
+"""Net^D and Net^R, the two networks of FMA-Net (Sec. 3.4, Fig. 3), as Linen modules.
 
-Each has a part by frame (`encode`: the features F^0..F^M that depend on one
-frame only) and a part by window; model.py joins them to the whole system.
+`encode` runs per frame: each of F^0..F^M depends on one frame only. The other methods run per
+window; model.py composes them into the whole system.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from vsr_jax.ops.channels import like_channels
 from vsr_jax.ops.temporal import convolve_frames
 
 QUERIES = {"centre": centre_query, "self": self_query}
-ByBlock = tuple[jax.Array, ...]  # one array a FRMA block
+ByBlock = tuple[jax.Array, ...]  # one array per FRMA block; for features F^0 before them
 
 
 class Encoder(nn.Module):
@@ -69,20 +69,20 @@ class TemporalConv(nn.Module):
 
 
 def split_time(aligned: jax.Array, frames: int) -> jax.Array:
-  """[b h w (c t)] -> [b t h w c]: the aligned feature's channels, shared out to the frames."""
+  """Fig. 3's Reshape 3->4 of F_w, [b h w (c t)] -> [b t h w c]: channels divided among frames."""
   b, h, w, _ = aligned.shape
   return jnp.moveaxis(aligned.reshape(b, h, w, -1, frames), -1, 1)
 
 
 def centre_frame(frames: jax.Array) -> jax.Array:
-  """[b t h w c] -> [b h w c] of the centre of T frames."""
+  """The centre frame of a window, [b t h w c] -> [b h w c]."""
   return frames[:, frames.shape[1] // 2]
 
 
 def encoder_and_blocks(
   arch: Architecture, dtype: jnp.dtype, remat: bool, modulated: bool
 ) -> tuple[Encoder, list[FRMA]]:
-  """What both networks have: the encoder and M FRMA blocks, in Net^R modulated by k^D."""
+  """The encoder and the M FRMA blocks; `modulated` blocks (Net^R) attend to k^D (or use SFT)."""
   attention = arch.attention_spec
   common: dict[str, Any] = {"use_bias": arch.use_bias, "dtype": dtype}
   modulations = {
@@ -109,9 +109,9 @@ class NetD(nn.Module):
   """The degradation learning network: flow-mask pairs, kernels K^D and anchors.
 
   Attributes:
-    arch: the numbers of the model.
-    dtype: the compute type of convolutions and products.
-    remat: whether the backward pass computes the activations of blocks again.
+    arch: sizes and choices of the model.
+    dtype: type in which convolutions and matrix products are computed.
+    remat: recompute the activations of blocks in the backward pass.
   """
 
   arch: Architecture
@@ -144,7 +144,7 @@ class NetD(nn.Module):
     return all_aligned, flow_masks
 
   def kernels(self, aligned: jax.Array) -> jax.Array:
-    """F_w^M -> the logits of K^D, [b t h w k_d^2]."""
+    """F_w^M -> K^D before its softmax, [b t h w k_d^2]."""
     return self.kernel_head(split_time(aligned, self.arch.frames))
 
   def image_flow(self, flow_mask: jax.Array) -> jax.Array:
@@ -152,14 +152,14 @@ class NetD(nn.Module):
     return self.flow_head(flow_mask)
 
   def anchors(self, features: jax.Array) -> jax.Array:
-    """F^M -> the temporal anchors [b t h w 3], trained towards the sharp LR frames."""
+    """F^M -> X_Sharp^D [b t h w 3], which the TA loss compares with the sharp LR frames (Eq. 8)."""
     return self.anchor_head(features)
 
 
 class NetR(nn.Module):
   """The restoration network: flow-mask pairs, kernels K^R, the residual and anchors.
 
-  Attributes as of `NetD`.
+  Its attributes are those of `NetD`.
   """
 
   arch: Architecture
@@ -169,7 +169,7 @@ class NetR(nn.Module):
   def setup(self):
     a, common = self.arch, (self.arch.use_bias, self.dtype)
     self.encoder, self.frma = encoder_and_blocks(a, self.dtype, self.remat, modulated=True)
-    self.flow_entry = TwoConvs(3 * a.flows, 3 * a.flows, *common)
+    self.flow_entry = TwoConvs(3 * a.flows, 3 * a.flows, *common)  # as released; paper: identity
     self.kernel_entry1 = TemporalConv(a.dim, *common)
     self.kernel_entry2 = TemporalConv(a.dim, *common)
     self.residual_entry = Conv(a.dim, 3, *common)
@@ -190,13 +190,13 @@ class NetR(nn.Module):
     return tuple(features)
 
   def kernel_features(self, kernel_logits: jax.Array) -> jax.Array:
-    """Logits of K^D [b t h w k_d^2] -> k^D [b t h w dim]."""
+    """K^D before its softmax [b t h w k_d^2] -> k^D [b t h w dim], common to all blocks."""
     return self.kernel_entry2(leaky_relu(self.kernel_entry1(kernel_logits)))
 
   def align(
     self, features: ByBlock, flow_mask: jax.Array, kernel_features: jax.Array
   ) -> tuple[ByBlock, ByBlock]:
-    """F^0..F^M of a window, Net^D's f^M and k^D -> F_w^1..F_w^M and f^1..f^M, as of `NetD`."""
+    """F^0..F^M of a window, Net^D's f^M and k^D -> F_w^1..F_w^M and f^1..f^M; see `NetD.align`."""
     centre = centre_frame(features[0])
     aligned, flow_mask, refined = None, self.flow_entry(flow_mask), []
     for block, anchored in zip(self.frma, features[1:], strict=True):
@@ -206,24 +206,24 @@ class NetR(nn.Module):
     return all_aligned, flow_masks
 
   def first_image_flow(self, flow_mask: jax.Array) -> jax.Array:
-    """f^M -> a first f^X [b t h w 3]."""
+    """f^M -> a first estimate of f^X [b t h w 3], with which the frames are warped once."""
     return self.first_flow_head(flow_mask)
 
   def image_flow(self, flow_mask: jax.Array, warped: jax.Array, frames: jax.Array) -> jax.Array:
-    """f^M, frames warped by the first f^X, and the frames [b t h w 3] -> f^X [b t h w 3]."""
+    """f^M, the frames warped by the first estimate, and the frames -> f^X [b t h w 3]."""
     centre = jnp.broadcast_to(centre_frame(frames)[:, None], frames.shape)
     x = [x.astype(self.dtype) for x in (flow_mask, warped, centre)]
     return self.flow_head(jnp.concatenate(x, axis=-1))
 
   def kernels(self, aligned: jax.Array) -> jax.Array:
-    """F_w^M -> K^R before normalisation, [b t h w k_r^2 s^2]."""
+    """F_w^M -> K^R before normalisation, [b t h w k_r^2 s^2], six axes."""
     y = self.kernel_head(split_time(aligned, self.arch.frames))
     return y.reshape(*y.shape[:-1], self.arch.kernel_up**2, self.arch.scale**2)
 
   def residual(self, aligned: jax.Array) -> jax.Array:
-    """F_w^M -> the high-frequency residual [b sh sw 3]."""
+    """F_w^M -> Y_r [b sh sw 3], the High Freq. Recon. Block of Fig. 3."""
     return self.residual_exit(self.upsampler(leaky_relu(self.residual_entry(aligned))))
 
   def anchors(self, features: jax.Array) -> jax.Array:
-    """F^M -> the temporal anchors [b t h w 3], trained towards the sharp LR frames."""
+    """F^M -> X_Sharp^R [b t h w 3], which the TA loss compares with the sharp LR frames (Eq. 9)."""
     return self.anchor_head(features)

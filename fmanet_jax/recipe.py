@@ -1,4 +1,4 @@
-"""What values a recipe may have, told before data are read, and what is wrong with its flags."""
+"""Checks of a config before data are read, and messages for flags that cannot be parsed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vsr_jax.errors import UserError
 from vsr_jax.memory import free_memory
 
 DTYPES = ("float32", "bfloat16")
-LARGEST_SEED = 2**32 - 1  # that the order of the training data takes
+LARGEST_SEED = 2**32 - 1  # the data order's shuffle takes no larger one
 LARGEST_STEP = 2**31 - 1  # steps are counted in int32
 MOST_WORKERS = 512  # processes a host
 
@@ -26,7 +26,7 @@ _FLAG = re.compile(r"--?(?:no)?config\.([^=]+)")
 
 
 class Rule(NamedTuple):
-  """What a value must be: in words, and as a function, which NaN never passes."""
+  """A condition on a value: in words, for the error, and as a predicate that is False for NaN."""
 
   words: str
   holds: Callable[[Any], bool]
@@ -47,7 +47,8 @@ _STEPS = Rule(
   lambda x: isinstance(x, Iterable) and all(type(n) is int and n >= 0 for n in x),
 )
 
-# By key; a name of optim is of both networks. None stands for "not used" where a recipe allows it.
+# By key of the flattened config. `_OPTIM` is for the optimizers of both networks. A value of None,
+# "not used", passes every rule.
 _RULES = {
   "seed": _between(0, LARGEST_SEED),
   "steps": Rule(f"at least 1 and at most {LARGEST_STEP}", lambda x: 1 <= x <= LARGEST_STEP),
@@ -75,7 +76,7 @@ _OPTIM = {
 
 
 def check(config: ConfigDict, stages: Sequence[str]) -> None:
-  """Checks every value that no run can have; `Architecture` checks those of the model.
+  """Checks every value but those of the model, which `Architecture` checks.
 
   Args:
     config: as `configs.fmanet.base.defaults` describes it.
@@ -111,7 +112,7 @@ def _shown(value: Any) -> str:
 
 
 def _check_batch(config: ConfigDict) -> None:
-  """Whether a batch divides over the devices, and whether they could hold it at all."""
+  """Raises `UserError` if a batch does not divide among the devices, or its images do not fit."""
   batch, accumulate = config.data.batch, config.train.accumulate
   parts = jax.device_count() * accumulate
   if batch % parts:
@@ -122,7 +123,8 @@ def _check_batch(config: ConfigDict) -> None:
   device = jax.local_devices()[0]
   share = batch // (jax.process_count() if device.platform == "cpu" else jax.device_count())
   model = config.model
-  pixels = model.frames * config.data.crop**2  # with images as uint8, and the flow
+  pixels = model.frames * config.data.crop**2
+  # Bytes: blurry, sharp_lr and sharp as uint8, and the flow as float32.
   size = share * pixels * (3 * (2 + model.scale**2) + 2 * 4)
   free = free_memory(device)
   if size > free:
@@ -149,7 +151,7 @@ def explain(error: Exception, arguments: Sequence[str], known: ConfigDict) -> st
   Args:
     error: what parsing it raised.
     arguments: the command's.
-    known: a recipe with all fields there are.
+    known: the default config, which has all fields.
   """
   wrong = [*_wrong_file(error, arguments), *_unknown_fields(arguments, known)]
   return "; ".join(wrong) or f"{_reason(error)}; see the fields in configs/fmanet/base.py"

@@ -22,9 +22,9 @@ class ScoreTable:
   """What an evaluation has found so far.
 
   Attributes:
-    method: whose outputs are scored; a heading of the table.
-    setting: JSON entries that tell how the numbers came about.
-    scores: by clip, those of bicubic enlargement and of the method.
+    method: name of the method that is scored; a heading of the table.
+    setting: JSON entries that describe the evaluation (data, checkpoint, margin, ...).
+    scores: clip name -> (scores of bicubic enlargement, scores of the method).
     skipped: by clip, why it could not be scored.
     complete: whether no clip is left to do.
   """
@@ -97,7 +97,7 @@ def _cell(text: str) -> str:
 
 
 def write(folder: pathlib.Path, table: ScoreTable) -> None:
-  """Writes metrics.json and metrics.md, each beside its place first.
+  """Writes metrics.json and metrics.md, each atomically.
 
   Raises:
     UserError: a file cannot be written.

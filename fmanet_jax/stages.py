@@ -1,8 +1,8 @@
-"""The two training stages of FMA-Net (Sec. 3.4): Net^D alone, then both networks.
+"""The two training stages of FMA-Net (Sec. 3.5): Net^D alone, then both networks.
 
-All losses are L1 means. A batch is what `data_prep.blur_pipeline` yields: "blurry"
-and "sharp_lr" uint8 [b t h w 3], "sharp" uint8 [b t sh sw 3] and, where flow is taught,
-"flow" float32 [b t h w 2], centre to frame in LR pixels.
+All losses are L1 means. A batch is what `data_prep.blur_pipeline` yields: "blurry" and "sharp_lr"
+uint8 [b t h w 3], "sharp" uint8 [b t sh sw 3] and, where the flow loss is used, "flow" float32
+[b t h w 2], RAFT's flow from the centre frame to each frame in LR pixels.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def degradation_loss(model: FMANet, weights: Weights) -> Callable:
 
   Args:
     model: the model.
-    weights: of "recon", "hr_warp", "flow" and "anchor_d"; 0 drops a term's influence.
+    weights: of "recon" (1 in the paper), "hr_warp" (lambda_1), "flow" (lambda_2) and "anchor_d"
+      (lambda_3, the TA loss); 0 removes a term's influence.
 
   Returns:
     `(params, batch, keys) -> (total, weighted terms)`.
@@ -86,8 +87,8 @@ def joint_loss(model: FMANet, weights: Weights) -> Callable:
 
   Args:
     model: the model.
-    weights: as for `degradation_loss` (each already times the weight of L_D), and
-      of "restoration", "lr_warp" and "anchor_r".
+    weights: of "restoration" (1 in the paper), "lr_warp" (lambda_4), "anchor_r" (lambda_5, the TA
+      loss), and those of `degradation_loss`, each already multiplied by lambda_6.
 
   Returns:
     `(params, batch, keys) -> (total, weighted terms)`.
@@ -111,7 +112,7 @@ def joint_loss(model: FMANet, weights: Weights) -> Callable:
 
 
 def panels(model: FMANet, joint: bool) -> Callable:
-  """Columns for looking at: input, reconstruction, output (stage 2) and truth."""
+  """Makes `Stage.images`: columns input, reconstruction, output (stage 2) and truth, in [0, 1]."""
 
   def images(params, batch):
     blurry, sharp, *_ = _unit_batch(batch)
@@ -133,11 +134,11 @@ def step_schedule(
 
   Args:
     lr: rate of the first steps.
-    boundaries: steps from which the next factor holds.
-    factor: see above.
-    start: the step that the schedule begins at (the released stage 2 goes on
-      where stage 1's best checkpoint was).
-    speed: schedule steps a step (2 for Net^D in the released stage 2).
+    boundaries: schedule steps at which the rate changes.
+    factor: what the rate is multiplied by at each boundary.
+    start: the schedule's step at the first training step (the released stage 2 continues the
+      schedule from stage 1's best checkpoint).
+    speed: schedule steps per training step (2 for Net^D in the released stage 2).
 
   Returns:
     step -> rate.
@@ -157,10 +158,10 @@ def make_stage(
   """One of the stages "degradation", "joint" and "end_to_end" (the joint loss from scratch).
 
   Args:
-    name: of the stage.
+    name: the stage's name.
     model: the model.
-    weights: of the loss terms.
-    schedules: learning rate by network to be trained; Adam with PyTorch's defaults.
+    weights: loss term -> weight.
+    schedules: network to be trained -> its learning-rate schedule; Adam with PyTorch's defaults.
 
   Returns:
     The `Stage`.

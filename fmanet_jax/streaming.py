@@ -33,7 +33,7 @@ DEMO_WEIGHTS = pathlib.Path(__file__).parent / "assets" / "demo_weights"
 OVERLAP = 16  # input pixels that neighbouring tiles share and are blended over
 
 _SMALLEST_TILE = 2 * OVERLAP
-_USED_PART = 0.8  # of the free memory: an estimate is an estimate, and others need some too
+_USED_PART = 0.8  # of the free memory; the rest is for errors of the estimate and other processes
 
 
 def load(
@@ -50,7 +50,7 @@ def load(
     The model and its params.
 
   Raises:
-    UserError: there is no such checkpoint, or it is damaged, not of an FMA-Net or of stage 1.
+    UserError: the checkpoint is missing, damaged, another model's, or of stage 1 (no Net^R yet).
   """
   checkpoint = DEMO_WEIGHTS if checkpoint is None else checkpoint
   arch = load_architecture(checkpoint)
@@ -59,7 +59,7 @@ def load(
 
 
 def load_architecture(checkpoint: str | pathlib.Path | None = None) -> Architecture:
-  """What a checkpoint says of its model; arguments and errors as of `load`."""
+  """Reads the architecture in a checkpoint's metadata; arguments and errors are those of `load`."""
   checkpoint = DEMO_WEIGHTS if checkpoint is None else checkpoint
   if not pathlib.Path(checkpoint).is_dir():
     raise UserError(
@@ -79,18 +79,17 @@ def load_architecture(checkpoint: str | pathlib.Path | None = None) -> Architect
 
 
 class Restorer:
-  """Restores frames as a stream, at a memory that does not grow with the clip.
+  """Restores frames as a stream, in memory that does not grow with the clip's length.
 
-  The features of a frame, of both networks, depend on that frame alone; they
-  are computed once and used in the T windows that see it. Two programs are
-  compiled for a frame size: the features of a group of frames, and the windows
-  that end in them.
+  The features F^0..F^M of a frame, in both networks, depend on that frame alone: they are computed
+  once and used in the T windows that contain it. Two programs are compiled per frame size: one
+  computes the features of a group of frames, one restores the windows whose last frames they are.
 
   Attributes:
     model: the model.
     mesh: each device of its "data" axis restores one frame of a group; None for
       one device.
-    batch: frames of a group.
+    batch: number of frames in a group, one per device.
   """
 
   def __init__(self, model: FMANet, params: Params, mesh: Mesh | None = None):
@@ -101,8 +100,10 @@ class Restorer:
     if mesh is not None:
       whole, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
     reach = model.arch.frames // 2
-    before = -(-2 * reach // self.batch)  # groups that the windows of a group reach back to
-    past = (before * self.batch - reach) // self.batch  # of these, before the windows' centres
+    # A window reaches 2 * reach frames back from its last frame: into `before` earlier groups, of
+    # which the first `past` hold no centre frame, so that their F^0 is not needed.
+    before = -(-2 * reach // self.batch)
+    past = (before * self.batch - reach) // self.batch
     self._held, self._firsts = before + 1, before + 1 - past
     self._split = split
     self._params = jax.device_put(params, whole)
@@ -117,15 +118,15 @@ class Restorer:
   @overload
   def stream(self, frames: Any) -> Iterator[np.ndarray]: ...
   def stream(self, frames: Any) -> Iterator[np.ndarray] | Iterator[Frame]:
-    """Restores every frame; the stream is continued at both ends by copies of its end frames.
+    """Restores every frame; at both ends the stream is padded with copies of its end frames.
 
     Args:
-      frames: uint8 or float in [0, 1], RGB [h w 3], all of one size; see `as_frames`. Or of
-        `Frame`, which keep their times.
+      frames: uint8 or float in [0, 1], RGB [h w 3], all of one size (see `as_frames`); or `Frame`s,
+        whose times are kept.
 
     Returns:
-      uint8 RGB [sh sw 3], one a frame, or `Frame`s of such images; while a group of frames is
-      handed out, the next one is computed.
+      uint8 RGB [sh sw 3], one per frame, or `Frame`s of such images. The next group is computed
+      while one is yielded.
 
     Raises:
       ValueError: from iteration: the frames are of another form or of several sizes.
@@ -141,9 +142,10 @@ class Restorer:
     pending: tuple[jax.Array, int] | None = None
     padded = _replicate_ends(frames, (self._held - 1) * self.batch - reach, reach)
     for group, count in _groups(padded, self.batch):
+      # Padding repeats the same array: its features are those of the group before.
       if not last or any(a is not b for a, b in zip(group, last, strict=True)):
         features = first = None
-        if len(held) == self._held:  # let go before the next features are made
+        if len(held) == self._held:  # freed before the next features are computed
           held.popleft()
           firsts.popleft()
         features, first = self._encode(np.stack(group))
@@ -159,17 +161,17 @@ class Restorer:
       yield from _handed_out(*pending)
 
   def _encode(self, frames: np.ndarray) -> Any:
-    """`_encode_frames` of frames [b h w 3]."""
+    """Runs the compiled `_encode_frames` on uint8 frames [b h w 3]."""
     encode, _ = self._compiled(*frames.shape[1:3])
     return encode(self._params, jax.device_put(frames, self._split))
 
   def _restore(self, groups: tuple[Any, ...], firsts: tuple[Any, ...]) -> jax.Array:
-    """`_restore_windows` of what is held of the groups."""
+    """Runs the compiled `_restore_windows` on the features of the groups held."""
     _, restore = self._compiled(*groups[0][0].shape[1:3])
     return restore(self._params, self._folded, groups, firsts)
 
   def _compiled(self, h: int, w: int) -> tuple[Compiled, Compiled]:
-    """Both programs for frames [h w 3]; what compiling takes is given back before they run."""
+    """Both programs for frames [h w 3]; memory used by compiling is released before they run."""
     if (h, w) not in self._programs:
       jit = functools.partial(jax.jit, compiler_options=compiler_options())
       encode = jit(functools.partial(_encode_frames, self.model), out_shardings=self._split)
@@ -187,7 +189,7 @@ class Restorer:
     return self._programs[h, w]
 
   def _shapes(self, h: int, w: int) -> tuple[Any, Any]:
-    """Of a group of frames [b h w 3] and of what `_encode_frames` makes of it."""
+    """Shapes of a group of frames [b h w 3], and of the result of `_encode_frames` for it."""
     a = self.model.arch
 
     def images(channels, dtype):
@@ -199,9 +201,9 @@ class Restorer:
 
 
 def _encode_frames(model: FMANet, params: Params, frames: jax.Array) -> Any:
-  """uint8 [b h w 3] -> all that windows need: (frames in [0, 1], F^1..F^M of both networks), F^0.
+  """uint8 [b h w 3] -> (frames in [0, 1], F^1..F^M of Net^D, of Net^R), (F^0 of Net^D, of Net^R).
 
-  Of F^0 windows need their centre's only.
+  F^0 is apart because a window needs it of its centre frame only, so that it is kept for less long.
   """
   frames = frames.astype(jnp.float32) / 255
   d, r = encode_frames(model, params, frames)
@@ -216,9 +218,10 @@ def _restore_windows(
   groups: tuple[Any, ...],
   firsts: tuple[Any, ...],
 ) -> jax.Array:
-  """Groups of b frames with their features -> uint8 [b sh sw 3], for windows ending in the last.
+  """Restores the b windows whose last frames are the last group's, -> uint8 [b sh sw 3].
 
-  F^0 is of the last groups, from that of the first centre on.
+  `groups` and `firsts` are results of `_encode_frames`, oldest first; `firsts` (F^0) begins with
+  the group that holds the first window's centre frame.
   """
   t, b = model.arch.frames, len(groups[0][0])
   start = (len(groups) - 1) * b - (t - 1)
@@ -249,7 +252,7 @@ def _replicate_ends(frames: Iterable[np.ndarray], before: int, after: int) -> It
 
 
 def _groups(frames: Iterator[np.ndarray], size: int) -> Iterator[tuple[list[np.ndarray], int]]:
-  """Groups of `size` frames, the last filled up with copies of its last frame, and their counts."""
+  """Groups of `size` frames, the last one padded with its last frame; and their true lengths."""
   group: list[np.ndarray] = []
   for frame in frames:
     group.append(frame)
@@ -320,7 +323,7 @@ def estimate_memory(model: FMANet, height: int, width: int) -> int:
 
 
 def fitting_tile(restorer: Restorer, height: int, width: int) -> int | None:
-  """The largest tile that the free memory holds, or None: frames [height width] fit whole.
+  """Side of the largest tile that fits the free memory; None if frames [height width] fit whole.
 
   Raises:
     UserError: there is no room even for a small tile.

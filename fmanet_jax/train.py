@@ -62,7 +62,7 @@ options:
 The fields, which configs/fmanet/base.py explains, and what they are unless a recipe says otherwise:
 """
 
-TRAINED = {
+TRAINED = {  # stage -> the networks it trains
   "degradation": ("net_d",),
   "joint": ("net_d", "net_r"),
   "end_to_end": ("net_d", "net_r"),
@@ -114,7 +114,7 @@ def train(config: ConfigDict, workdir: str) -> None:
   recipe.check(config, tuple(TRAINED))
   arch = Architecture(**config.model)
   model = FMANet(arch, jnp.dtype(config.dtype), config.train.remat)
-  # Without, there is no flow to be taught, or it is not taught.
+  # Flow labels are needed only if image flow is predicted and its loss has a weight.
   need_flow = arch.filtering == "flow_guided" and config.loss.flow > 0
   clips = open_clips(config.data.root, num_frames=arch.frames, need_flow=need_flow).clips
   for clip in clips:
@@ -161,7 +161,7 @@ def train(config: ConfigDict, workdir: str) -> None:
 
 
 def _tell(config: ConfigDict, workdir: str, step: int) -> None:
-  """Says what is there after a run's end, and what comes next."""
+  """Prints what the finished run has saved, and the next command."""
   print(f"{workdir}: {step} steps of stage {config.stage!r} are done, checkpoint {step} is saved")
   if config.stage == "degradation":
     start = "--config.init_from", workdir, "--config.data.root", config.data.root
@@ -171,7 +171,7 @@ def _tell(config: ConfigDict, workdir: str, step: int) -> None:
 
 
 def make_stage(model: FMANet, config: ConfigDict) -> Stage:
-  """The stage that a recipe describes."""
+  """The `Stage` of a config; the weights of L_D are multiplied by `loss.degradation` (lambda_6)."""
   schedules = {net: stages.step_schedule(**config.optim[net]) for net in TRAINED[config.stage]}
   weights = dict(config.loss)
   of_degradation = weights.pop("degradation")
@@ -184,7 +184,7 @@ def make_stage(model: FMANet, config: ConfigDict) -> Stage:
 def make_evaluate(
   model: FMANet, config: ConfigDict, clips: Sequence[Clip]
 ) -> Callable[[Mapping[str, Any], int], dict[str, float]]:
-  """Scores params on fixed crops: "psnr" of the output, in stage 1 of the reconstruction."""
+  """Makes `(params, step) -> {"psnr": dB}` on fixed crops; in stage 1 of Net^D's reconstruction."""
   size = min(config.data.batch, config.train.evaluate_windows)
   dataset = blur_pipeline.make_dataset(
     clips,
@@ -215,7 +215,7 @@ def make_evaluate(
     error = jnp.square(jnp.clip(got, 0, 1) - truth).mean((1, 2, 3))
     return (-10 * jnp.log10(error)).mean()
 
-  # Evenly spread over the shuffled windows; read again each time: they are few.
+  # Batches evenly spread over the shuffled windows. They are read anew for every evaluation: few.
   spread = np.linspace(0, len(dataset) - 1, min(count, len(dataset)))
   chosen = [int(i) for i in spread]
   for i in chosen:
@@ -243,9 +243,9 @@ def _training_set(config: ConfigDict, clips: Sequence[Clip], flow: bool):
 
 
 def _starting_params(config: ConfigDict, model: FMANet, workdir: str) -> Params | None:
-  """What the run or the weights to start from trained: after stage 1 Net^D, otherwise both.
+  """Params of `init_from` to start with: Net^D alone if it is a run of stage 1, otherwise both.
 
-  None for a run that goes on.
+  None without `init_from`, and for a run that is resumed.
   """
   steps = pathlib.Path(workdir, "checkpoints").glob("*")
   if not config.init_from or any(path.name.isdecimal() for path in steps):

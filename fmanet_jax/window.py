@@ -1,9 +1,9 @@
-"""FMA-Net as a stream runs it: features once a frame, windows from features, in bounded memory.
+"""FMA-Net for inference: features once per frame, windows from features, in bounded memory.
 
-Equal to model.py but for rounding, over the same parameters. What differs: features of the frames
-of a window come one by one and are never stacked; nothing is computed long before it is needed,
-as XLA's CPU backend would do and hold it; the full-resolution end runs in strips of rows; and two
-convolutions between which nothing is non-linear are one, its kernel made once (`fold_kernels`).
+The results equal model.py's but for rounding, with the same parameters. Four things differ. The
+features of a window's frames are separate arrays, never stacked. `after` keeps XLA's CPU backend
+from computing, and then holding, what is needed much later. The full-resolution end runs in strips
+of rows. And two consecutive convolutions are folded into one (`fold_kernels`).
 """
 
 from __future__ import annotations
@@ -27,46 +27,46 @@ from vsr_jax.ops.dynamic_filter import dynamic_upsample
 from vsr_jax.ops.strips import by_strips
 from vsr_jax.ops.temporal import convolve_frames
 
-_STRIP_BYTES = 2**27  # of features at full resolution that a device holds at a time
+_STRIP_BYTES = 2**27  # most bytes of full-resolution features that a device holds at a time
 
-Features = tuple[jax.Array, ...]
-Frames = tuple[jax.Array, ...]  # t arrays [b h w c]
+Features = tuple[jax.Array, ...]  # F^0..F^M, each [b h w c]
+Frames = tuple[jax.Array, ...]  # t arrays [b h w c], one per frame of a window
 
 
 def encode_frames(model: FMANet, params: Params, frames: jax.Array) -> tuple[Features, Features]:
   """The features F^0..F^M of single frames [b h w 3], of Net^D and of Net^R.
 
-  They depend on one frame only: a stream computes them once a frame and uses
-  them in T windows.
+  They depend on one frame only: a stream computes them once per frame and uses them in T windows.
   """
   features_d = model.d(params, "encode", frames)
   return features_d, model.r(params, "encode", frames, features_d[-1])
 
 
 def fold_kernels(model: FMANet, params: Params) -> jax.Array | None:
-  """The last convolution of K^D's head and the first of Net^R's entry as one kernel [3 5 5 c d].
+  """The last convolution of `NetD.kernels` and the first of `NetR.kernel_features` as one kernel.
 
-  Restoring needs the channels of K^D, 400 in the released model, only between these two: folded
-  they are about a third of the work, and none of the memory.
+  Restoring needs K^D only between these two linear operations. Folded into one, they never make its
+  k_d^2 channels (400 in the released model), and take about a third of the multiplications with
+  T = 3 in float32 on CPU (see `convolve_frames`), otherwise less than half.
 
   Returns:
-    The kernel, float32; None where biases forbid it or it would not pay.
+    The kernel [3 5 5 c d], float32; None where biases forbid it or it would not pay.
   """
-  # 5x5 taps between features, or 3x3 ones to and from the channels of K^D: level at about 1.6.
+  # With T = 3 on CPU: 4 * 25 dim^2 multiplications per pixel folded, (3 + 4) * 9 k_d^2 dim apart.
   if model.arch.use_bias or model.arch.kernel_down**2 < 1.6 * model.arch.dim:
     return None
   return join_kernels(*_passage(params))
 
 
 def _passage(params: Params) -> tuple[jax.Array, jax.Array]:
-  """The kernels that `fold_kernels` joins, [3 3 c k] and [3 3 3 k d]."""
+  """The two kernels that `fold_kernels` composes, in order of use: [3 3 c k] and [3 3 3 k d]."""
   return params["net_d"]["kernel_head"]["conv2"]["kernel"], params["net_r"]["kernel_entry1"][
     "kernel"
   ]
 
 
 def join_kernels(last: jax.Array, first: jax.Array) -> jax.Array:
-  """Kernels [3 3 c k] and then [3 3 3 k d] -> that of both, [3 5 5 c d]."""
+  """The kernel [3 5 5 c d] that equals `last` [3 3 c k], used first, then `first` [3 3 3 k d]."""
   # `last` as images [c 3 3 k], filtered by `first`.
   images = jnp.pad(last.transpose(2, 0, 1, 3), ((0, 0), (1, 1), (1, 1), (0, 0)))
   both = jnp.stack([convolve(images, step[::-1, ::-1]) for step in first])
@@ -74,16 +74,16 @@ def join_kernels(last: jax.Array, first: jax.Array) -> jax.Array:
 
 
 def convolve_folded(x: jax.Array, last: jax.Array, first: jax.Array, both: jax.Array) -> jax.Array:
-  """Two zero-padded convolutions, `last` in space and `first` in time and space, by one kernel.
+  """Convolves with `last` in space, then with `first` in time and space, by their composed kernel.
 
-  Between the two the image is continued by zeros, which the outermost pixels feel: these are
-  computed in two steps.
+  The zero padding between the two makes a difference for the outermost ring of pixels only, which
+  is computed in two steps.
 
   Args:
     x: [b t h w c].
     last: [3 3 c k].
     first: [3 3 3 k d].
-    both: of `join_kernels`.
+    both: result of `join_kernels`.
 
   Returns:
     [b t h w d].
@@ -114,11 +114,11 @@ def restore_window(
 
   Args:
     model: the model.
-    params: of both networks.
-    folded: of `fold_kernels`.
-    frames: in [0, 1], t arrays [b h w 3].
-    features_d: F^0..F^M of Net^D, t arrays [b h w dim] each; of F^0 the centre's alone will do.
-    features_r: the same of Net^R.
+    params: the parameters of both networks.
+    folded: result of `fold_kernels`.
+    frames: t arrays [b h w 3] in [0, 1].
+    features_d: F^0..F^M of Net^D, t arrays [b h w dim] each; F^0 may hold the centre frame alone.
+    features_r: the same for Net^R.
 
   Returns:
     [b sh sw 3]; not clipped.
@@ -144,7 +144,7 @@ def _align(
   flow_mask: jax.Array | None,
   kernel_features: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
-  """F^0..F^M, f and k^D before the first of M blocks -> F_w^M and f^M; `align` of the networks."""
+  """`NetD.align` (without k^D) or `NetR.align`: F^0..F^M, f^0 and k^D -> F_w^M and f^M."""
   centre = features[0][len(features[0]) // 2]
   aligned = None
   for block, anchored in zip(blocks, features[1:], strict=True):
@@ -162,7 +162,7 @@ def _refine(
   flow_mask: jax.Array | None,
   kernel_features: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
-  """`FRMA.__call__`, its features in t arrays [b h w dim]."""
+  """`FRMA.__call__` with the features as t arrays [b h w dim]."""
   if flow_mask is None:
     flow_mask = _update_flow(block.flow_update, centre, features)
   else:
@@ -175,7 +175,8 @@ def _refine(
   warped = [warp_features(x, flow_mask[:, i]) for i, x in enumerate(features)]
   aligned = block.fuse(warped if aligned is None else [aligned, *warped])
   if kernel_features is not None:
-    # Frame by frame, each after the one before it: what a dense block makes is held for one.
+    # `after` makes the frames wait for each other, so that the dense block's intermediate results
+    # are held for one frame at a time; `aligned` is only what the first frame waits for.
     refined = [aligned]
     for i in range(kernel_features.shape[1]):
       refined.append(block.kernel_dense(after(kernel_features[:, i], refined[-1])))
@@ -187,7 +188,7 @@ def _refine(
 
 
 def _update_flow(update: FlowUpdate, centre: jax.Array, by_frame: Sequence[jax.Array]) -> jax.Array:
-  """`FlowUpdate.__call__`, what belongs to the frames in t arrays [b h w k]."""
+  """`FlowUpdate.__call__` with its per-frame input as t arrays [b h w k]."""
   params, c, dtype = update.variables["params"], centre.shape[-1], update.dtype
   kernel = params["conv1_kernel"]
   y = jnp.stack([convolve(x.astype(dtype), kernel[:, :, c:]) for x in by_frame], axis=1)
@@ -201,7 +202,7 @@ def _update_flow(update: FlowUpdate, centre: jax.Array, by_frame: Sequence[jax.A
 def _attend(
   block: MultiAttention, x: jax.Array, centre: jax.Array, kernel_features: jax.Array | None
 ) -> jax.Array:
-  """`MultiAttention.__call__`, whose queries are not made before they are needed."""
+  """`MultiAttention.__call__`; `after` delays the queries until the block's input is there."""
   x = block.attend(x, after(centre, x))
   return x if kernel_features is None else block.modulation(x, after(kernel_features, x))
 
@@ -209,7 +210,7 @@ def _attend(
 def _upsample(model: FMANet, params: Params, aligned: jax.Array, warped: jax.Array) -> jax.Array:
   """F_w^M [b h w dim] and the warped frames [b t h w 3] -> [b sh sw 3], in strips of rows.
 
-  Whole, K^R and the features at full resolution would be the largest arrays by far.
+  Without strips, K^R and the features at full resolution would be by far the largest arrays.
   """
   b, h, w, dim = aligned.shape
   scale = model.arch.scale
@@ -245,7 +246,7 @@ def _residual_start(net: NetR, aligned: jax.Array) -> jax.Array:
 
 
 def _residual_end(net: NetR, x: jax.Array) -> jax.Array:
-  """The rest of it; rows of [b sh sw 3] depend on rows of x at most two away."""
+  """The rest of `NetR.residual`; rows of the result [b sh sw 3] see rows of x at most two away."""
   if net.upsampler.factors:
     x = net.upsampler.shuffle(x, len(net.upsampler.factors) - 1)
   return net.residual_exit(leaky_relu(net.upsampler.smooth(x)))

@@ -13,7 +13,8 @@ from vsr_jax.flow.estimators import ESTIMATORS
 # Names of fields in checkpoints written before they were renamed.
 EARLIER_NAMES = {"anchor": "attend_first_frame"}
 
-# Far beyond what is of use; a model of such numbers is still put together within seconds.
+# The range of each field: far wider than useful, so that it only stops a foreign file from asking
+# for a model that takes more than seconds to build.
 _LIMITS = {
   "image_size": (1, 8192),
   "width": (1, 1024),
@@ -46,7 +47,7 @@ class Architecture:
   width: int = 64  # channels of the first level of encoder and generator
   multiples: tuple[int, ...] = (1, 2, 2, 4, 4, 8)  # channels over the width, by level
   res_blocks: int = 2  # a level
-  emb_dim: int = 256  # channels of the latent and of the codebook
+  emb_dim: int = 256  # channels of the latent and of a codebook entry
   codes: int = 1024  # entries of the codebook
   dim: int = 512  # the code predictor's channels
   heads: int = 8  # in code predictor and gain network
@@ -57,10 +58,10 @@ class Architecture:
   cfa: tuple[int, ...] = (16, 32)  # sides of the features with CFA
   cfa_heads: int = 4
   cfa_head_dim: int = 256
-  # "none": no Kalman filter, the observation itself.
+  # How the Kalman gain is obtained; "none": no Kalman filter, latents are the observations.
   gain: Literal["network", "constant", "fixed", "none"] = "network"
   fixed_gain: float = 0.5  # where gain is "fixed"
-  attend_first_frame: bool = True  # whether the gain network's attention over space does
+  attend_first_frame: bool = True  # whether each frame attends to the first one in the gain network
   flow: Literal["gmflow", "pwcnet", "spynet", "raft_small", "raft_large", "none"] = "gmflow"
 
   def __post_init__(self):
@@ -104,7 +105,7 @@ class Architecture:
     return self.image_size // 2 ** (len(self.multiples) - 1)
 
   def channels(self, side: int) -> int:
-    """Channels of the encoder's and generator's skip features of that side."""
+    """Channels of the encoder's and the generator's features whose side is `side`."""
     level = (self.image_size // side).bit_length() - 1
     return self.width * self.multiples[level]
 

@@ -12,7 +12,7 @@ from vsr_jax.faces import detector, sharpness
 
 
 def add_arguments(parser: cli.Parser) -> None:
-  """Adds what says which faces are restored, how, and what is shown of them."""
+  """Adds the options for which faces are restored, how, and what is written of them."""
   add = parser.add_argument
   add("--checkpoint", metavar="DIR", help="what keep_jax.convert wrote")
   add(
@@ -41,8 +41,8 @@ def add_arguments(parser: cli.Parser) -> None:
     type=int,
     default=streaming.LOOK_AHEAD,
     metavar="N",
-    help="frames at most after it that its gain sees, but in the clip's first window: all of it; "
-    "default: %(default)s",
+    help="most frames after a frame that its gain sees (in the first window it sees the whole "
+    "window); default: %(default)s",
   )
   add(
     "--fidelity",
@@ -70,7 +70,7 @@ def add_arguments(parser: cli.Parser) -> None:
 
 
 def _add_choice_arguments(add: Callable) -> None:
-  """Adds what says which faces are restored."""
+  """Adds the options for which faces are restored."""
   add("--faces", choices=("largest", "all"), default="largest", help="which faces of a frame")
   add("--tracks", type=_numbers, metavar="N,N", help="the faces of these numbers, see --list-faces")
   add(
@@ -109,7 +109,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def check_arguments(parser: cli.Parser, args: argparse.Namespace) -> None:
-  """Raises `UserError` for what does not go together."""
+  """Raises `UserError` for values out of range and options that exclude each other."""
   if args.output is None and not args.list_faces:
     parser.error("name an OUTPUT; without one there is only --list-faces")
   if args.aligned:

@@ -1,28 +1,27 @@
-"""Restoring with what comes before and what comes after each frame; experimental, beyond the paper.
+"""Bidirectional restoration, from past and future frames; experimental, not in the paper.
 
-The recursion of KEEP knows a frame's past only: a clip's first frames are little more than their
-own observations, and what is first seen clearly late helps nothing before. Here it runs twice, over
-the clip and over the clip reversed, and each frame gets two filtered latents,
+KEEP's recursion uses past frames only: the first frames of a clip depend almost only on their own
+observations, and what becomes clear late cannot help earlier frames. Here the recursion runs twice,
+over the clip and over the reversed clip, and each frame gets two filtered latents,
 
   z_f = (1 - K_f) z_observed + K_f z_predicted from the frame before it,
   z_b = (1 - K_b) z_observed + K_b z_predicted from the frame after it.
 
-A gain says how much of a latent stems from its prediction, that is from other frames; the rest is
-the observation, which both hold. So each counts by what it adds to the observation:
+A gain is the share of a latent that comes from its prediction, that is from other frames; the rest
+is the observation, which both contain. So each latent is weighted by its gain:
 
   z = (K_f z_f + K_b z_b) / (K_f + K_b).
 
-It lies between the two, in the range that the code predictor knows, and is both where they agree. A
-direction that begins at a frame has K = 0 there: the first frame is restored from what follows, the
-last one as ever. Where both gains vanish both latents are the observation, and so is z. In a
-two-filter smoother (Fraser and Potter, 1969) weights are inverse error covariances, and one of the
-two holds the prediction alone, so that the observation is not counted twice; a learnt gain tells no
-covariance, and a convex blend counts nothing twice.
+As a convex combination it lies between the two, in the range that the code predictor was trained
+on, and equals both where they agree. A direction has K = 0 at its first frame: the clip's first
+frame is restored from the frames after it, the last one from those before. Where both gains are 0,
+both latents are the observation, and so is z. A two-filter smoother (Fraser and Potter, 1969)
+weighs by inverse error covariances, and one of its two estimates must exclude the observation, lest
+it count twice; a learnt gain is no covariance, and a convex combination counts nothing twice.
 
-The blended latents are decoded once, forwards, with cross-frame attention as ever. Nothing is
-trained for this: the gain network is given reversed clips; the released training has as
-many as others, and each direction predicts from its own frames. It is two turns of the recursion
-and one more of the decoder: a little over twice the work of one direction.
+The blended latents are decoded once, forwards, with cross-frame attention. No training is needed:
+half of the clips of the released training are reversed, too. The cost is two passes of the
+recursion and one more of the decoder: a little over twice that of one direction.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ Tree = TypeVar("Tree")
 
 @flax.struct.dataclass
 class Carried:
-  """What goes on from chunk to chunk: the states of the recursion forwards and of the decoder."""
+  """State carried from chunk to chunk: of the forward recursion and of the decoder."""
 
   recursion: State
   decoder: State
@@ -82,8 +81,8 @@ def restore_clip_bidirectional(
     model: the model.
     params: its sub-networks'.
     frames: low-quality frames in [-1, 1] at the output's size, [b t h w 3].
-    flows: [b t-1 h w 2] in pixels, from frame i + 1 to frame i; by the model's network without.
-    flows_to_next: the same from frame i to frame i + 1.
+    flows: [b t-1 h w 2] in pixels, from frame i + 1 to frame i; None: by the model's flow network.
+    flows_to_next: likewise, from frame i to frame i + 1.
     fidelity: weight of CFT: 0 for the codebook's face, 1 for the input's.
 
   Returns:
@@ -121,7 +120,7 @@ def restore_chunk(
   flows: tuple[jax.Array, jax.Array],
   fidelity: float = 1.0,
 ) -> tuple[Carried, Restored, jax.Array]:
-  """Restores some frames of clips; the direction forwards goes on, the other begins at their end.
+  """Restores a chunk of clips; the forward pass continues `carried`, the backward pass starts anew.
 
   Args:
     model: the model.
@@ -129,8 +128,8 @@ def restore_chunk(
     carried: after the frames before.
     observation: these frames', [b t ...].
     gains: [b t h' w' 1] of the direction forwards and of the one backwards.
-    flows: [b t h w 2] in pixels, to the frame before and to the frame after; where there is none
-      any finite number.
+    flows: [b t h w 2] in pixels, to the frame before and to the frame after; any finite values
+      where there is no such frame.
     fidelity: weight of CFT.
 
   Returns:
@@ -209,9 +208,10 @@ def restore_observed(
   observations: Sequence[Observation],
   flows: tuple[Sequence[jax.Array], Sequence[jax.Array]],
 ) -> tuple[Carried, tuple[jax.Array, ...]]:
-  """`restore_chunk` for a stream, with the chunk's gains.
+  """Computes a chunk's gains and restores it: `restore_chunk` for a stream of single clips.
 
-  Gains are of the chunk and, as everywhere, the clip's first frame.
+  The forward gains see the chunk and the clip's first frame; the backward gains see the reversed
+  chunk alone, so that its last frame takes the part of the first one.
 
   Args:
     model: the model.

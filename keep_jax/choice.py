@@ -20,11 +20,11 @@ class Face:
   Attributes:
     track: where it is.
     matrices: [n 2 3] from the frame to the aligned crop, one a frame of the track.
-    score: mean of what the detector gave it.
+    score: mean of the detector's scores.
     sharpness: median of `sharpness.measure`; None: not measured.
     chosen: [n] bool, in which frames it is restored; None: in all.
-    left: why it is not restored in the others.
-    is_face: False for what the choice takes for a false detection, which covers nobody.
+    left: reason why it is not restored in the others, for the user; "" if there are none.
+    is_face: False for a false detection, by `Choice.min_score`; it hides no other face.
   """
 
   track: Track
@@ -67,13 +67,13 @@ class Face:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-  """Whom to restore. All but `largest` holds for a whole track, so that no face comes and goes.
+  """Which faces to restore, by whole tracks but for "largest"; `choose` also skips hidden ones.
 
   Attributes:
     faces: "largest" for at most one face a frame, or "all"; see `tracks.choose_frames`.
     min_face: smaller ones are left alone, by `Face.side`.
-    min_score: what scores less is taken for no face at all.
-    numbers: these alone, all of them, whatever `faces` says; None: any.
+    min_score: tracks with a lower mean score are treated as false detections.
+    numbers: restore exactly the tracks with these numbers, whatever `faces` is; None: all may be.
     skip_sharp: leave faces alone whose sharpness is `sharpness.THRESHOLD` or more.
   """
 
@@ -124,7 +124,7 @@ def choose(faces: Sequence[Face], choice: Choice, height: int, width: int, size:
 
 
 def _unwanted(number: int, face: Face, choice: Choice) -> str:
-  """Why a face is left alone throughout, or ""."""
+  """The reason why a face is restored in no frame, or ""."""
   if not face.is_face:
     return f"scores below {choice.min_score:g}"
   if choice.numbers is not None:

@@ -44,13 +44,13 @@ class SelfAttentionLayer(nn.Module):
 class CodePredictor(nn.Module):
   """Latents [b h w emb_dim] to logits over the codebook, [b h*w codes], float32.
 
-  What the layers add up to is float32 whatever `dtype`, and so is the last product: a code is the
-  largest of many logits that lie close together.
+  The residual stream and the last product are float32 whatever `dtype`: a code is the argmax of
+  many logits that lie close together.
 
   Attributes:
-    dim: width of the transformer.
-    heads: its attention's.
-    layers: how many.
+    dim: channels of the transformer.
+    heads: attention heads.
+    layers: number of layers.
     codes: entries of the codebook.
   """
 

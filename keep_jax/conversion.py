@@ -1,4 +1,4 @@
-"""The tables that turn released KEEP weights into ours, and the architecture they are of."""
+"""The tables that map released KEEP weights to our parameters, and their architecture."""
 
 from __future__ import annotations
 
@@ -17,13 +17,8 @@ from vsr_jax.flow import gmflow_conversion
 # First names (v0.1.0) -> those of v1.0.0.
 RENAMED = {"cross_fuse.": "cfa.", "fuse_convs_dict.": "cft."}
 
-CODEFORMER = (
-  "encoder",
-  "codebook",
-  "generator",
-  "code_predictor",
-  "cft",
-)  # what it shares with KEEP
+# The sub-networks that CodeFormer shares with KEEP.
+CODEFORMER = ("encoder", "codebook", "generator", "code_predictor", "cft")
 
 
 def res_block(theirs: str, ours: str) -> list[Rule]:
@@ -50,7 +45,7 @@ def attention_block(theirs: str, ours: str) -> list[Rule]:
 def _blocks(theirs: str, last: int, upsampling: bool) -> list[Rule]:
   """The numbered blocks of an encoder or generator; `last` is the last one's number."""
   block, ours = rf"{theirs}blocks\.(\d+)", r"blocks_\1"
-  # A bare number is the convolution at either end or the norm before the last one.
+  # Blocks without a sub-module: the first and the last convolution, and the norm before the last.
   ends, last_norm = rf"{theirs}blocks\.(0|{last})", rf"{theirs}blocks\.({last - 1})"
   resize = ours if upsampling else f"{ours}/conv"
   return [

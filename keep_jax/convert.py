@@ -30,7 +30,8 @@ from vsr_jax.checkpoint import check_export, export_params
 from vsr_jax.errors import UserError
 from vsr_jax.flow import gmflow_conversion, released
 
-# KEEP's and CodeFormer's, whose average is what the released code restores with, and GMFlow's.
+# Keys under which files wrap a state dict: KEEP's and CodeFormer's (their moving average, which the
+# released code uses, comes first), and GMFlow's.
 WRAPPERS = ("params_ema", "params", "model")
 
 

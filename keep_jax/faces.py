@@ -34,10 +34,10 @@ class RestoredFrame:
   """A frame with its faces restored.
 
   Attributes:
-    frame: as it was.
-    image: uint8 RGB [int(S h) int(S w) 3], enlarged, the restored faces in it.
-    crops: the aligned faces by number, uint8 RGB [size size 3].
-    faces: the restored ones.
+    frame: the input frame.
+    image: uint8 RGB [int(S h) int(S w) 3], the enlarged frame with the restored faces pasted.
+    crops: face number -> aligned face before restoration, uint8 RGB [size size 3].
+    faces: face number -> aligned face after restoration, uint8 RGB [size size 3].
   """
 
   frame: Frame
@@ -65,10 +65,10 @@ def find_faces(
     choice: whom to restore.
     size: the aligned crops' side, in pixels.
     robust: see `align.fit`.
-    measure: tell the faces' sharpness, which is else only done where the choice asks for it.
-    span: first and end of the frames that are wanted, None: all the rest; the others only help to
-      follow the faces and to smooth their landmarks.
-    look_ahead: frames from the end on in which faces are given, too.
+    measure: measure the faces' sharpness even if the choice does not need it.
+    span: (start, stop) of the frames to restore, stop None: to the end. The others are only used to
+      track the faces and to smooth their landmarks.
+    look_ahead: number of frames after `stop` that the returned tracks still cover.
 
   Returns:
     All faces in order of their first frame, restored or not, and the number of frames wanted; the
@@ -136,8 +136,9 @@ def restore_faces(
     upscale: S >= 1, by which frames are enlarged.
     background: what each frame is to show around the faces, uint8 RGB, resized to S h x S w
       where it is not of that size; None: the frame itself, enlarged by Lanczos.
-    masks: what of a restored face is pasted, apart from the feathered square.
-    seconds: what the work on the host takes is added to its "align" and "paste".
+    masks: makes masks of restored faces, such as `parsenet.face_masks`; None: the feathered square
+      alone.
+    seconds: counters "align" and "paste", to which the time of that work is added.
 
   Yields:
     The frames in order. Pixels outside the faces are those of the enlarged frame; grey faces stay
@@ -174,7 +175,7 @@ def restore_faces(
 
 
 def _back_to_front(faces: Sequence[Face], t: int) -> list[int]:
-  """The numbers of a frame's faces, restored or not."""
+  """The numbers of frame t's faces, restored or not, the farthest first."""
   there = [i for i, face in enumerate(faces) if face.is_face and face.is_there(t)]
   return sorted(there, key=lambda i: faces[i].sizes[t - faces[i].track.start])
 
@@ -199,7 +200,7 @@ def _next(background: Iterator[np.ndarray], frame: Frame) -> np.ndarray:
 def unchanged(
   frames: Iterable[Mapping[int, np.ndarray]],
 ) -> Iterator[Mapping[int, np.ndarray]]:
-  """The network that changes nothing: what is left are the losses of aligning and pasting."""
+  """The identity instead of a network: shows what aligning and pasting alone do to a frame."""
   yield from frames
 
 

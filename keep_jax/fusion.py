@@ -1,4 +1,4 @@
-"""CFT and CFA, which join the generator's features to others (KEEP, Sec. 3.4)."""
+"""Fusion into the generator's features: CFT (CodeFormer, Sec. 3.3) and CFA (KEEP)."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from vsr_jax.layers import Conv
 class ControllableFeatureTransform(nn.Module):
   """CFT: the low-quality frame's features scale and shift the generator's, both [b h w c].
 
-  Only the last convolutions of scale and shift start at zero, so that the others learn; the
-  released code zeroes all, after which nothing behind a product gets a gradient.
+  Only the last convolutions of scale and shift start at zero, so that all others get gradients; the
+  released code starts all of them at zero, so that only the last biases do.
   """
 
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, encoded: jax.Array, decoded: jax.Array, weight: float = 1.0) -> jax.Array:
-    """The decoded feature, changed by `weight` times what the encoded one says."""
+    """decoded + weight * (decoded * scale + shift), both predicted from encoded and decoded."""
     c = decoded.shape[-1]
     x = ResBlock(c, self.dtype, name="merge")(jnp.concatenate([encoded, decoded], axis=-1))
 
@@ -34,9 +34,9 @@ class ControllableFeatureTransform(nn.Module):
 
 
 class CrossFrameAttention(nn.Module):
-  """CFA: a feature attends to the same feature of the frame before, both [b h w c].
+  """CFA: a generator feature attends to that of the frame before, both [b h w c].
 
-  Starts as the identity: what is added passes two norms whose scales start at zero.
+  It starts as the identity: both residual branches end in a norm whose scale starts at zero.
   """
 
   heads: int

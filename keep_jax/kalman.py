@@ -29,7 +29,7 @@ class SparseCausalAttention(Attention):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """[b t n c] -> [b t n c]; the first frame stands before itself."""
+    """[b t n c] -> [b t n c]; the first frame is its own predecessor."""
     b, t, n, c = x.shape
     q, k, v = (self.project(x, name) for name in ("query", "key", "value"))
 
@@ -66,9 +66,10 @@ class UncertaintyLayer(nn.Module):
 
 
 class GainNetwork(nn.Module):
-  """Uncertainty network and gain network: latents [b t h w c] to gains [b t h w 1] in [0, 1].
+  """The paper's Kalman gain network: latents [b t h w c] to gains [b t h w 1] in [0, 1].
 
-  Attention over time sees all frames it is given: gains are not causal.
+  The uncertainty network (`UncertaintyLayer`s), then the gain network. Attention over time sees all
+  frames it is given: gains are not causal.
   """
 
   heads: int
@@ -126,6 +127,9 @@ def predict(
 
 
 def update(observed: jax.Array, predicted: jax.Array, gain: jax.Array) -> jax.Array:
-  """The blend (1 - K) observed + K predicted; K [b h w 1], latents [b h w c]."""
+  """The update z+ = (1 - K) observed + K predicted; K [b h w 1], latents [b h w c].
+
+  As in KEEP, K weighs the prediction; in a textbook Kalman filter it weighs the observation.
+  """
   gain = gain.astype(observed.dtype)
   return (1 - gain) * observed + gain * predicted

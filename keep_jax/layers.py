@@ -86,8 +86,8 @@ class Attention(nn.Module):
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-  """Scaled dot-product attention, [b n heads d], [b m heads d] -> [b n heads*d]."""
-  # JAX itself promotes bfloat16 in there, which strict promotion, as tests set it, would refuse.
+  """Scaled dot-product attention: q [b n heads d], k and v [b m heads d] -> [b n heads*d]."""
+  # JAX's implementation promotes bfloat16, which strict promotion, set by the tests, would refuse.
   with jax.numpy_dtype_promotion("standard"):
     y = jax.nn.dot_product_attention(q, k, v)
   return y.reshape(*y.shape[:2], -1)

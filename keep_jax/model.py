@@ -1,10 +1,10 @@
 """KEEP as pure functions of `params`, a tree for each sub-network.
 
-`observe` encodes low-quality frames, `calculate_gains` blends them over a clip, `step` is one turn
-of the recursion, `restore_clip` the whole clip as one `jax.lax.scan` over it. Images are RGB in
-[-1, 1], [b t h w 3], at the size of the output: a low-quality clip is enlarged before.
+`observe` encodes low-quality frames, `calculate_gains` computes the Kalman gains of a clip, `step`
+is one step of the recursion, `restore_clip` the scan of it over a clip (`jax.lax.scan`). Images are
+RGB in [-1, 1], [b t h w 3], at the size of the output: a low-quality clip is enlarged before.
 
-The paper's ablations are fields of the `Architecture`.
+The paper's ablations are values of `Architecture`'s fields (configs/keep/ablations.py).
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ Params = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class KEEP:
-  """The sub-networks of one architecture; a static value, parameters live outside.
+  """The sub-networks of one architecture, without parameters; hashable, hence static under `jit`.
 
   Attributes:
-    arch: the numbers.
-    dtype: the compute type of convolutions and products, but for latents and logits: float32.
+    arch: sizes and choices.
+    dtype: type in which convolutions and matrix products are computed; latents and logits are
+      float32 whatever it is.
   """
 
   arch: Architecture = RELEASED
@@ -85,7 +86,7 @@ class KEEP:
 
 @flax.struct.dataclass
 class Observation:
-  """What the encoder says of low-quality frames; leading axes [b] or [b t]."""
+  """The encoder's outputs for low-quality frames; leading axes [b] or [b t]."""
 
   latent: jax.Array  # [... h' w' emb_dim]
   skips: FeaturesBySide  # side -> feature [... side side c], no gradient
@@ -102,7 +103,7 @@ class State:
 
 @flax.struct.dataclass
 class Restored:
-  """Restored frames and what losses read; leading axes [b] or [b t]."""
+  """Restored frames, and intermediate results for losses; leading axes [b] or [b t]."""
 
   image: jax.Array  # [... h w 3], not clipped
   logits: jax.Array  # over the codebook [... h'*w' codes]
@@ -143,7 +144,7 @@ def init_params(model: KEEP, key: jax.Array) -> Params:
 
 
 def param_shapes(model: KEEP) -> Params:
-  """The shapes of `init_params`; of many like layers one is traced."""
+  """Shapes and dtypes of `init_params`; equal layers are traced once and repeated, to save time."""
   a = model.arch
   arch = dataclasses.replace(a, layers=1, gain_layers=1)
   one = functools.partial(init_params, dataclasses.replace(model, arch=arch))
@@ -168,9 +169,9 @@ def calculate_gains(model: KEEP, params: Params, latents: jax.Array) -> jax.Arra
 
 
 def flow_features(model: KEEP, params: Params, frames: jax.Array) -> Features:
-  """What the flow network sees in frames [b h w 3] in [-1, 1].
+  """The flow network's features of frames [b h w 3] in [-1, 1]: a tree of arrays [b ...].
 
-  Once a frame serves both of its pairs. A tree of arrays, leading axis [b].
+  A frame's features serve for the pairs with the frame before and the frame after it.
   """
   return model.flow.encode(params["flow"], 127.5 * (frames.astype(jnp.float32) + 1))
 
@@ -183,7 +184,8 @@ def flow_between(model: KEEP, params: Params, features: Features, before: Featur
 def clip_flows(model: KEEP, params: Params, frames: jax.Array) -> jax.Array:
   """Flow [b t-1 h w 2] from frame i + 1 to frame i of clips [b t h w 3]; no gradient.
 
-  A pair of frames of each clip at a time: memory does not grow with their length.
+  One frame, then one pair of each clip at a time. Features and flows are held for all frames; no
+  other memory grows with the clips' length.
   """
   frames = lax.stop_gradient(frames).swapaxes(0, 1)
   features = lax.map(functools.partial(flow_features, model, params), frames)
@@ -213,16 +215,17 @@ def step(
   flow: jax.Array,
   fidelity: float = 1.0,
 ) -> tuple[State, Restored]:
-  """One turn of the recursion: predict, update, decode (KEEP, Sec. 3.2, Eq. 3 to 6).
+  """One step of the recursion: predict z-, update to z+ (see `kalman`), decode.
 
   Args:
     model: the model.
     params: its sub-networks'.
-    state: after the frame before.
-    observation: this frame's, leading axis [b].
-    gain: [b h' w' 1].
-    flow: [b h w 2] in pixels, from this frame to the one before; any finite number for a first.
-    fidelity: weight of CFT: 0 for the codebook's face, 1 for the input's.
+    state: the state after the frame before.
+    observation: of this frame, leading axis [b].
+    gain: [b h' w' 1] in [0, 1].
+    flow: [b h w 2] in pixels, from this frame to the one before; any finite values where
+      there is none.
+    fidelity: weight of CFT, 0 (the codebook alone) to 1 (details of the input, as trained).
 
   Returns:
     The next state and the restored frame.
@@ -239,10 +242,10 @@ def decode(
   skips: FeaturesBySide,
   fidelity: float = 1.0,
 ) -> tuple[State, Restored]:
-  """A filtered latent [b h' w' emb_dim] to its frame, the last part of `step`.
+  """Decodes a filtered latent [b h' w' emb_dim] to its frame: the last part of `step`.
 
-  The latent's codes are predicted and decoded, CFT joins the encoder's features `skips` to the
-  generator's, CFA the generator's of the frame before, which are in the state.
+  The latent's codes are predicted and decoded by the generator. CFT modulates its features by the
+  encoder's (`skips`), CFA lets them attend to those of the frame before (in `state`).
   """
   logits = model.code_predictor.apply({"params": params["code_predictor"]}, latent)
   side = model.arch.latent_size
@@ -310,11 +313,11 @@ def restore_clip(
     params: its sub-networks'.
     frames: low-quality frames in [-1, 1] at the output's size, [b t h w 3].
     flows: [b t-1 h w 2] in pixels, from frame i + 1 to frame i; no gradient.
-    fidelity: weight of CFT.
+    fidelity: weight of CFT, see `step`.
     remat: recompute a step's activations in the backward pass.
 
   Returns:
-    The restored frames, [b t ...], what the encoder says of the input, and the gains.
+    The restored frames [b t ...], the observations [b t ...] and the gains [b t h' w' 1].
   """
   observation = observe(model, params, frames)
   gains = calculate_gains(model, params, observation.latent)
@@ -332,7 +335,7 @@ def restore_clip(
 
 
 def to_uint8(images: jax.Array) -> jax.Array:
-  """Images in [-1, 1] and beyond -> uint8."""
+  """Images in [-1, 1], clipped to it, -> uint8, rounded."""
   return jnp.rint(127.5 * (jnp.clip(images.astype(jnp.float32), -1, 1) + 1)).astype(jnp.uint8)
 
 

@@ -168,9 +168,9 @@ def restore_frames(args: argparse.Namespace) -> None:
 
 
 def _find(args: argparse.Namespace, size: int) -> tuple[list[Face], int, str | None]:
-  """The first pass: the faces, the number of frames, and what the reader warned of.
+  """The first pass. Returns the faces, the number of frames and the reader's warning.
 
-  What stands in the way of the second pass is told before it.
+  Also checks what the second pass needs (sizes, background), so that errors come early.
   """
   detect = turned.turning(detector.make_detector(args.detector, args.detector_weights))
   context = (tracks.SMOOTHED, tracks.SMOOTHED)
@@ -223,7 +223,7 @@ def _shown(
 
 
 def _network(args: argparse.Namespace) -> tuple[StreamTracks, int]:
-  """What restores streams of faces, and the size of the faces."""
+  """The function that restores streams of faces, or the identity; and the faces' side in pixels."""
   if args.no_network:
     return unchanged, align.SIZE
   if args.checkpoint is None:
@@ -233,7 +233,7 @@ def _network(args: argparse.Namespace) -> tuple[StreamTracks, int]:
       "--no-network"
     )
   runtime.enable_compilation_cache()
-  # A frame's temporaries, 0.5 GB and allocated anew, are otherwise a twelfth of its time.
+  # Otherwise allocating 0.5 GB of temporaries anew for each frame takes a twelfth of its time.
   runtime.keep_freed_memory()
   model, params = streaming.load(args.checkpoint, args.dtype)
   restorer = streaming.Restorer(
@@ -252,7 +252,7 @@ def _writer(
 
 @contextlib.contextmanager
 def _unwarned(args: argparse.Namespace, told: str | None) -> Iterator[video.Reader]:
-  """The clip a second time, without the warning that the first pass gave already."""
+  """Opens the clip for the second pass, without repeating the warning `told` in the first."""
   with warnings.catch_warnings():
     if told:
       warnings.filterwarnings("ignore", message=re.escape(told))
@@ -267,7 +267,7 @@ def _open_background(args: argparse.Namespace) -> video.Reader:
 
 
 def _look_ahead(args: argparse.Namespace) -> int:
-  """How many frames after --frames the gains see, too."""
+  """Number of frames after the range of --frames that gains still see."""
   return args.look_ahead if args.mode == "stream" and not args.no_network else 0
 
 

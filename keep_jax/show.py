@@ -43,7 +43,7 @@ def draw_faces(image: np.ndarray, faces: list[Face], frame: int, upscale: float 
 
 
 def table(faces: list[Face], first: int = 0) -> str:
-  """What there is to know of each face, one a line under a heading; `first` is the first frame."""
+  """A text table of the faces, one per line; `first` is added to frame numbers."""
   lines = ["face  frames           size  score  sharpness  centre x, y  restored"]
   for i, face in enumerate(faces):
     track = face.track
@@ -61,7 +61,7 @@ def table(faces: list[Face], first: int = 0) -> str:
 
 
 def save_sheet(path: str, frames: Iterable[video.Frame], faces: list[Face]) -> None:
-  """Writes a picture with a row a face: a frame where it was found at its largest, and itself."""
+  """Writes a picture with one row per face: the frame where it is largest, and its aligned crop."""
   wanted: dict[int, list[int]] = {}
   for i, face in enumerate(faces):
     sides = np.where(face.track.found, face.sizes, 0)
@@ -70,7 +70,7 @@ def save_sheet(path: str, frames: Iterable[video.Frame], faces: list[Face]) -> N
   for t, frame in enumerate(frames):
     for i in wanted.get(t, ()):
       whole, matrix = draw_faces(frame.image, faces, t), faces[i].seen_at(t)
-      assert matrix is not None  # its track has the frame
+      assert matrix is not None  # the frame was chosen from the face's own track
       rows[i] = np.hstack([_at_height(x) for x in (whole, align.align(frame.image, matrix))])
   _save(path, [rows[i] for i in sorted(rows)])
 

@@ -39,9 +39,9 @@ from vsr_jax.memory import release_freed_memory
 from vsr_jax.programs import CompiledByShape
 from vsr_jax.runtime import compiler_options
 
-WINDOW = 20  # frames that gains are blended over, as released
-LONGEST_WINDOW = 1000  # which are held at a time, with what is observed in them
-LOOK_AHEAD = 4  # frames after a frame that its gain sees at most, beyond the first window
+WINDOW = 20  # frames that the gain network sees at a time, as released
+LONGEST_WINDOW = 1000  # a window's frames and observations are held in memory
+LOOK_AHEAD = 4  # most frames after a frame that its gain sees, beyond the first window
 
 MODES = ("stream", "as_released", "bidirectional")
 Mode = Literal["stream", "as_released", "bidirectional"]
@@ -71,7 +71,7 @@ def load(checkpoint: str | pathlib.Path, dtype: str = "float32") -> tuple[KEEP, 
     )
   meta = read_meta(checkpoint)
   remedy = "not a checkpoint of KEEP; give the output of keep_jax.convert"
-  # A file of the flow alone has no model: what is missing is told below.
+  # A checkpoint of GMFlow alone has "model": null; the networks it lacks are listed below.
   entries = {} if meta.get("model", "") is None else meta.get("model")
   arch = from_entries(Architecture, entries, str(checkpoint), remedy, EARLIER_NAMES)
   model = KEEP(arch, jnp.dtype(dtype))
@@ -89,13 +89,13 @@ def load(checkpoint: str | pathlib.Path, dtype: str = "float32") -> tuple[KEEP, 
 
 @dataclasses.dataclass(eq=False)
 class _PendingFace:
-  """A face in a frame: what is known of it before its turn in the recursion comes."""
+  """A face in a frame that waits for its step of the recursion, with what is computed so far."""
 
   observation: Observation
   features: Features  # for the flow
   flow: jax.Array  # to the frame before; of a track's first frame to itself
   gain: jax.Array | None = None
-  begins: bool = False  # whether the state begins anew here
+  begins: bool = False  # whether the recursion restarts here, from `initial_state`
   image: jax.Array | None = None  # in mode "bidirectional", whose chunks are restored whole
 
   @property
@@ -105,16 +105,16 @@ class _PendingFace:
 
 @dataclasses.dataclass(eq=False)
 class _Track:
-  """One face's way through the clip.
+  """The state of one face track while it is restored.
 
   Attributes:
-    state: the recursion's, after the last frame restored.
-    features: what the flow network sees in the last frame taken; None before the first.
-    first_latent: the first frame's latent; None before its gain.
-    latest: latents of the last frames that have gains; without the first frame's where the model
-      attends to that one anyway.
+    state: the recursion's state after the last restored frame.
+    features: the flow network's features of the last frame taken; None before the first.
+    first_latent: the first frame's latent; None until its gain is computed.
+    latest: latents of the latest frames that have gains; without the first frame's if the model
+      attends to it anyway.
     waiting: frames taken that have no gains yet.
-    carried: in mode "bidirectional", from chunk to chunk instead of the state.
+    carried: state of mode "bidirectional", carried from chunk to chunk instead of `state`.
   """
 
   state: State
@@ -128,9 +128,9 @@ class _Track:
 class Restorer:
   """Restores clips of aligned faces as streams.
 
-  Four programs are compiled: what is observed of frames, the flow, the gains of a window, and the
-  recursion's step. Faces of several tracks in one frame are batched by powers of two, so that few
-  batch sizes are compiled and none is filled up.
+  Four programs are compiled: the observations and flow features of frames, the flow, the gains of a
+  window, and the recursion's step (mode "bidirectional": the first two, and a chunk's restoration).
+  Faces in one frame are batched in powers of two: few batch sizes are compiled, none is padded.
 
   Attributes:
     model: the model.
@@ -138,11 +138,9 @@ class Restorer:
       chunk of `window` frames, as the released code does; "bidirectional" also uses the frames
       after a frame, in chunks of `window` (experimental, see `bidirectional`).
     window: frames that a gain sees.
-    look_ahead: "stream" only: frames after a frame that its gain sees at most, beyond the first
-      window, all of whose gains see all of it. Gains of `look_ahead` + 1 frames are computed at a
-      time, so that it is 0 to `look_ahead`. Frames enter one by one: it makes no difference how
-      what hands them out is divided.
-    fidelity: weight of CFT: 0 for the codebook's face, 1 for the input's.
+    look_ahead: in mode "stream", most frames after a frame that its gain sees. Gains are computed
+      for `look_ahead` + 1 frames at a time, so that each sees 0 to `look_ahead` later ones. In the
+      first window every gain sees the whole window.
   """
 
   def __init__(
@@ -152,7 +150,7 @@ class Restorer:
     mode: Mode = "stream",
     window: int = WINDOW,
     look_ahead: int = LOOK_AHEAD,
-    fidelity: float = 1.0,
+    fidelity: float = 1.0,  # weight of CFT, see `model.step`
   ):
     if mode not in MODES:
       raise ValueError(f"mode {mode!r}: must be one of {', '.join(MODES)}")
@@ -194,8 +192,8 @@ class Restorer:
     """Restores every frame of a clip with one face.
 
     Args:
-      frames: uint8 or float in [0, 1], RGB [h w 3], resized bilinearly to the model's size where
-        they are not of it; see `as_frames`. Or of `Frame`, which keep their times.
+      frames: uint8 or float in [0, 1], RGB [h w 3], resized bilinearly if they are not of the
+        model's size (see `as_frames`); or `Frame`s, whose times are kept.
 
     Returns:
       uint8 RGB [size size 3], one a frame, or `Frame`s of such images.
@@ -252,7 +250,7 @@ class Restorer:
   def _take(
     self, faces: Mapping[Name, tuple[_Track, np.ndarray]]
   ) -> dict[Name, tuple[_Track, _PendingFace]]:
-    """Takes the faces of the next frame in, and calculates the gains that are due."""
+    """Encodes the faces of the next frame, and computes gains for the groups that are complete."""
     taken = {}
     for part in _batches(list(faces.items())):
       names, pairs = zip(*part, strict=True)
@@ -274,7 +272,7 @@ class Restorer:
     return taken
 
   def _finish_group(self, track: _Track) -> None:
-    """Makes the frames that wait ready: with their gains, or restored."""
+    """Computes the gains of a track's waiting frames, or restores them (mode "bidirectional")."""
     group, track.waiting = track.waiting, []
     if group and self.mode == "bidirectional":
       self._restore_chunk(track, group)
@@ -300,7 +298,7 @@ class Restorer:
     latents = [face.observation.latent for face in group]
     if self.mode == "as_released":
       group[0].begins = True
-      # The released code doubles a lone last frame.
+      # As in the released code a chunk of one frame is doubled.
       gains = self._gains(self._params, 2 * latents if len(latents) == 1 else latents)
     else:
       attend_first_frame = self.model.arch.attend_first_frame
@@ -316,7 +314,7 @@ class Restorer:
   def _advance(self, faces: Mapping[Name, tuple[_Track, _PendingFace]]) -> dict[Name, jax.Array]:
     """Restores the faces of one frame, uint8 [size size 3] each."""
     if self.mode == "bidirectional":
-      # Those that are ready have images, all of them.
+      # A frame is advanced only when all its faces are ready, which here means restored.
       return {name: face.image for name, (_, face) in faces.items() if face.image is not None}
     restored = {}
     for part in _batches(list(faces.items())):
@@ -360,7 +358,7 @@ def _split(tree: Tree, count: int) -> tuple[Tree, ...]:
 def _observe_faces(
   model: KEEP, params: Params, frames: jax.Array
 ) -> tuple[tuple[Observation, ...], tuple[Features, ...]]:
-  """uint8 [b h w 3] -> of each what the encoder says of it, and the flow network's features."""
+  """uint8 [b h w 3] -> b observations and b features of the flow network, leading axes [1]."""
   x = frames.astype(jnp.float32) / 127.5 - 1
   size = model.arch.image_size
   if x.shape[1:3] != (size, size):

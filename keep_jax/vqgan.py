@@ -64,10 +64,10 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-  """Doubles the sides: every pixel four times, then a 3x3 convolution.
+  """Doubles the sides: nearest-neighbour enlargement, then a 3x3 convolution.
 
-  Computed at the small size: a sub-pixel sees 2x2 different pixels only, so that
-  four 2x2 kernels, sums of the nine weights, take 4/9 of the products.
+  Computed at the input's size: an output pixel sees only 2x2 different input pixels, so that four
+  2x2 kernels, whose taps are sums of the nine, take 4/9 of the multiplications.
   """
 
   dtype: jnp.dtype = jnp.float32
@@ -141,15 +141,15 @@ class Encoder(nn.Module):
         blocks.append(Downsample(**d))
     c = self.multiples[-1] * self.width
     blocks += [ResBlock(c, **d), AttentionBlock(**d), ResBlock(c, **d)]
-    # Few numbers, from which all else follows: float32 costs nothing here.
+    # The latent is small and everything depends on it: computing it in float32 costs little.
     blocks += [GroupNorm(), conv(self.emb_dim, dtype=jnp.float32)]
     self.blocks = blocks
     self.skip_blocks = frozenset(skip_blocks)
 
   def __call__(self, x: jax.Array, sides: tuple[int, ...] = ()) -> tuple[jax.Array, FeaturesBySide]:
-    """Images -> latents, float32 whatever `dtype`, and the features of those sides.
+    """Images -> latents, float32 whatever `dtype`, and the skip features whose side is in `sides`.
 
-    A level's skip feature comes after its last residual block, before attention.
+    A level's skip feature is taken after its last residual block, before attention.
     """
     found = {}
     for i, block in enumerate(self.blocks):
@@ -160,7 +160,7 @@ class Encoder(nn.Module):
 
 
 class Generator(nn.Module):
-  """Latents to images. Attributes as of `Encoder`."""
+  """Latents to images; `width`, `multiples` and `res_blocks` are those of the `Encoder`."""
 
   width: int
   multiples: tuple[int, ...]
@@ -190,8 +190,8 @@ class Generator(nn.Module):
   def __call__(self, z: jax.Array, fuse: Fuse | None = None) -> jax.Array:
     """Latents -> images, not clipped.
 
-    `fuse` may change a level's feature: after the first residual block of the level, in the
-    smallest level after the last one, before attention.
+    `fuse` replaces the feature of each level: after the level's first residual block, but in the
+    smallest level after its last one, before attention.
     """
     x = z
     for i, block in enumerate(self.blocks):

@@ -1,4 +1,4 @@
-"""Linen layers that several networks use; every epsilon is explicit."""
+"""Linen layers that several networks use."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from vsr_jax.ops.depthwise import Weights
 def uniform_by_fan_in(
   key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32
 ) -> jax.Array:
-  """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default, which both papers train from."""
+  """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): PyTorch's default, with which FMA-Net's code trains."""
   bound = 1 / np.sqrt(np.prod(shape[:-1]))
   return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 def bias_by_fan_in(fan_in: int) -> Callable[..., jax.Array]:
-  """The same bound for a bias, whose shape does not tell the fan-in."""
+  """`uniform_by_fan_in` for a bias, whose shape does not contain the fan-in."""
   bound = 1 / np.sqrt(fan_in)
   return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 class ConvWeights(nn.Module):
-  """The weights of a convolution that an operation takes together with others.
+  """Declares and returns a convolution's weights, for operations that fuse several convolutions.
 
   Attributes:
     shape: of the kernel, [k k c d], or [k k d] of a depthwise one.
     use_bias: whether there is a bias [d].
-    kernel_init: of the kernel; a bias always starts by the fan-in.
+    kernel_init: initializer of the kernel; that of a bias is always `bias_by_fan_in`.
   """
 
   shape: tuple[int, ...]

@@ -1,7 +1,7 @@
-"""Faces cut out of a frame upright at a standard size, as FFHQ's and KEEP's training faces are.
+"""Aligned face crops: upright and of a standard size, like FFHQ's and KEEP's training faces.
 
-A matrix is the upper two rows [2 3] of an affine map of points (x, y), whole numbers at the centres
-of pixels, from the frame to the aligned crop; here always a similarity. Images are RGB.
+A matrix [2 3] maps points (x, y) of the frame to the aligned crop; pixel centres have whole
+coordinates. It is always a similarity. Images are RGB.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ TEMPLATE = np.array(
 # What the crop shows outside the frame. The released code has (135, 133, 132) in BGR images.
 BORDER = (132, 133, 135)
 
-# Landmarks that spread less than this (root mean square distance from their centre, in pixels; the
-# template's is 79) tell neither size nor direction of a face.
+# Least spread of landmarks that can be fitted: root mean square distance from their centre, in
+# pixels (79 in the template). Below it size and rotation of a face cannot be estimated.
 _MIN_SPREAD = 2.0
 
 # How far the robust fit may be from the plain one, as |ratio - 1| of their complex factors: 35 % in
@@ -41,18 +41,18 @@ def fit(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Finds the similarity that brings each face's landmarks to the template.
 
-  It is the least-median-of-squares fit of the released code, which disregards up to two landmarks
-  that do not agree with the rest. Of a profile it may make nonsense, as its landmarks lie nearly on
-  one line: where it fails, or is far from the least-squares fit to all five, the latter is taken.
-  Of landmarks in (nearly) one point neither makes sense, and the nearest frame's matrix is taken.
+  As in the released code this is a least-median-of-squares fit, which ignores up to two landmarks
+  that disagree with the rest. It can go wrong for a profile, whose landmarks are nearly collinear:
+  where it fails, or is far from the least-squares fit to all five, the latter is used. Where the
+  landmarks are (nearly) one point, the matrix of the nearest frame in time is used.
 
   Args:
     landmarks: [n 5 2], one face over time, in pixels of the frame.
     size: the crop's side, in pixels.
-    robust: False takes the least-squares fit throughout. It moves evenly with the landmarks, where
-      the robust one jumps when it disregards others than in the frame before: at a lively head, its
-      landmarks smoothed, the crop's motion changed by up to 29 of its pixels from one frame to the
-      next, the plain one's by 3.
+    robust: False uses the least-squares fit throughout. It moves smoothly with the landmarks; the
+      robust fit jumps when it ignores other landmarks than in the frame before. On a moving head
+      with smoothed landmarks, the crop's displacement per frame changed by up to 29 crop pixels
+      from one frame to the next, with least squares by 3.
 
   Returns:
     Matrices [n 2 3] float64, and whether each comes from a fallback [n].
@@ -99,12 +99,12 @@ def _agree(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def scale(matrices: np.ndarray) -> np.ndarray:
-  """How many pixels of the crop one pixel of the frame becomes: [... 2 3] -> [...]."""
+  """The similarities' scale, in crop pixels per frame pixel: [... 2 3] -> [...]."""
   return np.hypot(matrices[..., 0, 0], matrices[..., 1, 0])
 
 
 def invert(matrices: np.ndarray) -> np.ndarray:
-  """The way back, crop to frame: similarities [... 2 3] -> [... 2 3]."""
+  """The inverse similarities, from crop to frame: [... 2 3] -> [... 2 3]."""
   linear = matrices[..., :2].swapaxes(-1, -2) / scale(matrices)[..., None, None] ** 2
   return np.concatenate([linear, -linear @ matrices[..., 2:]], -1)
 

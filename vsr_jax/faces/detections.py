@@ -1,4 +1,4 @@
-"""What a face detector finds in a frame, and a picture of it."""
+"""Face detections: their type, non-maximum suppression, and drawing them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ GREEN = (0, 255, 0)
 class Detections:
   """The n faces of a frame, the surest first; all float32.
 
-  Pixels are counted from the frame's top left corner; the networks' own rounding leaves half a
-  pixel open, so nothing here tells a pixel's corner from its centre.
+  Coordinates are pixels from the frame's top left. Whether whole numbers are corners or centres of
+  pixels is not defined: the networks' rounding is coarser than that.
 
   Attributes:
     boxes: [n 4] left, top, right, bottom; they may reach over the frame's edge.
@@ -72,9 +72,10 @@ def suppress(
   Args:
     boxes: [n 4] left, top, right, bottom.
     scores: [n].
-    threshold: a box that shares more than this part with a kept one is dropped.
-    of_smaller: the part of the smaller box instead of the union.
-    inclusive: the last pixel belongs to the box, so sides are one longer.
+    threshold: a box is dropped if its intersection with a kept box exceeds this share of their
+      union.
+    of_smaller: the share is of the smaller box instead of the union.
+    inclusive: right and bottom belong to the box, so that its sides are one pixel longer.
 
   Returns:
     [k] indices of the kept boxes, the surest first; of equal scores the earlier first.

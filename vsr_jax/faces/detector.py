@@ -1,4 +1,4 @@
-"""Makes a face detector by name: one function type over the networks.
+"""Makes a face detector by name; all have one function type, `Detector`.
 
 `mtcnn` ships with its weights and is the default. The others are RetinaFace and need a checkpoint:
 `retinaface_resnet50` and `retinaface_mobile0.25` take the files that the released KEEP downloads
@@ -65,7 +65,7 @@ def make_detector(
     another array, and compiles once a frame size.
 
   Raises:
-    UserError: the name is unknown, the weights are missing or do not fit, an option is no size.
+    UserError: the name is unknown, the weights are missing or do not fit, or a size is too small.
   """
   detect = make_batch_detector(name, weights, max_side=max_side, min_face=min_face)
   return lambda frame: detect([frame])[0]
@@ -80,8 +80,8 @@ def make_batch_detector(
 ) -> BatchDetector:
   """Makes a detector of several frames of one size at once; see `make_detector`.
 
-  The frames share calls of the networks, which keeps an accelerator busier; one more program is
-  compiled for every other number of frames (RetinaFace).
+  The frames are batched, which uses an accelerator better; RetinaFace compiles a program for every
+  number of frames.
   """
   if not min_face >= 1 or (max_side is not None and max_side < 32):
     raise UserError(

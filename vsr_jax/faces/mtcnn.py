@@ -5,8 +5,8 @@ IEEE Signal Processing Letters 23(10), arXiv 1604.02878. Networks, weights, cons
 order of steps are those of facenet-pytorch 2.6.0 (MIT, copyright 2019 Timothy Esler), whose
 `MTCNN.detect(landmarks=True)` this equals but for rounding. Everything is float32.
 
-The networks run compiled, at shapes that depend on the frames' size only; what the first one
-proposes is chosen on the host, where numbers may vary.
+The networks are compiled for shapes that depend on the frames' size only. The proposals, whose
+number varies, are selected on the host.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from vsr_jax.faces.detections import Detections, none_found, suppress
 THRESHOLDS = (0.6, 0.7, 0.7)  # least score after each of the networks
 FACTOR = 0.709  # between the pyramid's levels: half the area
 MIN_FACE = 20  # pixels
-_CELL = 12  # side of what one output of the proposal network sees, at a stride of 2
+_CELL = 12  # receptive field of the proposal network, in pixels; its stride is 2
 _REFINE_BATCH, _OUTPUT_BATCH = 32, 8  # crops of one compiled call; the last is padded
 
 Params = Mapping[str, Any]
@@ -183,13 +183,13 @@ def _area_resize(sums: jax.Array, size: tuple[int, int]) -> jax.Array:
 
 
 def _bins(n: np.ndarray | int, parts: int) -> tuple[np.ndarray, np.ndarray]:
-  """First and past-the-last pixel of each of the cells that n pixels (or [k 1] of them) make."""
+  """Start and end of each of `parts` cells of n pixels; n may be an array of lengths [k 1]."""
   i = np.arange(parts)
   return i * n // parts, -(-(i + 1) * n // parts)
 
 
 def _proposals(levels: Maps, scales: list[float], threshold: float) -> np.ndarray:
-  """Squares [n 4] worth a closer look, from the proposal maps of one frame."""
+  """Proposals of a frame, squares [n 4], from the proposal network's maps, after suppression."""
   rows = []
   for (score, correction), scale in zip(levels, scales, strict=True):
     y, x = np.nonzero(score >= threshold)
@@ -243,7 +243,7 @@ def _finish(
 
 
 def _corrected(boxes: np.ndarray, correction: np.ndarray, extra: int) -> np.ndarray:
-  """Moves each side by its part of the box's size, `extra` pixels added to that."""
+  """Moves each side by `correction`, in units of the box's size plus `extra` pixels."""
   size = boxes[:, 2:] - boxes[:, :2] + np.float32(extra)
   return boxes + correction * np.concatenate([size, size], 1)
 

@@ -1,7 +1,7 @@
-"""Which face is in front of which, what its head covers, and who is hidden behind it.
+"""Occlusion between faces: which is nearer, what its head covers, and which are hidden.
 
-Nothing here looks at pixels: the larger one of two faces counts as the nearer, and a head is an
-ellipse about the landmarks. So a child's face before an adult's counts as behind it.
+Nothing here looks at pixels: of two faces the larger counts as the nearer, and a head is an ellipse
+around the landmarks. So a child in front of an adult counts as behind.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from scipy import ndimage
 
 from vsr_jax.faces import align
 
-# A head with its hair in an aligned face of `align.SIZE`, where eyes are 126 pixels apart: from
-# the chin, at 480, to a skull's height above the eyes; beyond the crop, where hair stands high.
+# Centre and half axes (x, y) of a head with hair, as an ellipse in an aligned face of `align.SIZE`.
+# It reaches from the chin, at y = 480, to 60 pixels above the crop; the eyes are 126 pixels apart.
 _CENTER = np.array([256.0, 210.0])
 _AXES = np.array([210.0, 270.0])
 _SOFT = 0.1  # width of the outline's ramp, in half axes
 
-# Sizes are compared as medians over so many frames: a second of most clips. A face that nods or
-# opens its mouth does not change places with its neighbour.
+# Frames over which medians are taken, of sizes and of flags: about a second. So a face that nods or
+# opens its mouth does not become the nearer one for a moment.
 _FRAMES = 25
 
 # The robust fit of `align.fit` bears two landmarks that are wrong. Detectors guess where the
@@ -29,15 +29,15 @@ _MAX_HIDDEN = 2
 
 
 def sizes(matrices: np.ndarray) -> np.ndarray:
-  """How large a face is over time, steadily: matrices [n 2 3] of a track -> [n].
+  """The size of a face over time: matrices [n 2 3] of a track -> [n], frame pixels per crop pixel.
 
-  In frame pixels that one pixel of the crop covers, as the median over the frames around.
+  A running median over `_FRAMES` frames.
   """
   return ndimage.median_filter(1 / align.scale(matrices), _FRAMES, mode="nearest")
 
 
 def head_radius(points: np.ndarray, size: int) -> np.ndarray:
-  """How far out of a head points are: its centre has 0, its outline 1.
+  """Elliptical distance of points from a head's centre, in radii: 1 on the outline.
 
   Args:
     points: [... 2] (x, y) in pixels of the aligned crop; they may lie outside it.
@@ -49,12 +49,12 @@ def head_radius(points: np.ndarray, size: int) -> np.ndarray:
 
 
 def hidden(landmarks: np.ndarray, nearer: np.ndarray, size: int) -> np.ndarray:
-  """Whether too much of a face is behind a nearer head to align it.
+  """In which frames more than `_MAX_HIDDEN` landmarks of a face lie behind a nearer head.
 
   Args:
     landmarks: [n 5 2], the farther face over time, in pixels of the frame.
     nearer: [n 2 3], matrices of the nearer face in the same frames, from `align.fit`.
-    size: the side of the crop that they lead to, in pixels.
+    size: the side of these matrices' crop, in pixels.
 
   Returns:
     [n] bool.
@@ -64,14 +64,14 @@ def hidden(landmarks: np.ndarray, nearer: np.ndarray, size: int) -> np.ndarray:
 
 
 def steady(flags: np.ndarray) -> np.ndarray:
-  """Flags [n] over time by the majority of the frames around, so that a face does not flicker."""
+  """Running majority of flags [n] over `_FRAMES` frames, so that a face does not come and go."""
   return ndimage.median_filter(flags.astype(np.uint8), _FRAMES, mode="nearest").astype(bool)
 
 
 def others(
   matrices: Sequence[np.ndarray], own: int, size: int, corner: tuple[int, int], shape: Sequence[int]
 ) -> np.ndarray | None:
-  """How much of each pixel belongs to other heads than a face's own.
+  """Share of each pixel that belongs to other heads than face `own`'s.
 
   A pixel belongs to the nearest head over it.
 
@@ -79,7 +79,7 @@ def others(
     matrices: [2 3] each, from the image to the aligned crop; the farthest face first.
     own: index of the face in question.
     size: the crops' side, in pixels.
-    corner: x and y of the part of the image that is asked for.
+    corner: x and y of the top left pixel of the part of the image to compute.
     shape: height and width of that part.
 
   Returns:

@@ -1,7 +1,7 @@
-"""ParseNet: which part of an aligned face each pixel is (of PSFR-GAN, Chen et al., CVPR 2021).
+"""ParseNet: semantic segmentation of an aligned face (from PSFR-GAN: Chen et al., CVPR 2021).
 
-The released KEEP pastes through it what belongs to the face and leaves hair's surroundings, clothes
-and background alone. Inference only: batch normalisation uses the checkpoint's statistics.
+The released KEEP uses it as a mask for pasting: skin, features, ears and hair are pasted, but not
+background, hat, necklace, neck and clothes. Inference only: batch norms use stored statistics.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from vsr_jax.layers import FrozenBatchNorm
 
 SIZE = 512  # pixels, the side of the faces that it was trained with
 
-# All but these of the 19 classes of CelebAMask-HQ are pasted: background, necklace
-# and neck (14, 16, 17 in the order of this network) and cloth.
+# Classes that are not pasted: background, hat, necklace, neck and cloth, in CelebAMask-HQ's order
+# of 19 (... 13 hair, 14 hat, 15 earring, 16 necklace, 17 neck, 18 cloth).
 _LEFT_ALONE = (0, 14, 16, 17, 18)
 
 _BLUR = 101, 11.0  # kernel and sigma in pixels of a face of 512, applied twice
@@ -42,7 +42,7 @@ def _double(x: jax.Array) -> jax.Array:
 
 
 class ResidualBlock(nn.Module):
-  """Two normalised convolutions beside a skip; the first doubles, the second halves, or neither."""
+  """Two normalised 3x3 convolutions and a skip: [b h w c] at the same, half or double the size."""
 
   features: int
   scale: str = "same"  # or "down", "up"
@@ -66,7 +66,7 @@ class ParseNet(nn.Module):
     width: channels at full size; four halvings double them up to `limit`.
     limit: the most channels.
     depth: number of blocks at the smallest size.
-    classes: that it tells apart.
+    classes: number of classes.
   """
 
   width: int = 64
@@ -139,7 +139,7 @@ def classify(net: ParseNet, params: Mapping[str, Any], faces: jax.Array) -> jax.
 
 
 def face_masks(params: Mapping[str, Any], faces: np.ndarray) -> np.ndarray:
-  """How much of each pixel to paste, by what it is.
+  """Masks for pasting, from the class of each pixel.
 
   Args:
     params: `ParseNet()`'s, from `load`.

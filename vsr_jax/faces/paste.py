@@ -1,8 +1,8 @@
-"""Restored faces back into their frame: inverse warp, feathered square, background enlarged.
+"""Pastes restored faces into their frame: inverse warp, feathered square, enlarged background.
 
-As the released KEEP pastes, with these differences: only the pixels under a face are touched; the
-face is resampled bicubically instead of bilinearly, since a second bilinear pass costs 3 dB, and
-low-passed before it is made much smaller, which else shimmers; colours are rounded, not cut off.
+As in the released KEEP, with these differences: only pixels under a face change; the face is
+resampled bicubically, since a second bilinear pass costs 3 dB; a face that becomes much smaller is
+low-pass filtered first, to avoid shimmering; colours are rounded, not truncated.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from scipy import special
 from vsr_jax.errors import UserError
 from vsr_jax.faces import align, occlusion
 
-# Enlarges a frame, uint8 RGB [h w 3]; to what size is its own affair, `enlarge` sees to the rest.
+# Enlarges a frame, uint8 RGB [h w 3], to any size; `enlarge` resizes the result where needed.
 Upscaler = Callable[[np.ndarray], np.ndarray]
 
 # OpenCV's warps address pixels with 16 bits.
@@ -118,14 +118,14 @@ def outline(inverse: np.ndarray, size: int, inset: float = 0.0) -> np.ndarray:
 
 
 def feather(inverse: np.ndarray, size: int, upscale: float, frame: tuple[int, int]) -> np.ndarray:
-  """How much of the face is taken at each row, and column, of the aligned crop.
+  """The feathered mask's profile along the rows, and along the columns, of the aligned crop.
 
   The released code warps a square of ones into the frame, erodes it by a square of 2 S pixels, then
   by one of 2 w, and blurs it by a Gaussian of 2 w + 1 pixels, where w is a 20th of the square root
   of the face's area in the frame. A square eroded by a square is a smaller square, and blurred it
-  is a product of two ramps along its sides: all that is known without an image to work on. Two
-  things differ: an erosion by an even number of pixels moves the mask by half a pixel there, and a
-  side of the square that leaves the frame loses its ramp at once there, bit by bit here.
+  is the product of two ramps along its sides, which are computed here in closed form. Two things
+  differ: in the released code an erosion by an even number of pixels moves the mask half a pixel,
+  and a side of the square that leaves the frame loses its ramp at once, here gradually.
 
   Args:
     inverse: [2 3], from `to_frame`.
@@ -153,10 +153,10 @@ def feather(inverse: np.ndarray, size: int, upscale: float, frame: tuple[int, in
 
 
 def _low_pass(face: np.ndarray, ratio: float) -> np.ndarray:
-  """Takes out of a face what cannot be seen where it is made `ratio` times smaller.
+  """Low-pass filters a face that will be made `ratio` times smaller, against aliasing.
 
-  By a Lanczos kernel that begins to work at a ratio of 3/2 and always leaves the frame's own
-  frequencies as they are: an aligned face that nobody changed loses nothing to speak of.
+  A Lanczos kernel, used above a ratio of 3/2. It keeps the frequencies that the frame can show, so
+  that an aligned face that was not changed loses almost nothing.
   """
   width = ratio / 1.5
   if width <= 1:
@@ -203,7 +203,7 @@ def _blend(
   if taken is not None:
     alpha *= 1 - taken
   below = image[top:bottom, left:right]
-  # It divides by the weights' sum plus 1e-5, which rounds away: weight 0 leaves a pixel as it is.
+  # blendLinear divides by the weights' sum + 1e-5, which rounding hides: weight 0 changes nothing.
   below[...] = cv2.blendLinear(face, below, alpha, 1 - alpha)
 
 
@@ -230,8 +230,8 @@ def paste(
     masks: float32 [size size] in [0, 1] each, such as `parsenet.face_masks`: the smaller of this
       and the feathered square counts. None: the square alone.
     offset: see `to_frame`.
-    apart: faces, all of one size and the farthest first, leave each other's heads alone: what
-      `occlusion.others` says belongs to another is not painted.
+    apart: do not paint over other heads, by `occlusion.others`. The faces must be all of one size,
+      the farthest first.
 
   Returns:
     uint8 RGB [int(S h) int(S w) 3]; outside the faces exactly what `enlarge` returns.

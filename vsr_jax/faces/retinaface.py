@@ -21,9 +21,9 @@ from vsr_jax.faces.detections import Detections, suppress
 from vsr_jax.layers import FrozenBatchNorm
 
 THRESHOLD = 0.8  # least score of a face
-OVERLAP = 0.4  # the part of two boxes' union that they share, above which they are one face
+OVERLAP = 0.4  # intersection over union above which two boxes are one face
 STRIDES = (8, 16, 32)  # the pyramid's levels'
-MEAN = (123.0, 117.0, 104.0)  # RGB, over the pictures that the backbones were trained on
+MEAN = (123.0, 117.0, 104.0)  # RGB mean of the backbones' training images, subtracted from frames
 _VARIANCES = (0.1, 0.2)  # units of offsets and of the logarithms of sizes
 
 
@@ -137,7 +137,7 @@ class ResNet50(nn.Module):
 
 
 class Pyramid(nn.Module):
-  """Adds each level's coarser neighbour to it; all at one width."""
+  """Feature pyramid network: all levels at one width, each plus its enlarged coarser neighbour."""
 
   features: int
   slope: float
@@ -197,13 +197,13 @@ class Heads(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class RetinaFace:
-  """A variant: its backbone, the width after it, the slope of its ReLUs, its anchors.
+  """A variant of RetinaFace.
 
   Attributes:
     body: the backbone.
     features: width of the pyramid and the context modules.
-    slope: below zero, in the leaky ReLUs after the backbone.
-    anchors: sides in pixels of the squares at every place of a level, for each level.
+    slope: negative slope of the leaky ReLUs after the backbone (the MobileNet has its own).
+    anchors: for each level, the sides in pixels of the anchor squares at every position.
   """
 
   body: MobileNet | ResNet50

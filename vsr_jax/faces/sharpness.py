@@ -10,8 +10,8 @@ from vsr_jax.faces import align
 # From here on a face is sharp; see docs/faces.md for what real clips have.
 THRESHOLD = 0.33
 
-# Between Gaussians of these standard deviations, in pixels of a crop of `align.SIZE`, lie the
-# detail that blur, enlarging and coding take first, and what they leave.
+# Standard deviations of two differences of Gaussians, band-pass filters, in pixels of a crop of
+# `align.SIZE`: fine detail, which blur, enlargement and coding remove first, and what they leave.
 _FINE = 1, 2
 _COARSE = 4, 8
 
@@ -22,10 +22,10 @@ _MARGIN = 24  # three deviations of the widest Gaussian
 
 
 def measure(face: np.ndarray) -> float:
-  """The contrast of fine detail by that of coarse structure, of the luma from brows to mouth.
+  """Ratio of the luma's contrast in fine detail to that in coarse structure, from brows to mouth.
 
-  A face that was enlarged to the crop has little detail there however sharp it was, so small faces
-  count as not sharp. Exposure and contrast cancel out. Noise counts as detail.
+  A small face, enlarged to the crop, has little fine detail however sharp it was, so that it counts
+  as not sharp. Exposure and contrast cancel out. Noise counts as detail.
 
   Args:
     face: uint8 RGB [512 512 3], aligned.

@@ -1,7 +1,7 @@
-"""Faces over time: who is who, where a shot ends, and steady landmarks.
+"""Face tracks: detecting cuts, linking detections over time, smoothing landmarks.
 
-A first pass over the clip keeps what detection found and where it was cut; from them come the
-tracks, one a person and shot, whose landmarks `align.fit` takes.
+A first pass over the clip keeps detections and thumbnails; they give the cuts and the tracks, one
+per person and shot, whose landmarks `align.fit` takes.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _CUT = 4.5
 _CUT_RATIO = 2.5  # to the median change nearby, or where there is none to _CUT
 _FLASH = 3  # frames; a picture that is back after fewer than these was only interrupted
 
-# A face is the one of the frame before if the two are about as large, and if it is less than a part
-# of its size from where it was expected; a part that grows with the root of the time unseen.
+# A face continues a track if its size differs by less than _SIZE_RATIO and its distance from the
+# expected position is below _REACH times its size, times the square root of the frames since seen.
 _SIZE_RATIO = 2.0
 _REACH = 0.6
 _VELOCITY_FRAMES = 6  # over which a track's motion is measured
@@ -47,7 +47,7 @@ class Track:
       interpolated linearly.
     boxes: [n 4] float32, left, top, right, bottom in pixels, interpolated likewise.
     found: [n] bool, whether the detector saw it.
-    picks: [n] which of its frame's detections it is, or -1 where it was not found; None: unknown.
+    picks: [n] index among its frame's detections, or -1 where it was not found; None: unknown.
   """
 
   start: int
@@ -68,7 +68,13 @@ class Track:
     return Track(start, self.landmarks[own], self.boxes[own], self.found[own], picks)
 
   def pick(self, values: Sequence[np.ndarray]) -> np.ndarray:
-    """What belongs to its detections: one value a detection, for all frames -> [k], where found.
+    """Selects the values of its own detections.
+
+    Args:
+      values: for each frame of the clip, one value per detection.
+
+    Returns:
+      [k], one value per frame in which the face was found.
 
     Raises:
       ValueError: its detections are unknown.
@@ -80,7 +86,7 @@ class Track:
 
 
 def thumbnail(frame: np.ndarray) -> np.ndarray:
-  """What `cuts` compares of a frame: uint8 RGB [h w 3] of any size -> uint8 [18 32 3]."""
+  """A frame's thumbnail for `cuts`: uint8 RGB [h w 3] of any size -> uint8 [18 32 3]."""
   return cv2.resize(frame, _THUMBNAIL, interpolation=cv2.INTER_AREA)
 
 
@@ -115,7 +121,7 @@ def cuts(thumbnails: Iterable[np.ndarray]) -> list[int]:
 
 
 def _surroundings(thumbnails: Iterable[np.ndarray]) -> Iterator[tuple[list, list]]:
-  """Of each frame but the first up to `_FLASH` before it, and as many from it on."""
+  """For each frame but the first: up to `_FLASH` frames before it, and up to as many from it on."""
   # None: no such frame
   held: collections.deque[np.ndarray | None] = collections.deque(
     [None] * 2 * _FLASH, maxlen=2 * _FLASH
@@ -131,7 +137,7 @@ def _surroundings(thumbnails: Iterable[np.ndarray]) -> Iterator[tuple[list, list
 
 
 def _difference(a: np.ndarray, b: np.ndarray) -> float:
-  """By how much either leaves the range of values within a pixel of the same place in the other."""
+  """Mean amount by which values leave the other's 3x3 range; the larger of both directions."""
   return max(float(np.mean(_outside(*pair))) for pair in ((a, b), (b, a)))
 
 
@@ -153,7 +159,7 @@ def follow(
 
   Each frame's faces are matched to the tracks by the Hungarian method: the cost is the share of the
   boxes that does not overlap plus the landmarks' mean distance in face sizes, both from where the
-  track should be if it moves on as it did. So two people who pass each other stay who they are.
+  track is expected at constant velocity. So two people who pass each other keep their tracks.
 
   Args:
     detections: each frame's, in order.
@@ -161,8 +167,8 @@ def follow(
     max_gap: for how many frames a face may be missed within a track.
     min_found: tracks with fewer detections are dropped as false, and so are those missed in more
       frames than found. In a shot shorter than that its length counts instead.
-    min_eye_distance: in pixels; faces whose eyes are nearer to each other, by the size or by the
-      side they show, cannot be aligned well and count as not found. The released code's is 5.
+    min_eye_distance: in pixels. Faces whose eyes are closer together, because they are small or in
+      profile, cannot be aligned well and count as not found. 5 as in the released code.
     sigma: frames, the width of the Gaussian over time that smooths landmarks; 0: no smoothing.
       At a track's ends it sees the track mirrored, as in the released code.
 
@@ -209,7 +215,7 @@ class _Linked:
     self.picks.append(pick)
 
   def motion(self, frame: int) -> np.ndarray:
-    """How far [2] the face should be from its last place, moving on as over its last frames."""
+    """Expected displacement [2], in pixels, since the face was last seen, at constant velocity."""
     back = min(len(self.frames), _VELOCITY_FRAMES)
     time = self.frames[-1] - self.frames[-back]
     if time == 0:
@@ -219,7 +225,7 @@ class _Linked:
 
 
 def _sure(tracks: list[_Linked], length: int, min_found: int) -> list[_Linked]:
-  """Those found often enough in a shot of that length."""
+  """The tracks detected in at least `min_found` (or `length`) frames, and in half of their span."""
   least = min(min_found, length)
   return [
     track
@@ -229,7 +235,7 @@ def _sure(tracks: list[_Linked], length: int, min_found: int) -> list[_Linked]:
 
 
 def _wide_enough(faces: Detections, distance: float) -> np.ndarray:
-  """Indices of the faces whose eyes are that far apart."""
+  """Indices of the faces whose eyes are at least `distance` pixels apart."""
   eyes = faces.landmarks[:, 1] - faces.landmarks[:, 0]
   return np.flatnonzero(np.hypot(eyes[:, 0], eyes[:, 1]) >= distance)
 
@@ -284,7 +290,7 @@ def _fill(track: _Linked, sigma: float) -> Track:
 def choose(
   tracks: Sequence[Track], faces: Literal["largest", "all"], height: int, width: int
 ) -> list[Track]:
-  """What `choose_frames` picks, as whole tracks or parts, in order of their first frame."""
+  """The parts of tracks that `choose_frames` picks, in order of their first frame."""
   if faces == "all":
     return list(tracks)
   chosen = []
@@ -305,9 +311,9 @@ def choose_frames(
 
   Args:
     tracks: from `follow`.
-    faces: "all"; or "largest", at most one face a frame: the track that covers the most area over
-      its time in the clip goes first, then the next one where the first is not there, and so on.
-      (The released code takes each frame's largest face, whoever that is.)
+    faces: "all"; or "largest", at most one face per frame: tracks are ranked by their area summed
+      over frames, and each frame takes the first-ranked one that is there. (The released code takes
+      each frame's largest face, so that it may switch between people.)
     height: the frame's, in pixels; what is outside does not count.
     width: likewise.
     usable: [n] bool of each track, the frames that may be picked; None: all.

@@ -1,4 +1,4 @@
-"""Faces that lie on their side or upside down, for detectors that know upright ones."""
+"""Detection of faces on their side or upside down, by detectors trained on upright faces."""
 
 from __future__ import annotations
 
@@ -9,27 +9,29 @@ from vsr_jax.faces.detections import Detections, Detector
 # Quarters, counterclockwise, by which the frame is turned.
 TURNS = (0, 1, 2, 3)
 
-# With a score like this nobody looks further: MTCNN's for upright faces are nearly all above it.
+# Score from which no other rotation is tried; nearly all upright faces have a higher one by MTCNN.
 _SURE = 0.9995
 
-# MTCNN sees many a turned face as an upright one, its landmarks in the wrong places, with scores of
-# 0.7 to 0.999; turned rightly it leaves much less doubt. So by this a turn must be less in doubt.
+# A rotation is accepted if it divides the doubt, 1 - score, by more than this. MTCNN often takes a
+# rotated face for an upright one, with misplaced landmarks and scores of 0.7 to 0.999; in the right
+# rotation its score is much nearer to 1.
 _LESS_DOUBT = 10
 
-_EVERY = 4  # one in so many frames with faces in doubt is looked at turned
+_EVERY = 4  # of the frames whose faces are in doubt, every fourth is also tried rotated
 
 
 def turning(detect: Detector) -> Detector:
-  """Makes a detector that looks at a frame turned where it is not sure of what it finds.
+  """Makes a detector that also tries rotated frames where its scores leave doubt.
 
-  It begins with the turn that worked last, or upright. All others are tried at the clip's first
-  frame if it leaves doubt, so that a picture's faces are found, and where a clip's faces are gone;
-  where there are still none, one more a frame, and while faces are in doubt, one in a few frames.
-  So a clip without faces takes twice the time. The order of frames matters: make one for each clip.
+  A frame is first tried in the rotation that worked last, initially upright. The three others are
+  all tried in the first frame, if it leaves doubt, and in the first frame in which no face is found
+  any more. After that one more rotation per frame is tried while there is no face, and one every
+  `_EVERY` frames while faces are in doubt. So a clip without faces takes twice the time. The
+  detector keeps state: make one for each clip.
 
   Returns:
-    the function from a frame to its `Detections`, all of one turn. Landmarks keep their order as
-    the upright face has it: in a face upside down the first eye is at the picture's right.
+    `frame -> Detections`, all in one rotation. Landmarks keep the order of the upright face: in a
+    face upside down the first eye is at the picture's right.
   """
   turn, missed, doubtful, tried = 0, False, 0, 0
   first = True
@@ -75,7 +77,7 @@ def _doubt(found: Detections) -> float:
 
 
 def turned_back(found: Detections, turn: int, height: int, width: int) -> Detections:
-  """What was found in `np.rot90(frame, turn)`, in the pixels of the frame [height width 3]."""
+  """Maps detections in `np.rot90(frame, turn)` to pixels of the frame [height width 3]."""
   boxes = _points_back(found.boxes.reshape(-1, 2, 2), turn, height, width)
   boxes = np.concatenate([boxes.min(1), boxes.max(1)], -1)
   return Detections(boxes, found.scores, _points_back(found.landmarks, turn, height, width))

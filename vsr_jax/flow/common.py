@@ -16,7 +16,7 @@ _DEVIATION = (0.229, 0.224, 0.225)
 
 
 def check_frames(frames: jax.Array, multiple: int) -> None:
-  """Raises ValueError unless frames are [b h w 3] with sides that are multiples."""
+  """Raises ValueError unless frames are [b h w 3] and both sides are multiples of `multiple`."""
   shape = frames.shape
   if len(shape) != 4 or shape[3] != 3 or any(n % multiple or not n for n in shape[1:3]):
     raise ValueError(f"frames of shape {shape}, not [b h w 3] with sides multiples of {multiple}")
@@ -29,7 +29,7 @@ def check_pair(image1: jax.Array, image2: jax.Array) -> None:
 
 
 def normalized_as_imagenet(frames: jax.Array) -> jax.Array:
-  """RGB [b h w 3] in [0, 255] less ImageNet's mean, over its standard deviation; float32."""
+  """RGB [b h w 3] in [0, 255] to float32 in [0, 1], minus ImageNet's mean, over its deviation."""
   x = frames.astype(jnp.float32) / 255 - jnp.array(_MEAN).reshape(1, 1, 1, 3)
   return x / jnp.array(_DEVIATION).reshape(1, 1, 1, 3)
 
@@ -43,7 +43,7 @@ class InstanceNorm(nn.Module):
 
 
 def upsample_bilinear(flow: jax.Array, scale: int = STRIDE) -> jax.Array:
-  """Flow [b h w 2] `scale` times larger, its vectors too; the corners' samples stay corners."""
+  """Enlarges flow [b h w 2] and its vectors `scale` times, bilinearly with aligned corners."""
   _, h, w, _ = flow.shape
   y = jnp.linspace(0.0, h - 1.0, scale * h)
   x = jnp.linspace(0.0, w - 1.0, scale * w)
@@ -52,7 +52,7 @@ def upsample_bilinear(flow: jax.Array, scale: int = STRIDE) -> jax.Array:
 
 
 def upsample_convex(flow: jax.Array, logits: jax.Array) -> jax.Array:
-  """Flow eight times larger as a convex combination of 3x3 neighbours (section 3.3).
+  """Enlarges flow eight times by convex combinations of 3x3 neighbours (RAFT, Sec. 3.3).
 
   Args:
     flow: [b h w 2] in pixels of that size.

@@ -1,6 +1,6 @@
-"""The flow networks behind one form: what is computed once a frame, and what once a pair.
+"""The flow networks behind one interface: features per frame, then flow per pair of features.
 
-In a video a frame takes part in two pairs, so that its features serve twice.
+In a video a frame belongs to two pairs, so that its features are used twice.
 """
 
 from __future__ import annotations
@@ -19,15 +19,14 @@ Features = Any  # a tree of arrays, leading axis [b]
 
 
 class Estimator(NamedTuple):
-  """A way to optical flow.
+  """The interface of an optical flow network.
 
   Attributes:
-    init: a key to random parameters; under `jax.eval_shape` their template.
-    encode: parameters and frames [b h w 3], RGB in [0, 255], to their features.
-    between: parameters and the features of two frames to the flow from the first to the second,
-      [b h w 2] float32, (dx, dy) in pixels: frame 1 at (x, y) looks like frame 2 at
-      (x + dx, y + dy).
-    multiple: the frames' sides are multiples of it.
+    init: `key -> params`, random; under `jax.eval_shape` the template for a converter.
+    encode: `(params, frames) -> features`, frames [b h w 3], RGB in [0, 255].
+    between: `(params, features1, features2) -> flow` from frame 1 to frame 2, [b h w 2] float32,
+      (dx, dy) in pixels: frame 1 at (x, y) looks like frame 2 at (x + dx, y + dy).
+    multiple: the frames' sides must be multiples of it.
   """
 
   init: Callable[[jax.Array], Params]
@@ -46,7 +45,7 @@ def _raft(net: raft.Raft) -> Estimator:
 
 
 def _still() -> Estimator:
-  """Nothing moves: no parameters; a frame's features are its flow, 0."""
+  """Zero flow, without parameters: for ablations."""
 
   def encode(params: Params, frames: jax.Array) -> Features:
     del params

@@ -1,9 +1,9 @@
 """GMFlow: optical flow by global matching (Xu et al., CVPR 2022, arXiv 2111.13680).
 
 The released network without refinement: one scale, at 1/8 of the image.
-Everything up to `encode` depends on one frame only, so that a video's frame,
-which takes part in two pairs, is encoded once. Parameters, norms, softmax and
-coordinates are float32; `dtype` is the type of the products' operands.
+`encode` sees one frame only, so that a frame of a video, which belongs to two pairs, is encoded
+once. Parameters, norms, softmax and coordinates are float32; `dtype` is the type of the operands of
+convolutions and matrix products.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from vsr_jax.ops.attention import Windows, attend_globally, attend_in_windows
 
 WIDTH = 128  # the features' channels
 LAYERS = 6  # the transformer's
-WINDOWS = 2  # the image is cut into so many along each axis, for attention
+WINDOWS = 2  # attention windows along each axis of the image
 MULTIPLE = STRIDE * WINDOWS  # image sides are multiples of it
 
 _EXPANSION = 4  # the feed-forward network's hidden width over its input's
@@ -91,7 +91,7 @@ class Attention(nn.Module):
 
   @nn.compact
   def __call__(self, source: jax.Array, target: jax.Array, windows: Windows) -> jax.Array:
-    """Queries of source, keys and values of target, both [... h w 128] -> the same."""
+    """Queries from source, keys and values from target, both [... h w 128] -> [... h w 128]."""
     query, key, value = self._dense("query"), self._dense("key"), self._dense("value")
     message = attend_in_windows(query(source), key(target), value(target), windows)
     message = self._dense("merge")(message)
@@ -134,7 +134,7 @@ class Transformer(nn.Module):
 
 
 class Propagation(nn.Module):
-  """Flow where there is no match, from where the frame looks alike."""
+  """Flow propagation by self-attention: unmatched pixels take the flow of similar pixels."""
 
   dtype: jnp.dtype = jnp.float32
 
@@ -253,10 +253,10 @@ def gmflow(
 
 
 def position_code(h: int, w: int) -> jax.Array:
-  """Sines and cosines of the pixel's place [h w 128]: 64 channels for y, 64 for x.
+  """Sinusoidal position embedding [h w 128]: 64 channels for y, then 64 for x.
 
-  Places are 2 pi i / n for i = 1 ... n, whatever the size (Carion et al., ECCV
-  2020); frequencies fall geometrically, a sine and a cosine by turns.
+  Positions are scaled to 2 pi i / n for i = 1 ... n (DETR: Carion et al., ECCV 2020); frequencies
+  decrease geometrically, sines and cosines alternate.
   """
   n = WIDTH // 2
   frequency = 10000.0 ** -(np.arange(n) // 2 * 2 / n)
@@ -270,9 +270,9 @@ def position_code(h: int, w: int) -> jax.Array:
 def window_sizes(size: int, shifted: bool) -> list[int]:
   """Lengths along one axis of the windows that attend within themselves.
 
-  Shifted windows are usually rolled in, and a mask parts what is not adjacent
-  in the image. The parted pieces are these windows, one more along each
-  axis: nothing has to be rolled or masked, and less is computed.
+  Shifted windows (Swin) usually roll the image and mask pairs that are not adjacent in it. What the
+  mask leaves are these windows, one more along each axis: computed as such, nothing has to be
+  rolled or masked.
   """
   window = size // WINDOWS
   shift = window // 2 if shifted else 0

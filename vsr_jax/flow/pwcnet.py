@@ -26,7 +26,7 @@ _FLOW_UNIT = 20  # pixels of the image
 _WIDTHS = (16, 32, 64, 96, 128, 196)  # the pyramid's, from level 1
 _DENSE_WIDTHS = (128, 128, 96, 64, 32)  # an estimator's
 _CONTEXT = ((128, 1), (128, 2), (128, 4), (96, 8), (64, 16), (32, 1))  # widths and dilations
-_WITHIN = 0.9999  # the part of a sample that must come from within the image
+_WITHIN = 0.9999  # least share of a sample's bilinear weights inside the image
 
 Params = Mapping[str, Any]
 Pyramid = dict[int, jax.Array]  # by level, features [b h w c]
@@ -81,7 +81,7 @@ class LevelEstimator(nn.Module):
 
 
 class Context(nn.Module):
-  """The last estimator's features [b h w c] to what its flow still lacks [b h w 2]."""
+  """The context network: the last estimator's features [b h w c] to a correction of its flow."""
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -164,15 +164,15 @@ def pwcnet(params: Params, image1: jax.Array, image2: jax.Array) -> jax.Array:
 
 
 def cost_volume(first: jax.Array, second: jax.Array) -> jax.Array:
-  """How alike each place is to those around it in the other image (equation 2).
+  """Correlation of each pixel's features with those around it in the other image (Eq. 2).
 
   Args:
     first: features [b h w c].
     second: the same of the other image.
 
   Returns:
-    [b h w 81], means of products over the channels; the displacements (dx, dy) from (-4, -4) to
-    (4, 4), dx first. Outside the image features are 0.
+    [b h w 81], means of products over the channels, for displacements (dx, dy) from (-4, -4) to
+    (4, 4); dx varies fastest. Outside the image features are 0.
   """
   pad = (RADIUS, RADIUS)
   padded = jnp.pad(second, ((0, 0), pad, pad, (0, 0)))

@@ -14,7 +14,7 @@ from vsr_jax import torch_files
 from vsr_jax.conversion import Rule, convert, with_bias
 from vsr_jax.flow import pwcnet
 
-# What pytorch-pwc calls level 1, 2, ... of anything.
+# Names of numbers in pytorch-pwc's keys: level 1, 2, ... and layer 1, 2, ...
 _NUMBERS = ("One", "Two", "Thr", "Fou", "Fiv", "Six")
 
 

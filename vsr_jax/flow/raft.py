@@ -1,8 +1,7 @@
 """RAFT: optical flow by recurrent all-pairs field transforms (Teed and Deng, ECCV 2020).
 
-Both released variants, small and large, as Linen leaf networks and one pure
-function over their parameters. Inference only: batch normalisation uses the
-statistics of the checkpoint. Everything is float32.
+Both released variants, small and large: Linen modules for the sub-networks, pure functions for the
+whole. Inference only: batch normalisation uses the checkpoint's statistics. Everything is float32.
 """
 
 from __future__ import annotations
@@ -149,7 +148,16 @@ class Mask(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Raft:
-  """A variant: its sub-networks, the hidden state's width and the lookup's radius."""
+  """A variant: its sub-networks (`features` and `context` are encoders), and two sizes.
+
+  Attributes:
+    features: encoder whose outputs are correlated.
+    context: encoder of frame 1 for the initial hidden state and the context.
+    update: one iteration.
+    mask: logits of the convex upsampling; None: bilinear upsampling.
+    hidden: channels of the hidden state.
+    radius: of `lookup`.
+  """
 
   features: Encoder
   context: Encoder
@@ -178,10 +186,10 @@ LARGE = Raft(
 
 
 class Features(NamedTuple):
-  """What the networks see of frames, each on its own."""
+  """Features of single frames, from `encode`."""
 
-  features: jax.Array  # [b h/8 w/8 .]
-  context: jax.Array  # where a flow starts: hidden state and context, [b h/8 w/8 .]
+  features: jax.Array  # [b h/8 w/8 c], for the correlations
+  context: jax.Array  # [b h/8 w/8 c'], initial hidden state and context; used of frame 1 only
 
 
 def init(net: Raft, key: jax.Array) -> dict[str, Any]:
@@ -207,7 +215,7 @@ def init(net: Raft, key: jax.Array) -> dict[str, Any]:
 
 @jax.default_matmul_precision("float32")
 def encode(net: Raft, params: Mapping[str, Any], frames: jax.Array) -> Features:
-  """What is seen of frames [b h w 3] in [0, 255], sides multiples of 8.
+  """Computes the features of frames [b h w 3] in [0, 255], sides multiples of 8.
 
   Raises:
     ValueError: the shape is another.
@@ -227,15 +235,15 @@ def flow_from_features(
   iterations: int = 12,
   start: jax.Array | None = None,
 ) -> jax.Array:
-  """Estimates the flow between frames from what `encode` says of them; see `raft`.
+  """Estimates the flow from frame 1 to frame 2 from their features; see `raft`.
 
   Args:
     net: `SMALL` or `LARGE`.
     params: its parameters.
-    first: what `encode` gives for frame 1.
-    features2: the features of frame 2.
+    first: result of `encode` for frame 1.
+    features2: `Features.features` of frame 2.
     iterations: refinement steps.
-    start: [b h/8 w/8 2] in pixels of that size, where the refinement starts; zero without it.
+    start: initial flow [b h/8 w/8 2], in pixels of the features' size; None: zero.
 
   Returns:
     [b h w 2], (dx, dy) in pixels, from frame 1 to frame 2.
@@ -278,7 +286,7 @@ def raft(
       orders work less well, but some pseudo ground truth was made with them: the caller decides.
     image2: the same of the other image.
     iterations: refinement steps.
-    start: [b h/8 w/8 2] in pixels of that size, where the refinement starts; zero without it.
+    start: initial flow [b h/8 w/8 2], in pixels of the features' size; None: zero.
 
   Returns:
     [b h w 2], (dx, dy) in pixels: image1 at (x, y) looks like image2 at (x + dx, y + dy).
@@ -307,7 +315,7 @@ def _apply(net: nn.Module, params: Mapping[str, Any], *args: jax.Array) -> Any:
 
 
 def correlation_pyramid(features1: jax.Array, features2: jax.Array) -> list[jax.Array]:
-  """Inner products of all pairs of features, the second map ever smaller (section 3.2).
+  """The correlation pyramid: inner products of all pairs, features2 average-pooled by 2 per level.
 
   Args:
     features1: [b h w c].
@@ -334,7 +342,7 @@ def lookup(pyramid: list[jax.Array], points: jax.Array, radius: int) -> jax.Arra
   Args:
     pyramid: from `correlation_pyramid`.
     points: [b h w 2], (x, y) at level 0.
-    radius: half the square window's side, in pixels of each level.
+    radius: the window is 2 * radius + 1 pixels of each level on a side.
 
   Returns:
     [b h w levels*(2*radius+1)^2]; in a window x is the slower index, as in the released weights.

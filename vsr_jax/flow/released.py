@@ -1,4 +1,4 @@
-"""A released flow network's file, whichever network it is of."""
+"""Loads the released weights of any supported flow network, which the keys identify."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """SPyNet: optical flow by a spatial pyramid of networks (Ranjan and Black, CVPR 2017).
 
-From the smallest image of a pyramid to the largest, a small network finds what
-the flow of the level before, enlarged, still lacks. Everything is float32.
+From the smallest image of a pyramid to the largest, a small network estimates the residual of the
+enlarged flow of the level before. Everything is float32.
 """
 
 from __future__ import annotations
@@ -25,12 +25,7 @@ from vsr_jax.ops.warp import backward_warp
 LEVELS = 6
 MULTIPLE = 2 ** (LEVELS - 1)  # image sides are multiples of it
 
-_WIDTHS = (
-  32,
-  64,
-  32,
-  16,
-)  # the convolutions of a level before the last one, whose output is the flow
+_WIDTHS = (32, 64, 32, 16)  # of a level's convolutions but the last, whose output is the flow
 
 Params = Mapping[str, Any]
 Pyramid = tuple[jax.Array, ...]  # normalised images [b h/2^i w/2^i 3], the smallest first

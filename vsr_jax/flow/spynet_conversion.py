@@ -85,7 +85,7 @@ def from_state_dict(state: Mapping[str, np.ndarray], source: str = "state dict")
 
 
 def rules() -> list[Rule]:
-  """The table of SPyNet's tensors, under all names that are about."""
+  """The table of SPyNet's tensors, with the names of all the sources that `load` lists."""
   table = [Rule(r"mean|std", None)]  # ImageNet's
   for level in range(spynet.LEVELS):
     for i in range(_CONVOLUTIONS):

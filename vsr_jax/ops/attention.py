@@ -75,16 +75,16 @@ def channel_attention(
 
 
 def _norm(x: jax.Array) -> jax.Array:
-  """Euclidean norms over the pixels, the second axis; the root of 0 has no gradient."""
+  """Euclidean norms over the pixels, the second axis; clipped, as sqrt has no gradient at 0."""
   return jnp.sqrt(jnp.maximum(jnp.square(x).sum(1), SMALLEST_NORM**2))
 
 
 def attend_in_windows(
   query: jax.Array, key: jax.Array, value: jax.Array, windows: Windows
 ) -> jax.Array:
-  """Attention of each window to the same window: three times [... h w c] -> [... h w c].
+  """Attention within each window: query, key and value [... h w c] -> [... h w c].
 
-  On CPU a frame at a time: the scores stay in the cache.
+  On CPU one image at a time, so that its scores stay in the cache.
   """
   attend_all = functools.partial(attend_in_windows_definition, windows=windows)
 
@@ -111,9 +111,10 @@ def attend_in_windows_definition(
 
 
 def attend_globally(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-  """Attention of every pixel to all: [b h w c] twice and values [b h w d] -> [b h w d] float32.
+  """Attention of every pixel to all: query, key [b h w c], value [b h w d] -> [b h w d] float32.
 
-  Scored by some queries at a time: all scores of a 512x512 frame are 64 MB.
+  Computed for `_QUERIES` queries at a time: all scores of the 64x64 features of a 512x512 frame
+  (GMFlow) take 64 MB.
   """
 
   def one_image(query, key, value):

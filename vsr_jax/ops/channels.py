@@ -13,8 +13,8 @@ from jax import lax
 def concatenate_channels(arrays: Sequence[jax.Array]) -> jax.Array:
   """Joins arrays [... c_i] of the same leading axes -> [... sum of c_i].
 
-  XLA's CPU backend joins the last axis on one core; an axis of groups of channels before it is
-  joined by a loop on all of them.
+  XLA's CPU backend concatenates along the last axis on one core, along any other axis on all cores:
+  so channels are concatenated as groups, along an axis before the last.
   """
 
   def join_groups(arrays: Sequence[jax.Array]) -> jax.Array:

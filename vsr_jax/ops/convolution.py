@@ -17,7 +17,7 @@ WIDE = 64  # channels from which products on CPU are made in whole vector regist
 
 
 def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """Convolves [... h w c] with a kernel [k k c d], k odd, of any type -> [... h w d]."""
+  """Convolves [... h w c] with [k k c d], k odd, in the images' dtype -> [... h w d]."""
   *lead, h, w, c = x.shape
   x = x.reshape(-1, h, w, c)
   return _convolve(x, kernel.astype(x.dtype)).reshape(*lead, h, w, -1)
@@ -33,10 +33,10 @@ def convolve_definition(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def convolve_concatenated(arrays: Sequence[jax.Array], kernel: jax.Array) -> jax.Array:
-  """A 1x1 convolution of joined channels, [... h w c_i] with [1 1 sum of c_i, d] -> [... h w d].
+  """A 1x1 convolution of concatenated arrays [... h w c_i] with [1 1 sum(c_i) d] -> [... h w d].
 
-  On CPU, where it is not differentiated, it is a sum of products: the arrays are never joined, and
-  each is let go once its product is there.
+  On CPU, unless it is differentiated, it is a sum of products: the arrays are never concatenated,
+  and each can be freed after its product.
   """
   return with_cpu_form(_convolve_in_turn, convolve_concatenated_definition)(list(arrays), kernel)
 
@@ -67,8 +67,9 @@ def channel_padding(channels: int, size: int, avx512: bool) -> int:
 
   XLA's CPU convolutions take whole pairs of vector registers at a time. With AVX-512 they are up to
   1.7 times faster at multiples of 32 channels. Without it they are up to a seventh faster at
-  multiples of 16, if the last pair is more than half full; else up to a third slower. Products are
-  up to a fifth faster at multiples of 16 with AVX-512, and the same without it.
+  multiples of 16, if the last pair is more than half full; else up to a third slower. 1x1
+  convolutions, which are matrix products, are up to a fifth faster at multiples of 16 with AVX-512,
+  and as fast without it.
   """
   if size == 1:
     return -channels % 16 if channels >= WIDE else 0
@@ -82,7 +83,7 @@ def channel_padding(channels: int, size: int, avx512: bool) -> int:
 
 @functools.cache
 def has_avx512() -> bool:
-  """Whether XLA's CPU backend computes in registers of 16 floats; systems but Linux do not say."""
+  """Whether the CPU has AVX-512, registers of 16 floats; False on systems other than Linux."""
   cpus = pathlib.Path("/proc/cpuinfo")
   return cpus.is_file() and " avx512f" in cpus.read_text()
 
@@ -101,7 +102,7 @@ def _convolve_backward(residuals, g):
   x, kernel = residuals
   dx = _convolve_forward(g, kernel[::-1, ::-1].swapaxes(2, 3))
   size = kernel.shape[0]
-  if kernel.shape[:2] == (1, 1):  # a product, as fast as any
+  if kernel.shape[:2] == (1, 1):  # one matrix product, no faster form is needed
     product = jnp.einsum("bhwc,bhwd->cd", x, g, preferred_element_type=jnp.float32)
     return dx, product[None, None].astype(kernel.dtype)
   dkernel = lax.platform_dependent(
@@ -117,16 +118,16 @@ _convolve.defvjp(lambda x, kernel: (_convolve_forward(x, kernel), (x, kernel)), 
 
 
 def kernel_gradient_definition(size: int, x: jax.Array, g: jax.Array) -> jax.Array:
-  """The gradient [k k c d] of a kernel from the input [b h w c] and the output's [b h w d]."""
+  """A kernel's gradient [k k c d] from the input x [b h w c] and the gradient g [b h w d] of y."""
   kernel = jnp.zeros((size, size, x.shape[-1], g.shape[-1]), x.dtype)
   return jax.vjp(lambda kernel: convolve_definition(x, kernel), kernel)[1](g)[0]
 
 
 def kernel_gradient_by_image(size: int, x: jax.Array, g: jax.Array) -> jax.Array:
-  """The same, [1 k k c d], as one matrix product an image over patches of the narrower of the two.
+  """`kernel_gradient_definition` as [1 k k c d]: one matrix product per image, summed over images.
 
-  XLA's CPU backend computes it as a convolution with an image-sized kernel, up
-  to seven times slower.
+  The product is over patches of x or g, whichever has fewer channels. XLA's CPU backend computes
+  the definition as a convolution with an image-sized kernel, up to seven times slower.
   """
   flip = g.shape[-1] < x.shape[-1]  # taps of the gradient are those of the input, reversed
   wide, narrow = (x, g) if flip else (g, x)

@@ -31,7 +31,7 @@ def dense_block_definition(
     biases: [g] a layer, or None.
     fuse: kernel [1 1 c+g*n c] over the input and all outputs.
     fuse_bias: [c].
-    activation: of every layer's output.
+    activation: applied to every layer's output.
 
   Returns:
     [... h w c], the fused outputs plus the input.
@@ -54,8 +54,8 @@ def dense_block(
 ) -> jax.Array:
   """Equal to `dense_block_definition`, whose arguments it takes.
 
-  Convolutions are linear in their inputs, so that the input is convolved once for all layers: the
-  same sums in a wider, faster product.
+  Convolutions are linear, so that x is convolved once with the kernel rows of all layers that read
+  it: the same sums in one wider, faster convolution.
   """
   c, g = x.shape[-1], kernels[0].shape[-1]
   of_input = convolve(x, jnp.concatenate([k[:, :, :c] for k in kernels], axis=-1))

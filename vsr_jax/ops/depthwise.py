@@ -13,7 +13,7 @@ from vsr_jax.ops.convolution import WIDE, convolve
 
 
 class Weights(NamedTuple):
-  """Of a convolution: a kernel [k k c d], or [k k c] of a depthwise one, and a bias [d] or None."""
+  """A convolution's weights: kernel [k k c d], or depthwise [k k d], and a bias [d] or None."""
 
   kernel: jax.Array
   bias: jax.Array | None = None
@@ -35,11 +35,10 @@ def depthwise_convolve_definition(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def convolve_bordered(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """`depthwise_convolve` of [b h+2 w+2 c], which has its border of zeros -> [b h w c].
+  """`depthwise_convolve` of images that are already zero-padded, [b h+2 w+2 c] -> [b h w c].
 
-  Nine shifted multiply-adds: on CPU about 20 times faster than a grouped
-  convolution, and what an accelerator fuses anyway. The gradient has the same
-  form, which differentiating the sum does not find.
+  Nine shifted multiply-adds: on CPU about 20 times faster than a grouped convolution, and one loop
+  that accelerators fuse. The custom gradient has the same form; that of the sum would not.
   """
   kernel = kernel.astype(x.dtype)
   taps = [tap * kernel[i, j].reshape(1, 1, 1, -1) for i, j, tap in _neighbours(x)]
@@ -97,8 +96,8 @@ def pointwise_depthwise(
 ) -> list[jax.Array]:
   """Equal to `pointwise_depthwise_definition`, whose arguments it takes.
 
-  Wide parts are made one by one: on CPU those of FMA-Net, of 90 and 239 channels, are faster so
-  than cut out of one array.
+  Wide parts are computed one by one: on CPU the parts of FMA-Net, of 90 and 240 channels, are
+  faster this way than as slices of one array.
   """
   if pointwise.kernel.shape[-1] < WIDE * parts:
     return jnp.split(_pointwise_depthwise(x, pointwise, depthwise), parts, axis=-1)
@@ -107,7 +106,7 @@ def pointwise_depthwise(
 
 
 def _pointwise_depthwise(x: jax.Array, pointwise: Weights, depthwise: Weights) -> jax.Array:
-  if pointwise.bias is None:  # zeros stay zeros: laid around the narrow input, a border is cheap
+  if pointwise.bias is None:  # 1x1 maps zeros to zeros: padding the narrow input is cheaper
     y = convolve(_zero_border(x), pointwise.kernel)
   else:
     y = _zero_border(_add_bias(convolve(x, pointwise.kernel), pointwise.bias))

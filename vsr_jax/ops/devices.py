@@ -1,4 +1,4 @@
-"""Where and when XLA computes: on each device's part of a batch, by platform, after what else."""
+"""Control over XLA: computing per device of a mesh, per platform, and in a given order."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def by_device(
   a loop would gather the batch on every device.
 
   Args:
-    function: arrays [b ...] -> array [b' ...], where what belongs to an image depends on that
-      image alone, or b' = 1 and the results of parts are to be added up.
+    function: arrays [b ...] -> array [b' ...]. Either b' = b, and each image's result depends on
+      that image alone; or b' = 1, and the caller sums the results of the parts.
     first: [b ...], the batch split over the mesh's "data" axis.
     others: likewise; they may be None.
 
@@ -32,8 +32,8 @@ def by_device(
   if parts_of(len(first)) == 1:
     return function(first, *others)
   split = PartitionSpec("data")
-  # Nothing is shared between parts, so that there is nothing for the check to find; it knows no
-  # loops that start from constants.
+  # check_vma is off because it rejects loops whose initial carry is a constant. It would find
+  # nothing here: the parts share no values.
   sharded = jax.shard_map(function, in_specs=split, out_specs=split, check_vma=False)
   return sharded(first, *others)
 
@@ -45,14 +45,14 @@ def parts_of(batch: int) -> int:
 
 
 def with_cpu_form(cpu: Callable[..., Any], definition: Callable[..., Any]) -> Callable[..., Any]:
-  """A function that equals `definition` and runs `cpu` on CPU, where it is not differentiated.
+  """A function that runs `cpu` on CPU, `definition` elsewhere and for its derivatives.
 
   Args:
-    cpu: a form of the definition for XLA's CPU backend.
-    definition: what is computed elsewhere, and what is differentiated.
+    cpu: a function equal to `definition`, written for XLA's CPU backend.
+    definition: the function that it equals.
 
   Returns:
-    The function of the same arguments, which it may not close over.
+    A function of the same arguments. Neither given function may close over traced arrays.
   """
 
   @jax.custom_jvp
@@ -64,12 +64,12 @@ def with_cpu_form(cpu: Callable[..., Any], definition: Callable[..., Any]) -> Ca
 
 
 def computed_once(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
-  """`function(*arrays)`, on CPU computed before anything reads it.
+  """`function(*arrays)`, on CPU materialised once instead of being fused into its consumers.
 
-  XLA otherwise repeats a cheap sum within each of its readers: of a chain of residual sums it holds
-  all terms, and adds all of them up again in every link. Where it is differentiated, the function
-  is as it stands, and so it is on a mesh of several devices: there, to wait for all parts of an
-  array, the devices would have to wait for each other.
+  XLA's CPU backend otherwise recomputes a cheap sum within each consumer: of a chain of residual
+  sums it holds all terms and adds them all again at every step. Under differentiation, and on a
+  mesh of several devices, this is the plain function: on a mesh the devices would have to wait for
+  each other.
 
   Args:
     function: of these arrays alone; it may close over no others.
@@ -87,10 +87,10 @@ def computed_once(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax
 
 
 def after(x: Any, y: jax.Array) -> Any:
-  """x as it is, on CPU not before y is computed; on a mesh of several devices at any time.
+  """Returns x, but on CPU what is computed from the result waits until y is computed.
 
-  What depends on few of a program's inputs could be computed at its start, and XLA's CPU backend
-  does so and holds all of it.
+  XLA's CPU backend may otherwise schedule what depends on few inputs at a program's start, and hold
+  its results until they are needed. No effect on other platforms and on meshes of several devices.
   """
   if _on_several_devices():
     return x
@@ -107,10 +107,10 @@ def _on_several_devices() -> bool:
 
 
 def true_after(x: jax.Array) -> jax.Array:
-  """True [], which XLA learns only once x is computed.
+  """A scalar that is always True, which XLA cannot know before x is computed.
 
-  What depends on it is not computed earlier, and a branch on it is not joined to what reads it.
-  `lax.optimization_barrier` does neither here: it is gone when the CPU's schedule is made.
+  What depends on it is not scheduled earlier, and a branch on it is not fused into its consumers.
+  `lax.optimization_barrier` achieves neither: XLA's CPU backend removes it before scheduling.
   """
   sample = lax.stop_gradient(x[(0,) * x.ndim])
   return (sample == sample) | jnp.isnan(sample)

@@ -1,7 +1,8 @@
-"""Dynamic filters: every output pixel is filtered by a kernel of its own (FMA-Net, Eq. 1 and 2).
+"""Dynamic filters: every output pixel is filtered by a kernel of its own (FMA-Net, Eq. 5).
 
-The definitions are vmapped gather-and-weight: gather a patch, weigh it. What runs reads shifted
-copies of whole frames instead, without gathers and without an array of patches.
+With frames warped to the centre frame they are FMA-Net's flow-guided dynamic filtering (Eq. 6). The
+definitions gather the patch of each pixel and weigh it. What runs reads shifted copies of whole
+frames instead, without gathers.
 """
 
 from __future__ import annotations
@@ -109,10 +110,19 @@ def dynamic_downsample(frames: jax.Array, weights: jax.Array, scale: int) -> jax
 
 
 def dynamic_upsample(frames: jax.Array, kernels: jax.Array, scale: int) -> jax.Array:
-  """Equal to `dynamic_upsample_definition(frames, normalise_up(kernels), scale)`, tap by tap.
+  """Normalises and filters: `dynamic_upsample_definition(frames, normalise_up(kernels), scale)`.
 
-  The normalisation moves out of the sum: sum_j (K_j - m + 1/K) x_j =
-  sum_j K_j x_j + (1/K - m) sum_j x_j, so that kernels are read once.
+  Args:
+    frames: [b t h w c].
+    kernels: K^R before `normalise_up`, [b t h w k*k s*s]. (`dynamic_downsample` takes weights that
+      are normalised already.)
+    scale: s.
+
+  Returns:
+    [b sh sw c], float32.
+
+  The normalisation is moved out of the sum over the K = t k^2 taps, with mean m: sum_j (K_j - m +
+  1/K) x_j = sum_j K_j x_j + (1/K - m) sum_j x_j, so that kernels are read once.
   """
   b, t, h, w, taps, _ = kernels.shape
   c = frames.shape[-1]

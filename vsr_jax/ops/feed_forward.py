@@ -39,8 +39,8 @@ def gated_feed_forward(
 ) -> jax.Array:
   """Equal to `gated_feed_forward_definition`, whose arguments it takes.
 
-  Many hidden channels are padded to whole vector registers: on CPU 239 take half as long again as
-  240. Channels of zeros stay zeros, and their rows of the last kernel are zeros, too.
+  From `WIDE` on, the hidden channels are padded to a multiple of 16: on CPU 239 take one and a half
+  times as long as 240. The padding stays zero, and so are its rows of the last kernel.
   """
   hidden = project.kernel.shape[2]
   padding = -hidden % 16 if hidden >= WIDE else 0

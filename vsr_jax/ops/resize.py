@@ -1,8 +1,7 @@
-"""Changes of size with exact semantics: bilinear, pixel shuffle, MATLAB's bicubic.
+"""Resizing with exact semantics: bilinear, pixel shuffle, MATLAB's bicubic.
 
-The bilinear and the shuffle are layers of the models and equal PyTorch's; the
-bicubic is how the data sets' low-resolution frames are made, on NumPy in the
-data workers or on JAX arrays.
+`resize_bilinear` and `pixel_shuffle` are layers of the models and equal PyTorch's. `resize_bicubic`
+makes the data sets' low-resolution frames; it takes NumPy arrays (in data workers) or JAX arrays.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ def _enlarge_axis(x: jax.Array, scale: int, axis: int) -> jax.Array:
   after = jnp.concatenate([jax.lax.slice_in_dim(x, 1, size, axis=axis), last], axis)
   phases = []
   for i in range(scale):
-    offset = (2 * i + 1 - scale) / (2 * scale)  # of the output's centre from the input's
+    offset = (2 * i + 1 - scale) / (2 * scale)  # from an input pixel's centre to the output's
     neighbour = before if offset < 0 else after
     phases.append(x if offset == 0 else (1 - abs(offset)) * x + abs(offset) * neighbour)
   shape = x.shape[:axis] + (scale * size,) + x.shape[axis + 1 :]
@@ -176,7 +175,7 @@ def resize_bicubic(
 
 
 def _resize_axis(x: Array, matrix: np.ndarray, axis: int, xp: ModuleType) -> Array:
-  y: Any  # of the kind of x, whatever that is
+  y: Any  # a NumPy or a JAX array, as x
   if xp is jnp:
     # The default precision of a TPU's products is bfloat16: too coarse for pixels.
     y = jnp.tensordot(

@@ -1,4 +1,4 @@
-"""Running the full-resolution end of the model in horizontal strips, to bound its memory."""
+"""Applying a local image function to horizontal strips, to bound its memory."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ def by_strips(
 ) -> jax.Array:
   """Applies a local function to strips of rows, one after the other; the result is the same.
 
-  A strip carries `halo` rows more on either side, but none beyond the image:
-  at the image's border the function pads as it always does.
+  A strip has `halo` more rows on either side. At the image's border it has none beyond it: there
+  the function pads as it does for the whole image.
 
   Args:
-    function: arrays [... h w c] -> [b scale*h scale*w d]; output rows depend on
-      input rows at most `halo` away.
-    arrays: with the rows on the third axis from the end.
-    rows: input rows a strip.
-    halo: see above.
-    scale: output rows an input row.
+    function: arrays [... h w c] -> [b scale*h scale*w d]; output rows depend on input rows at most
+      `halo` away.
+    arrays: inputs; their third axis from the end is the rows.
+    rows: input rows per strip.
+    halo: input rows added on either side.
+    scale: output rows per input row.
 
   Returns:
     What `function(*arrays)` returns.

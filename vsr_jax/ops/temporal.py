@@ -13,11 +13,12 @@ from vsr_jax.ops.devices import computed_once
 def convolve_frames(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """Convolves [b t h w c] in time and space with [3 k k c d], k odd -> [b t h w d].
 
-  By 2-D convolutions: faster than XLA's 3-D convolution on CPU, and taps that would read frames
-  before the first or after the last one are left out.
+  Computed by 2-D convolutions, which are faster than XLA's 3-D convolution on CPU; taps on the zero
+  frames before the first and after the last one are skipped.
   """
   kernel = kernel.astype(x.dtype)
-  # Sums of frames and of taps would round bfloat16 once more, on accelerators float32, too.
+  # Only float32 on CPU: `_convolve_three` adds frames and taps before the products, which would
+  # round once more in bfloat16, and in the reduced precision of float32 products on accelerators.
   cpu = _convolve_three if x.shape[1] == 3 and x.dtype == jnp.float32 else _convolve_by_frame
   return lax.platform_dependent(x, kernel, cpu=cpu, default=_convolve_by_frame)
 
@@ -40,15 +41,18 @@ def _convolve_by_frame(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _convolve_three(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """Three frames by four 2-D convolutions instead of seven.
+  """`convolve_frames` of three frames by four 2-D convolutions instead of seven.
 
-  With s, d = x2 +- x0 and P, M = K0 +- K2, and of four products
+  With frames x0, x1, x2, taps K0, K1, K2 (products are 2-D convolutions), the outputs are
+
+    y0 = K1 x0 + K2 x1,    y1 = K0 x0 + K1 x1 + K2 x2,    y2 = K0 x1 + K1 x2.
+
+  With s, d = x2 +- x0 and P, M = K0 +- K2, they follow from four products
 
     A, A' = (3/2 K1 +- P)(3/2 x1 +- s),    B, B' = (1/2 K1 +- M)(1/2 x1 +- d)
 
-  the outputs are y1 = (A + A' - B - B') / 4 and y2, y0 = (A - A') / 6 +- (B - B') / 2.
-  (Taps, frames and outputs enter alike, so that this is a sum of four cubes: that of the form
-  v^3 + 6uvw.) Its rounding is as large as the plain sum's.
+  as y1 = (A + A' - B - B') / 4 and y2, y0 = (A - A') / 6 +- (B - B') / 2. Rounding errors are as
+  large as those of the plain sum.
   """
   x0, x1, x2 = (x[:, i] for i in range(3))
   before, now, after = kernel

@@ -1,8 +1,8 @@
-"""Backward warping by optical flow: the one warp that every model here uses.
+"""Backward warping by optical flow, as every model here uses it.
 
-Equal to sampling a grid with bilinear weights, zeros outside the image and
-corners aligned: a flow of (dx, dy) pixels reads the image at (x + dx, y + dy),
-and each of the four neighbours that lies outside counts as 0.
+Equal to PyTorch's `grid_sample` (bilinear, padding_mode="zeros", align_corners=True): a flow of
+(dx, dy) pixels reads the image at (x + dx, y + dy), and each of the four neighbours that lies
+outside counts as 0.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def backward_warp(image: jax.Array, flow: jax.Array, mask: jax.Array | None = No
     image: [b h w c].
     flow: [b h w 2], (dx, dy) in pixels: where each output pixel is read from,
       relative to itself. Or [b h w n 2]: n flows, each for c/n channels.
-    mask: of flow's shape without its last axis, what the samples are multiplied by.
+    mask: [b h w] or [b h w n], factor of the samples.
 
   Returns:
     [b h w c] in the image's dtype; samples outside the image are 0.
@@ -57,7 +57,7 @@ def backward_warp_definition(
 def _in_groups(
   image: jax.Array, flow: jax.Array, mask: jax.Array | None
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-  """Images [b h w n c/n], flows [b h w n 2] and masks [b h w n 1] of the arguments."""
+  """Splits channels into the n groups of the flow: [b h w n c/n], [b h w n 2] and [b h w n 1]."""
   b, h, w, c = image.shape
   n = flow.shape[3] if flow.ndim == 5 else 1
   if flow.shape[:3] != (b, h, w) or flow.shape[3:] not in ((2,), (n, 2)) or c % n:
@@ -85,10 +85,10 @@ def _warp_one(image: jax.Array, flow: jax.Array, mask: jax.Array | None = None) 
 
 
 def _warp_alone(images: jax.Array, flows: jax.Array, masks: jax.Array | None) -> jax.Array:
-  """`jax.vmap(_warp_one)` of one image, in a third of the time on CPU.
+  """`jax.vmap(_warp_one)` of a batch of one image, in a third of the time on CPU.
 
-  A branch that is always taken: without it XLA joins the gather to what reads it, as a loop over
-  [h w n*c] that finds its group by a division for every number.
+  The branch, which is always taken, keeps XLA from fusing the gather into its consumer: a loop over
+  [h w n*c] that would find each number's group by a division.
   """
   image, flow, mask = jax.tree.map(lambda x: x[0], (images, flows, masks))
   return lax.cond(
@@ -98,10 +98,10 @@ def _warp_alone(images: jax.Array, flows: jax.Array, masks: jax.Array | None) ->
 
 @jax.custom_vjp
 def _warp_in_turn(images: jax.Array, flows: jax.Array) -> jax.Array:
-  """Equal to `jax.vmap(_warp_one)`, in half the time on CPU: the gather stays in the cache.
+  """`jax.vmap(_warp_one)` as a loop, in half the time on CPU: the gather stays in the cache.
 
-  Every image is replaced by its warped self. A loop that collects results
-  instead holds room for them from the program's start.
+  The loop overwrites each image with its warp. Collecting the results instead (`lax.map`) would
+  allocate a second array at the program's start.
   """
 
   def warp(i, images):
@@ -112,7 +112,7 @@ def _warp_in_turn(images: jax.Array, flows: jax.Array) -> jax.Array:
 
 
 def _warp_collected(images: jax.Array, flows: jax.Array) -> jax.Array:
-  """The same for gradients, which would keep all images for every turn of the other loop."""
+  """The same by `lax.map`, for gradients: those of the other loop keep all images per iteration."""
   return lax.map(lambda pair: _warp_one(*pair), (images, flows))
 
 
@@ -124,7 +124,7 @@ _warp_in_turn.defvjp(
 def _sample(image: jax.Array, origin: jax.Array, offset: jax.Array) -> jax.Array:
   """Reads an image [h w n c] at origin (int32) + offset (real), both [... n 2] as (x, y).
 
-  The two are added as integers: in float32 a sum would cost the offset's last digits.
+  The integer parts are added as int32: a sum in float32 would lose low bits of the offset.
   """
   h, w, n, c = image.shape
   # Clipping keeps the integer conversion defined for any finite flow; so far

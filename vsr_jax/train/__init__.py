@@ -1,1 +1,1 @@
-"""The trainer: a stage is data, a step is a pure function, a run resumes bit for bit."""
+"""The trainer. A stage is a value, a step a pure function; a resumed run repeats bit for bit."""

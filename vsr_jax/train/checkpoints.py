@@ -116,8 +116,9 @@ class Checkpoints:
       state: the state after `step` steps.
       step: names the checkpoint.
       data: JSON position of this process's data iterator after the last batch used.
-      meta: JSON entries to keep beside the arrays; "step", "processes" and "arrays" are added.
-      metrics: scalars by which the best checkpoint is told.
+      meta: JSON entries to keep beside the arrays; "step", "processes", "arrays" and "sums" (their
+        checksums) are added.
+      metrics: scalars by which the best checkpoint is chosen.
     """
     arrays = _array_items(state)
     tables = {item: table(tree) for item, tree in arrays.items()}
@@ -148,7 +149,7 @@ class Checkpoints:
       raise cannot_write(folder, e) from e
 
   def restore(self, shapes: TrainState) -> tuple[TrainState, Any, dict[str, Any]]:
-    """Reads the latest checkpoint to where `shapes` (from `abstract_state`) says.
+    """Reads the latest checkpoint into arrays with the shardings of `shapes` (`abstract_state`'s).
 
     Returns:
       The state, the data iterator's position and the meta entries.

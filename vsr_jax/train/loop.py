@@ -1,4 +1,4 @@
-"""The training loop: start or resume, run the steps, report, save, and stop well."""
+"""The training loop: start or resume, run the steps, report, save, and stop on signals."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def fit(
   image_every: int | None = None,  # steps between image panels; there is one at the end anyway
   checkpoint_every: int = 1000,  # steps between checkpoints; there is one at the end anyway
   keep: int = 2,  # how many of the latest checkpoints stay
-  best: str | None = None,  # scalar; the checkpoint of an evaluation with its largest value stays
+  best: str | None = None,  # metric whose largest value keeps that evaluation's checkpoint, too
   accumulate: int = 1,  # micro-batches to a step
   ema_decay: float | None = None,  # for the params' moving average; None: no average
   clip_norm: float | None = None,  # largest global norm of the gradients; None: any
@@ -114,7 +114,7 @@ def _check_options(
 
 @contextlib.contextmanager
 def _alone(workdir: str | pathlib.Path) -> Iterator[None]:
-  """Locks a run's folder; of several processes the first does it, and all hear how that ended."""
+  """Locks a run's folder, by the first of several processes; if that fails, all of them raise."""
   refusal = None
   with contextlib.ExitStack() as stack:
     if jax.process_index() == 0:
@@ -143,7 +143,7 @@ def _start(
   batches: ResumableBatches,
   init: Callable[[], TrainState],
 ) -> tuple[TrainState, dict[str, Any] | None]:
-  """The state to start from, and what the log remembers; moves the batches to where they were."""
+  """The state to start from and the log's running sums; sets the batches to the saved position."""
   # The order of starting points:
   # 1. the run's own latest checkpoint;
   # 2. the given params (`init_from`), for the sub-networks they hold;
@@ -244,9 +244,10 @@ class _Feed:
 
 
 class _Interrupt:
-  """Keeps SIGTERM and Ctrl-C until the running step is done; a second Ctrl-C acts at once.
+  """Defers SIGTERM and Ctrl-C until the running step is saved; a second Ctrl-C acts at once.
 
-  Either may come twice of itself, to a process and to its group.
+  One Ctrl-C or kill may arrive twice, sent to the process and to its group: a repetition within
+  `SAME_SIGNAL` seconds does not count as a second one.
   """
 
   def __init__(self):

@@ -1,4 +1,4 @@
-"""How a run goes: logs, panels, evaluations and checkpoints, none of them with a NaN."""
+"""Logs, image panels, evaluations and checkpoints of a run; a step that is not finite ends it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Evaluate = Callable[[Params, int], Mapping[str, float]]
 
 
 class Report:
-  """Tells how the run goes, and keeps what is not finite out of the checkpoints."""
+  """Writes a run's logs, panels, evaluations and checkpoints; saves no state that is not finite."""
 
   def __init__(
     self,
@@ -128,7 +128,7 @@ class Report:
 
 
 def _judged(state: TrainState) -> dict[str, Any]:
-  """The params to be shown and evaluated: the moving average, where there is one."""
+  """The params for panels and evaluations: their moving average, where there is one."""
   return state.params | state.ema
 
 

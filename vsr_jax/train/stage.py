@@ -1,4 +1,4 @@
-"""A training stage is data: which sub-networks learn, from which loss, with which optimizers."""
+"""A training stage as a value: which sub-networks learn, from which loss, with which optimizers."""
 
 from __future__ import annotations
 

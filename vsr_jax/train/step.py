@@ -19,7 +19,10 @@ TrainStep = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str,
 
 
 def keys_for(root: jax.Array, streams: tuple[str, ...], draw: jax.Array) -> dict[str, jax.Array]:
-  """One key for each stream, derived as fold_in(fold_in(root, stream), draw), never carried."""
+  """One key per stream: fold_in(fold_in(root, index of the stream), draw), `draw` a step's number.
+
+  Keys are derived, never carried in the state, so that a resumed run draws the same.
+  """
   return {
     name: jax.random.fold_in(jax.random.fold_in(root, i), draw) for i, name in enumerate(streams)
   }

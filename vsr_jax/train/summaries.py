@@ -1,4 +1,4 @@
-"""What a run tells: rows of a log file, TensorBoard scalars and image panels."""
+"""Writes a run's log: rows of a log file, TensorBoard scalars and image panels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from vsr_jax.files import write_whole
 from vsr_jax.images import encode_image
 from vsr_jax.json_files import fields, integer, mapping, number, text
 
-ROW = fields({"step": integer()}, more=True)  # a line of log.jsonl
+# Schemas: of a line of log.jsonl, and of `Recorder.memory` in a checkpoint.
+ROW = fields({"step": integer()}, more=True)
 MEMORY = fields({"sums": mapping(text, number()), "count": integer(), "seconds": number(0)})
 
 
@@ -70,13 +71,13 @@ class Recorder:
   def __init__(
     self, workdir: str | pathlib.Path, step: int, *, log_every: int, memory: dict | None
   ):
-    """Opens the files (those of the first process; the others write none).
+    """Opens the files, in the first process only; the others write none.
 
     Args:
       workdir: an existing folder.
-      step: finished steps; later rows, left by a session that broke off, are dropped.
-      log_every: steps to a row.
-      memory: what the checkpoint of this step remembers; None at the start.
+      step: finished steps; rows of later steps, from an interrupted session, are dropped.
+      log_every: steps per row.
+      memory: `Recorder.memory` from the checkpoint of this step; None at the start.
     """
     self.step = step
     self._log_every = log_every
@@ -102,7 +103,7 @@ class Recorder:
 
   @property
   def memory(self) -> dict[str, Any]:
-    """JSON to be kept in the checkpoint, as `MEMORY` has it."""
+    """Sums since the last row, and the time, as JSON for the checkpoint; the schema is `MEMORY`."""
     return {"sums": self._sums, "count": self._count, "seconds": self.seconds}
 
   def add(
