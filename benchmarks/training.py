@@ -14,10 +14,10 @@ import jax
 
 from benchmarks import workload
 from benchmarks.restoration import VERSIONS, device_memory, device_name, load
-from configs.fmanet import joint
 from fmanet_jax.model import init_params
 from fmanet_jax.train import make_stage
 from vsr_jax import cli
+from vsr_jax.configs.fmanet import joint
 from vsr_jax.memory import release_freed_memory
 from vsr_jax.runtime import keep_freed_memory
 from vsr_jax.sharding import make_mesh, place_batch, replicated

@@ -180,7 +180,7 @@ def _compiled(train_step: Wrapped, *args: Any) -> Compiled:
 
 
 def _run(
-  train_step: Wrapped | Compiled,
+  train_step: Wrapped,
   state: TrainState,
   root: jax.Array,
   feed: _Feed,
@@ -195,13 +195,13 @@ def _run(
     return step == steps or bool(interval and step % interval == 0)
 
   with _Interrupt() as interrupt:
-    first = int(state.step) + 1
-    for step in range(first, steps + 1):
+    program: Compiled | None = None
+    for step in range(int(state.step) + 1, steps + 1):
       batch = feed.take()
       with jax.transfer_guard("disallow"):
-        if step == first:
-          train_step = _compiled(train_step, state, batch, root)
-        state, logs = train_step(state, batch, root)
+        if program is None:
+          program = _compiled(train_step, state, batch, root)
+        state, logs = program(state, batch, root)
       if step < steps:
         try:
           feed.fetch()  # The next batch is made and copied while this step runs.
