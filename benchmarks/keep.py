@@ -136,7 +136,7 @@ def time_faces(args: argparse.Namespace) -> dict[str, Any]:
     frame[:, 10 * t : 10 * t + 874] = photo
   detect = make_detector()
   find_faces(frames[:1], detect)  # compiles
-  began, seconds = time.perf_counter(), collections.Counter()
+  began, seconds = time.perf_counter(), collections.defaultdict(float)
   faces, _ = find_faces(frames, detect)
   seconds["detect"] = time.perf_counter() - began
   stream = (Frame(image, Fraction(t, 25), t) for t, image in enumerate(frames))

@@ -49,7 +49,7 @@ class Windows:
 class Padded:
   """A source made longer, to a multiple: its items with True, then its last one with False."""
 
-  def __init__(self, source: Sequence[Any], multiple: int):
+  def __init__(self, source: grain.RandomAccessDataSource, multiple: int):
     self._source = source
     self._multiple = multiple
 
@@ -149,7 +149,7 @@ class BatchReader(Iterator[dict[str, np.ndarray]]):
   def __enter__(self) -> BatchReader:
     return self
 
-  def __exit__(self, *exception) -> None:
+  def __exit__(self, *exception: object) -> None:
     self.close()
 
 

@@ -107,7 +107,7 @@ class _LoadWhole:
     self._clips = tuple(clips)
     self._num_frames = num_frames
 
-  def __call__(self, window: tuple[tuple[int, int], bool]) -> dict[str, np.ndarray]:
+  def __call__(self, window: tuple[tuple[int, int], bool]) -> dict[str, np.ndarray | np.generic]:
     (i, first), real = window
     clip, centre = self._clips[i], first + self._num_frames // 2
     return {
@@ -155,6 +155,7 @@ class _LoadWindow:
   def _read_flow(self, clip: Clip, first: int) -> np.ndarray:
     if self._num_frames == 1:  # the frame itself
       return np.zeros((1, *clip.sizes[BLUR_BICUBIC], 2), np.float32)
+    assert clip.flow is not None  # who wants flow opens clips that have it
     return clip.flow.read(first + self._num_frames // 2, self._num_frames)
 
 
@@ -163,5 +164,7 @@ def flip(sample: dict[str, np.ndarray], mirror: bool, upend: bool) -> dict[str, 
   rows, columns = (slice(None, None, -1 if turn else 1) for turn in (upend, mirror))
   sample = {name: x[..., rows, columns, :] for name, x in sample.items()}
   if "flow" in sample:
-    sample["flow"] = sample["flow"] * np.float32([-1 if mirror else 1, -1 if upend else 1])
+    sample["flow"] = sample["flow"] * np.array(
+      [-1 if mirror else 1, -1 if upend else 1], np.float32
+    )
   return {name: np.ascontiguousarray(x) for name, x in sample.items()}

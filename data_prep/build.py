@@ -28,11 +28,15 @@ import pathlib
 import shlex
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from vsr_jax import cli, files, progress
 from vsr_jax.data_prep import built
 from vsr_jax.data_prep.opening import open_clips
 from vsr_jax.errors import UserError
+
+if TYPE_CHECKING:  # at run time only once the arguments are found good
+  from vsr_jax.data_prep.builders.clip_builder import ClipBuilder
 
 DATASETS = ("reds", "vfhq", "gopro")
 LOCAL = (
@@ -111,7 +115,7 @@ def _parse() -> argparse.Namespace:
   return args
 
 
-def _import_builder(name: str) -> type:
+def _import_builder(name: str) -> type[ClipBuilder]:
   try:
     with _quiet():
       module = importlib.import_module(f"vsr_jax.data_prep.builders.{name}.{name}_dataset_builder")
@@ -135,7 +139,7 @@ def _quiet() -> Iterator[None]:
     os.close(kept)
 
 
-def _configure(args: argparse.Namespace):
+def _configure(args: argparse.Namespace) -> Any:
   import tensorflow_datasets as tfds
 
   # Resolved: a shard is known by its files' paths, however a rerun spells them.

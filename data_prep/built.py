@@ -15,7 +15,7 @@ import pathlib
 import re
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, SupportsIndex
+from typing import Any, NamedTuple, SupportsIndex, overload
 
 import numpy as np
 
@@ -182,6 +182,10 @@ class RecordStream(Sequence[bytes]):
   def __len__(self) -> int:
     return self.length
 
+  @overload
+  def __getitem__(self, index: int) -> bytes: ...
+  @overload
+  def __getitem__(self, index: slice) -> list[bytes]: ...
   def __getitem__(self, index: int | slice) -> bytes | list[bytes]:
     picked = range(self.length)[index]  # IndexError without reading
     spans = _read(self.records, self.clip).streams[self.stream]
@@ -189,7 +193,7 @@ class RecordStream(Sequence[bytes]):
 
 
 @dataclasses.dataclass(frozen=True)
-class RecordLandmarks(Sequence[np.ndarray]):
+class RecordLandmarks:
   """The landmarks of a clip, by frame float32 [5 2], read when they are asked for.
 
   Attributes:
@@ -216,7 +220,7 @@ def _checked(
   name, points = features["name"][0].read().decode(), features["landmarks"].reshape(-1, 5, 2)
   n = entry["frames"]
   lengths = [n if stream in entry["sizes"] else 0 for stream in streams]
-  checksum = zlib.crc32(np.ascontiguousarray(points))
+  checksum = zlib.crc32(np.ascontiguousarray(points).data)
   if not (
     (name, int(features["num_frames"][0])) == (entry["name"], n)
     and float(features["fps"][0]) == np.float32(entry["fps"])

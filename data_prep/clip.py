@@ -12,7 +12,8 @@ Streams have these names in every data set; frame i of all of them belongs toget
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -24,6 +25,14 @@ from vsr_jax.errors import UserError
 SHARP, SHARP_BICUBIC, BLUR_BICUBIC = STREAMS = ("sharp", "sharp_bicubic", "blur_bicubic")
 BLUR, LOW_QUALITY = "blur", "low_quality"
 _AGAIN = "extract, prepare or build the clip again"
+
+
+class Landmarks(Protocol):
+  """Landmarks by frame, such as an array [n 5 2]."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int, /) -> np.ndarray: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +55,7 @@ class Clip:
   streams: Mapping[str, Sequence[bytes]]
   rate: float = 0.0
   sizes: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
-  landmarks: Sequence[np.ndarray] = ()
+  landmarks: Landmarks = ()
   flow: Labels | None = None
 
   @property
@@ -98,7 +107,7 @@ class Clip:
       )
     return image
 
-  def decode_each(self, stream: str, indices: Sequence[int]) -> Iterator[np.ndarray]:
+  def decode_each(self, stream: str, indices: Iterable[int]) -> Iterator[np.ndarray]:
     """Decodes frames of one size one after the other; see `decode`."""
     first = None
     for index in indices:
@@ -108,7 +117,7 @@ class Clip:
         raise UserError(f"clip {self.name}: frames of {stream} differ in size; {_AGAIN}")
       yield image
 
-  def decode_all(self, stream: str, indices: Sequence[int]) -> np.ndarray:
+  def decode_all(self, stream: str, indices: Iterable[int]) -> np.ndarray:
     """Decodes frames of one size: uint8 RGB [n h w 3]; see `decode`."""
     return np.stack(list(self.decode_each(stream, indices)))
 

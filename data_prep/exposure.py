@@ -96,7 +96,7 @@ def expose(
   _check(stride, shutter, subframes, gamma)
   half = Fraction(shutter).limit_denominator(1000) * stride / 2
   start = math.ceil(half)  # the first frame whose exposure lies inside the scene
-  dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+  dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
   scene, index, shots = 0, 0, {}
   prepared = (
     _Frame(rgb, cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), to_light(rgb, gamma)) for rgb in frames
@@ -108,7 +108,7 @@ def expose(
       continue
     for t in _overlapping(index, start, stride, half):
       shot = shots.setdefault(t, _Shot(np.zeros_like(later.light)))
-      low, high = (float(min(max(x - index, 0), 1)) for x in (t - half, t + half))
+      low, high = (float(_clipped(x - index)) for x in (t - half, t + half))
       shot.light += _light_between(earlier, later, motion, low, high, subframes)
       if t in (index, index + 1):
         shot.sharp = (earlier if t == index else later).rgb
@@ -183,6 +183,11 @@ def _check(stride: int, shutter: float, subframes: int, gamma: float) -> None:
       f"impossible exposure: stride {stride}, shutter {shutter}, subframes {subframes}, "
       f"gamma {gamma}"
     )
+
+
+def _clipped(x: Fraction) -> Fraction:
+  """To 0 to 1."""
+  return min(max(x, Fraction(0)), Fraction(1))
 
 
 def _overlapping(index: int, start: int, stride: int, half: Fraction) -> Iterator[int]:

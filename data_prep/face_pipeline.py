@@ -171,12 +171,12 @@ def draw_frames(
   interval = fitting[rng.integers(len(fitting))]
   first, last = centre - num_frames // 2 * interval, length - 1 - interval * (num_frames - 1)
   if not 0 <= first <= last:
-    first = rng.integers(last + 1)
+    first = int(rng.integers(last + 1))
   frames = first + interval * np.arange(num_frames)
   return frames[::-1] if rng.random() < reverse else frames
 
 
-def fit(clip: Clip, frames: Sequence[int], size: int) -> np.ndarray | None:
+def fit(clip: Clip, frames: Sequence[int] | np.ndarray, size: int) -> np.ndarray | None:
   """The similarities that bring a face's landmarks to where FFHQ has them, as in restoring.
 
   Args:
@@ -223,8 +223,8 @@ def align(image: np.ndarray, matrix: np.ndarray, size: int, scale: int) -> np.nd
 
 def _align_all(
   clip: Clip,
-  frames: Sequence[int],
-  images: Sequence[np.ndarray],
+  frames: Sequence[int] | np.ndarray,
+  images: Sequence[np.ndarray] | np.ndarray,
   matrices: np.ndarray | None,
   size: int,
   scale: int,
@@ -240,7 +240,7 @@ def _align_all(
         f"clip {clip.name}, frame {index}: {image.shape[1]}x{image.shape[0]} without landmarks is "
         f"no aligned face of {side}x{side}; make landmarks first"
       )
-  return np.stack(images)
+  return np.array(images)
 
 
 class _LoadImage:
@@ -303,7 +303,7 @@ class _LoadChunk:
     self._stream = stream
     self._made: tuple[int, np.ndarray] | None = None
 
-  def __call__(self, position: tuple[tuple[int, int], bool]) -> dict[str, np.ndarray]:
+  def __call__(self, position: tuple[tuple[int, int], bool]) -> dict[str, np.ndarray | np.generic]:
     (i, first), real = position
     clip = self._source[i]
     length = len(clip.stream(self._stream))
@@ -321,7 +321,7 @@ class _LoadChunk:
       "first": np.int32(first),
     }
 
-  def _low(self, i: int, clip: Clip, frames: np.ndarray) -> Sequence[np.ndarray]:
+  def _low(self, i: int, clip: Clip, frames: np.ndarray) -> np.ndarray:
     if isinstance(self._low_quality, str):
       return clip.decode_all(self._low_quality, frames)
     if self._made is None or self._made[0] != i:

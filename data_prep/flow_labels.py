@@ -223,17 +223,19 @@ def make_estimate(net: raft.Raft, params: dict, *, bgr: bool = False) -> Estimat
   """A compiled function of two uint8 RGB batches [b h w 3] of any size to flow [b h w 2]."""
 
   @jax.jit
-  def run(params, image1, image2):
+  def run(params: dict, image1: jax.Array, image2: jax.Array) -> jax.Array:
     h, w = image1.shape[1:3]
-    bottom, right = -h % raft.MULTIPLE, -w % raft.STRIDE
+    bottom, right = -h % raft.MULTIPLE, -w % raft.MULTIPLE
     if bgr:
       image1, image2 = image1[..., ::-1], image2[..., ::-1]
     padding = ((0, 0), (0, bottom), (0, right), (0, 0))  # zeros, as the released labels
     image1, image2 = (jax.numpy.pad(x, padding) for x in (image1, image2))
     return raft.raft(net, params, image1, image2, ITERATIONS)[:, :h, :w]
 
-  run = CompiledByShape(run, lambda x, _: f"RAFT for {len(x)} pairs of {x.shape[2]}x{x.shape[1]}")
-  return functools.partial(run, params)
+  compiled = CompiledByShape(
+    run, lambda x, _: f"RAFT for {len(x)} pairs of {x.shape[2]}x{x.shape[1]}"
+  )
+  return functools.partial(compiled, params)
 
 
 def label_clip(

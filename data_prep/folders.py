@@ -13,6 +13,7 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
+from typing import overload
 
 from vsr_jax import image_headers
 from vsr_jax.errors import UserError
@@ -54,8 +55,14 @@ class FileStream(Sequence[bytes]):
   def __len__(self) -> int:
     return len(self.names)
 
-  def __getitem__(self, index: int) -> bytes:
+  @overload
+  def __getitem__(self, index: int) -> bytes: ...
+  @overload
+  def __getitem__(self, index: slice) -> list[bytes]: ...
+  def __getitem__(self, index: int | slice) -> bytes | list[bytes]:
     """A frame's file; `BadClip` if it cannot be read."""
+    if isinstance(index, slice):
+      return [self[i] for i in range(len(self))[index]]
     return read_file(self.source, self.inner_path(index))
 
   def inner_path(self, index: int) -> str:

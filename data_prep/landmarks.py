@@ -176,8 +176,7 @@ def _open(source: Source) -> Iterator[tuple[float, Iterator[np.ndarray]]]:
   """Frames a second, 0 if unknown, and the frames, uint8 RGB [h w 3]."""
   if source.clip:
     images = source.clip.decode_each(SHARP, range(source.clip.length))
-    with contextlib.closing(prefetch(images)) as images:
-      yield source.clip.rate, images
+    yield source.clip.rate, prefetch(images)
     return
   with video.open_reader(str(source.path)) as reader:
     yield float(reader.info.frame_rate), (frame.image for frame in video.prefetch(reader))

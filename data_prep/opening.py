@@ -19,14 +19,20 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from vsr_jax.data_prep import built, clip_set, flow_store
 from vsr_jax.data_prep.builders.gopro import release as gopro
 from vsr_jax.data_prep.builders.reds import release as reds
 from vsr_jax.data_prep.builders.releases import ReleasedClip, TextLandmarks
 from vsr_jax.data_prep.builders.vfhq import release as vfhq
-from vsr_jax.data_prep.clip import BLUR_BICUBIC, SHARP, SHARP_BICUBIC, STREAMS, Clip, check_frames
+from vsr_jax.data_prep.clip import (
+  BLUR_BICUBIC,
+  SHARP,
+  SHARP_BICUBIC,
+  STREAMS,
+  Clip,
+  Landmarks,
+  check_frames,
+)
 from vsr_jax.data_prep.flow_store import Labels, ReleasedFlow
 from vsr_jax.data_prep.folders import BadClip, FileStream, common_size, find_plain_streams
 from vsr_jax.errors import UserError
@@ -164,7 +170,7 @@ class _Found(NamedTuple):
   streams: Mapping[str, FileStream]
   rate: float = 0.0
   sizes: Mapping[str, tuple[int, int]] | None = None
-  landmarks: Sequence[np.ndarray] = ()
+  landmarks: Landmarks = ()
   released_flow: pathlib.Path | None = None
 
 
@@ -212,7 +218,7 @@ def _asked(clip: ReleasedClip, streams: Sequence[str] | None) -> Mapping[str, Fi
   return {stream: clip.streams[stream] for stream in streams}
 
 
-def _landmarks(clip: ReleasedClip) -> Sequence[np.ndarray]:
+def _landmarks(clip: ReleasedClip) -> Landmarks:
   """Landmarks of a clip of faces; none if their file is still to be made."""
   if clip.landmarks is None or not pathlib.Path(*clip.landmarks).is_file():
     return ()

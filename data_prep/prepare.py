@@ -271,7 +271,7 @@ def _make_clips(beside: pathlib.Path, origin: dict, entries: list[dict]) -> Iter
   """Writes one input's clips below `beside`, adding their entries; yields per frame written."""
   settings = origin["settings"]
   with video.open_reader(origin["path"], *(settings["frames"] or (0, None))) as reader:
-    frames = (frame.image for frame in reader)
+    frames: Iterator[np.ndarray] = (frame.image for frame in reader)
     if settings["shake"]:
       rng = np.random.default_rng(zlib.crc32(origin["name"].encode()))
       frames = exposure.hand_held(frames, settings["shake"], rng)

@@ -94,6 +94,7 @@ def restore(restorer: streaming.Restorer, out: pathlib.Path, table: ScoreTable) 
     bar = stack.enter_context(progress.bar("restoring", blurry.info.frame_count))
     previous = None
     for frame, true_frame in zip(restorer.stream(blurry), truths, strict=True):
+      assert frame.restored_from is not None  # restored frames have it
       enlarged, truth = resize_bicubic(frame.restored_from, scale), true_frame.image
       output = frame.image
       truth_motion = None if previous is None else motion(previous, truth)

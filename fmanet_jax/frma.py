@@ -211,8 +211,8 @@ class FRMA(nn.Module):
       warped = warp_features(features, flow_mask)
       flow_mask += self.flow_update(centre, jnp.concatenate([flow_mask, warped], axis=-1))
     # The features of all frames, warped to the centre (Eq. 3), and F_w are fused.
-    warped = split_frames(warp_features(features, flow_mask))
-    aligned = self.fuse(warped if aligned is None else [aligned, *warped])
+    frames = split_frames(warp_features(features, flow_mask))
+    aligned = self.fuse(frames if aligned is None else [aligned, *frames])
     if kernel_features is not None:
       kernel_features = self.kernel_fuse(split_frames(self.kernel_dense(kernel_features)))
     for block in self.attention:

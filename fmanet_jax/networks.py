@@ -140,7 +140,8 @@ class NetD(nn.Module):
     for block, anchored in zip(self.frma, features[1:], strict=True):
       aligned, flow_mask = block(anchored, centre, aligned, flow_mask)
       refined.append((aligned, flow_mask))
-    return tuple(zip(*refined, strict=True))
+    all_aligned, flow_masks = zip(*refined, strict=True)
+    return all_aligned, flow_masks
 
   def kernels(self, aligned: jax.Array) -> jax.Array:
     """F_w^M -> the logits of K^D, [b t h w k_d^2]."""
@@ -201,7 +202,8 @@ class NetR(nn.Module):
     for block, anchored in zip(self.frma, features[1:], strict=True):
       aligned, flow_mask = block(anchored, centre, aligned, flow_mask, kernel_features)
       refined.append((aligned, flow_mask))
-    return tuple(zip(*refined, strict=True))
+    all_aligned, flow_masks = zip(*refined, strict=True)
+    return all_aligned, flow_masks
 
   def first_image_flow(self, flow_mask: jax.Array) -> jax.Array:
     """f^M -> a first f^X [b t h w 3]."""

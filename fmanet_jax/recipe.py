@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import math
+import operator
 import os
 import pathlib
 import re
@@ -88,7 +90,9 @@ def check(config: ConfigDict, stages: Sequence[str]) -> None:
   """
   values, rules = flat(config), dict(_RULES)
   for name, choices in (("stage", stages), ("dtype", DTYPES)):
-    rules[name] = Rule(f"one of {', '.join(choices)}", lambda x, choices=choices: x in choices)
+    rules[name] = Rule(
+      f"one of {', '.join(choices)}", functools.partial(operator.contains, choices)
+    )
   for key in values:
     group, _, name = key.rpartition(".")
     if group.startswith("optim."):
@@ -199,8 +203,8 @@ def _unknown_fields(arguments: Sequence[str], known: ConfigDict) -> Iterator[str
     names = difflib.get_close_matches(key.rpartition(".")[2], sorted(set(fields.values())))
     near = difflib.get_close_matches(key, fields) + [f for f in fields if fields[f] in names]
     near = near or difflib.get_close_matches(key, fields, cutoff=0)
-    near = ", ".join(list(dict.fromkeys(near))[:4])
-    yield f"--config.{key}: a recipe has no such field; the nearest are {near}"
+    listed = ", ".join(list(dict.fromkeys(near))[:4])
+    yield f"--config.{key}: a recipe has no such field; the nearest are {listed}"
 
 
 def _reason(error: Exception) -> str:

@@ -69,6 +69,7 @@ def restore(reader: video.Reader, args: argparse.Namespace) -> None:
         continue
       image = frame.image
       if args.side_by_side:
+        assert frame.restored_from is not None  # restored frames have it
         image = np.hstack([resize_bicubic(frame.restored_from, model.arch.scale), image])
       writer.write(image, frame.time, frame.duration, frame.name)
       count += 1

@@ -55,7 +55,7 @@ def _terms_d(degradation, recon, warped, batch) -> dict[str, jax.Array]:
 def _total(terms: dict[str, jax.Array], weights: Weights) -> tuple[jax.Array, dict[str, jax.Array]]:
   """The weighted sum, and each weighted term for the logs."""
   weighted = {name: weights[name] * term for name, term in terms.items()}
-  return sum(weighted.values()), weighted
+  return sum(weighted.values(), start=jnp.zeros(())), weighted
 
 
 def degradation_loss(model: FMANet, weights: Weights) -> Callable:

@@ -8,7 +8,7 @@ import functools
 import gc
 import pathlib
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -112,6 +112,10 @@ class Restorer:
   def _on_mesh(self) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
+  @overload
+  def stream(self, frames: Iterable[Frame]) -> Iterator[Frame]: ...
+  @overload
+  def stream(self, frames: Any) -> Iterator[np.ndarray]: ...
   def stream(self, frames: Any) -> Iterator[np.ndarray] | Iterator[Frame]:
     """Restores every frame; the stream is continued at both ends by copies of its end frames.
 
@@ -260,6 +264,14 @@ def _handed_out(images: jax.Array, count: int) -> Iterator[np.ndarray]:
   yield from np.asarray(images)[:count]
 
 
+@overload
+def restore_frames(
+  restorer: Restorer, frames: Iterable[Frame], tile: int | None = None
+) -> Iterator[Frame]: ...
+@overload
+def restore_frames(
+  restorer: Restorer, frames: Any, tile: int | None = None
+) -> Iterator[np.ndarray]: ...
 def restore_frames(
   restorer: Restorer, frames: Any, tile: int | None = None
 ) -> Iterator[np.ndarray] | Iterator[Frame]:

@@ -14,7 +14,8 @@ if __name__ == "__main__":
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -182,7 +183,7 @@ def make_stage(model: FMANet, config: ConfigDict) -> Stage:
 
 def make_evaluate(
   model: FMANet, config: ConfigDict, clips: Sequence[Clip]
-) -> Callable[[Params, int], dict[str, float]]:
+) -> Callable[[Mapping[str, Any], int], dict[str, float]]:
   """Scores params on fixed crops: "psnr" of the output, in stage 1 of the reconstruction."""
   size = min(config.data.batch, config.train.evaluate_windows)
   dataset = blur_pipeline.make_dataset(
@@ -220,7 +221,7 @@ def make_evaluate(
   for i in chosen:
     dataset[i]  # what cannot be read is told before training, not in its middle
 
-  def evaluate(params: Params, step: int) -> dict[str, float]:
+  def evaluate(params: Mapping[str, Any], step: int) -> dict[str, float]:
     del step
     return {"psnr": float(np.mean([psnr(params, dataset[i]) for i in chosen]))}
 
@@ -250,7 +251,7 @@ def _starting_params(config: ConfigDict, model: FMANet, workdir: str) -> Params 
   if not config.init_from or any(path.name.isdecimal() for path in steps):
     return None
   shapes = param_shapes(model)
-  trained = TRAINED.get(read_meta(config.init_from).get("stage"), tuple(shapes))
+  trained = TRAINED.get(read_meta(config.init_from).get("stage", ""), tuple(shapes))
   return restore_params(config.init_from, {net: shapes[net] for net in trained})
 
 

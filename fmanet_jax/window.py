@@ -149,6 +149,8 @@ def _align(
   aligned = None
   for block, anchored in zip(blocks, features[1:], strict=True):
     aligned, flow_mask = _refine(block, anchored, centre, aligned, flow_mask, kernel_features)
+  assert aligned is not None  # there is at least one block
+  assert flow_mask is not None
   return aligned, flow_mask
 
 

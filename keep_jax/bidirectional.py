@@ -139,8 +139,8 @@ def restore_chunk(
   run = functools.partial(filter_frames, model, params, fidelity=fidelity)
   recursion, forwards, gain = run(carried.recursion, observation, gains[0], flows[0])
   state = initial_state(model, len(observation.latent))
-  backwards = map(_reversed, (observation, gains[1], flows[1]))
-  _, backwards, gain_backwards = run(state, *backwards)
+  from_end = _reversed((observation, gains[1], flows[1]))
+  _, backwards, gain_backwards = run(state, *from_end)
   latents = blend(forwards, _reversed(backwards), gain, _reversed(gain_backwards))
 
   def decoder_step(state, inputs):
@@ -227,7 +227,7 @@ def restore_observed(
     What is carried on, and the frames, uint8 [size size 3] each.
   """
   observation = jax.tree.map(lambda *x: jnp.stack(x, axis=1), *observations)
-  flows = tuple(jnp.stack(x, axis=1) for x in flows)
+  to_before, to_after = (jnp.stack(x, axis=1) for x in flows)
   latents = observation.latent
   attended = latents
   if first_latent is not None:
@@ -235,7 +235,7 @@ def restore_observed(
   gains = calculate_gains(model, params, attended)[:, -latents.shape[1] :]
   backwards = _reversed(calculate_gains(model, params, _reversed(latents)))
   carried, restored, _ = restore_chunk(
-    model, params, carried, observation, (gains, backwards), flows, fidelity
+    model, params, carried, observation, (gains, backwards), (to_before, to_after), fidelity
   )
   return carried, tuple(to_uint8(restored.image[0]))
 

@@ -17,7 +17,7 @@ if __name__ == "__main__":
 
 import argparse
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
 
 import cv2
@@ -65,7 +65,7 @@ def main() -> None:
 
 def input_flows(frames: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
   """Flow [h w 2] in pixels from each frame, uint8 RGB [h w 3], to the one before it; by DIS."""
-  dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+  dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
   grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
   for before, frame in itertools.pairwise(grey):
     yield dis.calc(frame, before, None)
@@ -74,10 +74,10 @@ def input_flows(frames: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
 def differences(frames: Iterable[np.ndarray], flows: Sequence[np.ndarray]) -> Iterator[float]:
   """Mean absolute difference of each frame but the first from the one before, moved by flow."""
   before = None
-  flows = iter(flows)
+  remaining = iter(flows)
   for frame in frames:
     if before is not None:
-      flow = next(flows)
+      flow = next(remaining)
       y, x = np.mgrid[: flow.shape[0], : flow.shape[1]].astype(np.float32)
       moved = cv2.remap(before, x + flow[..., 0], y + flow[..., 1], cv2.INTER_LINEAR)
       edge = int(EDGE * len(flow))
@@ -86,7 +86,7 @@ def differences(frames: Iterable[np.ndarray], flows: Sequence[np.ndarray]) -> It
     before = frame
 
 
-def plot(path: str, curves: dict[str, Sequence[float]], window: int, title: str) -> None:
+def plot(path: str, curves: Mapping[str, Sequence[float]], window: int, title: str) -> None:
   """Draws the curves over the frames' numbers, the chunks' borders as lines; a PNG."""
   page = _import_figure().Figure(figsize=(9, 4), layout="constrained")
   axes = page.subplots()

@@ -11,7 +11,7 @@ import collections
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -24,9 +24,7 @@ from vsr_jax.faces.detections import Detector
 from vsr_jax.frames import Frame, as_frames, paired
 
 # Restores the faces of each frame, by track; see `streaming.Restorer.stream_tracks`.
-StreamTracks = Callable[
-  [Iterable[Mapping[Hashable, np.ndarray]]], Iterator[Mapping[Hashable, np.ndarray]]
-]
+StreamTracks = Callable[[Iterable[Mapping[int, np.ndarray]]], Iterator[Mapping[int, np.ndarray]]]
 Arrays = dict[int, np.ndarray]  # by the number of the face
 Masks = Callable[[np.ndarray], np.ndarray]  # uint8 [b s s 3] -> float32 [b s s]; face_masks
 
@@ -126,8 +124,8 @@ def restore_faces(
   upscale: float = 1,
   background: Iterator[np.ndarray] | None = None,
   masks: Masks | None = None,
-  seconds: collections.Counter | None = None,
-) -> Iterator[RestoredFrame]:
+  seconds: collections.defaultdict[str, float] | None = None,
+) -> Generator[RestoredFrame, None, None]:
   """Restores the faces of a clip in their frames; the second pass.
 
   Args:
@@ -149,7 +147,7 @@ def restore_faces(
   Raises:
     UserError: the background ends before the clip, or see `paste.enlarged_size`.
   """
-  seconds = collections.Counter() if seconds is None else seconds
+  seconds = collections.defaultdict(float) if seconds is None else seconds
 
   def aligned():
     for t, frame in enumerate(frames):
@@ -199,8 +197,8 @@ def _next(background: Iterator[np.ndarray], frame: Frame) -> np.ndarray:
 
 
 def unchanged(
-  frames: Iterable[Mapping[Hashable, np.ndarray]],
-) -> Iterator[Mapping[Hashable, np.ndarray]]:
+  frames: Iterable[Mapping[int, np.ndarray]],
+) -> Iterator[Mapping[int, np.ndarray]]:
   """The network that changes nothing: what is left are the losses of aligning and pasting."""
   yield from frames
 
@@ -210,7 +208,7 @@ def _always(image: np.ndarray) -> paste.Upscaler:
 
 
 @contextlib.contextmanager
-def _timed(seconds: collections.Counter, name: str) -> Iterator[None]:
+def _timed(seconds: collections.defaultdict[str, float], name: str) -> Iterator[None]:
   began = time.perf_counter()
   try:
     yield

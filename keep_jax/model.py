@@ -282,14 +282,14 @@ def filter_latent(
     return observed
   encode = functools.partial(model.encoder.apply, {"params": params["hq_encoder"]})
 
-  def predicted():
+  def predict():
     # No gradient through time here: the frame before is stopped, the HQ encoder is frozen.
     latent = kalman.predict(state.image, flow, lambda image: encode(image)[0])
     return lax.stop_gradient(latent)
 
   # A clip's first frame needs no prediction; while every clip of the batch is at its first, the
   # encoder is not run.
-  predicted = lax.cond(state.started.any(), predicted, lambda: jnp.zeros_like(observed))
+  predicted = lax.cond(state.started.any(), predict, lambda: jnp.zeros_like(observed))
   gain = jnp.where(_expand(state.started, gain), gain, jnp.zeros_like(gain))
   return kalman.update(observed, predicted, gain)
 

@@ -27,7 +27,7 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import TypeVar
 
 import cv2
@@ -127,7 +127,7 @@ def restore_frames(args: argparse.Namespace) -> None:
   if args.parsenet:
     masks = functools.partial(parsenet.face_masks, parsenet.load(args.parsenet))
   args.clock.start()
-  seconds = collections.Counter()
+  seconds: collections.defaultdict[str, float] = collections.defaultdict(float)
   faces, total, told = _find(args, size)
   seconds["detect"] = time.monotonic() - args.clock.began
   strip = show.Strip(faces, total)
@@ -157,7 +157,7 @@ def restore_frames(args: argparse.Namespace) -> None:
         break
   if args.strip and strip.rows:
     strip.save(args.strip)
-  seconds["restore"] = time.monotonic() - args.clock.began - seconds.total()
+  seconds["restore"] = time.monotonic() - args.clock.began - sum(seconds.values())
   count = sum(len(face.frames) > 0 for face in faces)
   print(
     f"{args.output}: {shown} frames of {width}x{height}, {count} face "
@@ -271,7 +271,7 @@ def _look_ahead(args: argparse.Namespace) -> int:
   return args.look_ahead if args.mode == "stream" and not args.no_network else 0
 
 
-def _counted(items: Iterable[T], what: str, total: int | None) -> Iterator[T]:
+def _counted(items: Iterable[T], what: str, total: int | None) -> Generator[T, None, None]:
   with progress.bar(what, total) as bar:
     for item in items:
       bar.update(not (isinstance(item, video.Frame) and item.is_context))

@@ -69,10 +69,9 @@ def save_sheet(path: str, frames: Iterable[video.Frame], faces: list[Face]) -> N
   rows = {}
   for t, frame in enumerate(frames):
     for i in wanted.get(t, ()):
-      whole = draw_faces(frame.image, faces, t)
-      rows[i] = np.hstack(
-        [_at_height(x) for x in (whole, align.align(frame.image, faces[i].seen_at(t)))]
-      )
+      whole, matrix = draw_faces(frame.image, faces, t), faces[i].seen_at(t)
+      assert matrix is not None  # its track has the frame
+      rows[i] = np.hstack([_at_height(x) for x in (whole, align.align(frame.image, matrix))])
   _save(path, [rows[i] for i in sorted(rows)])
 
 
@@ -90,7 +89,8 @@ class Strip:
   def add(self, t: int, result: RestoredFrame) -> None:
     if t not in self._frames or not result.faces:
       return
-    i = max(result.faces, key=lambda i: -align.scale(self._faces[i].at(t)))  # the largest
+    matrices = {i: m for i in result.faces if (m := self._faces[i].at(t)) is not None}
+    i = max(matrices, key=lambda i: -align.scale(matrices[i]))  # the largest
     whole = draw_faces(result.frame.image, self._faces, t)
     self.rows.append(np.hstack([_at_height(x) for x in (whole, result.crops[i], result.faces[i])]))
 
@@ -100,7 +100,8 @@ class Strip:
 
 def _save(path: str, rows: list[np.ndarray]) -> None:
   picture = np.vstack(rows)
-  with video.open_writer(path, *picture.shape[:2], Fraction(1)) as target:
+  height, width, _ = picture.shape
+  with video.open_writer(path, height, width, Fraction(1)) as target:
     target.write(picture)
 
 
@@ -132,7 +133,7 @@ class Crops:
       return
     for i in result.faces:
       if i not in self._open:
-        self._open[i] = self._start(i)
+        self._open[i] = self._start(self._folder, i)
       closing, writers = self._open[i]
       for writer, images in zip(writers, (result.crops, result.faces), strict=True):
         writer.write(images[i])
@@ -140,10 +141,10 @@ class Crops:
         closing.close()
         del self._open[i]
 
-  def _start(self, face: int) -> tuple[contextlib.ExitStack, list[video.Writer]]:
+  def _start(self, folder: str, face: int) -> tuple[contextlib.ExitStack, list[video.Writer]]:
     closing = self._stack.enter_context(contextlib.ExitStack())
     names = (f"face_{face:03d}_{kind}" for kind in ("aligned", "restored"))
-    paths = (os.path.join(self._folder, name) for name in names)
+    paths = (os.path.join(folder, name) for name in names)
     size = (self._size, self._size)
     opened = (video.open_writer(path, *size, self._rate) for path in paths)
     return closing, [closing.enter_context(writer) for writer in opened]

@@ -8,7 +8,7 @@ import functools
 import operator
 import pathlib
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +47,7 @@ MODES = ("stream", "as_released", "bidirectional")
 Mode = Literal["stream", "as_released", "bidirectional"]
 
 T = TypeVar("T")
+Name = TypeVar("Name", bound=Hashable)
 Tree = TypeVar("Tree")
 
 
@@ -185,6 +186,10 @@ class Restorer:
       lambda *x: f"the restoration of {len(x[2])} frames", restore_observed, fidelity
     )
 
+  @overload
+  def stream(self, frames: Iterable[Frame]) -> Iterator[Frame]: ...
+  @overload
+  def stream(self, frames: Any) -> Iterator[np.ndarray]: ...
   def stream(self, frames: Any) -> Iterator[np.ndarray] | Iterator[Frame]:
     """Restores every frame of a clip with one face.
 
@@ -205,8 +210,8 @@ class Restorer:
       yield faces[0]
 
   def stream_tracks(
-    self, frames: Iterable[Mapping[Hashable, np.ndarray]]
-  ) -> Iterator[dict[Hashable, np.ndarray]]:
+    self, frames: Iterable[Mapping[Name, np.ndarray]]
+  ) -> Iterator[dict[Name, np.ndarray]]:
     """Restores the faces of every frame of a clip; each track has a state of its own.
 
     Args:
@@ -218,9 +223,9 @@ class Restorer:
       out, those of the next frame are computed (on CPU only where `keep_freed_memory` of
       `vsr_jax.runtime` is not in force).
     """
-    tracks: dict[Hashable, _Track] = {}
-    pending: collections.deque[dict[Hashable, tuple[_Track, _PendingFace]]] = collections.deque()
-    computed: dict[Hashable, jax.Array] | None = None
+    tracks: dict[Name, _Track] = {}
+    pending: collections.deque[dict[Name, tuple[_Track, _PendingFace]]] = collections.deque()
+    computed: dict[Name, jax.Array] | None = None
 
     def ready():
       nonlocal computed
@@ -245,8 +250,8 @@ class Restorer:
       yield jax.device_get(computed)
 
   def _take(
-    self, faces: Mapping[Hashable, tuple[_Track, np.ndarray]]
-  ) -> dict[Hashable, tuple[_Track, _PendingFace]]:
+    self, faces: Mapping[Name, tuple[_Track, np.ndarray]]
+  ) -> dict[Name, tuple[_Track, _PendingFace]]:
     """Takes the faces of the next frame in, and calculates the gains that are due."""
     taken = {}
     for part in _batches(list(faces.items())):
@@ -308,12 +313,11 @@ class Restorer:
     for face, gain in zip(group, gains, strict=False):
       face.gain = gain
 
-  def _advance(
-    self, faces: Mapping[Hashable, tuple[_Track, _PendingFace]]
-  ) -> dict[Hashable, jax.Array]:
+  def _advance(self, faces: Mapping[Name, tuple[_Track, _PendingFace]]) -> dict[Name, jax.Array]:
     """Restores the faces of one frame, uint8 [size size 3] each."""
     if self.mode == "bidirectional":
-      return {name: face.image for name, (_, face) in faces.items()}
+      # Those that are ready have images, all of them.
+      return {name: face.image for name, (_, face) in faces.items() if face.image is not None}
     restored = {}
     for part in _batches(list(faces.items())):
       names, pairs = zip(*part, strict=True)
@@ -361,8 +365,8 @@ def _observe_faces(
   size = model.arch.image_size
   if x.shape[1:3] != (size, size):
     x = jax.image.resize(x, (len(x), size, size, 3), "linear", antialias=False)
-  found = observe(model, params, x), flow_features(model, params, x)
-  return tuple(_split(tree, len(x)) for tree in found)
+  observation, features = observe(model, params, x), flow_features(model, params, x)
+  return _split(observation, len(x)), _split(features, len(x))
 
 
 def _flows(

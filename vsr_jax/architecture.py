@@ -16,7 +16,10 @@ from typing import Any, TypeVar
 
 from vsr_jax.errors import UserError
 
-T = TypeVar("T")
+if typing.TYPE_CHECKING:
+  from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 _MOST = 10  # numbers in a tuple
 _SHOWN = 60  # characters of a wrong value
 

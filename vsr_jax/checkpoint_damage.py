@@ -41,7 +41,7 @@ def checksums(tree: Any) -> dict[str, int]:
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   return {
     jax.tree_util.keystr(path, simple=True, separator="/"): zlib.crc32(
-      np.ascontiguousarray(x).reshape(-1).view(np.uint8)
+      np.ascontiguousarray(x).reshape(-1).view(np.uint8).data
     )
     for path, x in leaves
     if not isinstance(x, jax.Array) or x.is_fully_addressable

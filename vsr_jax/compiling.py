@@ -53,8 +53,12 @@ def compiling(what: str) -> Iterator[None]:
 @contextlib.contextmanager
 def listening(take: Callable[[logging.LogRecord], object]) -> Iterator[None]:
   """Within it `take` gets every record of `compiling`, in the thread that made it."""
-  handler = logging.Handler(logging.DEBUG)
-  handler.emit = take
+
+  class Taking(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+      take(record)
+
+  handler = Taking(logging.DEBUG)
   level, propagate = _logger.level, _logger.propagate
   _logger.addHandler(handler)
   _logger.setLevel(logging.DEBUG)

@@ -132,16 +132,17 @@ def convert(
   origin: dict[str, str] = {}
   problems = []
   for key, value in state.items():
-    rule, path = _match(key, rules, problems)
-    if path is None:
+    match = _match(key, rules, problems)
+    if match is None:
       continue
+    transform, path = match
     if path not in wanted:
       problems.append(f"unexpected {key} (there is no {path})")
     elif path in origin:
       problems.append(f"{key} and {origin[path]} both fill {path}")
     else:
       origin[path] = key
-      _fit(filled, path, key, value, rule.transform, wanted[path], problems)
+      _fit(filled, path, key, value, transform, wanted[path], problems)
   problems += [f"missing {path}" for path in wanted if path not in origin]
   if problems:
     raise UserError(_report(source, problems))
@@ -188,10 +189,11 @@ def to_state_dict(
   state = {}
   problems = []
   for key, shape in shapes.items():
-    rule, path = _match(key, rules, problems)
-    if path is None:
+    match = _match(key, rules, problems)
+    if match is None:
       continue
-    places = rule.transform(np.arange(np.prod(shape, dtype=int)).reshape(shape))
+    transform, path = match
+    places = transform(np.arange(np.prod(shape, dtype=int)).reshape(shape))
     if path not in leaves or leaves[path].shape != places.shape:
       problems.append(f"no {path} of shape {places.shape} for {key}")
       continue
@@ -203,14 +205,14 @@ def to_state_dict(
   return state
 
 
-def _match(key: str, rules: Sequence[Rule], problems: list[str]) -> tuple[Rule | None, str | None]:
-  """The one rule for a key and the path it names; None where the key fills nothing."""
+def _match(key: str, rules: Sequence[Rule], problems: list[str]) -> tuple[Transform, str] | None:
+  """The transform and the path of the one rule for a key; None where the key fills nothing."""
   found = [(rule, m) for rule in rules if (m := re.fullmatch(rule.pattern, key))]
   if len(found) != 1:
     problems.append(f"{key} matches several rules" if found else f"unexpected {key}")
-    return None, None
+    return None
   rule, match = found[0]
-  return rule, None if rule.path is None else match.expand(rule.path)
+  return None if rule.path is None else (rule.transform, match.expand(rule.path))
 
 
 def _fit(

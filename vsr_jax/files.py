@@ -122,6 +122,7 @@ def remove_left(
   removed = []
   for part in parts:
     found = _PART.fullmatch(part)
+    assert found  # the others were filtered out
     run = Process(found["host"], found["space"], int(found["pid"]), int(found["start"]))
     if (name is not None and found["name"] != _shortened(name)) or not run.has_ended:
       continue

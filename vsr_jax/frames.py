@@ -9,7 +9,7 @@ import collections
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fractions import Fraction
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import numpy as np
 
@@ -44,9 +44,17 @@ class Frame:
   restored_from: np.ndarray | None = None
 
 
+@overload
+def stream_frames(
+  stream: Callable[[Any], Iterator[np.ndarray]], frames: Iterable[Frame]
+) -> Iterator[Frame]: ...
+@overload
 def stream_frames(
   stream: Callable[[Any], Iterator[np.ndarray]], frames: Any
-) -> Iterator[Frame] | Iterator[np.ndarray]:
+) -> Iterator[np.ndarray]: ...
+def stream_frames(
+  stream: Callable[[Any], Iterator[np.ndarray]], frames: Any
+) -> Iterator[np.ndarray | Frame]:
   """Restores a clip by a stream of images; where a `Frame` goes in, a `Frame` comes out.
 
   Args:

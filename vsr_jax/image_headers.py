@@ -119,7 +119,7 @@ def _jpeg(data: bytes) -> Header | None:
     if marker == 0xE1 and data.startswith(b"Exif\0\0", position + 4):
       orientation = _exif_orientation(data[position + 10 : position + 2 + length])
     position += 2 + length
-  return size and Header("JPEG", *size, orientation)
+  return None if size is None else Header("JPEG", size[0], size[1], orientation)
 
 
 def _gif(data: bytes) -> Header:

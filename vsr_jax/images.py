@@ -103,8 +103,12 @@ def decode_image(
     raise UserError(f"{name}: {damaged}")
   if header.has_alpha:  # TIFF's decoder multiplies the colours by it
     whole = _decode(data, header, cv2.IMREAD_UNCHANGED)
-    four = whole is not None and whole.shape[2:] == (4,) and whole.dtype == np.uint8
-    if four and whole[..., 3].min() < 255:
+    if (
+      whole is not None
+      and whole.shape[2:] == (4,)
+      and whole.dtype == np.uint8
+      and whole[..., 3].min() < 255
+    ):
       raise UserError(f"{name}: a TIFF with transparency; save it without")
   if image.dtype == np.uint16:
     image = from_16_bits(image)

@@ -125,8 +125,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   value = dict(pairs)
   if len(value) < len(pairs):
     seen: set[str] = set()
-    twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-    raise BadJson(f"key {_show(twice)} comes twice")
+    for key, _ in pairs:
+      if key in seen:
+        raise BadJson(f"key {_show(key)} comes twice")
+      seen.add(key)
   return value
 
 

@@ -13,7 +13,7 @@ from vsr_jax.compiling import compiling
 class CompiledByShape:
   """A jitted function of params and more, compiled before it runs, within `compiling`."""
 
-  def __init__(self, jitted: Callable, name: Callable[..., str]):
+  def __init__(self, jitted: jax.stages.Wrapped, name: Callable[..., str]):
     """Takes what `jax.jit` gave.
 
     Args:

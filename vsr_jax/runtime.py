@@ -33,7 +33,7 @@ def enable_compilation_cache() -> None:
   The folder is JAX_COMPILATION_CACHE_DIR or else a folder in the user's cache;
   where neither can be written, programs are compiled anew by every process.
   """
-  if jax.config.jax_compilation_cache_dir is not None:
+  if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined] # JAX adds it
     return
   try:
     root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"

@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import sys
+from typing import Any
 
 
 def open_missing() -> None:
@@ -47,7 +48,7 @@ def outlive_readers() -> None:
 class _Outliving(io.FileIO):
   """A file that is led to nothing once it cannot be written."""
 
-  def write(self, data) -> int | None:
+  def write(self, data: Any) -> int | None:  # type: ignore[override] # None: it would block
     try:
       return super().write(data)
     except OSError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -42,6 +42,14 @@ def tile_starts(size: int, tile: int, overlap: int) -> list[int]:
   return [i * (size - tile) // steps for i in range(steps + 1)]
 
 
+@overload
+def restore_tiled(
+  restore: Stream, frames: Iterable[Frame], *, tile: int, overlap: int, context: int, scale: int
+) -> Iterator[Frame]: ...
+@overload
+def restore_tiled(
+  restore: Stream, frames: Any, *, tile: int, overlap: int, context: int, scale: int
+) -> Iterator[np.ndarray]: ...
 def restore_tiled(
   restore: Stream,
   frames: Any,

@@ -219,6 +219,7 @@ class _Arrays:
       raise ValueError(f"nested more than {_MAX_DEPTH} deep")
     if id(tree) in self._done:
       return self._done[id(tree)]
+    made: np.ndarray | dict[Any, Any] | list[Any] | tuple[Any, ...]
     if isinstance(tree, Tensor):
       storage = tree.storage
       size = storage.dtype.itemsize

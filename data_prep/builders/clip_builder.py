@@ -103,7 +103,9 @@ def features(streams: Sequence[str]) -> tfds.features.FeaturesDict:
   )
 
 
-class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class ClipBuilder(  # type: ignore[call-arg] # the base is unknown to the checker
+  tfds.core.GeneratorBasedBuilder, skip_registration=True
+):
   """A data set of clips; subclasses say where they lie.
 
   Attributes:
@@ -356,5 +358,5 @@ def _index_entry(clip: Clip, streams: Sequence[str], size: int) -> dict[str, Any
     "frames": clip.length,
     "fps": clip.rate,
     "sizes": {s: clip.sizes[s] for s in streams if clip.streams.get(s)},
-    "landmarks_crc32": zlib.crc32(clip.landmarks),
+    "landmarks_crc32": zlib.crc32(np.asarray(clip.landmarks).data),
   }

@@ -68,7 +68,8 @@ def read_clip(clip: ReleasedClip) -> Clip:
       )
   for stream, (source, factor) in clip.derived.items():
     frames[stream] = [_reduce(data, factor) for data in frames[source]]
-    sizes[stream] = tuple(-(-side // factor) for side in sizes[source])
+    height, width = sizes[source]
+    sizes[stream] = -(-height // factor), -(-width // factor)
   rate, points = clip.rate, np.zeros((0, 5, 2), np.float32)
   first = next(iter(clip.streams.values()))
   if clip.landmarks:
@@ -96,7 +97,8 @@ def _check_names(clip: ReleasedClip) -> None:
 
 
 def _read_stream(stream: FileStream) -> tuple[list[bytes], tuple[int, int]]:
-  frames, size = [], None
+  frames: list[bytes] = []
+  size: tuple[int, int] | None = None
   for i, data in enumerate(stream):
     path = stream.path(i)
     found = verified_size(data, path)
@@ -104,6 +106,7 @@ def _read_stream(stream: FileStream) -> tuple[list[bytes], tuple[int, int]]:
       raise BadClip(f"{path} has {_by(found)} pixels, the frames before it {_by(size)}")
     size = found
     frames.append(data)
+  assert size is not None  # `_check_names` found frames
   return frames, size
 
 

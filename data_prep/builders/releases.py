@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
@@ -42,7 +42,7 @@ class ReleasedClip:
 
 
 @dataclasses.dataclass(frozen=True)
-class TextLandmarks(Sequence[np.ndarray]):
+class TextLandmarks:
   """Landmarks in a text file, by frame float32 [5 2]; it is read when they are asked for.
 
   Attributes:

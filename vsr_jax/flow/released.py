@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,8 +17,10 @@ from vsr_jax.flow import (
   spynet_conversion,
 )
 
+Network = Literal["gmflow", "pwcnet", "spynet", "raft_small", "raft_large"]
 
-def load(path: str | Path) -> tuple[str, dict[str, Any]]:
+
+def load(path: str | Path) -> tuple[Network, dict[str, Any]]:
   """Reads the released weights of GMFlow, PWC-Net, RAFT or SPyNet.
 
   Args:
@@ -38,7 +40,7 @@ def load(path: str | Path) -> tuple[str, dict[str, Any]]:
   return from_state_dict(state, source)
 
 
-def from_state_dict(state: dict[str, np.ndarray], source: str) -> tuple[str, dict[str, Any]]:
+def from_state_dict(state: dict[str, np.ndarray], source: str) -> tuple[Network, dict[str, Any]]:
   """Converts a state dict; `load` without the file."""
   starts = {key.partition(".")[0].partition("/")[0] for key in state}
   if "backbone" in starts:

@@ -11,7 +11,9 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 
-def by_device(function: Callable[..., jax.Array], *arrays: jax.Array | None) -> jax.Array:
+def by_device(
+  function: Callable[..., jax.Array], first: jax.Array, *others: jax.Array | None
+) -> jax.Array:
   """Applies a function to each device's part of a batch, under a mesh set with `jax.set_mesh`.
 
   For functions that loop over the images of a batch: left to the partitioner, every turn of such
@@ -20,18 +22,20 @@ def by_device(function: Callable[..., jax.Array], *arrays: jax.Array | None) -> 
   Args:
     function: arrays [b ...] -> array [b' ...], where what belongs to an image depends on that
       image alone, or b' = 1 and the results of parts are to be added up.
-    arrays: [b ...], the batch split over the mesh's "data" axis; all but the first may be None.
+    first: [b ...], the batch split over the mesh's "data" axis.
+    others: likewise; they may be None.
 
   Returns:
     The results, concatenated along their first axis. Without a mesh, or where the batch does not
-    divide among the devices, `function(*arrays)`.
+    divide among the devices, `function(first, *others)`.
   """
-  if parts_of(len(arrays[0])) == 1:
-    return function(*arrays)
+  if parts_of(len(first)) == 1:
+    return function(first, *others)
   split = PartitionSpec("data")
   # Nothing is shared between parts, so that there is nothing for the check to find; it knows no
   # loops that start from constants.
-  return jax.shard_map(function, in_specs=split, out_specs=split, check_vma=False)(*arrays)
+  sharded = jax.shard_map(function, in_specs=split, out_specs=split, check_vma=False)
+  return sharded(first, *others)
 
 
 def parts_of(batch: int) -> int:

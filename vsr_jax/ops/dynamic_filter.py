@@ -100,11 +100,12 @@ def dynamic_downsample(frames: jax.Array, weights: jax.Array, scale: int) -> jax
   weights = jnp.pad(weights.reshape(b, t, h, w, k, k), ((0, 0),) * 4 + ((0, fill),) * 2)
   weights = weights.reshape(b, t, h, w, n, scale, n, scale).transpose(4, 6, 0, 2, 3, 1, 5, 7)
   weights = weights.reshape(n, n, b, h, w, -1)
-  return sum(
+  products = (
     jnp.einsum("bhwp,bhwpc->bhwc", weights[i, j], blocks[:, i : i + h, j : j + w])
     for i in range(n)
     for j in range(n)
   )
+  return sum(products, start=jnp.zeros(()))
 
 
 def dynamic_upsample(frames: jax.Array, kernels: jax.Array, scale: int) -> jax.Array:
@@ -136,7 +137,7 @@ def _filter_up(padded: jax.Array, kernels: jax.Array) -> jax.Array:
   """
   _, t, h, w, taps, _ = kernels.shape
   k, c = math.isqrt(taps), padded.shape[-1]
-  out = [0.0] * c
+  out: list[jax.Array | float] = [0.0] * c
   for f in range(t):
     for tap in range(taps):
       i, j = divmod(tap, k)
@@ -147,9 +148,10 @@ def _filter_up(padded: jax.Array, kernels: jax.Array) -> jax.Array:
 
 def _filter_up_products(padded: jax.Array, kernels: jax.Array) -> jax.Array:
   patches = _patches(padded, *kernels.shape[2:4])
-  return sum(
+  products = (
     jnp.einsum("bhwps,bhwpc->bhwsc", kernels[:, f], patches[:, f]) for f in range(kernels.shape[1])
   )
+  return sum(products, start=jnp.zeros(()))
 
 
 _filter_up.defvjp(

@@ -11,7 +11,7 @@ import functools
 import math
 from fractions import Fraction
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -160,11 +160,15 @@ def resize_bicubic(
   xp = jnp if isinstance(x, jax.Array) else np
   if x.dtype != np.uint8 and not jnp.issubdtype(x.dtype, jnp.floating):
     raise TypeError(f"bicubic resizing needs uint8 or floating images, not {x.dtype}")
-  steps = []
+  steps: list[tuple[Fraction | float, int, np.ndarray]] = []
   for i, axis in enumerate((x.ndim - 3, x.ndim - 2)):
     in_size = x.shape[axis]
-    axis_scale = Fraction(size[i], in_size) if size else scale
-    out_size = size[i] if size else math.ceil(axis_scale * in_size)
+    axis_scale: Fraction | float
+    if size:
+      axis_scale, out_size = Fraction(size[i], in_size), size[i]
+    else:
+      assert scale is not None  # one of the two was given
+      axis_scale, out_size = scale, math.ceil(scale * in_size)
     steps.append((axis_scale, axis, bicubic_matrix(in_size, out_size, axis_scale)))
   for _, axis, matrix in sorted(steps, key=lambda step: step[0]):
     x = _resize_axis(x, matrix, axis, xp)
@@ -172,6 +176,7 @@ def resize_bicubic(
 
 
 def _resize_axis(x: Array, matrix: np.ndarray, axis: int, xp: ModuleType) -> Array:
+  y: Any  # of the kind of x, whatever that is
   if xp is jnp:
     # The default precision of a TPU's products is bfloat16: too coarse for pixels.
     y = jnp.tensordot(

@@ -129,7 +129,7 @@ class _Clock:
     """Decides the offsets of spans that have none."""
     for span in self._unsettled:
       span.offset = 0.0 if self._end is None else self._end - span.start
-      self._extend(span)
+      self._extend(span.offset + span.end)
     self._unsettled.clear()
 
   def place(self, packet: av.Packet) -> _Span | None:
@@ -165,7 +165,7 @@ class _Clock:
     if span.offset is None:
       span.start = min(span.start, shown)
     else:
-      self._extend(span)
+      self._extend(span.offset + span.end)
     return span
 
   def _decides(self, stream: av.stream.Stream) -> bool:
@@ -175,8 +175,7 @@ class _Clock:
       self._deciding[stream.index] = stream.type in ("video", "audio") and not cover
     return self._deciding[stream.index]
 
-  def _extend(self, span: _Span) -> None:
-    end = span.offset + span.end
+  def _extend(self, end: float) -> None:
     self._end = end if self._end is None else max(self._end, end)
 
   def _find_first(self, time: float, kind: str) -> _Span | None:

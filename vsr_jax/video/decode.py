@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from fractions import Fraction
 
 import av
@@ -156,14 +156,14 @@ class VideoFile:
       stamp = _stamp(frame)
       if time is None:
         time = Fraction(0)
-      elif None in (stamp, start) or stamp - start <= time:  # raw streams have no times
+      elif stamp is None or start is None or stamp - start <= time:  # raw streams have no times
         time += 1 / self.info.frame_rate
       else:
         time = stamp - start
       yield time, functools.partial(load, frame)
     if self._damaged or self._ends_early():
       self._warn(count + 1, "the file is damaged or cut short")
-    elif None not in (start, end := self._end_of_last()):
+    elif start is not None and (end := self._end_of_last()) is not None:
       self.end = end - start
 
   def close(self) -> None:
@@ -223,7 +223,7 @@ class VideoFile:
     with _filter_errors(self.info.path):
       yield from self._good
 
-  def _good_frames(self) -> Iterator[av.VideoFrame]:
+  def _good_frames(self) -> Generator[av.VideoFrame, None, None]:
     """Yields frames up to the first damaged one; damage before frame 0 is skipped."""
     started = False
     for frame in self._decoded():
@@ -276,14 +276,16 @@ class VideoFile:
     # The header promises more than the packets held, by over a frame and a half.
     promised = self._header_end() or _seconds(self._container.duration)
     held = self._packets_end
-    return None not in (promised, held) and promised - held > Fraction(3, 2) / self.info.frame_rate
+    if promised is None or held is None:
+      return False
+    return promised - held > Fraction(3, 2) / self.info.frame_rate
 
   def _end_of_last(self) -> Fraction | None:
     """When the last picture has been shown, in the file's own time: it may stand for long."""
     if self._format == "avi":
       return self._header_end()
     if self._format == _MATROSKA and self._packets_end is not None:
-      return max(self._packets_end, self._tagged_end() or 0)
+      return max(self._packets_end, self._tagged_end() or Fraction(0))
     return self._packets_end
 
   def _header_end(self) -> Fraction | None:
@@ -304,6 +306,7 @@ class VideoFile:
     counts_from_start = "_STATISTICS_TAGS" in tags  # mkvmerge's; FFmpeg's counts from 0
     tick = _fraction(self._stream.time_base)
     if counts_from_start:
+      assert tick is not None  # streams of an open file have one
       end += (self._stream.start_time or 0) * tick
     return end if whole is None else min(end, whole)
 

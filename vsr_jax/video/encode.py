@@ -10,6 +10,7 @@ from fractions import Fraction
 
 import av
 import numpy as np
+from av.filter import Graph
 
 from vsr_jax.video.containers import open_container
 from vsr_jax.video.decode import VideoInfo
@@ -65,24 +66,26 @@ class VideoSink:
     self._shown: tuple[int, int] | None = None  # the last picture's ticks, from and to
     self._durations: dict[int, int] = {}  # by when a picture begins that is not written yet
     self._count = 0
-    self._graph = self._tracks = self._container = None
+    self._graph: Graph | None = None
+    self._tracks: Tracks | None = None
+    self._container: av.container.OutputContainer | None = None
     fast_start = {"movflags": "+faststart"} if suffix != ".mkv" else {}
     try:
       with _told():
         if source and not source.is_folder:
           self._tracks = Tracks(source)
         self._pace = Pace(frame_rate, self._tracks.tick if self._tracks else Fraction(0))
-        self._container = av.open(
+        container = self._container = av.open(
           "file:" + path, "w", format=CONTAINERS[suffix], container_options=fast_start
         )
-        self._add_pictures(height, width, quality, source)
+        self._add_pictures(container, height, width, quality, source)
         if self._tracks:
-          self._tracks.add_to(self._container, self._stream)
-        self._container.start_encoding()
+          self._tracks.add_to(container, self._stream)
+        container.start_encoding()
     except BaseException:
       self.abort()
       raise
-    if self._tracks and self._tracks.left_out:
+    if source and self._tracks and self._tracks.left_out:
       names = ", ".join(self._tracks.left_out)
       warnings.warn(f"{source.path}: not taken along into the {suffix}: {names}", stacklevel=1)
 
@@ -105,15 +108,16 @@ class VideoSink:
       if self._graph:
         self._graph.push(frame)
         frame = self._graph.pull()
-      ticks = self._ticks(time)
+      ticks = self._ticks(time - self._first_time)
       if self._shown:
         last, _ = self._shown
         ticks = max(ticks, last + 1)
         if last in self._durations:  # else it is written already
           self._durations[last] = ticks - last
-      end = max(self._ticks(time + (duration or 1 / self._pace.rate)), ticks + 1)
-      self._shown = ticks, end
-      self._durations[ticks] = end - ticks
+      end = time + (duration or 1 / self._pace.rate)
+      end_ticks = max(self._ticks(end - self._first_time), ticks + 1)
+      self._shown = ticks, end_ticks
+      self._durations[ticks] = end_ticks - ticks
       frame.pts, frame.time_base = ticks, Fraction(1, self._pace.ticks)
       self._count += 1
       self._mux(self._stream.encode(frame))
@@ -127,7 +131,7 @@ class VideoSink:
       ValueError: no frame was written.
       OSError: the disk is full, or what was written cannot be read again.
     """
-    if self._first_time is None:
+    if self._first_time is None or self._shown is None:
       raise ValueError("a video needs at least one frame")
     with _told():
       self._mux(self._stream.encode(None))
@@ -135,6 +139,7 @@ class VideoSink:
       if self._tracks:
         self._tracks.finish(self._first_time, self._first_time + seconds)
         self._tracks.close()
+      assert self._container is not None  # since __init__
       self._container.close()
     _check(self._path, self._count, seconds)
 
@@ -146,7 +151,14 @@ class VideoSink:
       with contextlib.suppress(OSError, ValueError, av.error.FFmpegError):
         self._container.close()
 
-  def _add_pictures(self, height: int, width: int, quality: int, source: VideoInfo | None) -> None:
+  def _add_pictures(
+    self,
+    container: av.container.OutputContainer,
+    height: int,
+    width: int,
+    quality: int,
+    source: VideoInfo | None,
+  ) -> None:
     # No B-frames: mp4 counts durations by times of decoding, which Matroska's readers guess;
     # where the rate varies both come out wrong.
     options = {"crf": str(quality), "bf": "0"}
@@ -160,18 +172,19 @@ class VideoSink:
       self._graph = scale_graph(width, height, "rgb24", pixel_format, colors)
     else:
       name, pixel_format = "libx264rgb", "rgb24"
-    self._stream = self._container.add_stream(name, rate=self._pace.rate, options=options)
+    self._stream = container.add_stream(name, rate=self._pace.rate, options=options)
     self._stream.width, self._stream.height = width, height
     self._stream.pix_fmt = pixel_format
     self._stream.codec_context.time_base = Fraction(1, self._pace.ticks)
 
   def _ticks(self, time: Fraction) -> int:
-    time -= self._first_time
+    """Seconds after the first picture in the file's ticks."""
     if abs(time) > _TIME_LIMIT:
       raise OSError(errno.EINVAL, f"cannot show a picture at {float(time):.3g} s")
     return round(self._pace.place(time) * self._pace.ticks)
 
   def _mux(self, packets: list[av.Packet]) -> None:
+    assert self._container is not None  # since __init__
     for packet in packets:
       packet.duration = self._durations.pop(packet.pts)
       if packet.duration > _MOV_LIMIT and self._container.format.name != "matroska":

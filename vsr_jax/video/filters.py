@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from fractions import Fraction
 
 import av
@@ -45,7 +45,9 @@ def scale_graph(width: int, height: int, source: str, target: str, colors: str) 
     The configured graph: push one frame, pull one frame.
   """
   graph = Graph()
-  buffer = graph.add_buffer(width=width, height=height, format=source, time_base=Fraction(1, 1000))
+  buffer = graph.add_buffer(
+    width=width, height=height, format=av.VideoFormat(source), time_base=Fraction(1, 1000)
+  )
   scale = graph.add("scale", f"{colors}:{_SCALE_FLAGS}")
   pixel_format = graph.add("format", target)
   graph.link_nodes(buffer, scale, pixel_format, graph.add("buffersink")).configure()
@@ -81,7 +83,7 @@ class RgbConverter:
     return from_16_bits(image) if is_deep else image
 
 
-def deinterlaced(frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+def deinterlaced(frames: Iterator[av.VideoFrame]) -> Generator[av.VideoFrame, None, None]:
   """Makes whole pictures of frames that hold two fields, as many as there were, by FFmpeg's bwdif.
 
   Args:
@@ -91,11 +93,12 @@ def deinterlaced(frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
   Yields:
     The frames; their times are the same, in a time base of their own.
   """
-  graph = key = which = None
+  graph: Graph | None = None
+  key = which = None
   for frame in frames:
     which = which or ("interlaced" if frame.interlaced_frame else "all")
     here = frame.width, frame.height, frame.format.name
-    if here != key:
+    if graph is None or here != key:
       if graph:
         graph.push(None)
         yield from _pulled(graph)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import os
 import pathlib
 import re
@@ -111,7 +112,7 @@ class ImageFiles:
   def frames(self) -> Iterator[tuple[Fraction, Callable[[], np.ndarray]]]:
     """Yields each frame's time in seconds and a function that reads it as uint8 RGB [h w 3]."""
     for index, file in enumerate(self._files):
-      yield index / self.info.frame_rate, lambda file=file: self._load(file)
+      yield index / self.info.frame_rate, functools.partial(self._load, file)
 
   def close(self) -> None:
     """Does nothing: no file stays open."""

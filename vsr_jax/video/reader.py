@@ -8,7 +8,7 @@ import os
 import stat
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from fractions import Fraction
 
 import numpy as np
@@ -45,7 +45,8 @@ class Reader(Iterator[Frame]):
     self._lock = threading.Lock()  # a thread may be reading when another one closes
     self._range, self._context = wanted, context
     self._ahead: collections.deque[Frame] = collections.deque()  # up to the first one wanted
-    self._frames = self._source = None
+    self._frames: Generator[Frame, None, None] | None = None
+    self._source: VideoFile | ImageFiles | None = None
     self._closing = contextlib.ExitStack()
     try:
       if copy is None:
@@ -54,7 +55,6 @@ class Reader(Iterator[Frame]):
     except BaseException:
       self.close()
       raise
-    self.info: VideoInfo = self._source.info
 
   def __next__(self) -> Frame:
     return threads.interruptible(self._next)
@@ -80,8 +80,9 @@ class Reader(Iterator[Frame]):
 
   def _open(self, path: str, copy: str | None, deinterlace: bool, max_pixels: int) -> None:
     with self._lock:
-      self._source = _open_source(path, copy, deinterlace, max_pixels)
-      self._frames = self._read()
+      source = self._source = _open_source(path, copy, deinterlace, max_pixels)
+      self.info = source.info
+      self._frames = self._read(source)
       for frame in self._frames:
         self._ahead.append(frame)
         if not frame.is_context:
@@ -93,36 +94,41 @@ class Reader(Iterator[Frame]):
     with self._lock:
       if self._ahead:
         return self._ahead.popleft()
+      assert self._frames is not None  # since `_open`
       return next(self._frames)
 
-  def _read(self) -> Iterator[Frame]:
+  def _read(self, source: VideoFile | ImageFiles) -> Generator[Frame, None, None]:
     (start, stop), (before, after) = self._range, self._context
     end = None if stop is None else stop + after
     # One frame ahead, whose time tells how long the one before it stands.
     held = None
-    for index, (time, load) in enumerate(self._source.frames()):
-      if held and (frame := self._frame(*held, time)):
+    for index, (time, load) in enumerate(source.frames()):
+      if held and (frame := self._frame(source, *held, time)):
         yield frame
       if index == end:
         return
       held = (index, time, load) if index >= start - before else None
-    if held and (frame := self._frame(*held, self._source.end)):
+    if held and (frame := self._frame(source, *held, source.end)):
       yield frame
     if held and stop is not None and held[0] + 1 >= stop:  # all that was wanted
       return
-    if self._source.warning:
-      self.warning = self._source.warning
+    if source.warning:
+      self.warning = source.warning
       warnings.warn(self.warning, stacklevel=1)
 
   def _frame(
-    self, index: int, time: Fraction, load: Callable[[], np.ndarray], end: Fraction | None
+    self,
+    source: VideoFile | ImageFiles,
+    index: int,
+    time: Fraction,
+    load: Callable[[], np.ndarray],
+    end: Fraction | None,
   ) -> Frame | None:
     """A frame; None where a neighbour of those wanted cannot be read."""
     start, stop = self._range
     is_context = index < start or (stop is not None and index >= stop)
-    known = end is not None and end > time
-    duration = end - time if known else 1 / self._source.info.frame_rate
-    name = self._source.names[index] if self._source.names else None
+    duration = end - time if end is not None and end > time else 1 / source.info.frame_rate
+    name = source.names[index] if source.names else None
     try:
       return Frame(load(), time, index, duration, name, is_context)
     except UserError:

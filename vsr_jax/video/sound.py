@@ -116,6 +116,7 @@ class SoundTrack:
     self._last_ticks: int | None = None
     self._damaged = False
     self._kind: tuple[str, str, int] | None = None  # what the frames are that are coded now
+    self._resampler: av.AudioResampler  # for those
 
   def items(self, packet: av.Packet) -> Iterator[Item]:
     """Yields what a packet of the track, or the empty last one, gives to `write`.
@@ -135,7 +136,7 @@ class SoundTrack:
       time = None if item.pts is None else item.pts * self._tick
       time = self._clock.place(time, duration, self._tick)
       if self._clock.fault:
-        self._warn(self._clock.next, self._clock.fault)
+        self._warn(self._clock.next or Fraction(0), self._clock.fault)
       if time is not None:
         yield time, duration, item
 

@@ -104,7 +104,7 @@ class Tracks:
       OSError: the file cannot be written.
     """
     while self._next is not None and self._next[1][0] < self._start + end:
-      self._pass(first)
+      self._pass(*self._next, first)
       self._next = next(self._items, None)
     self._flush_subtitles(first, end)
 
@@ -121,7 +121,7 @@ class Tracks:
     stop = self._start + end
     while self._next is not None and self._next[1][0] < stop + _INTERLEAVED:
       if self._next[1][0] < stop:
-        self._pass(first)
+        self._pass(*self._next, first)
       self._next = next(self._items, None)
     self._flush_subtitles(first, end, last=True)
     for track in self._tracks.values():
@@ -208,8 +208,7 @@ class Tracks:
       if isinstance(track, _SubtitleTrack):
         track.flush(self._start + first, self._start + end, last)
 
-  def _pass(self, first: Fraction) -> None:
-    track, item = self._next
+  def _pass(self, track: SoundTrack | _SubtitleTrack, item: Item, first: Fraction) -> None:
     track.write(item, self._start + first)
 
   def _chapters(self, first: Fraction, end: Fraction) -> list[dict]:

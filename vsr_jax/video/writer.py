@@ -130,11 +130,12 @@ def open_writer(
   Warns:
     UserWarning: the container does not take all of the source, or its sound is damaged.
   """
-  check_output(path, source and source.path)
+  check_output(path, source.path if source else None)
   target, suffix = os.path.realpath(path), output_form(path)
   files.remove_left(*os.path.split(target), frames_folder.remove)
   part = files.part_name(target)
   writer = None
+  sink: frames_folder.FolderSink | VideoSink | frames_folder.ImageSink
   try:
     with naming(path):
       if not suffix:
