@@ -23,11 +23,18 @@ import grain
 import numpy as np
 
 from benchmarks import workload
-from data_prep import batching, blur_pipeline, clip_set, exposure, face_degrade, face_pipeline
-from data_prep.clip import BLUR_BICUBIC, SHARP, SHARP_BICUBIC, Clip
-from data_prep.folders import FileStream
-from data_prep.opening import open_clips
 from vsr_jax import cli, video
+from vsr_jax.data_prep import (
+  batching,
+  blur_pipeline,
+  clip_set,
+  exposure,
+  face_degrade,
+  face_pipeline,
+)
+from vsr_jax.data_prep.clip import BLUR_BICUBIC, SHARP, SHARP_BICUBIC, Clip
+from vsr_jax.data_prep.folders import FileStream
+from vsr_jax.data_prep.opening import open_clips
 from vsr_jax.faces.align import SIZE, TEMPLATE
 from vsr_jax.images import encode_image
 

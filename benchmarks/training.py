@@ -14,10 +14,11 @@ import jax
 
 from benchmarks import workload
 from benchmarks.restoration import VERSIONS, device_memory, device_name, load
-from configs.fmanet import joint
 from fmanet_jax.model import init_params
 from fmanet_jax.train import make_stage
 from vsr_jax import cli
+from vsr_jax.configs.fmanet import joint
+from vsr_jax.memory import release_freed_memory
 from vsr_jax.runtime import keep_freed_memory
 from vsr_jax.sharding import make_mesh, place_batch, replicated
 from vsr_jax.train.state import abstract_state, init_state
@@ -39,6 +40,7 @@ def time_steps(args: argparse.Namespace) -> dict[str, Any]:
   start = time.perf_counter()
   step = jit_train_step(make_train_step(stage), mesh, shapes).lower(state, batch, key).compile()
   compiling = time.perf_counter() - start
+  release_freed_memory()  # as the trainer does
   seconds, losses = [], []
   for _ in range(args.steps):
     start = time.perf_counter()

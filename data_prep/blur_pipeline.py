@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import grain
 import numpy as np
 
-from data_prep import batching
-from data_prep.batching import Padded, Windows, batch
-from data_prep.clip import BLUR_BICUBIC, SHARP, SHARP_BICUBIC, Clip
+from vsr_jax.data_prep import batching
+from vsr_jax.data_prep.batching import Padded, Windows, batch
+from vsr_jax.data_prep.clip import BLUR_BICUBIC, SHARP, SHARP_BICUBIC, Clip
 from vsr_jax.errors import UserError
 
 

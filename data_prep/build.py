@@ -1,6 +1,7 @@
 """Command: prepares REDS, VFHQ or GoPro, downloaded as released, for training.
 
-  python -m data_prep.build {reds,vfhq,gopro} --manual-dir DIR --data-dir DIR [--config NAME]
+  python -m vsr_jax.data_prep.build {reds,vfhq,gopro} --manual-dir DIR --data-dir DIR
+    [--config NAME]
 
 DIR of --manual-dir holds the downloads, zips or what was extracted from them; --instructions tells
 which. The result is a TFDS data set of array_record files, one clip a record, its frames as they
@@ -29,13 +30,13 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from data_prep import built
-from data_prep.opening import open_clips
 from vsr_jax import cli, files, progress
+from vsr_jax.data_prep import built
+from vsr_jax.data_prep.opening import open_clips
 from vsr_jax.errors import UserError
 
 if TYPE_CHECKING:  # at run time only once the arguments are found good
-  from data_prep.builders.clip_builder import ClipBuilder
+  from vsr_jax.data_prep.builders.clip_builder import ClipBuilder
 
 DATASETS = ("reds", "vfhq", "gopro")
 LOCAL = (
@@ -49,7 +50,9 @@ def main() -> None:
   """Runs the command; see the module's docstring and `--help`."""
   args = _parse()
   if args.instructions:
-    print(importlib.import_module(f"data_prep.builders.{args.dataset}").INSTRUCTIONS, end="")
+    print(
+      importlib.import_module(f"vsr_jax.data_prep.builders.{args.dataset}").INSTRUCTIONS, end=""
+    )
     return
   _check_folders(args)  # before what takes a minute to import
   builder_class = _import_builder(args.dataset)
@@ -67,9 +70,11 @@ def main() -> None:
       builder.download_and_prepare(download_config=_configure(args))
   summarize(folder)
   if args.dataset == "reds":
-    progress.tell_next("data_prep.flow_labels", folder, "--weights", "raft-small.pth")
+    progress.tell_next("vsr_jax.data_prep.flow_labels", folder, "--weights", "raft-small.pth")
   else:
-    progress.tell_next("data_prep.show", f"{args.dataset}/{config}", "--data-dir", args.data_dir)
+    progress.tell_next(
+      "vsr_jax.data_prep.show", f"{args.dataset}/{config}", "--data-dir", args.data_dir
+    )
 
 
 def _check_folders(args: argparse.Namespace) -> None:
@@ -78,14 +83,14 @@ def _check_folders(args: argparse.Namespace) -> None:
       raise UserError(f"{folder}: not a folder; mount it, and name where it is mounted")
   if not args.manual_dir.is_dir():
     raise UserError(
-      f"{args.manual_dir}: no such folder of downloads; python -m data_prep.build {args.dataset} "
-      "--instructions tells what to put there"
+      f"{args.manual_dir}: no such folder of downloads; python -m vsr_jax.data_prep.build "
+      f"{args.dataset} --instructions tells what to put there"
     )
   files.check_folder(args.data_dir)
 
 
 def _parse() -> argparse.Namespace:
-  parser = cli.Parser("data_prep.build", __doc__)
+  parser = cli.Parser("vsr_jax.data_prep.build", __doc__)
   parser.add_argument("dataset", choices=DATASETS)
   parser.add_argument("--manual-dir", type=pathlib.Path, metavar="DIR", help="the downloads")
   parser.add_argument("--data-dir", type=pathlib.Path, metavar="DIR", help="where to write")
@@ -113,7 +118,7 @@ def _parse() -> argparse.Namespace:
 def _import_builder(name: str) -> type[ClipBuilder]:
   try:
     with _quiet():
-      module = importlib.import_module(f"data_prep.builders.{name}.{name}_dataset_builder")
+      module = importlib.import_module(f"vsr_jax.data_prep.builders.{name}.{name}_dataset_builder")
       importlib.import_module("tensorflow")  # which TFDS imports when it needs it
   except ModuleNotFoundError as e:
     raise UserError(f'{e.name} is not installed; pip install -e ".[build]"') from e

@@ -19,10 +19,10 @@ from typing import Any, NamedTuple, SupportsIndex, overload
 
 import numpy as np
 
-from data_prep import array_record, flow_store
-from data_prep.array_record import Span
-from data_prep.clip import Clip
 from vsr_jax import json_files
+from vsr_jax.data_prep import array_record, flow_store
+from vsr_jax.data_prep.array_record import Span
+from vsr_jax.data_prep.clip import Clip
 from vsr_jax.errors import UserError
 from vsr_jax.guards import is_name
 from vsr_jax.json_files import BadJson, array, fields, integer, mapping, number, plain_name, text
@@ -260,7 +260,7 @@ def find_folder(name: str, data_dir: str | pathlib.Path) -> pathlib.Path:
       version = tuple(map(int, path.parent.name.split(".")))
       found.setdefault(path.parent.parent.name, {})[version] = path.parent
   if not found:
-    raise UserError(f"{root}: no data set {name}; make it by python -m data_prep.build")
+    raise UserError(f"{root}: no data set {name}; make it by python -m vsr_jax.data_prep.build")
   if len(found) > 1:
     variants = ", ".join(f"{name}/{variant}" for variant in sorted(found))
     raise UserError(f"{root}: several variants of {name}; name one: {variants}")
@@ -283,5 +283,5 @@ def _read_json(path: pathlib.Path, schema: json_files.Schema) -> dict:
     return json_files.load(path, schema, remedy="build the data set again")
   except FileNotFoundError:
     raise UserError(
-      f"{path}: missing; the data set is not one of python -m data_prep.build"
+      f"{path}: missing; the data set is not one of python -m vsr_jax.data_prep.build"
     ) from None

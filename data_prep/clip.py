@@ -17,9 +17,9 @@ from typing import Protocol
 
 import numpy as np
 
-from data_prep.flow_store import Labels
-from data_prep.folders import BadClip, FileStream
 from vsr_jax import images
+from vsr_jax.data_prep.flow_store import Labels
+from vsr_jax.data_prep.folders import BadClip, FileStream
 from vsr_jax.errors import UserError
 
 SHARP, SHARP_BICUBIC, BLUR_BICUBIC = STREAMS = ("sharp", "sharp_bicubic", "blur_bicubic")

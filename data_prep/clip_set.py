@@ -17,8 +17,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from data_prep.folders import LARGEST_SIDE, FileStream
 from vsr_jax import json_files
+from vsr_jax.data_prep.folders import LARGEST_SIDE, FileStream
 from vsr_jax.errors import UserError
 from vsr_jax.files import write_whole
 from vsr_jax.json_files import anything, array, fields, integer, mapping, number, plain_name, text

@@ -1,6 +1,6 @@
 """How low-quality face video is made from good video: KEEP's degradation.
 
-  python -m data_prep.face_degrade CLIP OUT.png    what every preset does to a clip, as one picture
+  python -m vsr_jax.data_prep.face_degrade CLIP OUT.png    what every preset does, as one picture
 
 In KEEP's order: one Gaussian blur a clip, noise, reduction, noise again, H.264. All of it is a
 pure function of the clip and a NumPy generator, and meant to give the same bits on every host:
@@ -296,7 +296,7 @@ def draw_strip(clip: np.ndarray, seed: int, rows: int = 2) -> np.ndarray:
 
 def main() -> None:
   """Runs the command; see the module's docstring and `--help`."""
-  parser = cli.Parser("data_prep.face_degrade", __doc__)
+  parser = cli.Parser("vsr_jax.data_prep.face_degrade", __doc__)
   parser.add_argument("clip", metavar="CLIP", help="a video file or a folder of frames")
   parser.add_argument("out", metavar="OUT.png", type=pathlib.Path)
   parser.add_argument("--start", type=int, default=0, metavar="N", help="first frame")

@@ -18,9 +18,9 @@ from collections.abc import Sequence
 import grain
 import numpy as np
 
-from data_prep.batching import Padded, Windows, batch
-from data_prep.clip import SHARP, Clip
-from data_prep.face_degrade import PRESETS, Degradation, degrade
+from vsr_jax.data_prep.batching import Padded, Windows, batch
+from vsr_jax.data_prep.clip import SHARP, Clip
+from vsr_jax.data_prep.face_degrade import PRESETS, Degradation, degrade
 from vsr_jax.errors import UserError
 from vsr_jax.faces import align as face_align
 from vsr_jax.faces.align import SIZE

@@ -1,7 +1,7 @@
 """Command: pseudo ground truth of optical flow, by RAFT on the sharp low-resolution frames.
 
-  python -m data_prep.flow_labels DIR --weights raft-small.pth [--frames T] [--batch N]
-  python -m data_prep.flow_labels DIR --released REDS/train_flow_bicubic
+  python -m vsr_jax.data_prep.flow_labels DIR --weights raft-small.pth [--frames T] [--batch N]
+  python -m vsr_jax.data_prep.flow_labels DIR --released REDS/train_flow_bicubic
 
 DIR is a clip set, REDS as released, or the folder of a data set that data_prep.build made, such as
 data/reds/x4/1.0.0; --split names the split. Each frame gets the flow (dx, dy), in low-resolution
@@ -35,9 +35,9 @@ import jax
 import numpy as np
 import tqdm
 
-from data_prep import flow_store, opening
-from data_prep.clip import SHARP_BICUBIC, Clip, check_frames
 from vsr_jax import cli, progress
+from vsr_jax.data_prep import flow_store, opening
+from vsr_jax.data_prep.clip import SHARP_BICUBIC, Clip, check_frames
 from vsr_jax.errors import UserError
 from vsr_jax.flow import raft, raft_conversion
 from vsr_jax.locks import locked
@@ -51,7 +51,7 @@ Estimate = Callable[[np.ndarray, np.ndarray], jax.Array]
 
 def main() -> None:
   """Runs the command; see the module's docstring and `--help`."""
-  parser = cli.Parser("data_prep.flow_labels", __doc__)
+  parser = cli.Parser("vsr_jax.data_prep.flow_labels", __doc__)
   parser.add_argument("root", type=pathlib.Path, metavar="DIR")
   source = parser.add_mutually_exclusive_group(required=True)
   source.add_argument("--weights", type=pathlib.Path, help="a released RAFT .pth")

@@ -21,8 +21,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from data_prep import array_record
 from vsr_jax import json_files
+from vsr_jax.data_prep import array_record
 from vsr_jax.errors import UserError
 from vsr_jax.files import write_whole
 from vsr_jax.guards import TooLarge, read_bytes, remove_within
@@ -31,7 +31,7 @@ from vsr_jax.json_files import anything, fields, integer, mapping, number, plain
 FOLDER = "flow"
 INDEX = "labels.json"
 ITEM = np.dtype("<f2")
-_REMAKE = "remove the folder and make the labels again by python -m data_prep.flow_labels"
+_REMAKE = "remove the folder and make the labels again by python -m vsr_jax.data_prep.flow_labels"
 _LABELS = fields(
   {
     "size": integer(1),
@@ -105,7 +105,9 @@ class FlowRecords:
     try:
       data = array_record.read_verified(self.path, centre, math.prod(shape) * ITEM.itemsize)
     except UserError as e:
-      raise UserError(f"{e}: remove that file, then run python -m data_prep.flow_labels") from e
+      raise UserError(
+        f"{e}: remove that file, then run python -m vsr_jax.data_prep.flow_labels"
+      ) from e
     labels = np.frombuffer(data, ITEM).reshape(shape)
     if not np.isfinite(labels).all():
       raise UserError(f"{self.path}: flow that is not finite; {_REMAKE}")

@@ -1,6 +1,6 @@
 """Command: finds five landmarks of the face in each frame of clips, for data sets that lack them.
 
-  python -m data_prep.landmarks CLIP... --out DIR [--detector mtcnn] [--sigma 5]
+  python -m vsr_jax.data_prep.landmarks CLIP... --out DIR [--detector mtcnn] [--sigma 5]
 
 Each CLIP is a folder of frames, a zip or a folder of such folders or zips, any other set of clips
 with sharp frames (see `opening.py`), or a video. Writes
@@ -27,11 +27,11 @@ from typing import NamedTuple
 import numpy as np
 import tqdm
 
-from data_prep import meta_info
-from data_prep.clip import SHARP, Clip
-from data_prep.folders import FileStream
-from data_prep.opening import open_clips
 from vsr_jax import cli, files, progress, video
+from vsr_jax.data_prep import meta_info
+from vsr_jax.data_prep.clip import SHARP, Clip
+from vsr_jax.data_prep.folders import FileStream
+from vsr_jax.data_prep.opening import open_clips
 from vsr_jax.errors import UserError
 from vsr_jax.faces import detector, tracks
 from vsr_jax.faces.detections import Detections
@@ -92,7 +92,9 @@ def _write_all(
   listed = meta_info.read_global(listing) if listing.is_file() else {}  # of other runs, or VFHQ's
   write_whole(listing, "".join(f"{name}/{n}\n" for name, n in (lengths | listed).items()))
   print(f"{args.out}: landmarks of {len(lengths)} clips; {len(skipped)} skipped")
-  progress.tell_next("data_prep.build", "vfhq", "--manual-dir", args.out, "--data-dir", "data")
+  progress.tell_next(
+    "vsr_jax.data_prep.build", "vfhq", "--manual-dir", args.out, "--data-dir", "data"
+  )
 
 
 def make_text(source: Source, detect: detector.Detector, sigma: float) -> str:
@@ -189,7 +191,7 @@ def spread(parts: Sequence[tracks.Track], count: int) -> np.ndarray:
 
 
 def _parse() -> argparse.Namespace:
-  parser = cli.Parser("data_prep.landmarks", __doc__)
+  parser = cli.Parser("vsr_jax.data_prep.landmarks", __doc__)
   add = parser.add_argument
   add(
     "inputs",

@@ -19,12 +19,12 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from data_prep import built, clip_set, flow_store
-from data_prep.builders.gopro import release as gopro
-from data_prep.builders.reds import release as reds
-from data_prep.builders.releases import ReleasedClip, TextLandmarks
-from data_prep.builders.vfhq import release as vfhq
-from data_prep.clip import (
+from vsr_jax.data_prep import built, clip_set, flow_store
+from vsr_jax.data_prep.builders.gopro import release as gopro
+from vsr_jax.data_prep.builders.reds import release as reds
+from vsr_jax.data_prep.builders.releases import ReleasedClip, TextLandmarks
+from vsr_jax.data_prep.builders.vfhq import release as vfhq
+from vsr_jax.data_prep.clip import (
   BLUR_BICUBIC,
   SHARP,
   SHARP_BICUBIC,
@@ -33,8 +33,8 @@ from data_prep.clip import (
   Landmarks,
   check_frames,
 )
-from data_prep.flow_store import Labels, ReleasedFlow
-from data_prep.folders import BadClip, FileStream, common_size, find_plain_streams
+from vsr_jax.data_prep.flow_store import Labels, ReleasedFlow
+from vsr_jax.data_prep.folders import BadClip, FileStream, common_size, find_plain_streams
 from vsr_jax.errors import UserError
 
 _REDUCED = (SHARP_BICUBIC, BLUR_BICUBIC)  # streams of low resolution
@@ -137,7 +137,7 @@ def _fault(
     return str(e)
   raise UserError(
     f"{path}: clip {clip.name} has no flow labels for windows of {num_frames} frames; "
-    f"run python -m data_prep.flow_labels {path} --frames {num_frames} --weights RAFT.pth"
+    f"run python -m vsr_jax.data_prep.flow_labels {path} --frames {num_frames} --weights RAFT.pth"
   )
 
 

@@ -1,6 +1,6 @@
 """Command: makes a clip set (see clip_set.py) of blurry and sharp frames from ordinary video.
 
-  python -m data_prep.prepare INPUT... --out DIR [--halve auto|yes|no] [--frames A:B] ...
+  python -m vsr_jax.data_prep.prepare INPUT... --out DIR [--halve auto|yes|no] [--frames A:B] ...
 
 Each input is a video file or a folder of frames; the exposure model is that of
 `exposure.expose`. Clips are cut at scene changes; finished ones are kept by a rerun.
@@ -31,9 +31,9 @@ import cv2
 import numpy as np
 import tqdm
 
-from data_prep import clip_set, exposure, flow_store
-from data_prep.clip import BLUR_BICUBIC, SHARP, SHARP_BICUBIC, STREAMS
 from vsr_jax import cli, files, progress, video, video_cli
+from vsr_jax.data_prep import clip_set, exposure, flow_store
+from vsr_jax.data_prep.clip import BLUR_BICUBIC, SHARP, SHARP_BICUBIC, STREAMS
 from vsr_jax.errors import UserError
 from vsr_jax.guards import check_within, remove_within
 from vsr_jax.images import encode_image
@@ -87,7 +87,7 @@ def _prepare(args: argparse.Namespace, sources: dict[str, pathlib.Path]) -> None
       print(f"incomplete {entry['name']}: {entry['warning']}")
   if not finished:
     raise UserError(f"{args.out}: no clip could be made; the reasons are above")
-  progress.tell_next("data_prep.flow_labels", args.out, "--weights", "raft-small.pth")
+  progress.tell_next("vsr_jax.data_prep.flow_labels", args.out, "--weights", "raft-small.pth")
 
 
 def _inputs(count: int) -> str:
@@ -112,7 +112,7 @@ def _check_origin(out: pathlib.Path, clip: str, new: dict, old: dict) -> None:
 
 
 def _parse() -> argparse.Namespace:
-  parser = cli.Parser("data_prep.prepare", __doc__)
+  parser = cli.Parser("vsr_jax.data_prep.prepare", __doc__)
   parser.add_argument("inputs", nargs="+", metavar="INPUT", type=pathlib.Path)
   parser.add_argument("--out", required=True, type=pathlib.Path, metavar="DIR")
   parser.add_argument(

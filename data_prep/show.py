@@ -1,6 +1,7 @@
 """Command: shows a built data set: a sheet of frames of a few clips, and statistics.
 
-  python -m data_prep.show NAME [--data-dir data] [--output FILE.png] [--split SPLIT] [--clips N]
+  python -m vsr_jax.data_prep.show NAME [--data-dir data] [--output FILE.png] [--split SPLIT]
+    [--clips N]
 
 NAME is a set that data_prep.build made, such as reds/x4. The sheet has a row for each stream of
 each clip shown, with frames from its beginning to its end, reductions enlarged without smoothing,
@@ -21,10 +22,10 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from data_prep import built
-from data_prep.clip import Clip
-from data_prep.opening import OpenedSet, open_clips
 from vsr_jax import cli, files
+from vsr_jax.data_prep import built
+from vsr_jax.data_prep.clip import Clip
+from vsr_jax.data_prep.opening import OpenedSet, open_clips
 from vsr_jax.errors import UserError
 from vsr_jax.files import write_whole
 from vsr_jax.images import encode_image
@@ -38,7 +39,7 @@ COLOURS = ((255, 64, 64), (64, 255, 64), (64, 128, 255), (255, 255, 0), (255, 0,
 
 def main() -> None:
   """Runs the command; see the module's docstring and `--help`."""
-  parser = cli.Parser("data_prep.show", __doc__)
+  parser = cli.Parser("vsr_jax.data_prep.show", __doc__)
   parser.add_argument("name", metavar="NAME", help="such as reds/x4")
   parser.add_argument("--data-dir", default="data", type=pathlib.Path, metavar="DIR")
   parser.add_argument(

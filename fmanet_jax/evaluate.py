@@ -27,12 +27,12 @@ from fractions import Fraction
 import numpy as np
 import tqdm
 
-from data_prep.clip import BLUR_BICUBIC, SHARP, Clip
-from data_prep.folders import FileStream
-from data_prep.opening import open_clips
 from fmanet_jax import score_table, streaming
 from fmanet_jax.score_table import ScoreTable
 from vsr_jax import cli, files, progress, runtime, video
+from vsr_jax.data_prep.clip import BLUR_BICUBIC, SHARP, Clip
+from vsr_jax.data_prep.folders import FileStream
+from vsr_jax.data_prep.opening import open_clips
 from vsr_jax.errors import UserError
 from vsr_jax.images import read_image
 from vsr_jax.metrics import ClipScore, Score, motion

@@ -7,6 +7,7 @@ import functools
 import math
 import operator
 import os
+import pathlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
+import vsr_jax
 from vsr_jax.errors import UserError
 from vsr_jax.memory import free_memory
 
@@ -21,6 +23,8 @@ DTYPES = ("float32", "bfloat16")
 LARGEST_SEED = 2**32 - 1  # the data order's shuffle takes no larger one
 LARGEST_STEP = 2**31 - 1  # steps are counted in int32
 MOST_WORKERS = 512  # processes a host
+
+PACKAGED = pathlib.Path(vsr_jax.__file__).parent  # its configs are those of a checkout
 
 _FLAG = re.compile(r"--?(?:no)?config\.([^=]+)")
 
@@ -143,6 +147,24 @@ def flat(config: Mapping[str, Any], group: str = "") -> dict[str, Any]:
     else:
       found[f"{group}{key}"] = value
   return found
+
+
+def find_packaged(arguments: Sequence[str]) -> list[str]:
+  """A command's arguments, a recipe configs/... led to the installed one if there is none here."""
+
+  def found(name: str, value: str) -> str:
+    path = value.partition(":")[0]
+    is_ours = name.lstrip("-") == "config" and path.startswith("configs/")
+    return str(PACKAGED / value) if is_ours and not os.path.exists(path) else value
+
+  led = list(arguments)
+  for i, argument in enumerate(led):
+    name, equals, value = argument.partition("=")
+    if equals:
+      led[i] = f"{name}={found(name, value)}"
+    elif i + 1 < len(led):
+      led[i + 1] = found(name, led[i + 1])
+  return led
 
 
 def explain(error: Exception, arguments: Sequence[str], known: ConfigDict) -> str:

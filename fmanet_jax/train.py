@@ -23,10 +23,6 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from configs.fmanet import base
-from data_prep import batching, blur_pipeline
-from data_prep.clip import Clip
-from data_prep.opening import open_clips
 from fmanet_jax import recipe, stages
 from fmanet_jax.architecture import Architecture
 from fmanet_jax.model import (
@@ -40,6 +36,10 @@ from fmanet_jax.model import (
 )
 from vsr_jax import cli, errors, progress, runtime
 from vsr_jax.checkpoint import read_meta, restore_params
+from vsr_jax.configs.fmanet import base
+from vsr_jax.data_prep import batching, blur_pipeline
+from vsr_jax.data_prep.clip import Clip
+from vsr_jax.data_prep.opening import open_clips
 from vsr_jax.train.loop import fit
 from vsr_jax.train.stage import Stage
 
@@ -88,7 +88,7 @@ def main() -> None:
 def _read_flags() -> ConfigDict | None:
   """Parses the command line; the recipe with its changes, or None if there is no --config."""
   try:
-    _, *rest = flags.FLAGS(sys.argv)
+    _, *rest = flags.FLAGS(recipe.find_packaged(sys.argv))
     config = _CONFIG.value
     if config is not None:
       str(config.stage)  # a file that cannot be read is told only when its fields are

@@ -30,6 +30,8 @@ ENTRY_POINTS_MAY_IMPORT = {
 OUTSIDE = {"tests", "benchmarks"}
 OURS = MAY_IMPORT.keys() | OUTSIDE
 TORCH = {"torch", "torchvision"}
+# Folders that are imported as parts of vsr_jax: a wheel has no such names of its own.
+LINKED = {"configs", "data_prep"}
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
@@ -55,7 +57,10 @@ def imported(path: str, source: str) -> set[str]:
       case ast.ImportFrom(module=module, names=names, level=0):
         found |= {f"{module}.{alias.name}" for alias in names}
       case ast.ImportFrom(module=module, names=names, level=level):
-        package = path.split("/")[:-level]
+        folder = path.split("/")[:-1]
+        if folder[:1] and folder[0] in LINKED:
+          folder.insert(0, "vsr_jax")
+        package = folder[: len(folder) + 1 - level]
         base = [*package, module] if module else package
         found |= {".".join([*base, alias.name]) for alias in names}
       case ast.Call(
@@ -64,6 +69,12 @@ def imported(path: str, source: str) -> set[str]:
       ) if name in ("import_module", "__import__", "importorskip"):
         found.add(module)
   return found
+
+
+def package_of(module: str) -> str:
+  """The top-level folder that a module lies in."""
+  first, *rest = module.split(".")
+  return rest[0] if first == "vsr_jax" and rest and rest[0] in LINKED else first
 
 
 def is_entry_point(source: str) -> bool:
@@ -77,10 +88,11 @@ def is_entry_point(source: str) -> bool:
 def wrong_imports(path: str, source: str) -> list[str]:
   """The imports of a file that the house forbids."""
   package = path.split("/")[0]
-  modules = {name: name.split(".")[0] for name in imported(path, source)}
+  modules = {name: package_of(name) for name in imported(path, source)}
+  wrong = {name for name in modules if name.split(".")[0] in LINKED}
   if package == "benchmarks":
-    return []
-  wrong = {name for name, top in modules.items() if top in TORCH}
+    return [f"{path} imports {name}" for name in sorted(wrong)]
+  wrong |= {name for name, top in modules.items() if top in TORCH}
   if package != "tests":
     allowed = {package} | MAY_IMPORT.get(package, set())
     if is_entry_point(source):
@@ -191,7 +203,7 @@ def test_the_version_is_the_same_everywhere():
 
 def test_configs_are_locked():
   names = [path.removesuffix(".py").replace("/", ".") for path in house_files("configs/*.py")]
-  modules = {name: importlib.import_module(name) for name in names}
+  modules = {name: importlib.import_module(f"vsr_jax.{name}") for name in names}
   configs = {name: m.get_config() for name, m in modules.items() if hasattr(m, "get_config")}
   assert configs
   assert unlocked(configs) == []
@@ -204,15 +216,17 @@ COMMAND = 'if __name__ == "__main__":\n  main()\n'
   ("path", "source", "wrong"),
   [
     ("configs/fmanet/demo.py", "import fmanet_jax.model", "fmanet_jax.model"),
-    ("vsr_jax/ops/warp.py", "from configs.fmanet import demo", "configs.fmanet.demo"),
+    ("vsr_jax/ops/warp.py", "from vsr_jax.configs import demo", "vsr_jax.configs.demo"),
     ("vsr_jax/train/loop.py", "def f():\n  import fmanet_jax", "fmanet_jax"),
     ("data_prep/clips.py", "from fmanet_jax import model", "fmanet_jax.model"),
     ("fmanet_jax/model.py", "import jax, keep_jax.model", "keep_jax.model"),
-    ("fmanet_jax/model.py", "from data_prep.pipeline import batches", "data_prep.pipeline.batches"),
+    ("fmanet_jax/model.py", "from vsr_jax.data_prep import clips", "vsr_jax.data_prep.clips"),
+    ("tests/test_x.py", "from data_prep import clips", "data_prep.clips"),
+    ("data_prep/clips.py", "from data_prep import pairs", "data_prep.pairs"),
     ("fmanet_jax/train.py", f"import keep_jax.train\n{COMMAND}", "keep_jax.train"),
     ("keep_jax/model.py", "from .. import fmanet_jax", "fmanet_jax"),
     ("keep_jax/model.py", "from ..configs.keep import demo", "configs.keep.demo"),
-    ("data_prep/labels.py", f"import configs\n{COMMAND}", "configs"),
+    ("data_prep/labels.py", f"import vsr_jax.configs\n{COMMAND}", "vsr_jax.configs"),
     ("vsr_jax/ops/warp.py", "from tests import conftest", "tests.conftest"),
     ("vsr_jax/conversion.py", "import torch", "torch"),
     ("vsr_jax/conversion.py", "from torch.nn import functional", "torch.nn.functional"),
@@ -228,13 +242,16 @@ def test_a_wrong_import_is_found(path, source, wrong):
 @pytest.mark.parametrize(
   ("path", "source"),
   [
-    ("configs/ablations/n.py", "from configs.fmanet import joint"),
+    ("configs/ablations/n.py", "from vsr_jax.configs.fmanet import joint"),
     ("vsr_jax/train/loop.py", "from . import step\nfrom ..errors import UserError\nimport jax"),
-    ("data_prep/clips.py", "from vsr_jax import video"),
+    ("data_prep/clips.py", "from . import pairs\nfrom vsr_jax import video"),
     ("fmanet_jax/model.py", "from vsr_jax import warp\nfrom . import blocks"),
-    ("fmanet_jax/train.py", f"import data_prep.pipeline\nfrom configs import x\n{COMMAND}"),
+    (
+      "fmanet_jax/train.py",
+      f"import vsr_jax.data_prep.pipeline\nfrom vsr_jax.configs import x\n{COMMAND}",
+    ),
     ("benchmarks/reference.py", "import torch\nimport fmanet_jax.model"),
-    ("tests/keep_jax/test_x.py", "import keep_jax\nimport fmanet_jax\nimport configs"),
+    ("tests/keep_jax/test_x.py", "import keep_jax\nimport fmanet_jax\nimport vsr_jax.configs"),
   ],
 )
 def test_a_right_import_passes(path, source):

@@ -34,7 +34,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs.fmanet import base
+from vsr_jax.configs.fmanet import base
 
 OVERRIDES: dict[str, dict[str, Any]] = {
   "fma_net": {},

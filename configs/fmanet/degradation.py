@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs.fmanet import base
+from vsr_jax.configs.fmanet import base
 
 
 def get_config() -> ConfigDict:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs.fmanet import base
+from vsr_jax.configs.fmanet import base
 
 STEPS = {"degradation": 500, "joint": 12_000}
 

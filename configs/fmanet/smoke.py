@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs.fmanet import demo
+from vsr_jax.configs.fmanet import demo
 
 
 def get_config(stage: str = "degradation") -> ConfigDict:

@@ -32,12 +32,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
 
-from data_prep import array_record, built
-from data_prep.builders.reading import read_clip
-from data_prep.builders.releases import ReleasedClip
-from data_prep.clip import Clip
-from data_prep.folders import BadClip
 from vsr_jax import json_files
+from vsr_jax.data_prep import array_record, built
+from vsr_jax.data_prep.builders.reading import read_clip
+from vsr_jax.data_prep.builders.releases import ReleasedClip
+from vsr_jax.data_prep.clip import Clip
+from vsr_jax.data_prep.folders import BadClip
 from vsr_jax.errors import UserError
 from vsr_jax.files import write_whole
 from vsr_jax.json_files import array, fields, text

@@ -7,10 +7,10 @@ from fractions import Fraction
 
 import numpy as np
 
-from data_prep.builders.releases import ReleasedClip, TextLandmarks, read_landmarks
-from data_prep.clip import Clip
-from data_prep.folders import BadClip, FileStream
 from vsr_jax import image_headers, images
+from vsr_jax.data_prep.builders.releases import ReleasedClip, TextLandmarks, read_landmarks
+from vsr_jax.data_prep.clip import Clip
+from vsr_jax.data_prep.folders import BadClip, FileStream
 from vsr_jax.errors import UserError
 from vsr_jax.guards import is_name
 from vsr_jax.ops.resize import resize_bicubic

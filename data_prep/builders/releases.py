@@ -9,8 +9,8 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from data_prep import meta_info
-from data_prep.folders import BadClip, FileStream, read_file
+from vsr_jax.data_prep import meta_info
+from vsr_jax.data_prep.folders import BadClip, FileStream, read_file
 from vsr_jax.errors import UserError
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import __main__ as command
 from benchmarks import data, data_worker, report
-from data_prep import face_degrade, face_pipeline
+from vsr_jax.data_prep import face_degrade, face_pipeline
 from vsr_jax.errors import UserError
 
 

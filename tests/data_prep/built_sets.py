@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from data_prep import array_record, built
-from data_prep.clip import Clip
+from vsr_jax.data_prep import array_record, built
+from vsr_jax.data_prep.clip import Clip
 from vsr_jax.images import encode_image
 
 STREAMS = ("sharp", "sharp_bicubic", "blur_bicubic")

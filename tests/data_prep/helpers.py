@@ -6,8 +6,8 @@ import pathlib
 
 import numpy as np
 
-from data_prep import clip_set, exposure, flow_store
-from data_prep.clip import BLUR_BICUBIC, SHARP, SHARP_BICUBIC, STREAMS
+from vsr_jax.data_prep import clip_set, exposure, flow_store
+from vsr_jax.data_prep.clip import BLUR_BICUBIC, SHARP, SHARP_BICUBIC, STREAMS
 from vsr_jax.images import encode_image
 
 

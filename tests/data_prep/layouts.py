@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from data_prep import meta_info
-from data_prep.builders import vfhq
-from data_prep.builders.vfhq import release
+from vsr_jax.data_prep import meta_info
+from vsr_jax.data_prep.builders import vfhq
+from vsr_jax.data_prep.builders.vfhq import release
 from vsr_jax.images import encode_image
 
 Write = Callable[[str, bytes], None]

@@ -11,9 +11,9 @@ from array_record.python import array_record_module
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep import array_record
-from data_prep.array_record import Span
 from vsr_jax import files
+from vsr_jax.data_prep import array_record
+from vsr_jax.data_prep.array_record import Span
 from vsr_jax.errors import UserError
 
 BLOCK = 1 << 16

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep import batching, blur_pipeline, clip_set, exposure
-from data_prep.clip import BLUR_BICUBIC, SHARP, STREAMS, Clip
-from data_prep.folders import FileStream
-from data_prep.opening import open_clips
 from tests.data_prep.helpers import write_clip, write_clip_set, write_flow
+from vsr_jax.data_prep import batching, blur_pipeline, clip_set, exposure
+from vsr_jax.data_prep.clip import BLUR_BICUBIC, SHARP, STREAMS, Clip
+from vsr_jax.data_prep.folders import FileStream
+from vsr_jax.data_prep.opening import open_clips
 from vsr_jax.errors import UserError
 
 MOTION = 4.0  # pixels of the truth a frame: one of the low-resolution frames

@@ -10,13 +10,13 @@ import sys
 import numpy as np
 import pytest
 
-from data_prep import batching, blur_pipeline, build, built, flow_store
-from data_prep.builders import clip_builder, vfhq
-from data_prep.builders.gopro import release as gopro
-from data_prep.builders.reds import release as reds
-from data_prep.opening import open_clips
 from tests.data_prep import layouts
 from vsr_jax import cli
+from vsr_jax.data_prep import batching, blur_pipeline, build, built, flow_store
+from vsr_jax.data_prep.builders import clip_builder, vfhq
+from vsr_jax.data_prep.builders.gopro import release as gopro
+from vsr_jax.data_prep.builders.reds import release as reds
+from vsr_jax.data_prep.opening import open_clips
 from vsr_jax.errors import UserError
 
 STREAMS = ("sharp", "sharp_bicubic", "blur_bicubic")

@@ -18,13 +18,13 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from data_prep import built, flow_labels
-from data_prep.builders.gopro import gopro_dataset_builder as gopro
-from data_prep.builders.reds import reds_dataset_builder as reds
-from data_prep.builders.reds import release
-from data_prep.builders.vfhq import vfhq_dataset_builder as vfhq
-from data_prep.opening import open_clips
 from tests.data_prep import layouts
+from vsr_jax.data_prep import built, flow_labels
+from vsr_jax.data_prep.builders.gopro import gopro_dataset_builder as gopro
+from vsr_jax.data_prep.builders.reds import reds_dataset_builder as reds
+from vsr_jax.data_prep.builders.reds import release
+from vsr_jax.data_prep.builders.vfhq import vfhq_dataset_builder as vfhq
+from vsr_jax.data_prep.opening import open_clips
 from vsr_jax.errors import UserError
 from vsr_jax.images import decode_image
 from vsr_jax.ops.resize import resize_bicubic
@@ -279,7 +279,7 @@ def test_tfds_reads_the_same_without_tensorflow(small_reds):
   code = f"""
 import sys
 import tensorflow_datasets as tfds
-from data_prep import built
+from vsr_jax.data_prep import built
 builder = tfds.builder_from_directory({str(out / "reds/x4/1.0.0")!r})
 for split in ("train", "test"):
   theirs = builder.as_data_source(split)
@@ -356,7 +356,7 @@ def test_released_flow_labels_go_with_a_built_split(small_reds, tmp_path, run_ma
 def test_reading_needs_neither_tfds_nor_jax(small_reds):
   code = f"""
 import sys
-from data_prep.opening import open_clips
+from vsr_jax.data_prep.opening import open_clips
 clip = open_clips({str(small_reds[1] / "reds/x4/1.0.0")!r}).clips[0]
 assert clip.decode("sharp", 0).shape == (8, 12, 3)
 assert not {{"tensorflow", "tensorflow_datasets", "apache_beam", "jax"}} & set(sys.modules)

@@ -8,11 +8,11 @@ import pickle
 import numpy as np
 import pytest
 
-from data_prep import array_record, blur_pipeline, built
-from data_prep.clip import SHARP, STREAMS
-from data_prep.opening import open_clips
 from tests.data_prep import built_sets
 from tests.data_prep.helpers import write_clip_set, write_flow
+from vsr_jax.data_prep import array_record, blur_pipeline, built
+from vsr_jax.data_prep.clip import SHARP, STREAMS
+from vsr_jax.data_prep.opening import open_clips
 from vsr_jax.errors import UserError
 
 

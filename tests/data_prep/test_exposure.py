@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep import exposure
 from tests.data_prep.helpers import texture
+from vsr_jax.data_prep import exposure
 from vsr_jax.ops.resize import resize_bicubic
 
 

@@ -18,9 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage import color
 
-from data_prep import face_degrade
-from data_prep.face_degrade import PRESETS, Degradation, Kernel
 from tests.data_prep.helpers import texture
+from vsr_jax.data_prep import face_degrade
+from vsr_jax.data_prep.face_degrade import PRESETS, Degradation, Kernel
 from vsr_jax.errors import UserError
 
 CLEAN = Degradation(noise=(0, 0))
@@ -313,7 +313,15 @@ def test_impossible_clips_are_refused(clip, message):
 def test_command_writes_a_strip(shared, tmp_path):
   clip = shared / "data/faces/liveportrait_d0.mp4"
   out = tmp_path / "strip.png"
-  command = [sys.executable, "-m", "data_prep.face_degrade", clip, out, "--size=128", "--frames=4"]
+  command = [
+    sys.executable,
+    "-m",
+    "vsr_jax.data_prep.face_degrade",
+    clip,
+    out,
+    "--size=128",
+    "--frames=4",
+  ]
   subprocess.run(command, check=True, capture_output=True)
   picture = cv2.imread(str(out))
   assert picture.shape == (2 * 128, (1 + len(PRESETS)) * 128, 3)
@@ -323,7 +331,7 @@ def test_command_writes_a_strip(shared, tmp_path):
 
 
 def test_command_says_what_is_wrong_in_one_line(tmp_path):
-  run = [sys.executable, "-m", "data_prep.face_degrade", str(tmp_path / "none.mp4")]
+  run = [sys.executable, "-m", "vsr_jax.data_prep.face_degrade", str(tmp_path / "none.mp4")]
   for end, message in [(["a.png"], "none.mp4"), (["a.png", "--size=9"], "a multiple of 8")]:
     done = subprocess.run([*run, *end], capture_output=True, text=True, check=False)
     assert done.returncode == 2

@@ -13,10 +13,10 @@ import scipy.ndimage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep import batching, face_pipeline
-from data_prep.clip import Clip
-from data_prep.face_degrade import PRESETS, Degradation, degrade
 from tests.data_prep.helpers import texture
+from vsr_jax.data_prep import batching, face_pipeline
+from vsr_jax.data_prep.clip import Clip
+from vsr_jax.data_prep.face_degrade import PRESETS, Degradation, degrade
 from vsr_jax.errors import UserError
 from vsr_jax.faces import align
 from vsr_jax.faces.align import TEMPLATE

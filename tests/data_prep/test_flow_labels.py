@@ -10,11 +10,11 @@ import jax
 import numpy as np
 import pytest
 
-from data_prep import flow_labels, flow_store
-from data_prep.clip import SHARP_BICUBIC, STREAMS
-from data_prep.opening import open_clips
 from tests.data_prep.helpers import texture, write_clip_set
 from vsr_jax import files
+from vsr_jax.data_prep import flow_labels, flow_store
+from vsr_jax.data_prep.clip import SHARP_BICUBIC, STREAMS
+from vsr_jax.data_prep.opening import open_clips
 from vsr_jax.errors import UserError
 from vsr_jax.flow import raft
 from vsr_jax.locks import locked

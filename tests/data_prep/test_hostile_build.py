@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from data_prep import build, built
-from data_prep.builders import clip_builder, vfhq
+from vsr_jax.data_prep import build, built
+from vsr_jax.data_prep.builders import clip_builder, vfhq
 from vsr_jax.errors import UserError
 
 
@@ -35,7 +35,7 @@ def test_a_damaged_note_of_a_shard_makes_it_again(tmp_path, text):
 def test_instructions_import_nothing_heavy():
   code = (
     "import runpy, sys; sys.argv = ['build', 'vfhq', '--instructions']\n"
-    "try: runpy.run_module('data_prep.build', run_name='__main__')\n"
+    "try: runpy.run_module('vsr_jax.data_prep.build', run_name='__main__')\n"
     "except SystemExit as e: assert e.code == 0\n"
     "print({'tensorflow', 'tensorflow_datasets', 'jax'} & set(sys.modules))"
   )

@@ -9,11 +9,11 @@ import struct
 import numpy as np
 import pytest
 
-from data_prep import array_record, built, show
-from data_prep.clip import check_frames
-from data_prep.opening import open_clips
 from tests.data_prep import built_sets
 from tests.data_prep.built_sets import LENGTHS, STREAMS, example, features_of, message, mutants
+from vsr_jax.data_prep import array_record, built, show
+from vsr_jax.data_prep.clip import check_frames
+from vsr_jax.data_prep.opening import open_clips
 from vsr_jax.errors import UserError
 
 SHARD = built.shard_name("reds", "train", 0, 1)

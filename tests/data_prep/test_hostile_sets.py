@@ -11,11 +11,11 @@ import sys
 import numpy as np
 import pytest
 
-from data_prep import array_record, clip_set, flow_store, prepare
-from data_prep.clip import BLUR_BICUBIC, SHARP, STREAMS
-from data_prep.opening import open_clips
 from tests.data_prep.built_sets import mutants
 from tests.data_prep.helpers import write_clip_set, write_flow
+from vsr_jax.data_prep import array_record, clip_set, flow_store, prepare
+from vsr_jax.data_prep.clip import BLUR_BICUBIC, SHARP, STREAMS
+from vsr_jax.data_prep.opening import open_clips
 from vsr_jax.errors import UserError
 
 
@@ -43,7 +43,7 @@ def test_labels_lie_in_their_folder_under_their_clips_name(labelled, tmp_path, n
   index = labelled / "flow" / flow_store.INDEX
   name = name.replace("/etc", str(tmp_path))
   change(index, lambda x: x["clips"]["beach"].update(file=f"{name}.array_record"))
-  with pytest.raises(UserError, match=r"labels\.json: .*python -m data_prep\.flow_labels"):
+  with pytest.raises(UserError, match=r"labels\.json: .*python -m vsr_jax.data_prep\.flow_labels"):
     open_clips(labelled, num_frames=3, need_flow=True)
   with pytest.raises(UserError, match=r"labels\.json: "):
     flow_store.drop_labels(labelled / "flow", "beach")
@@ -188,7 +188,7 @@ def test_damaged_labels_are_never_used(labelled):
     except UserError as e:
       told.append(str(e))
   assert len(told) >= 28
-  remedy = r".*/beach\.array_record: .*python -m data_prep\.flow_labels"
+  remedy = r".*/beach\.array_record: .*python -m vsr_jax.data_prep\.flow_labels"
   assert [text for text in told if not re.fullmatch(remedy, text)] == []
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import skimage.data
 
-from data_prep import landmarks, meta_info
 from tests.data_prep.helpers import write_png
 from tests.vsr_jax.clips import encode, moving_waves
+from vsr_jax.data_prep import landmarks, meta_info
 from vsr_jax.faces.detector import make_detector
 from vsr_jax.faces.tracks import Track
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep import meta_info
+from vsr_jax.data_prep import meta_info
 from vsr_jax.errors import UserError
 
 RELEASED = """Video ID: _HebIzK_LP4

@@ -8,10 +8,10 @@ import shutil
 import numpy as np
 import pytest
 
-from data_prep import clip_set
-from data_prep.clip import BLUR_BICUBIC, SHARP, STREAMS
-from data_prep.opening import open_clips
 from tests.data_prep.helpers import texture, write_clip, write_clip_set, write_flow
+from vsr_jax.data_prep import clip_set
+from vsr_jax.data_prep.clip import BLUR_BICUBIC, SHARP, STREAMS
+from vsr_jax.data_prep.opening import open_clips
 from vsr_jax.errors import UserError
 
 
@@ -118,7 +118,7 @@ def test_no_clip_long_enough(prepared, caplog):
 def test_missing_flow_names_the_command(prepared):
   write_flow(prepared, "alley", 3, 3, 1.0)
   with pytest.raises(
-    UserError, match=r"clip beach has no flow.* data_prep\.flow_labels .*--frames 3"
+    UserError, match=r"clip beach has no flow.* vsr_jax.data_prep\.flow_labels .*--frames 3"
   ):
     open_clips(prepared, num_frames=3, need_flow=True)
   write_flow(prepared, "beach", 5, 3, 1.0)

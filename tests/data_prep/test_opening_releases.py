@@ -8,10 +8,10 @@ import zipfile
 import numpy as np
 import pytest
 
-from data_prep import face_pipeline, meta_info
-from data_prep.opening import open_clips
 from tests.data_prep import layouts
 from tests.data_prep.helpers import texture, write_png
+from vsr_jax.data_prep import face_pipeline, meta_info
+from vsr_jax.data_prep.opening import open_clips
 from vsr_jax.errors import UserError
 from vsr_jax.images import encode_image
 

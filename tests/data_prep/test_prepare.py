@@ -16,11 +16,11 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from data_prep import clip_set, exposure, prepare
-from data_prep.clip import BLUR_BICUBIC, SHARP, SHARP_BICUBIC, STREAMS
-from data_prep.opening import open_clips
 from tests.data_prep.helpers import texture, write_flow, write_png
 from vsr_jax import video
+from vsr_jax.data_prep import clip_set, exposure, prepare
+from vsr_jax.data_prep.clip import BLUR_BICUBIC, SHARP, SHARP_BICUBIC, STREAMS
+from vsr_jax.data_prep.opening import open_clips
 from vsr_jax.errors import UserError
 from vsr_jax.locks import locked
 
@@ -57,7 +57,9 @@ def test_a_set_is_made_and_a_rerun_keeps_it(inputs, tmp_path, monkeypatch, capsy
   run(monkeypatch, *sources, "--out", out)
   text = capsys.readouterr().out
   assert text.startswith("5 inputs to do, none done before\n")
-  assert text.endswith(f"next: python -m data_prep.flow_labels {out} --weights raft-small.pth\n")
+  assert text.endswith(
+    f"next: python -m vsr_jax.data_prep.flow_labels {out} --weights raft-small.pth\n"
+  )
   assert "2 clips, 6 frames; 3 inputs skipped" in text
   assert "small: low-resolution frames would be 75x63, training needs 64 pixels a side" in text
   assert "no scene of 3 frames" in text
@@ -97,7 +99,7 @@ def test_stopping_leaves_finished_clips_and_nothing_half_written(inputs, tmp_pat
   # A shell in the background would have had Ctrl-C ignored.
   start = (
     "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    "from data_prep import prepare; from vsr_jax import cli; cli.run(prepare.main)"
+    "from vsr_jax.data_prep import prepare; from vsr_jax import cli; cli.run(prepare.main)"
   )
   process = subprocess.Popen(
     [sys.executable, "-c", start, frames, inputs / "steady", "--workers", "1", "--out", tmp_path],

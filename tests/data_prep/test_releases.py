@@ -12,12 +12,12 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from data_prep import folders
-from data_prep.builders import reading, releases
-from data_prep.builders.releases import ReleasedClip
-from data_prep.folders import BadClip, MissingError
 from tests.data_prep.built_sets import mutants
 from tests.data_prep.layouts import archive, damage, png
+from vsr_jax.data_prep import folders
+from vsr_jax.data_prep.builders import reading, releases
+from vsr_jax.data_prep.builders.releases import ReleasedClip
+from vsr_jax.data_prep.folders import BadClip, MissingError
 from vsr_jax.errors import UserError
 from vsr_jax.images import decode_image, encode_image
 from vsr_jax.ops.resize import resize_bicubic

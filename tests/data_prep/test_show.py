@@ -9,10 +9,10 @@ import grain
 import numpy as np
 import pytest
 
-from data_prep import built, show
-from data_prep.builders.vfhq import vfhq_dataset_builder as vfhq
 from tests.data_prep import layouts
 from tests.data_prep.test_builders import build
+from vsr_jax.data_prep import built, show
+from vsr_jax.data_prep.builders.vfhq import vfhq_dataset_builder as vfhq
 from vsr_jax.errors import UserError
 from vsr_jax.images import read_image
 
@@ -60,7 +60,7 @@ def test_what_cannot_be_shown_is_named(built_dir, tmp_path, monkeypatch):
   out = ("--data-dir", built_dir, "--output", tmp_path / "sheet.png")
   for arguments, message in (
     (("vfhq", *out), "several variants of vfhq; name one: vfhq/512, vfhq/test_mild"),
-    (("reds/x4", *out), r"no data set reds/x4; make it by python -m data_prep\.build"),
+    (("reds/x4", *out), r"no data set reds/x4; make it by python -m vsr_jax.data_prep\.build"),
     (("vfhq/512", *out, "--split", "test"), r"512/1\.0\.0: has no split test, only train"),
     (("vfhq/512", *out, "--clips", 0), "--clips 0: must be 1 to 100"),
     (("vfhq/512", "--data-dir", built_dir, "--output", "a.jpg"), r"a\.jpg: the sheet is a PNG"),

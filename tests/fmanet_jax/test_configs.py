@@ -12,11 +12,11 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from configs.fmanet import ablations, base, demo
-from configs.fmanet.as_released import degradation as released_degradation
 from fmanet_jax import stages, train
 from fmanet_jax.architecture import Architecture
 from fmanet_jax.model import FMANet, init_params
+from vsr_jax.configs.fmanet import ablations, base, demo
+from vsr_jax.configs.fmanet.as_released import degradation as released_degradation
 from vsr_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -58,7 +58,7 @@ def variants() -> dict[str, ConfigDict]:
   found = {}
   for path in sorted((ROOT / "configs/fmanet").rglob("*.py")):
     name = ".".join(path.relative_to(ROOT / "configs/fmanet").with_suffix("").parts)
-    module = importlib.import_module(f"configs.fmanet.{name}")
+    module = importlib.import_module(f"vsr_jax.configs.fmanet.{name}")
     if not hasattr(module, "get_config"):
       continue
     if name in arguments:
@@ -190,7 +190,7 @@ def test_rates_of_the_released_stage_2():
 
 
 MISSPELT = """
-from configs.fmanet import base
+from vsr_jax.configs.fmanet import base
 
 def get_config():
   c = base.defaults()

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data_prep.clip import BLUR_BICUBIC, SHARP, STREAMS
 from fmanet_jax import evaluate, score_table
 from fmanet_jax.architecture import Architecture
 from fmanet_jax.model import FMANet
 from tests.data_prep.helpers import texture, write_clip, write_clip_set, write_png
+from vsr_jax.data_prep.clip import BLUR_BICUBIC, SHARP, STREAMS
 from vsr_jax.images import read_image
 from vsr_jax.metrics import ClipScore, Score, rgb_psnr, ssim, tof
 from vsr_jax.ops.resize import resize_bicubic

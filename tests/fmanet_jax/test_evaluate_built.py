@@ -8,11 +8,11 @@ import shutil
 import numpy as np
 import pytest
 
-from data_prep.clip import BLUR_BICUBIC, SHARP
-from data_prep.opening import open_clips
 from fmanet_jax import evaluate
 from tests.data_prep.built_sets import write_built_clips
 from tests.data_prep.helpers import write_clip_set
+from vsr_jax.data_prep.clip import BLUR_BICUBIC, SHARP
+from vsr_jax.data_prep.opening import open_clips
 from vsr_jax.errors import UserError
 
 

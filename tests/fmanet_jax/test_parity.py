@@ -13,12 +13,12 @@ import numpy as np
 import optax
 import pytest
 
-from configs.fmanet import degradation, joint
 from fmanet_jax import train
 from fmanet_jax.conversion import PREFIXES, rules
 from fmanet_jax.model import degrade, learn_degradation, restore
 from fmanet_jax.window import encode_frames, fold_kernels, restore_window
 from tests.fmanet_jax import golden
+from vsr_jax.configs.fmanet import degradation, joint
 from vsr_jax.conversion import to_state_dict
 from vsr_jax.train.stage import Stage
 

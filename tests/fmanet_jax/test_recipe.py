@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from configs.fmanet import base, demo
 from fmanet_jax import recipe, train
+from vsr_jax.configs.fmanet import base, demo
 from vsr_jax.errors import UserError
 
 

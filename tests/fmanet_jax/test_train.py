@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from configs.fmanet import demo
-from data_prep import opening
-from data_prep.clip import Clip
 from fmanet_jax import train
 from tests.data_prep.helpers import write_clip_set, write_flow
 from vsr_jax.checkpoint import read_meta, restore_params
+from vsr_jax.configs.fmanet import demo
+from vsr_jax.data_prep import opening
+from vsr_jax.data_prep.clip import Clip
 from vsr_jax.errors import UserError
 from vsr_jax.sharding import make_mesh, place_batch, replicated
 from vsr_jax.train.state import abstract_state, init_state

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from data_prep import clip_set, flow_store, folders
-from data_prep.builders import reading, releases
-from data_prep.clip import BLUR_BICUBIC, check_frames
-from data_prep.opening import open_clips
 from tests.data_prep.helpers import texture, write_clip_set, write_flow, write_png
 from tests.fuzz.mutate import mutate
 from tests.fuzz.runner import DONE, Case, run_case
+from vsr_jax.data_prep import clip_set, flow_store, folders
+from vsr_jax.data_prep.builders import reading, releases
+from vsr_jax.data_prep.clip import BLUR_BICUBIC, check_frames
+from vsr_jax.data_prep.opening import open_clips
 
 _FRAMES = 3
 _KEPT = b"not to be touched"

@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from data_prep import built, clip_set, flow_store
 from tests.data_prep import layouts
 from tests.data_prep.helpers import write_clip_set, write_flow
 from tests.fuzz.runner import DONE, FAILED, REFUSED, Outcome
 from tests.vsr_jax.clips import encode, moving_waves
 from vsr_jax import video
+from vsr_jax.data_prep import built, clip_set, flow_store
 
 ROOT = pathlib.Path(__file__).parents[2]
 _SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
@@ -68,19 +68,21 @@ def jobs(folder: pathlib.Path) -> list[Job]:
   def label(out: pathlib.Path) -> Sequence[str]:
     if not out.exists():
       write_clip_set(out, {"alley": 6, "beach": 8})
-    return ("data_prep.flow_labels", str(out), "--released", str(labels))
+    return ("vsr_jax.data_prep.flow_labels", str(out), "--released", str(labels))
 
   prepared = sorted(map(str, videos.iterdir()))
   return [
     Job(
       "train", lambda out: (*_TRAINING, f"--config.data.root={data}", f"--workdir={out}"), losses
     ),
-    Job("prepare", lambda out: ("data_prep.prepare", *prepared, "--out", str(out)), contents),
+    Job(
+      "prepare", lambda out: ("vsr_jax.data_prep.prepare", *prepared, "--out", str(out)), contents
+    ),
     Job("flow_labels", label, lambda out: contents(out / flow_store.FOLDER)),
     Job(
       "build",
       lambda out: (
-        *("data_prep.build", "gopro", "--manual-dir", str(downloads)),
+        *("vsr_jax.data_prep.build", "gopro", "--manual-dir", str(downloads)),
         *("--data-dir", str(out)),
       ),
       built_clips,
@@ -245,7 +247,7 @@ def two_at_once(folder: pathlib.Path) -> Iterator[Outcome]:
   (folder / "sources").mkdir()
   encode(folder / "sources" / "river.mp4", moving_waves(10, 256, 256), "libx264")
   source, out = folder / "sources" / "river.mp4", folder / "set"
-  prepare = ("data_prep.prepare", str(source), "--out", str(out))
+  prepare = ("vsr_jax.data_prep.prepare", str(source), "--out", str(out))
   yield _pair(
     "pairs: two preparations of one set", [prepare, prepare], lambda: clip_set.read_index(out), None
   )

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs.keep import ablations
 from keep_jax import kalman, streaming
 from keep_jax.architecture import RELEASED, Architecture
 from keep_jax.model import (
@@ -27,6 +26,7 @@ from keep_jax.model import (
 from keep_jax.streaming import Restorer
 from tests.keep_jax import golden, tiny
 from vsr_jax.checkpoint import export_params
+from vsr_jax.configs.keep import ablations
 from vsr_jax.errors import UserError
 from vsr_jax.flow import spynet
 

@@ -116,7 +116,8 @@ import sys
 from tests.vsr_jax.settings import settings
 sys.argv[0] = "-m"  # what Python has there while it imports a command's package
 before = settings()
-import configs, data_prep, fmanet_jax.streaming, keep_jax.streaming, vsr_jax.cli, vsr_jax.runtime
+import fmanet_jax.streaming, keep_jax.streaming, vsr_jax.cli, vsr_jax.runtime
+from vsr_jax import configs, data_prep
 assert settings() == before
 """
 

@@ -17,18 +17,20 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
+from jax.stages import Compiled, Wrapped
 
 from vsr_jax.checkpoint import read_meta
 from vsr_jax.compiling import compiling
 from vsr_jax.errors import SAME_SIGNAL, Terminated, UserError
 from vsr_jax.json_files import BadJson
 from vsr_jax.locks import locked
+from vsr_jax.memory import release_freed_memory
 from vsr_jax.sharding import make_mesh, place_batch, replicated
 from vsr_jax.train.checkpoints import Checkpoints, make_folder
 from vsr_jax.train.report import Evaluate, Report
 from vsr_jax.train.stage import Params, Stage
 from vsr_jax.train.state import TrainState, abstract_state, init_state
-from vsr_jax.train.step import TrainStep, jit_train_step, make_train_step
+from vsr_jax.train.step import jit_train_step, make_train_step
 from vsr_jax.train.summaries import MEMORY, Recorder
 
 
@@ -169,8 +171,16 @@ def _start(
   return state, meta["log"]
 
 
+def _compiled(train_step: Wrapped, *args: Any) -> Compiled:
+  """The program of a step; what compiling took is given back before it runs."""
+  with compiling("the training step"):
+    program = train_step.lower(*args).compile()
+  release_freed_memory()
+  return program
+
+
 def _run(
-  train_step: TrainStep,
+  train_step: Wrapped,
   state: TrainState,
   root: jax.Array,
   feed: _Feed,
@@ -185,12 +195,13 @@ def _run(
     return step == steps or bool(interval and step % interval == 0)
 
   with _Interrupt() as interrupt:
-    first = int(state.step) + 1
-    for step in range(first, steps + 1):
+    program: Compiled | None = None
+    for step in range(int(state.step) + 1, steps + 1):
       batch = feed.take()
-      told = compiling("the training step") if step == first else contextlib.nullcontext()
-      with told, jax.transfer_guard("disallow"):
-        state, logs = train_step(state, batch, root)
+      with jax.transfer_guard("disallow"):
+        if program is None:
+          program = _compiled(train_step, state, batch, root)
+        state, logs = program(state, batch, root)
       if step < steps:
         try:
           feed.fetch()  # The next batch is made and copied while this step runs.

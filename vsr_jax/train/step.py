@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
+from jax.stages import Wrapped
 
 from vsr_jax.errors import UserError
 from vsr_jax.sharding import batch_sharding, replicated
@@ -113,7 +114,7 @@ def _mean_gradients(
   return jax.tree.map(lambda x: x / accumulate, sums)
 
 
-def jit_train_step(train_step: TrainStep, mesh: Mesh, shapes: TrainState) -> TrainStep:
+def jit_train_step(train_step: TrainStep, mesh: Mesh, shapes: TrainState) -> Wrapped:
   """Jits a step on a mesh; it donates the state, so the old one is gone after the call.
 
   Args:

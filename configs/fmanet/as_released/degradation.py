@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs.fmanet import base
+from vsr_jax.configs.fmanet import base
 
 EPOCH = 3_258  # 266 clips of 98 windows in batches of 8
 BOUNDARIES = tuple(epochs * EPOCH for epochs in (260, 360, 380, 390))

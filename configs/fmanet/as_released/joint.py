@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs.fmanet.as_released import degradation
+from vsr_jax.configs.fmanet.as_released import degradation
 
 
 def get_config() -> ConfigDict:

@@ -9,9 +9,9 @@ from typing import ClassVar
 
 import tensorflow_datasets as tfds
 
-from data_prep.builders.clip_builder import ClipBuilder, ClipConfig
-from data_prep.builders.gopro import HOMEPAGE, INSTRUCTIONS, release
-from data_prep.builders.releases import ReleasedClip
+from vsr_jax.data_prep.builders.clip_builder import ClipBuilder, ClipConfig
+from vsr_jax.data_prep.builders.gopro import HOMEPAGE, INSTRUCTIONS, release
+from vsr_jax.data_prep.builders.releases import ReleasedClip
 
 SCALE = 4
 

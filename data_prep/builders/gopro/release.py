@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pathlib
 
-from data_prep.builders.gopro import HOMEPAGE
-from data_prep.builders.releases import ReleasedClip, pair_streams
-from data_prep.folders import MissingError, find_streams, locate
+from vsr_jax.data_prep.builders.gopro import HOMEPAGE
+from vsr_jax.data_prep.builders.releases import ReleasedClip, pair_streams
+from vsr_jax.data_prep.folders import MissingError, find_streams, locate
 from vsr_jax.errors import UserError
 
 NAME = "GOPRO_Large"

@@ -8,10 +8,10 @@ from typing import ClassVar
 
 import tensorflow_datasets as tfds
 
-from data_prep.builders import reds
-from data_prep.builders.clip_builder import ClipBuilder, ClipConfig
-from data_prep.builders.reds import release
-from data_prep.builders.releases import ReleasedClip
+from vsr_jax.data_prep.builders import reds
+from vsr_jax.data_prep.builders.clip_builder import ClipBuilder, ClipConfig
+from vsr_jax.data_prep.builders.reds import release
+from vsr_jax.data_prep.builders.releases import ReleasedClip
 
 _X4 = ("sharp", "sharp_bicubic", "blur_bicubic")
 _X1 = ("sharp", "blur")

@@ -16,9 +16,9 @@ import pathlib
 import re
 from collections.abc import Sequence
 
-from data_prep.builders.reds import HOMEPAGE
-from data_prep.builders.releases import ReleasedClip, check_complete, pair_streams
-from data_prep.folders import FileStream, MissingError, find_streams, locate
+from vsr_jax.data_prep.builders.reds import HOMEPAGE
+from vsr_jax.data_prep.builders.releases import ReleasedClip, check_complete, pair_streams
+from vsr_jax.data_prep.folders import FileStream, MissingError, find_streams, locate
 from vsr_jax.errors import UserError
 
 REDS4 = ("000", "011", "015", "020")

@@ -12,7 +12,7 @@ Put into the folder:
     its zips as they are, or their clips, VFHQ-512-new/Clip+.../00000000.png
   meta_info/CLIP.txt, the landmarks, and global_meta_info.txt, if you have it, from the lists that
     KEEP was trained with ({KEEP_HOMEPAGE}); lacking those, make meta_info by
-    python -m data_prep.landmarks FOLDER_OR_ZIPS --out .
+    python -m vsr_jax.data_prep.landmarks FOLDER_OR_ZIPS --out .
 test_mild:
   VFHQ-Test of {HOMEPAGE} (2.37 GB): VFHQ-Test.zip, or
     VFHQ-Test/GT/Interval1_512x512_LANCZOS4/Clip+.../00000000.png

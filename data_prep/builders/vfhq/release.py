@@ -6,10 +6,10 @@ import logging
 import pathlib
 from collections.abc import Mapping
 
-from data_prep import meta_info
-from data_prep.builders.releases import ReleasedClip, check_complete, pair_streams
-from data_prep.builders.vfhq import HOMEPAGE, KEEP_HOMEPAGE, MILD
-from data_prep.folders import FileStream, MissingError, add_stream, find_streams, locate
+from vsr_jax.data_prep import meta_info
+from vsr_jax.data_prep.builders.releases import ReleasedClip, check_complete, pair_streams
+from vsr_jax.data_prep.builders.vfhq import HOMEPAGE, KEEP_HOMEPAGE, MILD
+from vsr_jax.data_prep.folders import FileStream, MissingError, add_stream, find_streams, locate
 from vsr_jax.errors import UserError
 
 TRAIN = ("VFHQ-512-new", "VFHQ-512")
@@ -47,7 +47,7 @@ def list_clips(root: pathlib.Path, split: str, *, partial: bool) -> list[Release
   if not points.is_dir():
     raise MissingError(
       f"{points}: missing, the folder of the landmarks by clip; get it from {KEEP_HOMEPAGE} or "
-      f"make it by python -m data_prep.landmarks FOLDER_OR_ZIPS --out {folder}"
+      f"make it by python -m vsr_jax.data_prep.landmarks FOLDER_OR_ZIPS --out {folder}"
     )
   clips = _pair(found, points, lengths)
   if outside := [clip.name for clip in clips if lengths and clip.name not in lengths]:

@@ -8,9 +8,9 @@ from typing import ClassVar
 
 import tensorflow_datasets as tfds
 
-from data_prep.builders.clip_builder import ClipBuilder, ClipConfig
-from data_prep.builders.releases import ReleasedClip
-from data_prep.builders.vfhq import HOMEPAGE, INSTRUCTIONS, release
+from vsr_jax.data_prep.builders.clip_builder import ClipBuilder, ClipConfig
+from vsr_jax.data_prep.builders.releases import ReleasedClip
+from vsr_jax.data_prep.builders.vfhq import HOMEPAGE, INSTRUCTIONS, release
 
 _DESCRIPTION = """\
 VFHQ: clips of faces in interviews, 512x512, with five landmarks a frame: the eyes, the nose's tip

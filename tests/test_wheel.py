@@ -1,0 +1,97 @@
+"""A wheel brings no common names into site-packages, and its commands work without a checkout."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+from tests.test_house import LINKED, OURS, OUTSIDE, ROOT, house_files
+
+PACKAGES = OURS - OUTSIDE - LINKED
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory) -> pathlib.Path:
+  """An environment with the wheel, what it needs, and strangers' packages of our folders' names."""
+  pytest.importorskip("setuptools", minversion="77")
+  folder = tmp_path_factory.mktemp("wheel")
+  for name in tracked():
+    place = folder / "source" / name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(ROOT / name, place, follow_symlinks=False)
+  pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+  build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", folder, folder / "source"]
+  subprocess.run(build, check=True)
+  (wheel,) = folder.glob("*.whl")
+  environment = folder / "environment"
+  subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+  python = environment / "bin/python"
+  install = ["--python", python, "install", "--no-deps", "--no-index", wheel]
+  subprocess.run([*pip, *install], check=True)
+  (site,) = environment.glob("lib/python*/site-packages")
+  needed = [path for path in sys.path if path.endswith("-packages")]
+  (site / "needed.pth").write_text("\n".join(needed))  # their own .pth files are not read
+  for name in LINKED:
+    (site / name).mkdir()
+    (site / name / "__init__.py").write_text("whose = 'theirs'\n")
+  return wheel, python
+
+
+def tracked() -> list[str]:
+  command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+  names = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+  return [name for name in names.split("\0") if name and os.path.lexists(ROOT / name)]
+
+
+def run(python, *arguments, code=0):
+  kept = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+  folder = python.parents[2] / "elsewhere"
+  folder.mkdir(exist_ok=True)
+  done = subprocess.run([python, *arguments], cwd=folder, env=kept, capture_output=True, text=True)
+  assert done.returncode == code, done.stderr
+  return done
+
+
+@pytest.mark.slow
+def test_a_wheel_has_no_names_but_the_packages(installed):
+  names = {name.split("/")[0] for name in zipfile.ZipFile(installed[0]).namelist()}
+  assert {name for name in names if not name.endswith(".dist-info")} == PACKAGES
+
+
+@pytest.mark.slow
+def test_strangers_packages_of_our_folders_names_stay_theirs(installed):
+  program = """
+import fmanet_jax.evaluate, fmanet_jax.train, keep_jax.restore
+import configs, data_prep
+from vsr_jax.configs.keep import ablations
+from fmanet_jax.streaming import load_architecture
+load_architecture()
+print(configs.whose, data_prep.whose, *ablations.overrides("no_flow"), fmanet_jax.train.__file__)
+"""
+  said = run(installed[1], "-c", program).stdout
+  assert said.startswith("theirs theirs flow ")
+  assert "site-packages" in said
+
+
+@pytest.mark.slow
+def test_a_recipe_of_the_wheel_is_found(installed):
+  recipe = ["--config", "configs/fmanet/smoke.py:degradation", "--workdir", "run"]
+  data = "--config.data.root=missing"
+  assert "missing" in run(installed[1], "-m", "fmanet_jax.train", *recipe, data, code=2).stderr
+
+
+@pytest.mark.slow
+def test_documented_commands_are_in_the_wheel(installed):
+  text = "\n".join(house_files("*.md").values())
+  named = set(re.findall(r"python3? -m ([a-z_]\w*(?:\.\w+)+)", text))
+  commands = sorted(name for name in named if name.split(".")[0] in PACKAGES)
+  assert len(commands) >= 8
+  for command in commands:
+    assert "usage" in run(installed[1], "-m", command, "--help").stdout
