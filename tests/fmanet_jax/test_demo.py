@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import os
@@ -11,11 +10,9 @@ import numpy as np
 import pytest
 
 from fmanet_jax import demo, inference
-from fmanet_jax.model import FMANet
-from tests.fmanet_jax.test_inference import TINY, random_params
+from tests.support import fmanet
 from tests.vsr_jax.clips import moving_waves
 from vsr_jax import video
-from vsr_jax.checkpoint import export_params
 from vsr_jax.metrics import rgb_psnr
 from vsr_jax.resize import resize_bicubic
 
@@ -28,7 +25,7 @@ def run(tmp_path, run_main):
 @pytest.fixture
 def weights(tmp_path):
   folder = tmp_path / "weights"
-  export_params(folder, random_params(FMANet(TINY)), {"model": dataclasses.asdict(TINY)})
+  fmanet.save(folder)
   return folder
 
 
