@@ -1,21 +1,48 @@
-"""Settings of the whole suite: stricter than the code's users, and eight devices."""
+"""Settings of the whole suite: stricter than the code's users, eight devices, quick compiling.
 
+What is set in the environment holds for the suite's workers and the commands that tests start, too;
+where the caller's environment says something, that holds.
+"""
+
+import atexit
 import errno
+import gc
 import os
 import pathlib
+import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Most programs here run once, on small arrays: they compile five times as fast without LLVM's
+# optimisations and without emitters that go through MLIR. `make test-full` leaves both on.
+os.environ.setdefault(
+  "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+)
+# Programs that several tests, workers or commands compile: one folder a session, none of the user.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+  _cache = tempfile.mkdtemp(prefix="vsr_jax_tests_")
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
+  atexit.register(shutil.rmtree, _cache, ignore_errors=True)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+# Blocks of 16 MB and more go back to the system when they are freed, also after a test has called a
+# command's main function, which would otherwise choose for the whole process.
+os.environ.setdefault(
+  "GLIBC_TUNABLES", f"glibc.malloc.mmap_threshold={2**24}:glibc.malloc.trim_threshold={2**24}"
+)
 
 import hypothesis
 import jax
 import pytest
 
-from vsr_jax import cli, video
+from vsr_jax import cli, memory, video
 
 jax.config.update("jax_num_cpu_devices", 8)
+# Again, since a plugin of pytest may have imported JAX before this file.
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
@@ -27,6 +54,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("suite")
 
+# Bytes of a worker above which compiled programs are dropped after a test file; were they always
+# dropped, every file would compile its small operations anew.
+MAX_RESIDENT = 1.5e9
+
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -36,6 +67,17 @@ def shared() -> pathlib.Path:
   if not SHARED.is_dir():
     pytest.skip("needs the test material in ../shared, which is not part of the repository")
   return SHARED
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded_memory() -> Iterator[None]:
+  """Frees what a file's tests compiled, where that is much."""
+  yield
+  pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+  if pages * os.sysconf("SC_PAGE_SIZE") > MAX_RESIDENT:
+    jax.clear_caches()
+    gc.collect()
+    memory.release_freed_memory()
 
 
 @pytest.fixture

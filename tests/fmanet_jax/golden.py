@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -22,6 +22,8 @@ from fmanet_jax.architecture import Architecture
 from fmanet_jax.conversion import convert_released, split_networks
 from fmanet_jax.model import FMANet, Params
 from tests.parity import weights
+from tests.support.programs import jit as jit
+from tests.support.programs import relative_error as relative_error
 
 PARITY = Path(__file__).parents[1] / "parity"
 
@@ -63,11 +65,6 @@ def manifest(name: str) -> dict[str, list[int]]:
   return json.loads((PARITY / f"fmanet_{name}.manifest.json").read_text())
 
 
-def jit(function: Callable) -> Callable:
-  """`jax.jit` without LLVM's optimizations: half the time to compile, to run a program once."""
-  return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
-
-
 @functools.cache
 def state_dict(name: str) -> dict[str, np.ndarray]:
   """The fixture's weights in the released layout."""
@@ -101,10 +98,3 @@ def load(name: str) -> Golden:
 def kept(x: jax.Array) -> jax.Array:
   """The pixels of a high-resolution output [... h w c] that the fixtures keep."""
   return x[..., ::3, ::3, :]
-
-
-def relative_error(x: np.ndarray | jax.Array, reference: np.ndarray) -> float:
-  """Norm of the difference over norm of the reference."""
-  x = np.asarray(x, np.float64)
-  assert x.shape == reference.shape
-  return float(np.linalg.norm(x - reference) / np.linalg.norm(reference))

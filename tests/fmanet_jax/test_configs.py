@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 import importlib
 import pathlib
-import subprocess
-import sys
 
 import jax
 import pytest
@@ -15,6 +13,7 @@ from ml_collections import ConfigDict
 from fmanet_jax import stages, train
 from fmanet_jax.architecture import Architecture
 from fmanet_jax.model import FMANet, init_params
+from tests.support import commands
 from vsr_jax.configs.fmanet import ablations, base, demo
 from vsr_jax.configs.fmanet.as_released import degradation as released_degradation
 from vsr_jax.errors import UserError
@@ -214,8 +213,9 @@ def get_config():
 def test_a_wrong_config_is_one_line_of_the_command(config, flags, message, tmp_path):
   (tmp_path / "misspelt.py").write_text(MISSPELT)
   config = tmp_path / config if config == "misspelt.py" else f"configs/fmanet/{config}"
-  command = [sys.executable, "-m", "fmanet_jax.train", "--config", str(config)]
-  result = _run([*command, "--workdir", str(tmp_path / "run"), *flags])
+  workdir = tmp_path / "run"
+  arguments = ["--config", ROOT / config, "--workdir", workdir, *flags]
+  result = commands.run("fmanet_jax.train", *arguments, folder=tmp_path)
   assert result.returncode == 2
   assert result.stderr.startswith("error: ")
   assert result.stderr.count("\n") == 1
@@ -243,11 +243,7 @@ def test_impossible_values_are_named(change, message, tmp_path):
   assert not (tmp_path / "run").exists()
 
 
-def test_the_command_has_help():
-  result = _run([sys.executable, "-m", "fmanet_jax.train", "--help"])
+def test_the_command_has_help(tmp_path):
+  result = commands.run("fmanet_jax.train", "--help", folder=tmp_path)
   assert result.returncode == 0
   assert all(flag in result.stdout for flag in ("--config", "--workdir", "--[no]multihost"))
-
-
-def _run(command):
-  return subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT)

@@ -15,7 +15,7 @@ from fmanet_jax.architecture import Architecture
 from fmanet_jax.conversion import PREFIXES, split_networks
 from fmanet_jax.model import FMANet, learn_degradation, restore
 from tests.fmanet_jax import golden
-from tests.torch_writer import save_state_dict
+from tests.support.torch_writer import save_state_dict
 from vsr_jax.checkpoint import read_meta, restore_params
 from vsr_jax.errors import UserError
 

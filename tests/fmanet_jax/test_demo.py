@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import os
@@ -11,11 +10,9 @@ import numpy as np
 import pytest
 
 from fmanet_jax import demo, streaming
-from fmanet_jax.model import FMANet
-from tests.fmanet_jax.test_streaming import TINY, random_params
+from tests.support import fmanet
 from tests.vsr_jax.clips import moving_waves
 from vsr_jax import video
-from vsr_jax.checkpoint import export_params
 from vsr_jax.metrics import rgb_psnr
 from vsr_jax.ops.resize import resize_bicubic
 
@@ -28,7 +25,7 @@ def run(tmp_path, run_main):
 @pytest.fixture
 def weights(tmp_path):
   folder = tmp_path / "weights"
-  export_params(folder, random_params(FMANet(TINY)), {"model": dataclasses.asdict(TINY)})
+  fmanet.save(folder)
   return folder
 
 
@@ -66,9 +63,9 @@ def test_the_demonstration(run, weights, tmp_path, monkeypatch):
 
   restored, both = read(out / "restored.mp4"), read(out / "side_by_side.mp4")
   assert restored.shape == truth.shape
-  # Coded at a high quality: a few levels on average.
+  # Coded at a high quality: a few levels on average; what random weights restore is noise.
   assert np.abs(both[:, :, :64].astype(int) - bicubic).mean() < 3
-  assert np.abs(both[:, :, 64:].astype(int) - restored).mean() < 3
+  assert np.abs(both[:, :, 64:].astype(int) - restored).mean() < 6
   picture = read(out / "side_by_side.png")[0]
   assert picture.shape == (96, 192, 3)
   shown = [i for i in range(4) if (picture[:48, :64] == bicubic[i]).all()]

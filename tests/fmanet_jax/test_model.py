@@ -16,6 +16,8 @@ from fmanet_jax import window
 from fmanet_jax.architecture import Architecture
 from fmanet_jax.model import FMANet, init_params, param_shapes
 from tests.fmanet_jax import golden
+from tests.support import fmanet as support
+from tests.support.fmanet import TINY
 from tests.vsr_jax.ops.numeric import normal
 from vsr_jax.errors import UserError
 from vsr_jax.ops.convolution import convolve
@@ -23,34 +25,12 @@ from vsr_jax.ops.strips import by_strips
 from vsr_jax.ops.temporal import convolve_frames
 from vsr_jax.sharding import batch_sharding, make_mesh, replicated
 
-TINY = Architecture(
-  dim=12,
-  scale=2,
-  kernel_down=4,
-  kernel_up=3,
-  flows=2,
-  frma_blocks=1,
-  rdb_blocks=1,
-  growth=4,
-  dense_layers=1,
-  attention_blocks=1,
-  heads=2,
-)
 # Two programs with sums in another order, a dozen layers deep, outputs of order 1.
 CLOSE = {"rtol": 0, "atol": 1e-5}
 
 
-@functools.cache
 def random_params(arch: Architecture):
-  """Parameters as if initialised, drawn by NumPy to save compiling."""
-  shapes = jax.eval_shape(lambda key: fmanet.init_params(FMANet(arch), key), jax.random.key(0))
-  rng = np.random.default_rng(0)
-
-  def draw(leaf):
-    bound = 1 / np.sqrt(np.prod(leaf.shape[:-1], initial=1))
-    return rng.uniform(-bound, bound, leaf.shape).astype(np.float32)
-
-  return jax.tree.map(draw, shapes)
+  return support.load(arch)[1]
 
 
 def windows(arch: Architecture, b: int, h: int, w: int):

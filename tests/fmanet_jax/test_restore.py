@@ -16,9 +16,8 @@ import numpy as np
 import pytest
 
 from fmanet_jax import restore, streaming
-from fmanet_jax.model import FMANet
-from tests.fmanet_jax.test_streaming import TINY, random_params
-from tests.interrupts import send_when_seen
+from tests.support import fmanet
+from tests.support.interrupts import send_when_seen
 from tests.vsr_jax.clips import encode, moving_waves
 from vsr_jax import video, video_cli
 from vsr_jax.checkpoint import export_params
@@ -30,7 +29,7 @@ from vsr_jax.ops.resize import resize_bicubic
 def weights(tmp_path_factory):
   """A checkpoint of a tiny model, x2."""
   folder = tmp_path_factory.mktemp("restore") / "weights"
-  export_params(folder, random_params(FMANet(TINY)), {"model": dataclasses.asdict(TINY)})
+  fmanet.save(folder)
   return folder
 
 
@@ -238,7 +237,7 @@ def test_bad_checkpoints_are_refused(run, weights, clip, tmp_path):
     if path.is_file():
       path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
   assert_refused(run(clip, out, checkpoint=copy, code=2), "copy: damaged")
-  export_params(copy, {"net_d": {"x": np.zeros(3)}}, {"model": dataclasses.asdict(TINY)})
+  export_params(copy, {"net_d": {"x": np.zeros(3)}}, {"model": dataclasses.asdict(fmanet.SMALLEST)})
   assert_refused(run(clip, out, checkpoint=copy, code=2), "not the weights of this model")
   export_params(copy, {"vqgan": {"x": np.zeros(3)}}, {"model": {"codebook": 1024}})
   assert_refused(run(clip, out, checkpoint=copy, code=2), "not a checkpoint of FMA-Net")

@@ -14,21 +14,9 @@ from fmanet_jax import stages
 from fmanet_jax.architecture import Architecture
 from fmanet_jax.model import FMANet, init_params
 from tests.fmanet_jax import golden
+from tests.support.fmanet import TINY
 from vsr_jax import losses
 
-ARCH = Architecture(
-  dim=12,
-  scale=2,
-  kernel_down=4,
-  kernel_up=3,
-  flows=2,
-  frma_blocks=1,
-  rdb_blocks=1,
-  growth=4,
-  dense_layers=1,
-  attention_blocks=1,
-  heads=2,
-)
 OF_D = {"recon": 1.0, "hr_warp": 0.1, "flow": 1e-4, "anchor_d": 0.1}
 OF_BOTH = OF_D | {"restoration": 1.0, "lr_warp": 0.1, "anchor_r": 0.1}
 OF_FLOW = {"hr_warp", "flow", "lr_warp"}  # terms that need an image flow
@@ -53,7 +41,7 @@ def shapes(arch: Architecture, b=2, h=6, w=8):
   ("name", "weights"), [("degradation", OF_D), ("joint", OF_BOTH), ("end_to_end", OF_BOTH)]
 )
 def test_terms_of_a_stage(name, weights, dtype, filtering):
-  arch = dataclasses.replace(ARCH, filtering=filtering)
+  arch = dataclasses.replace(TINY, filtering=filtering)
   stage = stages.make_stage(name, FMANet(arch, dtype), weights, {})
   params, batch = shapes(arch)
   loss = jax.value_and_grad(lambda params, batch: stage.loss(params, batch, {}), has_aux=True)
@@ -68,28 +56,28 @@ def test_terms_of_a_stage(name, weights, dtype, filtering):
 
 @pytest.mark.slow
 def test_rematerialised_blocks_change_no_gradient():
-  params, rng = init_params(FMANet(ARCH), jax.random.key(0)), np.random.default_rng(0)
+  params, rng = init_params(FMANet(TINY), jax.random.key(0)), np.random.default_rng(0)
   scales = {jnp.dtype(jnp.uint8): 255, jnp.dtype(jnp.float32): 1}
   batch = {
     name: (scales[x.dtype] * rng.random(x.shape)).astype(x.dtype)
-    for name, x in shapes(ARCH)[1].items()
+    for name, x in shapes(TINY)[1].items()
   }
 
   def gradient(remat):
-    stage = stages.make_stage("joint", FMANet(ARCH, remat=remat), OF_BOTH, {})
+    stage = stages.make_stage("joint", FMANet(TINY, remat=remat), OF_BOTH, {})
     gradient = jax.grad(lambda params: stage.loss(params, batch, {})[0])
     return str(jax.make_jaxpr(gradient)(params)), golden.jit(gradient)(params)
 
   (plain, want), (program, got) = gradient(False), gradient(True)
-  by_net = [ARCH.rdb_blocks + ARCH.frma_blocks * (n + ARCH.attention_blocks) for n in (1, 2)]
+  by_net = [TINY.rdb_blocks + TINY.frma_blocks * (n + TINY.attention_blocks) for n in (1, 2)]
   assert (plain.count("remat2["), program.count("remat2[")) == (0, sum(by_net))
   jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), got, want)
 
 
 @pytest.mark.parametrize("name", ["degradation", "joint"])
 def test_panels(name):
-  stage = stages.make_stage(name, FMANet(ARCH), OF_BOTH, {})
-  columns = jax.eval_shape(stage.images, *shapes(ARCH))
+  stage = stages.make_stage(name, FMANet(TINY), OF_BOTH, {})
+  columns = jax.eval_shape(stage.images, *shapes(TINY))
   small, large = (2, 6, 8, 3), (2, 12, 16, 3)
   expected = {"input": small, "reconstruction": small, "output": large, "truth": large}
   if name == "degradation":
@@ -133,7 +121,7 @@ def test_schedule():
 
 def test_networks_are_trained_by_their_own_rates():
   rates = {net: stages.step_schedule(lr, ()) for net, lr in (("net_d", 1e-3), ("net_r", 1e-2))}
-  stage = stages.make_stage("joint", FMANet(ARCH), OF_BOTH, rates)
+  stage = stages.make_stage("joint", FMANet(TINY), OF_BOTH, rates)
   assert stage.optimizers.keys() == stage.schedules.keys() == rates.keys()
   for net, rate in (("net_d", 1e-3), ("net_r", 1e-2)):
     adam, weight = stage.optimizers[net], jnp.ones(3)

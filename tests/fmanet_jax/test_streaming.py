@@ -15,48 +15,20 @@ import pytest
 import skimage
 
 from fmanet_jax import streaming
-from fmanet_jax.architecture import Architecture
-from fmanet_jax.model import FMANet, init_params, learn_degradation, restore
+from fmanet_jax.model import FMANet, learn_degradation, restore
 from fmanet_jax.streaming import OVERLAP, Restorer, estimate_memory, fitting_tile, restore_frames
+from tests.support import fmanet
+from tests.support.fmanet import SMALLEST as TINY
 from vsr_jax.checkpoint import export_params
 from vsr_jax.errors import UserError
 from vsr_jax.ops.resize import resize_bicubic
 from vsr_jax.sharding import make_mesh
 from vsr_jax.tiling import tile_starts
 
-# As small as it can be: what counts here is which frames meet in a window.
-TINY = Architecture(
-  dim=6,
-  scale=2,
-  kernel_down=2,
-  kernel_up=1,
-  flows=1,
-  frma_blocks=1,
-  rdb_blocks=1,
-  growth=2,
-  dense_layers=1,
-  attention_blocks=1,
-  heads=1,
-)
-
-
-def random_params(model):
-  """As `init_params` makes them, about, without compiling anything."""
-  rng = np.random.default_rng(0)
-
-  def fill(x):
-    bound = 1 / np.sqrt(np.prod(x.shape[:-1]))  # 1 for vectors
-    return jnp.asarray(
-      rng.uniform(-bound, bound, x.shape) if x.ndim > 1 else np.ones(x.shape), x.dtype
-    )
-
-  return jax.tree.map(fill, jax.eval_shape(lambda: init_params(model, jax.random.key(0))))
-
 
 @functools.cache
 def tiny(frames=3):
-  model = FMANet(dataclasses.replace(TINY, dim=6 if frames < 5 else 5, frames=frames))
-  return model, random_params(model)
+  return fmanet.load(dataclasses.replace(TINY, dim=6 if frames < 5 else 5, frames=frames))
 
 
 @functools.cache
@@ -229,8 +201,9 @@ def natural_clip(count=2, height=96, width=96):
 
 
 def of_random_weights():
-  model = FMANet(dataclasses.replace(TINY, dim=12, scale=4, kernel_down=4, heads=2, frma_blocks=2))
-  return model, random_params(model)
+  return fmanet.load(
+    dataclasses.replace(TINY, dim=12, scale=4, kernel_down=4, heads=2, frma_blocks=2)
+  )
 
 
 def of_demo_weights():
@@ -272,8 +245,7 @@ def test_tiles_show_no_seams(make):
   ],
 )
 def test_the_estimated_memory_is_about_what_xla_takes(arch):
-  model = FMANet(arch)
-  params = random_params(model)
+  model, params = fmanet.load(arch)
   restorer = Restorer(model, params)
   h, w = 48, 64
   _, (group, first) = restorer._shapes(h, w)

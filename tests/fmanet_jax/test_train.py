@@ -15,7 +15,6 @@ import time
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from fmanet_jax import train
 from tests.data_prep.helpers import write_clip_set, write_flow
@@ -37,6 +36,7 @@ SMALL = {
   "model.flows": 2,
   "model.frma_blocks": 1,
   "model.rdb_blocks": 1,
+  "model.attention_blocks": 1,
   "model.growth": 2,
   "model.dense_layers": 1,
   "model.heads": 1,
@@ -48,19 +48,6 @@ SMALL = {
   "train.evaluate_every": 2,
   "train.evaluate_windows": 8,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_quickly(tmp_path_factory):
-  """Runs of one stage share their compiled programs, which need not be fast for their few steps."""
-  before = jax.config.jax_compilation_cache_dir
-  jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
-  jax.config.update("jax_disable_most_optimizations", True)
-  compilation_cache.reset_cache()
-  yield
-  jax.config.update("jax_compilation_cache_dir", before)
-  jax.config.update("jax_disable_most_optimizations", False)
-  compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")

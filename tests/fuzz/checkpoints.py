@@ -18,7 +18,7 @@ from fmanet_jax import convert, streaming
 from tests.fmanet_jax import golden
 from tests.fuzz.mutate import mutate
 from tests.fuzz.runner import DONE, Case, run_case
-from tests.torch_writer import save_state_dict
+from tests.support.torch_writer import save_state_dict
 from vsr_jax import torch_files
 from vsr_jax.checkpoint import read_meta, restore_params
 

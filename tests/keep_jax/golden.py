@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.parity import weights
+from tests.support.programs import jit as jit
+from tests.support.programs import relative_error as relative_error
 from vsr_jax.conversion import Rule, convert
 
 PARITY = Path(__file__).parents[1] / "parity"
@@ -62,11 +63,6 @@ def channels_first(x: np.ndarray | jax.Array) -> np.ndarray:
   return np.moveaxis(np.asarray(x), -1, -3)
 
 
-def jit(function: Callable) -> Callable:
-  """`jax.jit` without LLVM's optimizations: half the time to compile, to run a program once."""
-  return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
-
-
 def apply(net: nn.Module, rules: list[Rule], unit: str, *args: Any) -> Any:
   """A network's output with the fixture's weights of a unit."""
   args = jax.tree.map(jnp.asarray, args)
@@ -78,10 +74,3 @@ def apply(net: nn.Module, rules: list[Rule], unit: str, *args: Any) -> Any:
 def kept(x: jax.Array) -> np.ndarray:
   """The pixels of an output image [... h w c] that the fixtures keep, [... c h w]."""
   return channels_first(x)[..., ::3, ::3]
-
-
-def relative_error(x: np.ndarray | jax.Array, reference: np.ndarray) -> float:
-  """Norm of the difference over norm of the reference."""
-  x = np.asarray(x, np.float64)
-  assert x.shape == reference.shape
-  return float(np.linalg.norm(x - reference) / np.linalg.norm(reference))

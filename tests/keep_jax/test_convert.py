@@ -16,7 +16,7 @@ from keep_jax import convert, streaming
 from keep_jax.conversion import CODEFORMER, RENAMED, convert_released
 from keep_jax.model import KEEP, Architecture, init_params
 from tests.keep_jax import golden
-from tests.torch_writer import save_state_dict
+from tests.support.torch_writer import save_state_dict
 from vsr_jax.checkpoint import read_meta, restore_params
 from vsr_jax.errors import UserError
 from vsr_jax.flow import gmflow_conversion, released

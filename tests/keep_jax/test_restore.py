@@ -20,7 +20,7 @@ import skimage.data
 from keep_jax import convert, restore, show, streaming
 from keep_jax.faces import Face, RestoredFrame, find_faces, restore_faces, unchanged
 from tests.keep_jax import golden, tiny
-from tests.torch_writer import save_state_dict
+from tests.support.torch_writer import save_state_dict
 from tests.vsr_jax.clips import encode, moving_waves
 from vsr_jax import metrics, video
 from vsr_jax.faces import align

@@ -15,8 +15,8 @@ import pytest
 import skimage.data
 
 from keep_jax import restore
-from tests.interrupts import send_when_seen
 from tests.keep_jax import tiny
+from tests.support.interrupts import send_when_seen
 from tests.vsr_jax.clips import encode, moving_waves
 from vsr_jax import video_cli
 from vsr_jax.checkpoint import export_params

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import zlib
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ import numpy as np
 from keep_jax.architecture import Architecture
 from keep_jax.model import KEEP, Params, init_params
 from tests.keep_jax import golden
+from tests.support.programs import random_params
 from vsr_jax.checkpoint import export_params
 
 ARCH = Architecture(
@@ -41,24 +41,9 @@ ARCH = Architecture(
 
 @functools.cache
 def load(arch: Architecture = ARCH) -> tuple[KEEP, Params]:
-  """A model and parameters in which nothing is zero: CFT and CFA do something.
-
-  By NumPy: the initialisers take far longer to compile than the model to run. The same leaf is the
-  same in every architecture.
-  """
+  """A model and parameters in which nothing is zero: CFT and CFA do something."""
   model = KEEP(arch)
-  shapes = jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
-
-  def value(path, leaf):
-    name = "/".join(str(entry.key) for entry in path)
-    noise = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(leaf.shape)
-    if leaf.ndim > 1:
-      noise /= np.sqrt(np.prod(leaf.shape[:-1]))
-    else:
-      noise = 0.1 * noise + name.endswith("scale")
-    return jnp.asarray(noise, leaf.dtype)
-
-  return model, jax.tree_util.tree_map_with_path(value, shapes)
+  return model, random_params(functools.partial(init_params, model))
 
 
 def save(folder) -> None:

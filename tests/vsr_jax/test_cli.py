@@ -13,7 +13,7 @@ import warnings
 
 import pytest
 
-from tests.interrupts import send_when_seen
+from tests.support.interrupts import send_when_seen
 from tests.test_house import house_files
 from vsr_jax import cli
 

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests import hostile_weights
-from tests.torch_writer import save_state_dict
+from tests.support import hostile_weights
+from tests.support.torch_writer import save_state_dict
 from vsr_jax.errors import UserError
 from vsr_jax.torch_files import load, unwrap
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from tests.parity import weights
-from tests.torch_writer import save_state_dict
+from tests.support.torch_writer import save_state_dict
 from vsr_jax.errors import UserError
 from vsr_jax.faces import parsenet
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.support.programs import jit
 from vsr_jax.flow import gmflow, pwcnet, raft, spynet
 from vsr_jax.flow.estimators import ESTIMATORS
 
@@ -21,11 +22,6 @@ WHOLE = {
   "raft_small": functools.partial(raft.raft, raft.SMALL),
   "raft_large": functools.partial(raft.raft, raft.LARGE),
 }
-
-
-def jit(function):
-  """`jax.jit` without LLVM's optimizations: less time to compile what runs only once."""
-  return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def video() -> jax.Array:

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from tests.parity import weights
-from tests.torch_writer import save_state_dict
+from tests.support.programs import jit
+from tests.support.torch_writer import save_state_dict
 from vsr_jax.conversion import Rule, convert, to_state_dict
 from vsr_jax.errors import UserError
 from vsr_jax.flow import gmflow, gmflow_conversion
@@ -24,11 +25,6 @@ from vsr_jax.ops import attention
 
 PARITY = Path(__file__).parents[2] / "parity"
 MANIFEST = PARITY / "gmflow.manifest.json"
-
-
-def jit(function, **kwargs):
-  """`jax.jit` without LLVM's optimizations: less time to compile what runs only once."""
-  return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0}, **kwargs)
 
 
 run = jit(gmflow.gmflow, static_argnums=3)

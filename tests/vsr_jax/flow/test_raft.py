@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from tests.parity import weights
-from tests.torch_writer import save_state_dict
+from tests.support.torch_writer import save_state_dict
 from vsr_jax.errors import UserError
 from vsr_jax.flow import common, raft, raft_conversion
 

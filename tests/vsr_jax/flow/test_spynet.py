@@ -18,7 +18,7 @@ import pytest
 import scipy.ndimage
 
 from tests.parity import weights
-from tests.torch_writer import save_state_dict
+from tests.support.torch_writer import save_state_dict
 from vsr_jax.errors import UserError
 from vsr_jax.flow import raft, raft_conversion, spynet, spynet_conversion
 from vsr_jax.ops.warp import backward_warp

@@ -1,0 +1,49 @@
+"""Programs and numbers: compiled for one run, random parameters, how far results are apart."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def jit(function: Callable, **options: Any) -> Callable:
+  """`jax.jit` without LLVM's optimisations: half the time to compile, to run a program once.
+
+  `make test` compiles all programs so, `make test-full` these.
+  """
+  return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0}, **options)
+
+
+def random_params(init: Callable[[jax.Array], Any]) -> Any:
+  """Parameters in which nothing is zero, with outputs of about the size of the inputs.
+
+  By NumPy: initialisers take far longer to compile than a small model to run. A leaf's values
+  follow from its name and shape, so that the same one is the same in every architecture.
+
+  Args:
+    init: makes the parameters of a key; it is only asked for their shapes.
+  """
+  shapes = jax.eval_shape(init, jax.random.key(0))
+  return jax.tree_util.tree_map_with_path(_random_leaf, shapes)
+
+
+def _random_leaf(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+  name = "/".join(str(entry.key) for entry in path)
+  noise = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(leaf.shape)
+  if leaf.ndim > 1:
+    noise /= np.sqrt(np.prod(leaf.shape[:-1]))
+  else:
+    noise = 0.1 * noise + name.endswith("scale")
+  return jnp.asarray(noise, leaf.dtype)
+
+
+def relative_error(x: np.ndarray | jax.Array, reference: np.ndarray) -> float:
+  """Norm of the difference over norm of the reference."""
+  x = np.asarray(x, np.float64)
+  assert x.shape == reference.shape
+  return float(np.linalg.norm(x - reference) / np.linalg.norm(reference))
