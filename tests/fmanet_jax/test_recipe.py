@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pathlib
 import re
 
 import pytest
@@ -117,3 +118,14 @@ def test_a_run_ends_with_what_was_written_and_the_next_command(capsys):
   assert "next: python -m fmanet_jax.restore INPUT OUTPUT --checkpoint runs/j" in (
     capsys.readouterr().out
   )
+
+
+def test_a_recipe_that_is_not_here_is_that_of_the_package(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  found = str(recipe.PACKAGED / "configs/fmanet/demo.py:joint")
+  assert pathlib.Path(found.removesuffix(":joint")).is_file()
+  here = "configs/fmanet/demo.py:joint"
+  assert recipe.find_packaged(["--config", here]) == ["--config", found]
+  assert recipe.find_packaged([f"--config={here}"]) == [f"--config={found}"]
+  same = ["--config", "own.py", "--workdir=configs/x", "--config.data.root", "configs/y"]
+  assert recipe.find_packaged(same) == same
