@@ -12,6 +12,8 @@ from collections.abc import Mapping
 import ml_collections
 import pytest
 
+from tests import conftest
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 # What a package may import of ours besides itself, and what its entry points may import on top.
@@ -190,6 +192,10 @@ def test_the_definition_of_fma_net_stays_plain():
 def test_commands_in_the_docs_exist():
   for path, text in house_files("*.md").items():
     assert missing_commands(text) == [], path
+
+
+def test_the_longest_test_files_exist():
+  assert [path for path in conftest.LONGEST if not (ROOT / path).is_file()] == []
 
 
 def test_the_version_is_the_same_everywhere():

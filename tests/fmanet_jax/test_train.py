@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -46,6 +47,7 @@ SMALL = {
   "train.log_every": 1,
   "train.image_every": 2,
   "train.evaluate_every": 2,
+  "train.checkpoint_every": 2,
   "train.evaluate_windows": 8,
 }
 
@@ -81,15 +83,15 @@ def params_of(workdir):
 
 @pytest.fixture(scope="module")
 def runs(clip_set, tmp_path_factory):
-  """Of each stage, a run of four steps and one that was stopped after two and taken up again."""
+  """Of each stage, a run of four steps, and one that was taken up again after two of them."""
   root = tmp_path_factory.mktemp("runs")
   found = {}
   for stage in ("degradation", "joint"):
     whole, halves = root / f"{stage}_whole", root / f"{stage}_halves"
     start = {} if stage == "degradation" else {"init_from": str(root / "degradation_whole")}
     train.train(recipe(stage, clip_set, 4, **start), str(whole))
-    # Boundaries are steps, so that a shorter run has the same rates.
-    train.train(recipe(stage, clip_set, 2, **start), str(halves))
+    shutil.copytree(whole, halves)
+    shutil.rmtree(halves / "checkpoints" / "4")  # as if killed while step 4 was saved
     train.train(recipe(stage, clip_set, 4, **start), str(halves))
     found[stage] = whole, halves
   return found

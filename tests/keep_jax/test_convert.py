@@ -21,6 +21,8 @@ from vsr_jax.checkpoint import read_meta, restore_params
 from vsr_jax.errors import UserError
 from vsr_jax.flow import gmflow_conversion, released
 
+pytestmark = pytest.mark.usefixtures("shapes_once")
+
 ASIAN = Architecture(cft=(32, 64, 128, 256))
 
 

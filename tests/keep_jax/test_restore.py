@@ -27,6 +27,8 @@ from vsr_jax.faces import align
 from vsr_jax.faces.detector import make_detector
 from vsr_jax.faces.tracks import Track
 
+pytestmark = pytest.mark.usefixtures("shared_restorers")
+
 PHOTO = skimage.data.astronaut()[:280, 60:400]  # 280x340, the face in the middle
 
 
