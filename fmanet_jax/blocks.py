@@ -18,7 +18,7 @@ from fmanet_jax.architecture import DenseSpec
 from vsr_jax.layers import Conv, ConvWeights, bias_by_fan_in, uniform_by_fan_in
 from vsr_jax.ops.activations import leaky_relu
 from vsr_jax.ops.attention import channel_attention
-from vsr_jax.ops.channels import like_channels
+from vsr_jax.ops.channels import broadcast_channels
 from vsr_jax.ops.convolution import convolve_concatenated
 from vsr_jax.ops.dense import dense_block
 from vsr_jax.ops.depthwise import pointwise_depthwise
@@ -98,7 +98,7 @@ class Fuse(nn.Module):
     kernel = self.param("kernel", uniform_by_fan_in, (1, 1, inputs, self.features))
     y = convolve_concatenated([x.astype(self.dtype) for x in arrays], kernel)
     if self.use_bias:
-      y += like_channels(self.param("bias", bias_by_fan_in(inputs), (self.features,)), y)
+      y += broadcast_channels(self.param("bias", bias_by_fan_in(inputs), (self.features,)), y)
     return y
 
 
@@ -139,9 +139,9 @@ class LayerNorm(nn.Module):
     centred = x - mean
     inverse = lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-5)
     y = (centred if self.with_bias else x) * inverse
-    y *= like_channels(self.param("scale", nn.initializers.ones, (c,)), y)
+    y *= broadcast_channels(self.param("scale", nn.initializers.ones, (c,)), y)
     if self.with_bias:
-      y += like_channels(self.param("bias", nn.initializers.zeros, (c,)), y)
+      y += broadcast_channels(self.param("bias", nn.initializers.zeros, (c,)), y)
     return y.astype(dtype)
 
 
@@ -173,7 +173,7 @@ class ChannelAttention(nn.Module):
     kernel = self.param("project_kernel", uniform_by_fan_in, (1, 1, c, c))
     y = channel_attention(q, k, v, temperature, kernel[0, 0]).reshape(b, h, w, c)
     if self.use_bias:
-      y += like_channels(self.param("project_bias", bias_by_fan_in(c), (c,)), y)
+      y += broadcast_channels(self.param("project_bias", bias_by_fan_in(c), (c,)), y)
     return y
 
 

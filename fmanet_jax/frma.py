@@ -26,7 +26,7 @@ from fmanet_jax.blocks import (
 from fmanet_jax.filtering import warp_features
 from vsr_jax.layers import Conv, bias_by_fan_in, uniform_by_fan_in
 from vsr_jax.ops.activations import leaky_relu
-from vsr_jax.ops.channels import like_channels
+from vsr_jax.ops.channels import broadcast_channels
 from vsr_jax.ops.convolution import convolve
 
 Query = Callable[[jax.Array, jax.Array], jax.Array]
@@ -63,7 +63,7 @@ class FlowUpdate(nn.Module):
     y = convolve(by_frame.astype(self.dtype), kernel[:, :, c:])
     y += convolve(centre.astype(self.dtype), kernel[:, :, :c])[:, None]
     if self.use_bias:
-      y += like_channels(self.param("conv1_bias", bias_by_fan_in(9 * inputs), (hidden,)), y)
+      y += broadcast_channels(self.param("conv1_bias", bias_by_fan_in(9 * inputs), (hidden,)), y)
     return Conv(hidden, 3, self.use_bias, self.dtype, name="conv2")(leaky_relu(y))
 
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from fmanet_jax.architecture import RELEASED, Architecture
 from fmanet_jax.filtering import flow_guided_downsample, warp_images
 from fmanet_jax.networks import ByBlock, NetD, NetR
-from vsr_jax.ops.dynamic_filter import dynamic_upsample
+from vsr_jax.ops.dynamic_filter import normalise_and_upsample
 from vsr_jax.trees import repeat_blocks
 
 Params = dict[str, dict]
@@ -187,8 +187,7 @@ def restore(
 ) -> Restoration:
   """Net^R on a blurry LR window X [b t h w 3], given Net^D's F^M, f^M and K^D for it.
 
-  FGDF with upsampling (Eq. 6): Y_c = Y_r + W(X, f^X) filtered by K^R, which `dynamic_upsample`
-  normalises.
+  FGDF with upsampling (Eq. 6): Y_c = Y_r + W(X, f^X) filtered by K^R.
   """
   features = model.r(params, "encode", blurry, degradation.features[-1])
   kernel_features = model.r(params, "kernel_features", degradation.kernels)
@@ -198,7 +197,7 @@ def restore(
   kernels = model.r(params, "kernels", aligned[-1])
   residual = model.r(params, "residual", aligned[-1]).astype(jnp.float32)
   return Restoration(
-    output=dynamic_upsample(warped, kernels, model.arch.scale) + residual,
+    output=normalise_and_upsample(warped, kernels, model.arch.scale) + residual,
     warped=warped,
     anchors=model.r(params, "anchors", features[-1]),
     features=features,

@@ -24,7 +24,7 @@ from fmanet_jax.frma import (
 )
 from vsr_jax.layers import Conv, bias_by_fan_in, uniform_by_fan_in
 from vsr_jax.ops.activations import leaky_relu
-from vsr_jax.ops.channels import like_channels
+from vsr_jax.ops.channels import broadcast_channels
 from vsr_jax.ops.temporal import convolve_frames
 
 QUERIES = {"centre": centre_query, "self": self_query}
@@ -64,7 +64,7 @@ class TemporalConv(nn.Module):
     kernel = self.param("kernel", uniform_by_fan_in, (3, 3, 3, c, self.features))
     y = convolve_frames(x.astype(self.dtype), kernel)
     if self.use_bias:
-      y += like_channels(self.param("bias", bias_by_fan_in(27 * c), (self.features,)), y)
+      y += broadcast_channels(self.param("bias", bias_by_fan_in(27 * c), (self.features,)), y)
     return y
 
 

@@ -1,9 +1,9 @@
 """FMA-Net for inference: features once per frame, windows from features, in bounded memory.
 
 The results equal model.py's but for rounding, with the same parameters. Four things differ. The
-features of a window's frames are separate arrays, never stacked. `after` keeps XLA's CPU backend
-from computing, and then holding, what is needed much later. The full-resolution end runs in strips
-of rows. And two consecutive convolutions are folded into one (`fold_kernels`).
+features of a window's frames are separate arrays, never stacked. `delay_until` keeps XLA's CPU
+backend from computing, and then holding, what is needed much later. The full-resolution end runs in
+strips of rows. And two consecutive convolutions are folded into one (`fold_kernels`).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from fmanet_jax.model import FMANet, Params, warp_to_centre
 from fmanet_jax.networks import NetR, split_time
 from vsr_jax.layers import Conv
 from vsr_jax.ops.activations import leaky_relu
-from vsr_jax.ops.channels import like_channels
+from vsr_jax.ops.channels import broadcast_channels
 from vsr_jax.ops.convolution import convolve
-from vsr_jax.ops.devices import after, parts_of
-from vsr_jax.ops.dynamic_filter import dynamic_upsample
+from vsr_jax.ops.devices import delay_until, parts_of
+from vsr_jax.ops.dynamic_filter import normalise_and_upsample
 from vsr_jax.ops.strips import by_strips
 from vsr_jax.ops.temporal import convolve_frames
 
@@ -166,22 +166,22 @@ def _refine(
   if flow_mask is None:
     flow_mask = _update_flow(block.flow_update, centre, features)
   else:
-    features = after(features, flow_mask if aligned is None else aligned)
+    features = delay_until(features, flow_mask if aligned is None else aligned)
     by_frame = [
       jnp.concatenate([flow_mask[:, i], warp_features(x, flow_mask[:, i])], axis=-1)
       for i, x in enumerate(features)
     ]
-    flow_mask += _update_flow(block.flow_update, after(centre, by_frame[-1]), by_frame)
+    flow_mask += _update_flow(block.flow_update, delay_until(centre, by_frame[-1]), by_frame)
   warped = [warp_features(x, flow_mask[:, i]) for i, x in enumerate(features)]
   aligned = block.fuse(warped if aligned is None else [aligned, *warped])
   if kernel_features is not None:
-    # `after` makes the frames wait for each other, so that the dense block's intermediate results
-    # are held for one frame at a time; `aligned` is only what the first frame waits for.
+    # `delay_until` makes the frames wait for each other, so that the dense block's intermediate
+    # results are held for one frame at a time; `aligned` is only what the first frame waits for.
     refined = [aligned]
     for i in range(kernel_features.shape[1]):
-      refined.append(block.kernel_dense(after(kernel_features[:, i], refined[-1])))
+      refined.append(block.kernel_dense(delay_until(kernel_features[:, i], refined[-1])))
     kernel_features = block.kernel_fuse(refined[1:])
-    aligned = after(aligned, kernel_features)
+    aligned = delay_until(aligned, kernel_features)
   for attention in block.attention:
     aligned = _attend(attention, aligned, centre, kernel_features)
   return aligned, flow_mask
@@ -194,7 +194,7 @@ def _update_flow(update: FlowUpdate, centre: jax.Array, by_frame: Sequence[jax.A
   y = jnp.stack([convolve(x.astype(dtype), kernel[:, :, c:]) for x in by_frame], axis=1)
   y += convolve(centre.astype(dtype), kernel[:, :, :c])[:, None]
   if update.use_bias:
-    y += like_channels(params["conv1_bias"], y)
+    y += broadcast_channels(params["conv1_bias"], y)
   conv2 = Conv(kernel.shape[-1], 3, update.use_bias, dtype)
   return conv2.apply({"params": params["conv2"]}, leaky_relu(y))
 
@@ -202,9 +202,9 @@ def _update_flow(update: FlowUpdate, centre: jax.Array, by_frame: Sequence[jax.A
 def _attend(
   block: MultiAttention, x: jax.Array, centre: jax.Array, kernel_features: jax.Array | None
 ) -> jax.Array:
-  """`MultiAttention.__call__`; `after` delays the queries until the block's input is there."""
-  x = block.attend(x, after(centre, x))
-  return x if kernel_features is None else block.modulation(x, after(kernel_features, x))
+  """`MultiAttention.__call__`; the queries are delayed until the block's input is there."""
+  x = block.attend(x, delay_until(centre, x))
+  return x if kernel_features is None else block.modulation(x, delay_until(kernel_features, x))
 
 
 def _upsample(model: FMANet, params: Params, aligned: jax.Array, warped: jax.Array) -> jax.Array:
@@ -217,7 +217,7 @@ def _upsample(model: FMANet, params: Params, aligned: jax.Array, warped: jax.Arr
   strips = -(-4 * (b // parts_of(b)) * h * w * dim * scale**2 // _STRIP_BYTES)
 
   def filtered(aligned, warped):
-    return dynamic_upsample(warped, model.r(params, "kernels", aligned), scale)
+    return normalise_and_upsample(warped, model.r(params, "kernels", aligned), scale)
 
   output = by_strips(
     filtered,
