@@ -58,13 +58,13 @@ class DenseBlock(nn.Module):
   1x1 convolution and added to the input.
   """
 
-  spec: DenseSpec
+  dense_spec: DenseSpec
   use_bias: bool = False
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    c, g, n = x.shape[-1], self.spec.growth, self.spec.layers
+    c, g, n = x.shape[-1], self.dense_spec.growth, self.dense_spec.layers
     widths = [c + g * i for i in range(n + 1)]
     kernels = [
       self.param(f"layer_{i}_kernel", uniform_by_fan_in, (3, 3, width, g))
@@ -106,7 +106,7 @@ class ResidualInResidualDenseBlock(nn.Module):
   """The RRDB encoder body: a chain of RDBs, all their outputs fused, plus the input."""
 
   blocks: int
-  dense: DenseSpec
+  dense_spec: DenseSpec
   use_bias: bool = False
   dtype: jnp.dtype = jnp.float32
   remat: bool = False
@@ -117,13 +117,13 @@ class ResidualInResidualDenseBlock(nn.Module):
     block = rematerialised(DenseBlock, self.remat)
     y, outputs = x, []
     for i in range(self.blocks):
-      y = block(self.dense, self.use_bias, self.dtype, name=f"rdb_{i}")(y)
+      y = block(self.dense_spec, self.use_bias, self.dtype, name=f"rdb_{i}")(y)
       outputs.append(y)
     y = Fuse(c, self.use_bias, self.dtype, name="fuse1")(outputs)
     return x + Conv(c, 3, self.use_bias, self.dtype, name="fuse2")(y)
 
 
-class LayerNorm(nn.Module):
+class RestormerLayerNorm(nn.Module):
   """Restormer's layer norm over channels, epsilon 1e-5, biased variance.
 
   Without a bias (BiasFree) the mean is not subtracted, yet the variance is taken about the mean.
@@ -177,7 +177,7 @@ class ChannelAttention(nn.Module):
     return y
 
 
-class GatedFeedForward(nn.Module):
+class GDFN(nn.Module):
   """Gated-dconv feed-forward network (GDFN of Restormer, Sec. 3.2), [b h w c] -> [b h w c]."""
 
   hidden: int
