@@ -15,7 +15,7 @@ import jax
 from benchmarks import workload
 from benchmarks.restoration import VERSIONS, device_memory, device_name, load
 from fmanet_jax.model import init_params
-from fmanet_jax.train import make_stage
+from fmanet_jax.train import stage_from_config
 from vsr_jax import cli
 from vsr_jax.configs.fmanet import joint
 from vsr_jax.memory import release_freed_memory
@@ -30,7 +30,7 @@ def time_steps(args: argparse.Namespace) -> dict[str, Any]:
   keep_freed_memory()
   model, params = load(args.model)
   arch = model.arch
-  stage = make_stage(model, joint.get_config())
+  stage = stage_from_config(model, joint.get_config())
   mesh = make_mesh(devices=jax.devices()[:1])
   init = functools.partial(init_params, model)
   shapes = abstract_state(stage, init, mesh)

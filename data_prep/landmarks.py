@@ -168,7 +168,7 @@ def clip_landmarks(
   followed = tracks.follow(found, sigma=sigma)
   if not followed:
     return None, rate
-  return spread(tracks.choose(followed, "largest", height, width), len(found)), rate
+  return spread(tracks.choose_parts(followed, "largest", height, width), len(found)), rate
 
 
 @contextlib.contextmanager

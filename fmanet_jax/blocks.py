@@ -18,7 +18,7 @@ from fmanet_jax.architecture import DenseSpec
 from vsr_jax.layers import Conv, ConvWeights, bias_by_fan_in, uniform_by_fan_in
 from vsr_jax.ops.activations import leaky_relu
 from vsr_jax.ops.attention import channel_attention
-from vsr_jax.ops.channels import like_channels
+from vsr_jax.ops.channels import broadcast_channels
 from vsr_jax.ops.convolution import convolve_concatenated
 from vsr_jax.ops.dense import dense_block
 from vsr_jax.ops.depthwise import pointwise_depthwise
@@ -58,13 +58,13 @@ class DenseBlock(nn.Module):
   1x1 convolution and added to the input.
   """
 
-  spec: DenseSpec
+  dense_spec: DenseSpec
   use_bias: bool = False
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    c, g, n = x.shape[-1], self.spec.growth, self.spec.layers
+    c, g, n = x.shape[-1], self.dense_spec.growth, self.dense_spec.layers
     widths = [c + g * i for i in range(n + 1)]
     kernels = [
       self.param(f"layer_{i}_kernel", uniform_by_fan_in, (3, 3, width, g))
@@ -98,7 +98,7 @@ class Fuse(nn.Module):
     kernel = self.param("kernel", uniform_by_fan_in, (1, 1, inputs, self.features))
     y = convolve_concatenated([x.astype(self.dtype) for x in arrays], kernel)
     if self.use_bias:
-      y += like_channels(self.param("bias", bias_by_fan_in(inputs), (self.features,)), y)
+      y += broadcast_channels(self.param("bias", bias_by_fan_in(inputs), (self.features,)), y)
     return y
 
 
@@ -106,7 +106,7 @@ class ResidualInResidualDenseBlock(nn.Module):
   """The RRDB encoder body: a chain of RDBs, all their outputs fused, plus the input."""
 
   blocks: int
-  dense: DenseSpec
+  dense_spec: DenseSpec
   use_bias: bool = False
   dtype: jnp.dtype = jnp.float32
   remat: bool = False
@@ -117,13 +117,13 @@ class ResidualInResidualDenseBlock(nn.Module):
     block = rematerialised(DenseBlock, self.remat)
     y, outputs = x, []
     for i in range(self.blocks):
-      y = block(self.dense, self.use_bias, self.dtype, name=f"rdb_{i}")(y)
+      y = block(self.dense_spec, self.use_bias, self.dtype, name=f"rdb_{i}")(y)
       outputs.append(y)
     y = Fuse(c, self.use_bias, self.dtype, name="fuse1")(outputs)
     return x + Conv(c, 3, self.use_bias, self.dtype, name="fuse2")(y)
 
 
-class LayerNorm(nn.Module):
+class RestormerLayerNorm(nn.Module):
   """Restormer's layer norm over channels, epsilon 1e-5, biased variance.
 
   Without a bias (BiasFree) the mean is not subtracted, yet the variance is taken about the mean.
@@ -139,9 +139,9 @@ class LayerNorm(nn.Module):
     centred = x - mean
     inverse = lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-5)
     y = (centred if self.with_bias else x) * inverse
-    y *= like_channels(self.param("scale", nn.initializers.ones, (c,)), y)
+    y *= broadcast_channels(self.param("scale", nn.initializers.ones, (c,)), y)
     if self.with_bias:
-      y += like_channels(self.param("bias", nn.initializers.zeros, (c,)), y)
+      y += broadcast_channels(self.param("bias", nn.initializers.zeros, (c,)), y)
     return y.astype(dtype)
 
 
@@ -173,11 +173,11 @@ class ChannelAttention(nn.Module):
     kernel = self.param("project_kernel", uniform_by_fan_in, (1, 1, c, c))
     y = channel_attention(q, k, v, temperature, kernel[0, 0]).reshape(b, h, w, c)
     if self.use_bias:
-      y += like_channels(self.param("project_bias", bias_by_fan_in(c), (c,)), y)
+      y += broadcast_channels(self.param("project_bias", bias_by_fan_in(c), (c,)), y)
     return y
 
 
-class GatedFeedForward(nn.Module):
+class GDFN(nn.Module):
   """Gated-dconv feed-forward network (GDFN of Restormer, Sec. 3.2), [b h w c] -> [b h w c]."""
 
   hidden: int

@@ -67,7 +67,7 @@ def _frames_first(frames: int) -> Transform:
 
 
 def _taps_first(taps: int, subpixels: int, transform: Transform) -> Transform:
-  """Outputs ordered (sub-pixel, tap) -> (tap, sub-pixel), as `dynamic_upsample` reads them."""
+  """Outputs ordered (sub-pixel, tap) -> (tap, sub-pixel), as dynamic upsampling reads them."""
 
   def apply(x: np.ndarray) -> np.ndarray:
     grouped = x.reshape(subpixels, taps, *x.shape[1:]).swapaxes(0, 1)

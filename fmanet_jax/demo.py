@@ -63,7 +63,7 @@ def main() -> None:
   table = ScoreTable(
     "FMA-Net", {"data": CLIP.name, "checkpoint": args.checkpoint, "left_out_at_each_end": 0}
   )
-  picture = restore(restorer, args.out, table)
+  picture = restore_clip(restorer, args.out, table)
   write_image(args.out / "side_by_side.png", side_by_side(picture.images))
   table.complete = True
   score_table.write(args.out, table)
@@ -72,7 +72,7 @@ def main() -> None:
   print("side_by_side.png (bicubic | restored | truth), metrics.json and metrics.md")
 
 
-def restore(restorer: streaming.Restorer, out: pathlib.Path, table: ScoreTable) -> Picture:
+def restore_clip(restorer: streaming.Restorer, out: pathlib.Path, table: ScoreTable) -> Picture:
   """Restores and scores the clip, writes both videos and finds the frame to show."""
   scale = restorer.model.arch.scale
   bicubic, restored, picture = ClipScore(), ClipScore(), Picture()

@@ -69,7 +69,7 @@ def main() -> None:
     if args.save_frames:
       _prepare_saving(args, chosen)
     restorer = streaming.Restorer(model, params)
-    outputs_of = functools.partial(restored, restorer, args.save_frames)
+    outputs_of = functools.partial(restore_and_save, restorer, args.save_frames)
   setting = {
     "data": str(args.data),
     "checkpoint": args.checkpoint,
@@ -161,7 +161,9 @@ def score_clip(
   return bicubic.score, restored.score
 
 
-def restored(restorer: streaming.Restorer, folder: pathlib.Path | None, clip: Clip) -> Outputs:
+def restore_and_save(
+  restorer: streaming.Restorer, folder: pathlib.Path | None, clip: Clip
+) -> Outputs:
   """Restores a clip as a stream, and saves all its frames in FOLDER/CLIP if a folder is given."""
   with contextlib.ExitStack() as stack:
     writer = None

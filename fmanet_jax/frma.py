@@ -16,17 +16,17 @@ import jax.numpy as jnp
 
 from fmanet_jax.architecture import AttentionSpec, DenseSpec
 from fmanet_jax.blocks import (
+  GDFN,
   ChannelAttention,
   DenseBlock,
   Fuse,
-  GatedFeedForward,
-  LayerNorm,
+  RestormerLayerNorm,
   rematerialised,
 )
 from fmanet_jax.filtering import warp_features
 from vsr_jax.layers import Conv, bias_by_fan_in, uniform_by_fan_in
 from vsr_jax.ops.activations import leaky_relu
-from vsr_jax.ops.channels import like_channels
+from vsr_jax.ops.channels import broadcast_channels
 from vsr_jax.ops.convolution import convolve
 
 Query = Callable[[jax.Array, jax.Array], jax.Array]
@@ -63,27 +63,27 @@ class FlowUpdate(nn.Module):
     y = convolve(by_frame.astype(self.dtype), kernel[:, :, c:])
     y += convolve(centre.astype(self.dtype), kernel[:, :, :c])[:, None]
     if self.use_bias:
-      y += like_channels(self.param("conv1_bias", bias_by_fan_in(9 * inputs), (hidden,)), y)
+      y += broadcast_channels(self.param("conv1_bias", bias_by_fan_in(9 * inputs), (hidden,)), y)
     return Conv(hidden, 3, self.use_bias, self.dtype, name="conv2")(leaky_relu(y))
 
 
 class DegradationAttention(nn.Module):
-  """Degradation-aware (DA) attention (Fig. 4b): queries from kernel features k^D, then a GDFN.
+  """Degradation-aware (DA) attention (Fig. 4b): queries from kernel features k^{D,i}, then a GDFN.
 
   Both inputs and the output are [b h w c].
   """
 
-  spec: AttentionSpec
+  attention_spec: AttentionSpec
   use_bias: bool = False
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array, kernel_features: jax.Array) -> jax.Array:
-    s, common = self.spec, (self.use_bias, self.dtype)
+  def __call__(self, x: jax.Array, block_kernel_features: jax.Array) -> jax.Array:
+    s, common = self.attention_spec, (self.use_bias, self.dtype)
     attention = ChannelAttention(s.heads, *common, name="attention")
-    x += attention(LayerNorm(s.norm_bias, name="norm1")(x), kernel_features)
-    feed_forward = GatedFeedForward(s.hidden, *common, name="feed_forward")
-    return x + feed_forward(LayerNorm(s.norm_bias, name="norm2")(x))
+    x += attention(RestormerLayerNorm(s.norm_bias, name="norm1")(x), block_kernel_features)
+    feed_forward = GDFN(s.hidden, *common, name="feed_forward")
+    return x + feed_forward(RestormerLayerNorm(s.norm_bias, name="norm2")(x))
 
 
 class SpatialFeatureTransform(nn.Module):
@@ -96,9 +96,9 @@ class SpatialFeatureTransform(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array, kernel_features: jax.Array) -> jax.Array:
+  def __call__(self, x: jax.Array, block_kernel_features: jax.Array) -> jax.Array:
     c = x.shape[-1]
-    y = leaky_relu(Conv(c, 1, self.use_bias, self.dtype, name="condition")(kernel_features))
+    y = leaky_relu(Conv(c, 1, self.use_bias, self.dtype, name="condition")(block_kernel_features))
     y = Conv(2 * c, 1, self.use_bias, self.dtype, name="scale_shift")(y)
     return x * (1 + y[..., :c]) + y[..., c:]
 
@@ -109,30 +109,30 @@ class MultiAttention(nn.Module):
   The fused frames, the centre frame's feature, the kernel features and the output are [b h w c].
 
   Attributes:
-    spec: sizes.
+    attention_spec: sizes of the attention and of its feed-forward network.
     query: what the attention's queries are made from.
     make_modulation: makes the module that modulates by kernel features; None in Net^D.
   """
 
-  spec: AttentionSpec
+  attention_spec: AttentionSpec
   query: Query
   make_modulation: Callable[[], nn.Module] | None
   use_bias: bool = False
   dtype: jnp.dtype = jnp.float32
 
   def setup(self):
-    s, common = self.spec, (self.use_bias, self.dtype)
-    self.norm1, self.norm2 = LayerNorm(s.norm_bias), LayerNorm(s.norm_bias)
+    s, common = self.attention_spec, (self.use_bias, self.dtype)
+    self.norm1, self.norm2 = RestormerLayerNorm(s.norm_bias), RestormerLayerNorm(s.norm_bias)
     self.attention = ChannelAttention(s.heads, *common)
-    self.feed_forward = GatedFeedForward(s.hidden, *common)
+    self.feed_forward = GDFN(s.hidden, *common)
     if self.make_modulation is not None:
       self.modulation = self.make_modulation()
 
-  def __call__(self, x: jax.Array, centre: jax.Array, kernel_features: jax.Array | None):
-    x = self.attend(x, centre)
-    return x if kernel_features is None else self.modulation(x, kernel_features)
+  def __call__(self, x: jax.Array, centre: jax.Array, block_kernel_features: jax.Array | None):
+    x = self.attend_and_feed_forward(x, centre)
+    return x if block_kernel_features is None else self.modulation(x, block_kernel_features)
 
-  def attend(self, x: jax.Array, centre: jax.Array) -> jax.Array:
+  def attend_and_feed_forward(self, x: jax.Array, centre: jax.Array) -> jax.Array:
     """CO attention (or self-attention, by `query`), then a GDFN; each with a residual."""
     normed = self.norm1(x)
     x += self.attention(normed, self.query(normed, centre))
@@ -212,10 +212,11 @@ class FRMA(nn.Module):
     # Eq. 2: Conv2d(Concat(F_w^i, W(F^{i+1}, f^{i+1}) of all frames)), before multi-attention
     by_frame = split_frames(warp_features(features, flow_mask))
     aligned = self.fuse(by_frame if aligned is None else [aligned, *by_frame])
+    block_kernel_features = None
     if kernel_features is not None:  # this block's k^{D,i} [b h w c] from the common k^D
-      kernel_features = self.kernel_fuse(split_frames(self.kernel_dense(kernel_features)))
+      block_kernel_features = self.kernel_fuse(split_frames(self.kernel_dense(kernel_features)))
     for block in self.attention:
-      aligned = block(aligned, centre, kernel_features)
+      aligned = block(aligned, centre, block_kernel_features)
     return aligned, flow_mask
 
 

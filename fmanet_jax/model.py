@@ -18,8 +18,8 @@ import jax.numpy as jnp
 
 from fmanet_jax.architecture import RELEASED, Architecture
 from fmanet_jax.filtering import flow_guided_downsample, warp_images
-from fmanet_jax.networks import ByBlock, NetD, NetR
-from vsr_jax.ops.dynamic_filter import dynamic_upsample
+from fmanet_jax.networks import NetD, NetR, PerBlock
+from vsr_jax.ops.dynamic_filter import normalise_and_upsample
 from vsr_jax.trees import repeat_blocks
 
 Params = dict[str, dict]
@@ -54,11 +54,11 @@ class FMANet:
     """Whether frames are warped before they are filtered."""
     return self.arch.filtering == "flow_guided"
 
-  def d(self, params: Params, method: str | Callable[..., Any], *args: Any) -> Any:
+  def apply_d(self, params: Params, method: str | Callable[..., Any], *args: Any) -> Any:
     """Applies a method of Net^D by its name, or a function that takes Net^D and then `args`."""
     return self.net_d.apply({"params": params["net_d"]}, *args, method=method)
 
-  def r(self, params: Params, method: str | Callable[..., Any], *args: Any) -> Any:
+  def apply_r(self, params: Params, method: str | Callable[..., Any], *args: Any) -> Any:
     """Applies a method of Net^R by its name, or a function that takes Net^R and then `args`."""
     return self.net_r.apply({"params": params["net_r"]}, *args, method=method)
 
@@ -71,15 +71,15 @@ class Degradation:
     features: F^0..F^M, M + 1 arrays [b t h w dim].
     aligned: F_w^1..F_w^M, M arrays [b h w dim].
     flow_masks: f^1..f^M, M arrays [b t h w 3n]: n times (dx, dy, mask logit), LR pixels.
-    kernels: K^D before its softmax, [b t h w k_d^2].
+    kernel_logits: K^D before its softmax, [b t h w k_d^2].
     image_flow: f^Y [b t h w 3], (dx, dy, mask logit), LR pixels; None without flow guidance.
     anchors: the paper's X_Sharp^D [b t h w 3], sharp LR frames estimated for the TA loss.
   """
 
-  features: ByBlock
-  aligned: ByBlock
-  flow_masks: ByBlock
-  kernels: jax.Array
+  features: PerBlock
+  aligned: PerBlock
+  flow_masks: PerBlock
+  kernel_logits: jax.Array
   image_flow: jax.Array | None
   anchors: jax.Array
 
@@ -95,7 +95,7 @@ class Restoration:
     features: F^0..F^M, M + 1 arrays [b t h w dim].
     aligned: F_w^1..F_w^M, M arrays [b h w dim].
     flow_masks: f^1..f^M, M arrays [b t h w 3n]: n times (dx, dy, mask logit), LR pixels.
-    kernels: K^R before normalisation, [b t h w k_r^2 s^2], six axes.
+    unnormalised_kernels: K^R before normalisation, [b t h w k_r^2 s^2], six axes.
     image_flow: f^X [b t h w 3], (dx, dy, mask logit), LR pixels; None without flow guidance.
     residual: Y_r [b sh sw 3], high frequencies added to the filtered frames.
   """
@@ -103,10 +103,10 @@ class Restoration:
   output: jax.Array
   warped: jax.Array
   anchors: jax.Array
-  features: ByBlock
-  aligned: ByBlock
-  flow_masks: ByBlock
-  kernels: jax.Array
+  features: PerBlock
+  aligned: PerBlock
+  flow_masks: PerBlock
+  unnormalised_kernels: jax.Array
   image_flow: jax.Array | None
   residual: jax.Array
 
@@ -118,16 +118,16 @@ def init_params(model: FMANet, key: jax.Array) -> Params:
   def all_of_d(net, x):
     features = net.encode(x)
     aligned, flow_masks = net.align(features)
-    kernels = net.kernels(aligned[-1])
+    kernel_logits = net.kernel_logits(aligned[-1])
     net.anchors(features[-1])
     if model.flow_guided:
       net.image_flow(flow_masks[-1])
-    return features[-1], flow_masks[-1], kernels
+    return features[-1], flow_masks[-1], kernel_logits
 
-  def all_of_r(net, x, features_d, flow_mask, kernels):
+  def all_of_r(net, x, features_d, flow_mask, kernel_logits):
     features = net.encode(x, features_d)
-    aligned, flow_masks = net.align(features, flow_mask, net.kernel_features(kernels))
-    net.kernels(aligned[-1])
+    aligned, flow_masks = net.align(features, flow_mask, net.kernel_features(kernel_logits))
+    net.unnormalised_kernels(aligned[-1])
     net.residual(aligned[-1])
     net.anchors(features[-1])
     if model.flow_guided:
@@ -151,15 +151,15 @@ def param_shapes(model: FMANet) -> Params:
 
 def learn_degradation(model: FMANet, params: Params, blurry: jax.Array) -> Degradation:
   """Net^D on a blurry LR window [b t h w 3]."""
-  features = model.d(params, "encode", blurry)
-  aligned, flow_masks = model.d(params, "align", features)
+  features = model.apply_d(params, "encode", blurry)
+  aligned, flow_masks = model.apply_d(params, "align", features)
   return Degradation(
     features=features,
     aligned=aligned,
     flow_masks=flow_masks,
-    kernels=model.d(params, "kernels", aligned[-1]),
-    image_flow=model.d(params, "image_flow", flow_masks[-1]) if model.flow_guided else None,
-    anchors=model.d(params, "anchors", features[-1]),
+    kernel_logits=model.apply_d(params, "kernel_logits", aligned[-1]),
+    image_flow=model.apply_d(params, "image_flow", flow_masks[-1]) if model.flow_guided else None,
+    anchors=model.apply_d(params, "anchors", features[-1]),
   )
 
 
@@ -178,7 +178,7 @@ def degrade(
     the centre times their masks [b t sh sw 3]; without flow guidance the sharp frames themselves.
   """
   return flow_guided_downsample(
-    sharp, degradation.image_flow, degradation.kernels, model.arch.scale
+    sharp, degradation.image_flow, degradation.kernel_logits, model.arch.scale
   )
 
 
@@ -187,24 +187,23 @@ def restore(
 ) -> Restoration:
   """Net^R on a blurry LR window X [b t h w 3], given Net^D's F^M, f^M and K^D for it.
 
-  FGDF with upsampling (Eq. 6): Y_c = Y_r + W(X, f^X) filtered by K^R, which `dynamic_upsample`
-  normalises.
+  FGDF with upsampling (Eq. 6): Y_c = Y_r + W(X, f^X) filtered by K^R.
   """
-  features = model.r(params, "encode", blurry, degradation.features[-1])
-  kernel_features = model.r(params, "kernel_features", degradation.kernels)
+  features = model.apply_r(params, "encode", blurry, degradation.features[-1])
+  kernel_features = model.apply_r(params, "kernel_features", degradation.kernel_logits)
   flow_mask = degradation.flow_masks[-1]
-  aligned, flow_masks = model.r(params, "align", features, flow_mask, kernel_features)
+  aligned, flow_masks = model.apply_r(params, "align", features, flow_mask, kernel_features)
   image_flow, warped = warp_to_centre(model, params, blurry, flow_masks[-1])
-  kernels = model.r(params, "kernels", aligned[-1])
-  residual = model.r(params, "residual", aligned[-1]).astype(jnp.float32)
+  unnormalised = model.apply_r(params, "unnormalised_kernels", aligned[-1])
+  residual = model.apply_r(params, "residual", aligned[-1]).astype(jnp.float32)
   return Restoration(
-    output=dynamic_upsample(warped, kernels, model.arch.scale) + residual,
+    output=normalise_and_upsample(warped, unnormalised, model.arch.scale) + residual,
     warped=warped,
-    anchors=model.r(params, "anchors", features[-1]),
+    anchors=model.apply_r(params, "anchors", features[-1]),
     features=features,
     aligned=aligned,
     flow_masks=flow_masks,
-    kernels=kernels,
+    unnormalised_kernels=unnormalised,
     image_flow=image_flow,
     residual=residual,
   )
@@ -220,6 +219,6 @@ def warp_to_centre(
   """
   if not model.flow_guided:
     return None, frames.astype(jnp.float32)
-  first, _ = warp_images(frames, model.r(params, "first_image_flow", flow_mask))
-  image_flow = model.r(params, "image_flow", flow_mask, first, frames)
+  first, _ = warp_images(frames, model.apply_r(params, "first_image_flow", flow_mask))
+  image_flow = model.apply_r(params, "image_flow", flow_mask, first, frames)
   return image_flow, warp_images(frames, image_flow)[0]

@@ -24,11 +24,11 @@ from fmanet_jax.frma import (
 )
 from vsr_jax.layers import Conv, bias_by_fan_in, uniform_by_fan_in
 from vsr_jax.ops.activations import leaky_relu
-from vsr_jax.ops.channels import like_channels
+from vsr_jax.ops.channels import broadcast_channels
 from vsr_jax.ops.temporal import convolve_frames
 
 QUERIES = {"centre": centre_query, "self": self_query}
-ByBlock = tuple[jax.Array, ...]  # one array per FRMA block; for features F^0 before them
+PerBlock = tuple[jax.Array, ...]  # one array per FRMA block; for features F^0 before them
 
 
 class Encoder(nn.Module):
@@ -36,7 +36,7 @@ class Encoder(nn.Module):
 
   dim: int
   rdb_blocks: int
-  dense: DenseSpec
+  dense_spec: DenseSpec
   use_bias: bool = False
   dtype: jnp.dtype = jnp.float32
   remat: bool = False
@@ -46,7 +46,7 @@ class Encoder(nn.Module):
     common = (self.use_bias, self.dtype)
     x = leaky_relu(Conv(self.dim, 3, *common, name="stem")(x))
     rrdb = ResidualInResidualDenseBlock(
-      self.rdb_blocks, self.dense, *common, self.remat, name="rrdb"
+      self.rdb_blocks, self.dense_spec, *common, self.remat, name="rrdb"
     )
     return rrdb(x)
 
@@ -64,7 +64,7 @@ class TemporalConv(nn.Module):
     kernel = self.param("kernel", uniform_by_fan_in, (3, 3, 3, c, self.features))
     y = convolve_frames(x.astype(self.dtype), kernel)
     if self.use_bias:
-      y += like_channels(self.param("bias", bias_by_fan_in(27 * c), (self.features,)), y)
+      y += broadcast_channels(self.param("bias", bias_by_fan_in(27 * c), (self.features,)), y)
     return y
 
 
@@ -83,10 +83,10 @@ def encoder_and_blocks(
   arch: Architecture, dtype: jnp.dtype, remat: bool, modulated: bool
 ) -> tuple[Encoder, list[FRMA]]:
   """The encoder and the M FRMA blocks; `modulated` blocks (Net^R) attend to k^D (or use SFT)."""
-  attention = arch.attention_spec
+  attention_spec = arch.attention_spec
   common: dict[str, Any] = {"use_bias": arch.use_bias, "dtype": dtype}
   modulations = {
-    "degradation_attention": functools.partial(DegradationAttention, attention, **common),
+    "degradation_attention": functools.partial(DegradationAttention, attention_spec, **common),
     "sft": functools.partial(SpatialFeatureTransform, **common),
   }
   encoder = Encoder(arch.dim, arch.rdb_blocks, arch.dense_spec, **common, remat=remat)
@@ -96,7 +96,7 @@ def encoder_and_blocks(
     flows=arch.flows,
     dense_spec=arch.dense_spec,
     attention_blocks=arch.attention_blocks,
-    attention_spec=attention,
+    attention_spec=attention_spec,
     query=QUERIES[arch.attention],
     make_modulation=modulations[arch.modulation] if modulated else None,
     **common,
@@ -126,14 +126,14 @@ class NetD(nn.Module):
     if a.filtering == "flow_guided":
       self.flow_head = TwoConvs(3 * a.flows, 3, *common)
 
-  def encode(self, frames: jax.Array) -> ByBlock:
+  def encode(self, frames: jax.Array) -> PerBlock:
     """Frames [... h w 3] in [0, 1] -> F^0..F^M, M + 1 arrays [... h w dim]."""
     features = [self.encoder(frames)]
     for block in self.frma:
       features.append(block.refine(features[-1]))
     return tuple(features)
 
-  def align(self, features: ByBlock) -> tuple[ByBlock, ByBlock]:
+  def align(self, features: PerBlock) -> tuple[PerBlock, PerBlock]:
     """F^0..F^M of a window -> F_w^1..F_w^M [b h w dim] and f^1..f^M [b t h w 3n]."""
     centre = centre_frame(features[0])
     aligned, flow_mask, refined = None, None, []
@@ -143,7 +143,7 @@ class NetD(nn.Module):
     all_aligned, flow_masks = zip(*refined, strict=True)
     return all_aligned, flow_masks
 
-  def kernels(self, aligned: jax.Array) -> jax.Array:
+  def kernel_logits(self, aligned: jax.Array) -> jax.Array:
     """F_w^M -> K^D before its softmax, [b t h w k_d^2]."""
     return self.kernel_head(split_time(aligned, self.arch.frames))
 
@@ -181,7 +181,7 @@ class NetR(nn.Module):
       self.first_flow_head = TwoConvs(3 * a.flows, 3, *common)
       self.flow_head = TwoConvs(3 * a.flows, 3, *common)
 
-  def encode(self, frames: jax.Array, features_d: jax.Array) -> ByBlock:
+  def encode(self, frames: jax.Array, features_d: jax.Array) -> PerBlock:
     """Frames [... h w 3] and Net^D's F^M [... h w dim] -> F^0..F^M, [... h w dim] each."""
     x = jnp.concatenate([frames.astype(self.dtype), features_d.astype(self.dtype)], axis=-1)
     features = [self.encoder(x)]
@@ -194,8 +194,8 @@ class NetR(nn.Module):
     return self.kernel_entry2(leaky_relu(self.kernel_entry1(kernel_logits)))
 
   def align(
-    self, features: ByBlock, flow_mask: jax.Array, kernel_features: jax.Array
-  ) -> tuple[ByBlock, ByBlock]:
+    self, features: PerBlock, flow_mask: jax.Array, kernel_features: jax.Array
+  ) -> tuple[PerBlock, PerBlock]:
     """F^0..F^M of a window, Net^D's f^M and k^D -> F_w^1..F_w^M and f^1..f^M; see `NetD.align`."""
     centre = centre_frame(features[0])
     aligned, flow_mask, refined = None, self.flow_entry(flow_mask), []
@@ -215,7 +215,7 @@ class NetR(nn.Module):
     x = [x.astype(self.dtype) for x in (flow_mask, warped, centre)]
     return self.flow_head(jnp.concatenate(x, axis=-1))
 
-  def kernels(self, aligned: jax.Array) -> jax.Array:
+  def unnormalised_kernels(self, aligned: jax.Array) -> jax.Array:
     """F_w^M -> K^R before normalisation, [b t h w k_r^2 s^2], six axes."""
     y = self.kernel_head(split_time(aligned, self.arch.frames))
     return y.reshape(*y.shape[:-1], self.arch.kernel_up**2, self.arch.scale**2)

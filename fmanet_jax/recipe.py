@@ -29,39 +29,39 @@ PACKAGED = pathlib.Path(vsr_jax.__file__).parent  # its configs are those of a c
 _FLAG = re.compile(r"--?(?:no)?config\.([^=]+)")
 
 
-class Rule(NamedTuple):
+class Condition(NamedTuple):
   """A condition on a value: in words, for the error, and as a predicate that is False for NaN."""
 
   words: str
   holds: Callable[[Any], bool]
 
 
-def _from(low: int) -> Rule:
-  return Rule(f"at least {low}", lambda x: low <= x < math.inf)
+def _from(low: int) -> Condition:
+  return Condition(f"at least {low}", lambda x: low <= x < math.inf)
 
 
-def _between(low: int, high: int) -> Rule:
-  return Rule(f"{low} to {high}", lambda x: low <= x <= high)
+def _between(low: int, high: int) -> Condition:
+  return Condition(f"{low} to {high}", lambda x: low <= x <= high)
 
 
-_POSITIVE = Rule("above 0 and finite", lambda x: 0 < x < math.inf)
-_NOT_NEGATIVE = Rule("at least 0 and finite", lambda x: 0 <= x < math.inf)
-_STEPS = Rule(
+_POSITIVE = Condition("above 0 and finite", lambda x: 0 < x < math.inf)
+_NOT_NEGATIVE = Condition("at least 0 and finite", lambda x: 0 <= x < math.inf)
+_STEPS = Condition(
   "whole numbers of steps, at least 0, such as (2000,3000)",
   lambda x: isinstance(x, Iterable) and all(type(n) is int and n >= 0 for n in x),
 )
 
 # By key of the flattened config. `_OPTIM` is for the optimizers of both networks. A value of None,
-# "not used", passes every rule.
-_RULES = {
+# "not used", passes every condition.
+_CONDITIONS = {
   "seed": _between(0, LARGEST_SEED),
-  "steps": Rule(f"at least 1 and at most {LARGEST_STEP}", lambda x: 1 <= x <= LARGEST_STEP),
+  "steps": Condition(f"at least 1 and at most {LARGEST_STEP}", lambda x: 1 <= x <= LARGEST_STEP),
   "data.crop": _from(1),
   "data.batch": _from(1),
   "data.workers": _between(0, MOST_WORKERS),
   "train.accumulate": _from(1),
   "train.clip_norm": _POSITIVE,
-  "train.ema_decay": Rule("at least 0 and below 1", lambda x: 0 <= x < 1),
+  "train.ema_decay": Condition("at least 0 and below 1", lambda x: 0 <= x < 1),
   "train.fsdp_min_size": _from(1),
   "train.log_every": _from(1),
   "train.image_every": _from(0),
@@ -89,28 +89,28 @@ def check(config: ConfigDict, stages: Sequence[str]) -> None:
   Raises:
     UserError: its line names each wrong value and what it must be.
   """
-  values, rules = flat(config), dict(_RULES)
+  values, conditions = flat(config), dict(_CONDITIONS)
   for name, choices in (("stage", stages), ("dtype", DTYPES)):
-    rules[name] = Rule(
+    conditions[name] = Condition(
       f"one of {', '.join(choices)}", functools.partial(operator.contains, choices)
     )
   for key in values:
     group, _, name = key.rpartition(".")
     if group.startswith("optim."):
-      rules[key] = _OPTIM[name]
+      conditions[key] = _OPTIM[name]
     elif group == "loss":
-      rules[key] = _NOT_NEGATIVE
+      conditions[key] = _NOT_NEGATIVE
   wrong = [
-    f"{key} = {_shown(values[key])}: must be {rule.words}"
-    for key, rule in rules.items()
-    if values[key] is not None and not rule.holds(values[key])
+    f"{key} = {_short_repr(values[key])}: must be {condition.words}"
+    for key, condition in conditions.items()
+    if values[key] is not None and not condition.holds(values[key])
   ]
   if wrong:
     raise UserError("; ".join(wrong))
   _check_batch(config)
 
 
-def _shown(value: Any) -> str:
+def _short_repr(value: Any) -> str:
   text = repr(value)
   return text if len(text) <= 60 else f"{text[:57]}..."
 

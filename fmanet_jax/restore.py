@@ -36,10 +36,10 @@ def main() -> None:
     video_cli.open_input(args, context=(radius, radius)) as reader,
     cli.memory_errors(args.input, "give a smaller --tile"),
   ):
-    restore(reader, args)
+    restore_video(reader, args)
 
 
-def restore(reader: video.Reader, args: argparse.Namespace) -> None:
+def restore_video(reader: video.Reader, args: argparse.Namespace) -> None:
   """Restores the frames that a reader gives, as the command line says."""
   total = video_cli.frame_total(reader, *args.frames)
   frames = video_cli.counted_for(args.output, reader)

@@ -17,7 +17,7 @@ from fmanet_jax.model import FMANet, degrade, learn_degradation, restore
 from vsr_jax.losses import l1
 from vsr_jax.train.stage import Stage
 
-Weights = Mapping[str, float]
+LossWeights = Mapping[str, float]
 
 
 def to_unit(images: jax.Array) -> jax.Array:
@@ -52,13 +52,15 @@ def _terms_d(degradation, recon, warped, batch) -> dict[str, jax.Array]:
   return terms
 
 
-def _total(terms: dict[str, jax.Array], weights: Weights) -> tuple[jax.Array, dict[str, jax.Array]]:
+def _total(
+  terms: dict[str, jax.Array], weights: LossWeights
+) -> tuple[jax.Array, dict[str, jax.Array]]:
   """The weighted sum, and each weighted term for the logs."""
   weighted = {name: weights[name] * term for name, term in terms.items()}
   return sum(weighted.values(), start=jnp.zeros(())), weighted
 
 
-def degradation_loss(model: FMANet, weights: Weights) -> Callable:
+def degradation_loss(model: FMANet, weights: LossWeights) -> Callable:
   """L_D of stage 1 (Eq. 8): reconstruction, HR warp, RAFT pseudo ground truth, TA loss.
 
   Args:
@@ -80,7 +82,7 @@ def degradation_loss(model: FMANet, weights: Weights) -> Callable:
   return loss
 
 
-def joint_loss(model: FMANet, weights: Weights) -> Callable:
+def joint_loss(model: FMANet, weights: LossWeights) -> Callable:
   """L_total of stage 2 (Eq. 9): restoration, LR warp, TA loss, and L_D.
 
   Nothing is detached: the restoration trains Net^D too, through F, f and K^D.
@@ -111,7 +113,7 @@ def joint_loss(model: FMANet, weights: Weights) -> Callable:
   return loss
 
 
-def panels(model: FMANet, joint: bool) -> Callable:
+def make_images(model: FMANet, joint: bool) -> Callable:
   """Makes `Stage.images`: columns input, reconstruction, output (stage 2) and truth, in [0, 1]."""
 
   def images(params, batch):
@@ -153,7 +155,7 @@ def step_schedule(
 
 
 def make_stage(
-  name: str, model: FMANet, weights: Weights, schedules: Mapping[str, optax.Schedule]
+  name: str, model: FMANet, weights: LossWeights, schedules: Mapping[str, optax.Schedule]
 ) -> Stage:
   """One of the stages "degradation", "joint" and "end_to_end" (the joint loss from scratch).
 
@@ -171,6 +173,6 @@ def make_stage(
     name=name,
     loss=loss(model, weights),
     optimizers={net: optax.adam(schedule, eps=1e-8) for net, schedule in schedules.items()},
-    images=panels(model, joint=name != "degradation"),
+    images=make_images(model, joint=name != "degradation"),
     schedules=schedules,
   )

@@ -89,25 +89,25 @@ class Restorer:
     model: the model.
     mesh: each device of its "data" axis restores one frame of a group; None for
       one device.
-    batch: number of frames in a group, one per device.
+    group_size: number of frames in a group, one per device.
   """
 
   def __init__(self, model: FMANet, params: Params, mesh: Mesh | None = None):
     self.model = model
     self.mesh = mesh
-    self.batch = 1 if mesh is None else mesh.shape["data"]
-    whole = split = None
+    self.group_size = 1 if mesh is None else mesh.shape["data"]
+    replicated = by_frame = None
     if mesh is not None:
-      whole, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
+      replicated, by_frame = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
     reach = model.arch.frames // 2
     # A window reaches 2 * reach frames back from its last frame: into `before` earlier groups, of
     # which the first `past` hold no centre frame, so that their F^0 is not needed.
-    before = -(-2 * reach // self.batch)
-    past = (before * self.batch - reach) // self.batch
-    self._held, self._firsts = before + 1, before + 1 - past
-    self._split = split
-    self._params = jax.device_put(params, whole)
-    self._folded = jax.device_put(fold_kernels(model, params), whole)
+    before = -(-2 * reach // self.group_size)
+    past = (before * self.group_size - reach) // self.group_size
+    self._groups_held, self._groups_with_f0 = before + 1, before + 1 - past
+    self._by_frame = by_frame
+    self._params = jax.device_put(params, replicated)
+    self._folded = jax.device_put(fold_kernels(model, params), replicated)
     self._programs: dict[tuple[int, int], tuple[Compiled, Compiled]] = {}
 
   def _on_mesh(self) -> contextlib.AbstractContextManager:
@@ -136,48 +136,48 @@ class Restorer:
   def _stream_images(self, frames: Any) -> Iterator[np.ndarray]:
     frames = as_frames_of_one_size(frames)
     reach = self.model.arch.frames // 2
-    held = collections.deque(maxlen=self._held)
-    firsts = collections.deque(maxlen=self._firsts)
+    held = collections.deque(maxlen=self._groups_held)
+    groups_f0 = collections.deque(maxlen=self._groups_with_f0)
     last: list[np.ndarray] = []
     pending: tuple[jax.Array, int] | None = None
-    padded = _replicate_ends(frames, (self._held - 1) * self.batch - reach, reach)
-    for group, count in _groups(padded, self.batch):
+    padded = _replicate_ends(frames, (self._groups_held - 1) * self.group_size - reach, reach)
+    for group, count in _groups(padded, self.group_size):
       # Padding repeats the same array: its features are those of the group before.
       if not last or any(a is not b for a, b in zip(group, last, strict=True)):
-        features = first = None
-        if len(held) == self._held:  # freed before the next features are computed
+        features = f0 = None
+        if len(held) == self._groups_held:  # freed before the next features are computed
           held.popleft()
-          firsts.popleft()
-        features, first = self._encode(np.stack(group))
+          groups_f0.popleft()
+        features, f0 = self._run_encode(np.stack(group))
       held.append(features)
-      firsts.append(first)
+      groups_f0.append(f0)
       last = group
-      if len(held) == self._held:
-        images = self._restore(tuple(held), tuple(firsts))
+      if len(held) == self._groups_held:
+        images = self._run_restore(tuple(held), tuple(groups_f0))
         if pending is not None:
-          yield from _handed_out(*pending)
+          yield from _to_host(*pending)
         pending = images, count
     if pending is not None:
-      yield from _handed_out(*pending)
+      yield from _to_host(*pending)
 
-  def _encode(self, frames: np.ndarray) -> Any:
-    """Runs the compiled `_encode_frames` on uint8 frames [b h w 3]."""
+  def _run_encode(self, frames: np.ndarray) -> Any:
+    """Runs the compiled `_encode_group` on uint8 frames [b h w 3]."""
     encode, _ = self._compiled(*frames.shape[1:3])
-    return encode(self._params, jax.device_put(frames, self._split))
+    return encode(self._params, jax.device_put(frames, self._by_frame))
 
-  def _restore(self, groups: tuple[Any, ...], firsts: tuple[Any, ...]) -> jax.Array:
-    """Runs the compiled `_restore_windows` on the features of the groups held."""
+  def _run_restore(self, groups: tuple[Any, ...], groups_f0: tuple[Any, ...]) -> jax.Array:
+    """Runs the compiled `_restore_group` on the features of the groups held."""
     _, restore = self._compiled(*groups[0][0].shape[1:3])
-    return restore(self._params, self._folded, groups, firsts)
+    return restore(self._params, self._folded, groups, groups_f0)
 
   def _compiled(self, h: int, w: int) -> tuple[Compiled, Compiled]:
     """Both programs for frames [h w 3]; memory used by compiling is released before they run."""
     if (h, w) not in self._programs:
       jit = functools.partial(jax.jit, compiler_options=compiler_options())
-      encode = jit(functools.partial(_encode_frames, self.model), out_shardings=self._split)
-      restore = jit(functools.partial(_restore_windows, self.model, self._split))
-      frames, (group, first) = self._shapes(h, w)
-      held = (group,) * self._held, (first,) * self._firsts
+      encode = jit(functools.partial(_encode_group, self.model), out_shardings=self._by_frame)
+      restore = jit(functools.partial(_restore_group, self.model, self._by_frame))
+      frames, (group, f0) = self._shapes(h, w)
+      held = (group,) * self._groups_held, (f0,) * self._groups_with_f0
       with self._on_mesh(), compiling(f"for {w}x{h}"):
         self._programs[h, w] = (
           encode.lower(self._params, frames).compile(),
@@ -189,18 +189,18 @@ class Restorer:
     return self._programs[h, w]
 
   def _shapes(self, h: int, w: int) -> tuple[Any, Any]:
-    """Shapes of a group of frames [b h w 3], and of the result of `_encode_frames` for it."""
+    """Shapes of a group of frames [b h w 3], and of the result of `_encode_group` for it."""
     a = self.model.arch
 
     def images(channels, dtype):
-      return jax.ShapeDtypeStruct((self.batch, h, w, channels), dtype, sharding=self._split)
+      return jax.ShapeDtypeStruct((self.group_size, h, w, channels), dtype, sharding=self._by_frame)
 
     feature = images(a.dim, self.model.dtype)
     others = (feature,) * a.frma_blocks
     return images(3, np.uint8), ((images(3, np.float32), others, others), (feature, feature))
 
 
-def _encode_frames(model: FMANet, params: Params, frames: jax.Array) -> Any:
+def _encode_group(model: FMANet, params: Params, frames: jax.Array) -> Any:
   """uint8 [b h w 3] -> (frames in [0, 1], F^1..F^M of Net^D, of Net^R), (F^0 of Net^D, of Net^R).
 
   F^0 is apart because a window needs it of its centre frame only, so that it is kept for less long.
@@ -210,17 +210,17 @@ def _encode_frames(model: FMANet, params: Params, frames: jax.Array) -> Any:
   return (frames, d[1:], r[1:]), (d[0], r[0])
 
 
-def _restore_windows(
+def _restore_group(
   model: FMANet,
-  split: NamedSharding | None,
+  by_frame: NamedSharding | None,
   params: Params,
   folded: jax.Array | None,
   groups: tuple[Any, ...],
-  firsts: tuple[Any, ...],
+  groups_f0: tuple[Any, ...],
 ) -> jax.Array:
   """Restores the b windows whose last frames are the last group's, -> uint8 [b sh sw 3].
 
-  `groups` and `firsts` are results of `_encode_frames`, oldest first; `firsts` (F^0) begins with
+  `groups` and `groups_f0` are results of `_encode_group`, oldest first; `groups_f0` begins with
   the group that holds the first window's centre frame.
   """
   t, b = model.arch.frames, len(groups[0][0])
@@ -232,11 +232,11 @@ def _restore_windows(
       return parts[first : first + count]
     held = jnp.concatenate(parts)
     frames = tuple(held[first + i : first + i + b] for i in range(count))
-    return frames if split is None else lax.with_sharding_constraint(frames, split)
+    return frames if by_frame is None else lax.with_sharding_constraint(frames, by_frame)
 
-  first_d, first_r = jax.tree.map(functools.partial(windows, centre, 1), *firsts)
+  f0_d, f0_r = jax.tree.map(functools.partial(windows, centre, 1), *groups_f0)
   frames, d, r = jax.tree.map(functools.partial(windows, start, t), *groups)
-  images = restore_window(model, params, folded, frames, (first_d, *d), (first_r, *r))
+  images = restore_window(model, params, folded, frames, (f0_d, *d), (f0_r, *r))
   return jnp.rint(255 * jnp.clip(images, 0, 1)).astype(jnp.uint8)
 
 
@@ -263,7 +263,7 @@ def _groups(frames: Iterator[np.ndarray], size: int) -> Iterator[tuple[list[np.n
     yield group + [group[-1]] * (size - len(group)), len(group)
 
 
-def _handed_out(images: jax.Array, count: int) -> Iterator[np.ndarray]:
+def _to_host(images: jax.Array, count: int) -> Iterator[np.ndarray]:
   yield from np.asarray(images)[:count]
 
 
@@ -331,7 +331,7 @@ def fitting_tile(restorer: Restorer, height: int, width: int) -> int | None:
   device = jax.devices()[0] if restorer.mesh is None else restorer.mesh.devices.flat[0]
   free = _USED_PART * free_memory(device)
   if device.platform == "cpu":
-    free /= restorer.batch  # the devices of a mesh share it
+    free /= restorer.group_size  # the devices of a mesh share it
   if estimate_memory(restorer.model, height, width) <= free:
     return None
   tile = largest_tile(height, width, int(free / estimate_memory(restorer.model, 1, 1)))

@@ -136,7 +136,7 @@ def train(config: ConfigDict, workdir: str) -> None:
     batching.BatchReader(dataset, workers=config.data.workers, fingerprint=fingerprint) as batches,
   ):
     state = fit(
-      make_stage(model, config),
+      stage_from_config(model, config),
       lambda key: init_params(model, key),
       batches,
       workdir=workdir,
@@ -157,10 +157,10 @@ def train(config: ConfigDict, workdir: str) -> None:
       meta={"model": dataclasses.asdict(arch), "config": config.to_dict()},
     )
   if jax.process_index() == 0:
-    _tell(config, workdir, int(state.step))
+    _print_summary(config, workdir, int(state.step))
 
 
-def _tell(config: ConfigDict, workdir: str, step: int) -> None:
+def _print_summary(config: ConfigDict, workdir: str, step: int) -> None:
   """Prints what the finished run has saved, and the next command."""
   print(f"{workdir}: {step} steps of stage {config.stage!r} are done, checkpoint {step} is saved")
   if config.stage == "degradation":
@@ -170,14 +170,14 @@ def _tell(config: ConfigDict, workdir: str, step: int) -> None:
     progress.tell_next("fmanet_jax.restore", "INPUT", "OUTPUT", "--checkpoint", workdir)
 
 
-def make_stage(model: FMANet, config: ConfigDict) -> Stage:
+def stage_from_config(model: FMANet, config: ConfigDict) -> Stage:
   """The `Stage` of a config; the weights of L_D are multiplied by `loss.degradation` (lambda_6)."""
   schedules = {net: stages.step_schedule(**config.optim[net]) for net in TRAINED[config.stage]}
   weights = dict(config.loss)
-  of_degradation = weights.pop("degradation")
+  degradation_weight = weights.pop("degradation")
   if config.stage != "degradation":
     for name in ("recon", "hr_warp", "flow", "anchor_d"):
-      weights[name] *= of_degradation
+      weights[name] *= degradation_weight
   return stages.make_stage(config.stage, model, weights, schedules)
 
 

@@ -1,9 +1,9 @@
 """FMA-Net for inference: features once per frame, windows from features, in bounded memory.
 
 The results equal model.py's but for rounding, with the same parameters. Four things differ. The
-features of a window's frames are separate arrays, never stacked. `after` keeps XLA's CPU backend
-from computing, and then holding, what is needed much later. The full-resolution end runs in strips
-of rows. And two consecutive convolutions are folded into one (`fold_kernels`).
+features of a window's frames are separate arrays, never stacked. `delay_until` keeps XLA's CPU
+backend from computing, and then holding, what is needed much later. The full-resolution end runs in
+strips of rows. And two consecutive convolutions are folded into one (`fold_kernels`).
 """
 
 from __future__ import annotations
@@ -20,30 +20,32 @@ from fmanet_jax.model import FMANet, Params, warp_to_centre
 from fmanet_jax.networks import NetR, split_time
 from vsr_jax.layers import Conv
 from vsr_jax.ops.activations import leaky_relu
-from vsr_jax.ops.channels import like_channels
+from vsr_jax.ops.channels import broadcast_channels
 from vsr_jax.ops.convolution import convolve
-from vsr_jax.ops.devices import after, parts_of
-from vsr_jax.ops.dynamic_filter import dynamic_upsample
+from vsr_jax.ops.devices import delay_until, parts_of
+from vsr_jax.ops.dynamic_filter import normalise_and_upsample
 from vsr_jax.ops.strips import by_strips
 from vsr_jax.ops.temporal import convolve_frames
 
 _STRIP_BYTES = 2**27  # most bytes of full-resolution features that a device holds at a time
 
-Features = tuple[jax.Array, ...]  # F^0..F^M, each [b h w c]
+BlockFeatures = tuple[jax.Array, ...]  # F^0..F^M, each [b h w c]
 Frames = tuple[jax.Array, ...]  # t arrays [b h w c], one per frame of a window
 
 
-def encode_frames(model: FMANet, params: Params, frames: jax.Array) -> tuple[Features, Features]:
+def encode_frames(
+  model: FMANet, params: Params, frames: jax.Array
+) -> tuple[BlockFeatures, BlockFeatures]:
   """The features F^0..F^M of single frames [b h w 3], of Net^D and of Net^R.
 
   They depend on one frame only: a stream computes them once per frame and uses them in T windows.
   """
-  features_d = model.d(params, "encode", frames)
-  return features_d, model.r(params, "encode", frames, features_d[-1])
+  features_d = model.apply_d(params, "encode", frames)
+  return features_d, model.apply_r(params, "encode", frames, features_d[-1])
 
 
 def fold_kernels(model: FMANet, params: Params) -> jax.Array | None:
-  """The last convolution of `NetD.kernels` and the first of `NetR.kernel_features` as one kernel.
+  """`NetD.kernel_logits`'s last convolution and `NetR.kernel_features`'s first as one kernel.
 
   Restoring needs K^D only between these two linear operations. Folded into one, they never make its
   k_d^2 channels (400 in the released model), and take about a third of the multiplications with
@@ -55,46 +57,48 @@ def fold_kernels(model: FMANet, params: Params) -> jax.Array | None:
   # With T = 3 on CPU: 4 * 25 dim^2 multiplications per pixel folded, (3 + 4) * 9 k_d^2 dim apart.
   if model.arch.use_bias or model.arch.kernel_down**2 < 1.6 * model.arch.dim:
     return None
-  return join_kernels(*_passage(params))
+  return compose_kernels(*_kernels_to_fold(params))
 
 
-def _passage(params: Params) -> tuple[jax.Array, jax.Array]:
+def _kernels_to_fold(params: Params) -> tuple[jax.Array, jax.Array]:
   """The two kernels that `fold_kernels` composes, in order of use: [3 3 c k] and [3 3 3 k d]."""
   return params["net_d"]["kernel_head"]["conv2"]["kernel"], params["net_r"]["kernel_entry1"][
     "kernel"
   ]
 
 
-def join_kernels(last: jax.Array, first: jax.Array) -> jax.Array:
-  """The kernel [3 5 5 c d] that equals `last` [3 3 c k], used first, then `first` [3 3 3 k d]."""
-  # `last` as images [c 3 3 k], filtered by `first`.
-  images = jnp.pad(last.transpose(2, 0, 1, 3), ((0, 0), (1, 1), (1, 1), (0, 0)))
-  both = jnp.stack([convolve(images, step[::-1, ::-1]) for step in first])
-  return both.transpose(0, 2, 3, 1, 4)
+def compose_kernels(spatial: jax.Array, temporal: jax.Array) -> jax.Array:
+  """The kernel [3 5 5 c d] equal to `spatial` [3 3 c k], followed by `temporal` [3 3 3 k d]."""
+  # `spatial` as images [c 3 3 k], filtered by `temporal`.
+  images = jnp.pad(spatial.transpose(2, 0, 1, 3), ((0, 0), (1, 1), (1, 1), (0, 0)))
+  composed = jnp.stack([convolve(images, step[::-1, ::-1]) for step in temporal])
+  return composed.transpose(0, 2, 3, 1, 4)
 
 
-def convolve_folded(x: jax.Array, last: jax.Array, first: jax.Array, both: jax.Array) -> jax.Array:
-  """Convolves with `last` in space, then with `first` in time and space, by their composed kernel.
+def convolve_folded(
+  x: jax.Array, spatial: jax.Array, temporal: jax.Array, composed: jax.Array
+) -> jax.Array:
+  """Convolves with `spatial`, then in time and space with `temporal`, by their composed kernel.
 
   The zero padding between the two makes a difference for the outermost ring of pixels only, which
   is computed in two steps.
 
   Args:
     x: [b t h w c].
-    last: [3 3 c k].
-    first: [3 3 3 k d].
-    both: result of `join_kernels`.
+    spatial: [3 3 c k].
+    temporal: [3 3 3 k d].
+    composed: result of `compose_kernels`.
 
   Returns:
     [b t h w d].
   """
 
   def two_steps(x):
-    return convolve_frames(convolve(x, last), first)
+    return convolve_frames(convolve(x, spatial), temporal)
 
   if min(x.shape[2:4]) < 4:
     return two_steps(x)
-  y = convolve_frames(x, both)
+  y = convolve_frames(x, composed)
   y = jnp.concatenate(
     [two_steps(x[:, :, :3])[:, :, :1], y[:, :, 1:-1], two_steps(x[:, :, -3:])[:, :, -1:]], axis=2
   )
@@ -127,10 +131,10 @@ def restore_window(
   net_r = model.net_r.bind({"params": params["net_r"]})
   aligned, flow_mask = _align(net_d.frma, features_d, None, None)
   if folded is None:
-    kernel_features = net_r.kernel_features(net_d.kernels(aligned))
+    kernel_features = net_r.kernel_features(net_d.kernel_logits(aligned))
   else:
     hidden = net_d.kernel_head.hidden_layer(split_time(aligned, model.arch.frames))
-    entered = convolve_folded(hidden, *_passage(params), folded)
+    entered = convolve_folded(hidden, *_kernels_to_fold(params), folded)
     kernel_features = net_r.kernel_entry2(leaky_relu(entered))
   flow_mask = net_r.flow_entry(flow_mask)
   aligned, flow_mask = _align(net_r.frma, features_r, flow_mask, kernel_features)
@@ -148,13 +152,13 @@ def _align(
   centre = features[0][len(features[0]) // 2]
   aligned = None
   for block, anchored in zip(blocks, features[1:], strict=True):
-    aligned, flow_mask = _refine(block, anchored, centre, aligned, flow_mask, kernel_features)
+    aligned, flow_mask = _run_block(block, anchored, centre, aligned, flow_mask, kernel_features)
   assert aligned is not None  # there is at least one block
   assert flow_mask is not None
   return aligned, flow_mask
 
 
-def _refine(
+def _run_block(
   block: FRMA,
   features: Frames,
   centre: jax.Array,
@@ -166,24 +170,25 @@ def _refine(
   if flow_mask is None:
     flow_mask = _update_flow(block.flow_update, centre, features)
   else:
-    features = after(features, flow_mask if aligned is None else aligned)
+    features = delay_until(features, flow_mask if aligned is None else aligned)
     by_frame = [
       jnp.concatenate([flow_mask[:, i], warp_features(x, flow_mask[:, i])], axis=-1)
       for i, x in enumerate(features)
     ]
-    flow_mask += _update_flow(block.flow_update, after(centre, by_frame[-1]), by_frame)
+    flow_mask += _update_flow(block.flow_update, delay_until(centre, by_frame[-1]), by_frame)
   warped = [warp_features(x, flow_mask[:, i]) for i, x in enumerate(features)]
   aligned = block.fuse(warped if aligned is None else [aligned, *warped])
+  block_kernel_features = None
   if kernel_features is not None:
-    # `after` makes the frames wait for each other, so that the dense block's intermediate results
-    # are held for one frame at a time; `aligned` is only what the first frame waits for.
+    # `delay_until` makes the frames wait for each other, so that the dense block's intermediate
+    # results are held for one frame at a time; `aligned` is only what the first frame waits for.
     refined = [aligned]
     for i in range(kernel_features.shape[1]):
-      refined.append(block.kernel_dense(after(kernel_features[:, i], refined[-1])))
-    kernel_features = block.kernel_fuse(refined[1:])
-    aligned = after(aligned, kernel_features)
+      refined.append(block.kernel_dense(delay_until(kernel_features[:, i], refined[-1])))
+    block_kernel_features = block.kernel_fuse(refined[1:])
+    aligned = delay_until(aligned, block_kernel_features)
   for attention in block.attention:
-    aligned = _attend(attention, aligned, centre, kernel_features)
+    aligned = _attend(attention, aligned, centre, block_kernel_features)
   return aligned, flow_mask
 
 
@@ -194,17 +199,21 @@ def _update_flow(update: FlowUpdate, centre: jax.Array, by_frame: Sequence[jax.A
   y = jnp.stack([convolve(x.astype(dtype), kernel[:, :, c:]) for x in by_frame], axis=1)
   y += convolve(centre.astype(dtype), kernel[:, :, :c])[:, None]
   if update.use_bias:
-    y += like_channels(params["conv1_bias"], y)
+    y += broadcast_channels(params["conv1_bias"], y)
   conv2 = Conv(kernel.shape[-1], 3, update.use_bias, dtype)
   return conv2.apply({"params": params["conv2"]}, leaky_relu(y))
 
 
 def _attend(
-  block: MultiAttention, x: jax.Array, centre: jax.Array, kernel_features: jax.Array | None
+  block: MultiAttention, x: jax.Array, centre: jax.Array, block_kernel_features: jax.Array | None
 ) -> jax.Array:
-  """`MultiAttention.__call__`; `after` delays the queries until the block's input is there."""
-  x = block.attend(x, after(centre, x))
-  return x if kernel_features is None else block.modulation(x, after(kernel_features, x))
+  """`MultiAttention.__call__`; the queries are delayed until the block's input is there."""
+  x = block.attend_and_feed_forward(x, delay_until(centre, x))
+  return (
+    x
+    if block_kernel_features is None
+    else block.modulation(x, delay_until(block_kernel_features, x))
+  )
 
 
 def _upsample(model: FMANet, params: Params, aligned: jax.Array, warped: jax.Array) -> jax.Array:
@@ -217,7 +226,9 @@ def _upsample(model: FMANet, params: Params, aligned: jax.Array, warped: jax.Arr
   strips = -(-4 * (b // parts_of(b)) * h * w * dim * scale**2 // _STRIP_BYTES)
 
   def filtered(aligned, warped):
-    return dynamic_upsample(warped, model.r(params, "kernels", aligned), scale)
+    return normalise_and_upsample(
+      warped, model.apply_r(params, "unnormalised_kernels", aligned), scale
+    )
 
   output = by_strips(
     filtered,
@@ -226,9 +237,9 @@ def _upsample(model: FMANet, params: Params, aligned: jax.Array, warped: jax.Arr
     halo=max(2, model.arch.kernel_up // 2),  # two 3x3 convolutions, or the filter
     scale=scale,
   )
-  x = model.r(params, _residual_start, aligned)
+  x = model.apply_r(params, _residual_start, aligned)
   residual = by_strips(
-    functools.partial(model.r, params, _residual_end),
+    functools.partial(model.apply_r, params, _residual_end),
     (x,),
     rows=-(-x.shape[1] // strips),
     halo=2,

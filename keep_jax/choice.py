@@ -55,8 +55,8 @@ class Face:
 
   @functools.cached_property
   def sizes(self) -> np.ndarray:
-    """[n], the larger the nearer; see `occlusion.sizes`."""
-    return occlusion.sizes(self.matrices)
+    """[n], the larger the nearer; see `occlusion.running_sizes`."""
+    return occlusion.running_sizes(self.matrices)
 
   @functools.cached_property
   def side(self) -> float:
@@ -88,7 +88,7 @@ def choose(faces: Sequence[Face], choice: Choice, height: int, width: int, size:
   """Decides in which frames faces are restored.
 
   While too much of a face is behind a nearer one to align it, it is left alone; see
-  `occlusion.hidden`.
+  `occlusion.hidden_behind`.
 
   Args:
     faces: all of a clip; a face's number is its place here.
@@ -145,6 +145,6 @@ def _hidden(faces: Sequence[Face], size: int) -> list[np.ndarray]:
       own, its = (slice(start - f.track.start, stop - f.track.start) for f in (face, other))
       nearer = face.sizes[own] < other.sizes[its]
       points = face.track.landmarks[own]
-      behind[own] |= nearer & occlusion.hidden(points, other.matrices[its], size)
-    hidden.append(occlusion.steady(behind))
+      behind[own] |= nearer & occlusion.hidden_behind(points, other.matrices[its], size)
+    hidden.append(occlusion.running_majority(behind))
   return hidden

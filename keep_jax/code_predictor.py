@@ -9,7 +9,7 @@ from jax import lax
 
 from keep_jax.layers import LayerNorm, attend
 from vsr_jax.ops.activations import gelu
-from vsr_jax.ops.channels import like_channels
+from vsr_jax.ops.channels import broadcast_channels
 
 
 class SelfAttentionLayer(nn.Module):
@@ -33,7 +33,7 @@ class SelfAttentionLayer(nn.Module):
     qk = with_position.astype(self.dtype) @ kernel[:, : 2 * c]
     v = y.astype(self.dtype) @ kernel[:, 2 * c :]
     qkv = jnp.concatenate([qk, v], axis=-1)
-    qkv += like_channels(bias, qkv)
+    qkv += broadcast_channels(bias, qkv)
     q, k, v = jnp.split(qkv.reshape(b, n, 3 * self.heads, c // self.heads), 3, axis=2)
     x += nn.Dense(c, **dense, name="out")(attend(q, k, v)).astype(x.dtype)
     y = nn.Dense(self.mlp_dim, **dense, name="mlp1")(LayerNorm(name="norm2")(x))

@@ -13,7 +13,7 @@ from jax import lax
 
 from vsr_jax.layers import Conv
 from vsr_jax.ops.activations import gelu
-from vsr_jax.ops.channels import like_channels
+from vsr_jax.ops.channels import broadcast_channels
 
 GROUPS = 32  # in every group norm
 GROUP_EPSILON = 1e-6
@@ -35,8 +35,10 @@ class GroupNorm(nn.Module):
 
     y = x.astype(jnp.float32).reshape(-1, h, w, c)
     mean = by_group(y)
-    factor = lax.rsqrt(by_group(jnp.square(y - mean)) + GROUP_EPSILON) * like_channels(scale, y)
-    y = y * factor + (like_channels(bias, y) - mean * factor)
+    factor = lax.rsqrt(by_group(jnp.square(y - mean)) + GROUP_EPSILON) * broadcast_channels(
+      scale, y
+    )
+    y = y * factor + (broadcast_channels(bias, y) - mean * factor)
     return y.reshape(*lead, h, w, c).astype(x.dtype)
 
 
@@ -51,8 +53,8 @@ class LayerNorm(nn.Module):
     y = x.astype(jnp.float32)
     y -= y.mean(-1, keepdims=True)
     y *= lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + LAYER_EPSILON)
-    y *= like_channels(self.param("scale", self.scale_init, (c,)), y)
-    y += like_channels(self.param("bias", nn.initializers.zeros, (c,)), y)
+    y *= broadcast_channels(self.param("scale", self.scale_init, (c,)), y)
+    y += broadcast_channels(self.param("bias", nn.initializers.zeros, (c,)), y)
     return y.astype(x.dtype)
 
 

@@ -38,7 +38,7 @@ from keep_jax.choice import Choice, Face
 from keep_jax.faces import RestoredFrame, StreamTracks, find_faces, restore_faces, unchanged
 from vsr_jax import cli, files, progress, runtime, video, video_cli
 from vsr_jax.errors import UserError
-from vsr_jax.faces import align, detector, parsenet, paste, tracks, turned
+from vsr_jax.faces import align, detector, parsenet, paste, rotated, tracks
 from vsr_jax.frames import paired
 
 T = TypeVar("T")
@@ -172,7 +172,7 @@ def _find(args: argparse.Namespace, size: int) -> tuple[list[Face], int, str | N
 
   Also checks what the second pass needs (sizes, background), so that errors come early.
   """
-  detect = turned.turning(detector.make_detector(args.detector, args.detector_weights))
+  detect = rotated.with_rotations(detector.make_detector(args.detector, args.detector_weights))
   context = (tracks.SMOOTHED, tracks.SMOOTHED)
   with video_cli.open_input(args, context=context) as reader, contextlib.ExitStack() as stack:
     height, width = paste.enlarged_size(reader.info.height, reader.info.width, args.upscale)

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from vsr_jax.ops.channels import like_channels
+from vsr_jax.ops.channels import broadcast_channels
 from vsr_jax.ops.convolution import convolve
-from vsr_jax.ops.depthwise import Weights
+from vsr_jax.ops.depthwise import KernelAndBias
 
 
 def uniform_by_fan_in(
@@ -43,11 +43,11 @@ class ConvWeights(nn.Module):
   kernel_init: nn.initializers.Initializer = uniform_by_fan_in
 
   @nn.compact
-  def __call__(self) -> Weights:
+  def __call__(self) -> KernelAndBias:
     kernel, bias = self.param("kernel", self.kernel_init, self.shape), None
     if self.use_bias:
       bias = self.param("bias", bias_by_fan_in(int(np.prod(self.shape[:-1]))), self.shape[-1:])
-    return Weights(kernel, bias)
+    return KernelAndBias(kernel, bias)
 
 
 class Conv(nn.Module):
@@ -65,7 +65,7 @@ class Conv(nn.Module):
     y = convolve(x.astype(self.dtype), self.param("kernel", self.kernel_init, shape))
     if self.use_bias:
       bias = self.param("bias", bias_by_fan_in(int(np.prod(shape[:-1]))), shape[-1:])
-      y += like_channels(bias, y)
+      y += broadcast_channels(bias, y)
     return y
 
 

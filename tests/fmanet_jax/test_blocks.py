@@ -72,7 +72,7 @@ def test_encoder_fuses_all_dense_blocks():
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_layer_norm(with_bias):
   x = 3 + normal(0, 2, 4, 5, 6)
-  got, params = applied(blocks.LayerNorm(with_bias), x)
+  got, params = applied(blocks.RestormerLayerNorm(with_bias), x)
   deviation = np.sqrt(np.var(x, axis=-1, keepdims=True) + 1e-5)
   mean = np.mean(x, axis=-1, keepdims=True) if with_bias else 0
   want = (x - mean) / deviation * params["scale"]
@@ -117,7 +117,7 @@ def test_channel_attention_of_nothing_is_finite():
 @pytest.mark.parametrize("hidden", [7, 70])  # many are padded
 def test_gated_feed_forward(hidden, use_bias):
   x = normal(0, 1, 4, 5, 6)
-  got, params = applied(blocks.GatedFeedForward(hidden, use_bias), x)
+  got, params = applied(blocks.GDFN(hidden, use_bias), x)
   y = conv(x, params["expand"]["kernel"], params["expand"].get("bias"))
   y = conv(y, diagonal(params["depthwise"]["kernel"]), params["depthwise"].get("bias"))
   gelu = y[..., :hidden] * special.ndtr(y[..., :hidden])
@@ -192,7 +192,7 @@ def test_pixel_shuffle_upsampler(scale, convs):
     (lambda dtype: layers.Conv(8, use_bias=True, dtype=dtype), 1),
     (lambda dtype: blocks.DenseBlock(DenseSpec(4, 2), True, dtype), 1),
     (lambda dtype: blocks.ChannelAttention(2, True, dtype), 2),
-    (lambda dtype: blocks.GatedFeedForward(9, True, dtype), 1),
+    (lambda dtype: blocks.GDFN(9, True, dtype), 1),
     (lambda dtype: blocks.PixelShuffleUpsampler(8, 2, True, dtype), 1),
   ],
   ids=["conv", "dense", "attention", "feed_forward", "upsampler"],
@@ -226,6 +226,6 @@ def test_initialisation_is_uniform_within_the_fan_in():
 
 
 def test_layer_norm_starts_as_plain_normalisation():
-  params = blocks.LayerNorm().init(jax.random.key(0), jnp.ones((1, 2, 2, 4)))["params"]
+  params = blocks.RestormerLayerNorm().init(jax.random.key(0), jnp.ones((1, 2, 2, 4)))["params"]
   np.testing.assert_array_equal(params["scale"], np.ones(4))
   np.testing.assert_array_equal(params["bias"], np.zeros(4))

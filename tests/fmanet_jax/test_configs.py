@@ -93,7 +93,7 @@ def test_recipe_is_locked_and_makes_a_stage(name):
   with pytest.raises(AttributeError):
     config.step = 3
   model = FMANet(Architecture(**config.model))
-  stage = train.make_stage(model, config)
+  stage = train.stage_from_config(model, config)
   assert stage.name == config.stage
   assert stage.optimizers.keys() == set(train.TRAINED[config.stage])
   for net in stage.optimizers:

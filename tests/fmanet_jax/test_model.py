@@ -82,7 +82,7 @@ def test_shapes(changes):
     assert [x.shape for x in part.features] == [(b, t, h, w, dim)] * (arch.frma_blocks + 1)
     assert [x.shape for x in part.aligned] == [(b, h, w, dim)] * arch.frma_blocks
     assert [x.shape for x in part.flow_masks] == [(b, t, h, w, 3 * n)] * arch.frma_blocks
-  assert degradation.kernels.shape == (b, t, h, w, arch.kernel_down**2)
+  assert degradation.kernel_logits.shape == (b, t, h, w, arch.kernel_down**2)
   assert degradation.anchors.shape == restoration.anchors.shape == (b, t, h, w, 3)
   assert (degradation.image_flow is not None) == guided
   assert not guided or degradation.image_flow.shape == (b, t, h, w, 3)
@@ -213,11 +213,15 @@ def test_shapes_are_those_of_the_parameters(changes):
 
 @pytest.mark.parametrize("shape", [(1, 3, 7, 6), (2, 1, 4, 5), (1, 3, 3, 6), (1, 2, 6, 1)])
 def test_folded_kernels_equal_two_convolutions(shape):
-  x, last, first = normal(0, *shape, 4), normal(1, 3, 3, 4, 9) / 6, normal(2, 3, 3, 3, 9, 5) / 15
+  x, spatial, temporal = (
+    normal(0, *shape, 4),
+    normal(1, 3, 3, 4, 9) / 6,
+    normal(2, 3, 3, 3, 9, 5) / 15,
+  )
 
   @golden.jit
-  def both(x, last, first):
-    folded = window.convolve_folded(x, last, first, window.join_kernels(last, first))
-    return folded, convolve_frames(convolve(x, last), first)
+  def both(x, spatial, temporal):
+    folded = window.convolve_folded(x, spatial, temporal, window.compose_kernels(spatial, temporal))
+    return folded, convolve_frames(convolve(x, spatial), temporal)
 
-  np.testing.assert_allclose(*both(x, last, first), **CLOSE)
+  np.testing.assert_allclose(*both(x, spatial, temporal), **CLOSE)

@@ -32,7 +32,7 @@ def slow(*names: str) -> list:
 
 
 def stage(name: str, number: int) -> Stage:
-  return train.make_stage(golden.load(name).model, RECIPES[number])
+  return train.stage_from_config(golden.load(name).model, RECIPES[number])
 
 
 @functools.cache
@@ -86,7 +86,7 @@ def test_outputs(name):
 
 @pytest.mark.parametrize("name", ["tiny_t5", *slow("tiny_biasfree")])
 def test_stream_equals_the_released_window(name):
-  """Features of single frames, one by one; with biases the kernels' passage takes another way."""
+  """Features of single frames, one by one; with biases no kernels are folded."""
   case = golden.load(name)
   encode = golden.jit(functools.partial(encode_frames, case.model))
   frames = [case.blurry[:, t] for t in range(case.arch.frames)]

@@ -109,12 +109,12 @@ def test_a_file_that_is_no_recipe_is_told(tmp_path):
 
 
 def test_a_run_ends_with_what_was_written_and_the_next_command(capsys):
-  train._tell(make({}), "runs/d", 7)
+  train._print_summary(make({}), "runs/d", 7)
   first, second = capsys.readouterr().out.splitlines()
   assert first == "runs/d: 7 steps of stage 'degradation' are done, checkpoint 7 is saved"
   assert "python -m fmanet_jax.train" in second
   assert "--config.init_from runs/d" in second
-  train._tell(make({"stage": "joint"}), "runs/j", 7)
+  train._print_summary(make({"stage": "joint"}), "runs/j", 7)
   assert "next: python -m fmanet_jax.restore INPUT OUTPUT --checkpoint runs/j" in (
     capsys.readouterr().out
   )

@@ -100,13 +100,13 @@ def test_the_frames_differ_in_what_they_say():
 
 def test_features_are_computed_once_a_frame(monkeypatch):
   restorer = one_device()
-  encode, encoded = restorer._encode, []
+  encode, encoded = restorer._run_encode, []
 
   def counting(frames):
     encoded.append(frames[0])
     return encode(frames)
 
-  monkeypatch.setattr(restorer, "_encode", counting)
+  monkeypatch.setattr(restorer, "_run_encode", counting)
   frames = noise(6)
   assert len(list(restorer.stream(frames))) == 6
   np.testing.assert_array_equal(encoded, frames)
@@ -136,21 +136,21 @@ def test_bfloat16_is_near_float32():
 
 @pytest.mark.parametrize("length", [1, 8, 11])
 def test_eight_devices_give_what_one_gives(length):
-  assert eight_devices().batch == 8
+  assert eight_devices().group_size == 8
   frames = noise(length)
   assert_same_levels(eight_devices().stream(frames), one_device().stream(frames))
 
 
 def test_windows_are_spread_over_the_devices(monkeypatch):
   restorer = eight_devices()
-  compute, placed = restorer._restore, []
+  compute, placed = restorer._run_restore, []
 
   def watching(*features):
     images = compute(*features)
     placed.append([shard.data.shape[0] for shard in images.addressable_shards])
     return images
 
-  monkeypatch.setattr(restorer, "_restore", watching)
+  monkeypatch.setattr(restorer, "_run_restore", watching)
   assert len(list(restorer.stream(noise(9)))) == 9
   assert placed == [[1] * 8] * 2
 
@@ -248,8 +248,8 @@ def test_the_estimated_memory_is_about_what_xla_takes(arch):
   model, params = fmanet.load(arch)
   restorer = Restorer(model, params)
   h, w = 48, 64
-  _, (group, first) = restorer._shapes(h, w)
-  held = (group,) * restorer._held, (first,) * restorer._firsts
+  _, (group, f0) = restorer._shapes(h, w)
+  held = (group,) * restorer._groups_held, (f0,) * restorer._groups_with_f0
   _, program = restorer._compiled(h, w)
   analysis = program.memory_analysis()
   live = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(held))
@@ -261,7 +261,7 @@ def test_the_estimated_memory_is_about_what_xla_takes(arch):
 @pytest.mark.parametrize("mesh", [None, "all"])
 def test_frames_that_do_not_fit_are_tiled(monkeypatch, mesh):
   restorer = eight_devices() if mesh else one_device()
-  devices = restorer.batch  # of a CPU: they share its memory
+  devices = restorer.group_size  # of a CPU: they share its memory
 
   def with_memory(count):
     monkeypatch.setattr(streaming, "free_memory", lambda device: count)

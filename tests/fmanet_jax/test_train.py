@@ -250,7 +250,7 @@ def test_a_frame_that_cannot_be_read_stops_after_saving(clip_set, tmp_path, monk
 def test_devices_exchange_gradients_only_and_sum_them_to_those_of_one(clip_set):
   config = recipe("degradation", clip_set, 1)
   model = train.FMANet(train.Architecture(**config.model))
-  stage = train.make_stage(model, config)
+  stage = train.stage_from_config(model, config)
   rng = np.random.default_rng(0)
   batch = {
     name: rng.integers(0, 256, (8, 3, side, side, 3), np.uint8)

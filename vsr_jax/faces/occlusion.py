@@ -28,7 +28,7 @@ _FRAMES = 25
 _MAX_HIDDEN = 2
 
 
-def sizes(matrices: np.ndarray) -> np.ndarray:
+def running_sizes(matrices: np.ndarray) -> np.ndarray:
   """The size of a face over time: matrices [n 2 3] of a track -> [n], frame pixels per crop pixel.
 
   A running median over `_FRAMES` frames.
@@ -48,7 +48,7 @@ def head_radius(points: np.ndarray, size: int) -> np.ndarray:
   return np.hypot(offset[..., 0], offset[..., 1])
 
 
-def hidden(landmarks: np.ndarray, nearer: np.ndarray, size: int) -> np.ndarray:
+def hidden_behind(landmarks: np.ndarray, nearer: np.ndarray, size: int) -> np.ndarray:
   """In which frames more than `_MAX_HIDDEN` landmarks of a face lie behind a nearer head.
 
   Args:
@@ -63,12 +63,12 @@ def hidden(landmarks: np.ndarray, nearer: np.ndarray, size: int) -> np.ndarray:
   return (head_radius(points, size) < 1).sum(1) > _MAX_HIDDEN
 
 
-def steady(flags: np.ndarray) -> np.ndarray:
+def running_majority(flags: np.ndarray) -> np.ndarray:
   """Running majority of flags [n] over `_FRAMES` frames, so that a face does not come and go."""
   return ndimage.median_filter(flags.astype(np.uint8), _FRAMES, mode="nearest").astype(bool)
 
 
-def others(
+def covered_by_others(
   matrices: Sequence[np.ndarray], own: int, size: int, corner: tuple[int, int], shape: Sequence[int]
 ) -> np.ndarray | None:
   """Share of each pixel that belongs to other heads than face `own`'s.

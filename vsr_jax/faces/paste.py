@@ -199,7 +199,7 @@ def _blend(
     face, inverse, window, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
   )
   alpha = cv2.warpAffine(alpha, inverse, window, flags=cv2.INTER_LINEAR)
-  taken = occlusion.others(heads, own, size, (left, top), alpha.shape) if heads else None
+  taken = occlusion.covered_by_others(heads, own, size, (left, top), alpha.shape) if heads else None
   if taken is not None:
     alpha *= 1 - taken
   below = image[top:bottom, left:right]
@@ -230,8 +230,8 @@ def paste(
     masks: float32 [size size] in [0, 1] each, such as `parsenet.face_masks`: the smaller of this
       and the feathered square counts. None: the square alone.
     offset: see `to_frame`.
-    apart: do not paint over other heads, by `occlusion.others`. The faces must be all of one size,
-      the farthest first.
+    apart: do not paint over other heads, by `occlusion.covered_by_others`. The faces must be all of
+      one size, the farthest first.
 
   Returns:
     uint8 RGB [int(S h) int(S w) 3]; outside the faces exactly what `enlarge` returns.

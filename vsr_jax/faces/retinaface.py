@@ -21,7 +21,7 @@ from vsr_jax.faces.detections import Detections, suppress
 from vsr_jax.layers import FrozenBatchNorm
 
 THRESHOLD = 0.8  # least score of a face
-OVERLAP = 0.4  # intersection over union above which two boxes are one face
+IOU_THRESHOLD = 0.4  # intersection over union above which two boxes are one face
 STRIDES = (8, 16, 32)  # the pyramid's levels'
 MEAN = (123.0, 117.0, 104.0)  # RGB mean of the backbones' training images, subtracted from frames
 _VARIANCES = (0.1, 0.2)  # units of offsets and of the logarithms of sizes
@@ -314,5 +314,5 @@ def detect(
   for score, box, landmarks in zip(*outputs, strict=True):
     sure = score > threshold
     every = Detections(box[sure], score[sure], landmarks[sure])
-    found.append(every[suppress(every.boxes, every.scores, OVERLAP)])
+    found.append(every[suppress(every.boxes, every.scores, IOU_THRESHOLD)])
   return found

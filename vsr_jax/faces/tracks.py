@@ -180,11 +180,11 @@ def follow(
   begin = frame = 0
   for frame, faces in enumerate(detections):
     if frame in cuts:
-      ended += _sure(active, frame - begin, min_found)
+      ended += _found_often_enough(active, frame - begin, min_found)
       active, begin = [], frame
     over = [track for track in active if frame - track.frames[-1] > max_gap + 1]
     # A track that ends within a shot had time enough to be found again.
-    ended += _sure(over, min_found, min_found)
+    ended += _found_often_enough(over, min_found, min_found)
     active = [track for track in active if track not in over]
     wide = _wide_enough(faces, min_eye_distance)
     taken = _match(active, faces[wide], frame)
@@ -194,7 +194,7 @@ def follow(
         taken[i].add(frame, *seen)
       else:
         active.append(_Linked([frame], *([x] for x in seen)))
-  ended += _sure(active, frame + 1 - begin, min_found)
+  ended += _found_often_enough(active, frame + 1 - begin, min_found)
   ended.sort(key=lambda track: track.frames[0])
   return [_fill(track, sigma) for track in ended]
 
@@ -224,7 +224,7 @@ class _Linked:
     return moved * ((frame - self.frames[-1]) / time)
 
 
-def _sure(tracks: list[_Linked], length: int, min_found: int) -> list[_Linked]:
+def _found_often_enough(tracks: list[_Linked], length: int, min_found: int) -> list[_Linked]:
   """The tracks detected in at least `min_found` (or `length`) frames, and in half of their span."""
   least = min(min_found, length)
   return [
@@ -287,7 +287,7 @@ def _fill(track: _Linked, sigma: float) -> Track:
   return Track(start, landmarks, values[:, :4].astype(np.float32), picks >= 0, picks)
 
 
-def choose(
+def choose_parts(
   tracks: Sequence[Track], faces: Literal["largest", "all"], height: int, width: int
 ) -> list[Track]:
   """The parts of tracks that `choose_frames` picks, in order of their first frame."""

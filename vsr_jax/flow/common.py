@@ -42,7 +42,7 @@ class InstanceNorm(nn.Module):
     return x * jax.lax.rsqrt(jnp.square(x).mean((1, 2), keepdims=True) + _EPSILON)
 
 
-def upsample_bilinear(flow: jax.Array, scale: int = STRIDE) -> jax.Array:
+def upsample_align_corners(flow: jax.Array, scale: int = STRIDE) -> jax.Array:
   """Enlarges flow [b h w 2] and its vectors `scale` times, bilinearly with aligned corners."""
   _, h, w, _ = flow.shape
   y = jnp.linspace(0.0, h - 1.0, scale * h)

@@ -44,7 +44,7 @@ def _raft(net: raft.Raft) -> Estimator:
   )
 
 
-def _still() -> Estimator:
+def _zero_flow() -> Estimator:
   """Zero flow, without parameters: for ablations."""
 
   def encode(params: Params, frames: jax.Array) -> Features:
@@ -64,5 +64,5 @@ ESTIMATORS = {
   "spynet": Estimator(spynet.init, spynet.encode, spynet.flow_from_features, spynet.MULTIPLE),
   "raft_small": _raft(raft.SMALL),
   "raft_large": _raft(raft.LARGE),
-  "none": _still(),
+  "none": _zero_flow(),
 }

@@ -45,7 +45,7 @@ def _activate(x: jax.Array) -> jax.Array:
   return nn.leaky_relu(x, 0.1)
 
 
-class Features(nn.Module):
+class FeaturePyramid(nn.Module):
   """The pyramid of images [b h w 3], BGR in [0, 1]."""
 
   @nn.compact
@@ -94,7 +94,7 @@ def init(key: jax.Array) -> dict[str, Any]:
   """Random parameters; under `jax.eval_shape` the template for the converter."""
   features_key, context_key, *keys = jax.random.split(key, 2 + len(LEVELS))
   image = jnp.zeros((1, MULTIPLE, MULTIPLE, 3))
-  pyramid, params = Features().init_with_output(features_key, image)
+  pyramid, params = FeaturePyramid().init_with_output(features_key, image)
   params = {"features": params["params"]}
   above: Any = None
   for level, k in zip(LEVELS, keys, strict=True):
@@ -121,7 +121,7 @@ def encode(params: Params, frames: jax.Array) -> Pyramid:
   """
   check_frames(frames, MULTIPLE)
   x = frames[..., ::-1].astype(jnp.float32) / 255  # the released weights see BGR
-  return Features().apply({"params": params["features"]}, x)
+  return FeaturePyramid().apply({"params": params["features"]}, x)
 
 
 @jax.default_matmul_precision("float32")

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vsr_jax.flow.common import STRIDE, InstanceNorm, upsample_bilinear, upsample_convex
+from vsr_jax.flow.common import STRIDE, InstanceNorm, upsample_align_corners, upsample_convex
 from vsr_jax.layers import FrozenBatchNorm
 from vsr_jax.ops.warp import sample_bilinear
 
@@ -70,9 +70,9 @@ class BottleneckBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-  """Images [b h w 3] in [-1, 1] to features [b h/8 w/8 features]."""
+  """Images [b h w 3] in [-1, 1] to features [b h/8 w/8 channels]."""
 
-  features: int
+  channels: int
   widths: tuple[int, int, int]
   block: type[nn.Module]
   norm: type[nn.Module]
@@ -83,7 +83,7 @@ class Encoder(nn.Module):
     for i, width in enumerate(self.widths, 1):
       x = self.block(width, 1 if i == 1 else 2, self.norm, name=f"layer{i}_0")(x)
       x = self.block(width, 1, self.norm, name=f"layer{i}_1")(x)
-    return _conv(self.features, 1, "conv2")(x)
+    return _conv(self.channels, 1, "conv2")(x)
 
 
 class Update(nn.Module):
@@ -148,19 +148,19 @@ class Mask(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Raft:
-  """A variant: its sub-networks (`features` and `context` are encoders), and two sizes.
+  """A variant: its sub-networks and two sizes.
 
   Attributes:
-    features: encoder whose outputs are correlated.
-    context: encoder of frame 1 for the initial hidden state and the context.
+    feature_encoder: encoder whose outputs are correlated.
+    context_encoder: encoder of frame 1 for the initial hidden state and the context.
     update: one iteration.
     mask: logits of the convex upsampling; None: bilinear upsampling.
     hidden: channels of the hidden state.
     radius: of `lookup`.
   """
 
-  features: Encoder
-  context: Encoder
+  feature_encoder: Encoder
+  context_encoder: Encoder
   update: Update
   mask: Mask | None
   hidden: int
@@ -168,16 +168,16 @@ class Raft:
 
 
 SMALL = Raft(
-  features=Encoder(128, (32, 64, 96), BottleneckBlock, InstanceNorm),
-  context=Encoder(96 + 64, (32, 64, 96), BottleneckBlock, NoNorm),
+  feature_encoder=Encoder(128, (32, 64, 96), BottleneckBlock, InstanceNorm),
+  context_encoder=Encoder(96 + 64, (32, 64, 96), BottleneckBlock, NoNorm),
   update=Update((96,), (64, 32), 80, ((3, 3),), 128),
   mask=None,
   hidden=96,
   radius=3,
 )
 LARGE = Raft(
-  features=Encoder(256, (64, 96, 128), ResidualBlock, InstanceNorm),
-  context=Encoder(128 + 128, (64, 96, 128), ResidualBlock, FrozenBatchNorm),
+  feature_encoder=Encoder(256, (64, 96, 128), ResidualBlock, InstanceNorm),
+  context_encoder=Encoder(128 + 128, (64, 96, 128), ResidualBlock, FrozenBatchNorm),
   update=Update((256, 192), (128, 64), 126, ((1, 5), (5, 1)), 256),
   mask=Mask(256),
   hidden=128,
@@ -185,7 +185,7 @@ LARGE = Raft(
 )
 
 
-class Features(NamedTuple):
+class RaftFeatures(NamedTuple):
   """Features of single frames, from `encode`."""
 
   features: jax.Array  # [b h/8 w/8 c], for the correlations
@@ -197,11 +197,11 @@ def init(net: Raft, key: jax.Array) -> dict[str, Any]:
   image = jnp.zeros((1, STRIDE, STRIDE, 3))
   point = jnp.zeros((1, 1, 1, 1))
   hidden = point.repeat(net.hidden, -1)
-  context = point.repeat(net.context.features - net.hidden, -1)
+  context = point.repeat(net.context_encoder.channels - net.hidden, -1)
   correlation = point.repeat(LEVELS * (2 * net.radius + 1) ** 2, -1)
   inputs: dict[str, tuple] = {
-    "features": (net.features, image),
-    "context": (net.context, image),
+    "features": (net.feature_encoder, image),
+    "context": (net.context_encoder, image),
     "update": (net.update, hidden, context, correlation, point.repeat(2, -1)),
   }
   if net.mask is not None:
@@ -214,15 +214,16 @@ def init(net: Raft, key: jax.Array) -> dict[str, Any]:
 
 
 @jax.default_matmul_precision("float32")
-def encode(net: Raft, params: Mapping[str, Any], frames: jax.Array) -> Features:
+def encode(net: Raft, params: Mapping[str, Any], frames: jax.Array) -> RaftFeatures:
   """Computes the features of frames [b h w 3] in [0, 255], sides multiples of 8.
 
   Raises:
     ValueError: the shape is another.
   """
   images = _normalized(frames)
-  return Features(
-    _apply(net.features, params["features"], images), _apply(net.context, params["context"], images)
+  return RaftFeatures(
+    _apply(net.feature_encoder, params["features"], images),
+    _apply(net.context_encoder, params["context"], images),
   )
 
 
@@ -230,7 +231,7 @@ def encode(net: Raft, params: Mapping[str, Any], frames: jax.Array) -> Features:
 def flow_from_features(
   net: Raft,
   params: Mapping[str, Any],
-  first: Features,
+  first: RaftFeatures,
   features2: jax.Array,
   iterations: int = 12,
   start: jax.Array | None = None,
@@ -241,7 +242,7 @@ def flow_from_features(
     net: `SMALL` or `LARGE`.
     params: its parameters.
     first: result of `encode` for frame 1.
-    features2: `Features.features` of frame 2.
+    features2: `RaftFeatures.features` of frame 2.
     iterations: refinement steps.
     start: initial flow [b h/8 w/8 2], in pixels of the features' size; None: zero.
 
@@ -264,7 +265,7 @@ def flow_from_features(
   start = jnp.zeros((b, h, w, 2)) if start is None else start
   (hidden, flow), _ = jax.lax.scan(step, (hidden, start), length=iterations)
   if net.mask is None:
-    return upsample_bilinear(flow)
+    return upsample_align_corners(flow)
   return upsample_convex(flow, _apply(net.mask, params["mask"], hidden))
 
 
@@ -297,9 +298,11 @@ def raft(
   if image1.shape != image2.shape or image1.ndim != 4:
     raise ValueError(f"images of shapes {image1.shape} and {image2.shape}, not two equal [b h w 3]")
   images = _normalized(jnp.concatenate([image1, image2]))
-  features1, features2 = jnp.split(_apply(net.features, params["features"], images), 2)
-  context = _apply(net.context, params["context"], images[: len(image1)])
-  return flow_from_features(net, params, Features(features1, context), features2, iterations, start)
+  features1, features2 = jnp.split(_apply(net.feature_encoder, params["features"], images), 2)
+  context = _apply(net.context_encoder, params["context"], images[: len(image1)])
+  return flow_from_features(
+    net, params, RaftFeatures(features1, context), features2, iterations, start
+  )
 
 
 def _normalized(images: jax.Array) -> jax.Array:

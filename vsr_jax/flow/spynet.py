@@ -17,7 +17,7 @@ from vsr_jax.flow.common import (
   check_frames,
   check_pair,
   normalized_as_imagenet,
-  upsample_bilinear,
+  upsample_align_corners,
 )
 from vsr_jax.layers import Conv
 from vsr_jax.ops.warp import backward_warp
@@ -85,7 +85,7 @@ def flow_from_features(params: Params, pyramid1: Pyramid, pyramid2: Pyramid) -> 
   flow = jnp.zeros((*pyramid1[0].shape[:3], 2))
   for i, (first, second) in enumerate(zip(pyramid1, pyramid2, strict=True)):
     if i:
-      flow = upsample_bilinear(flow, 2)
+      flow = upsample_align_corners(flow, 2)
     warped = backward_warp(second, within_image(flow))
     x = jnp.concatenate([first, warped, flow], axis=-1)
     flow = flow + Level().apply({"params": params[f"level{i}"]}, x)

@@ -33,6 +33,6 @@ def pad_channels(x: jax.Array, count: int) -> jax.Array:
   return jnp.pad(x, ((0, 0),) * (x.ndim - 1) + ((0, count),))
 
 
-def like_channels(vector: jax.Array, x: jax.Array) -> jax.Array:
+def broadcast_channels(vector: jax.Array, x: jax.Array) -> jax.Array:
   """[c] -> [1 ... 1 c], of x's rank and type."""
   return vector.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from vsr_jax.ops.channels import pad_channels
-from vsr_jax.ops.devices import by_device, computed_once, with_cpu_form
+from vsr_jax.ops.devices import by_device, materialise, with_cpu_form
 
 WIDE = 64  # channels from which products on CPU are made in whole vector registers
 
@@ -50,8 +50,8 @@ def _convolve_in_turn(arrays: Sequence[jax.Array], kernel: jax.Array) -> jax.Arr
   widths = [x.shape[-1] for x in arrays]
   rows = jnp.split(kernel, [sum(widths[:i]) for i in range(1, len(widths))], axis=2)
   y = convolve(arrays[0], rows[0])
-  for x, of_x in zip(arrays[1:], rows[1:], strict=True):
-    y = computed_once(lambda y, x, of_x: y + convolve(x, of_x), y, x, of_x)
+  for x, x_rows in zip(arrays[1:], rows[1:], strict=True):
+    y = materialise(lambda y, x, x_rows: y + convolve(x, x_rows), y, x, x_rows)
   return y
 
 

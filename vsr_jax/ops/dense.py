@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from vsr_jax.ops.channels import concatenate_channels, like_channels
+from vsr_jax.ops.channels import broadcast_channels, concatenate_channels
 from vsr_jax.ops.convolution import convolve
-from vsr_jax.ops.devices import computed_once
+from vsr_jax.ops.devices import materialise
 
 Activation = Callable[[jax.Array], jax.Array]
 
@@ -39,9 +39,9 @@ def dense_block_definition(
   features = [x]
   for i, kernel in enumerate(kernels):
     y = convolve(jnp.concatenate(features, axis=-1), kernel)
-    features.append(activation(y if biases is None else y + like_channels(biases[i], y)))
+    features.append(activation(y if biases is None else y + broadcast_channels(biases[i], y)))
   fused = convolve(jnp.concatenate(features, axis=-1), fuse)
-  return x + fused + like_channels(fuse_bias, x)
+  return x + fused + broadcast_channels(fuse_bias, x)
 
 
 def dense_block(
@@ -58,22 +58,22 @@ def dense_block(
   it: the same sums in one wider, faster convolution.
   """
   c, g = x.shape[-1], kernels[0].shape[-1]
-  of_input = convolve(x, jnp.concatenate([k[:, :, :c] for k in kernels], axis=-1))
+  input_term = convolve(x, jnp.concatenate([k[:, :, :c] for k in kernels], axis=-1))
   if biases is not None:
-    of_input += like_channels(jnp.concatenate(biases), of_input)
+    input_term += broadcast_channels(jnp.concatenate(biases), input_term)
 
-  def output(i: int, of_input: jax.Array, *of_outputs: jax.Array) -> jax.Array:
-    return activation(sum(of_outputs, of_input[..., i * g : (i + 1) * g]))
+  def output(i: int, input_term: jax.Array, *output_terms: jax.Array) -> jax.Array:
+    return activation(sum(output_terms, input_term[..., i * g : (i + 1) * g]))
 
   outputs: list[jax.Array] = []
   for i, kernel in enumerate(kernels):
-    terms = [of_input]
+    terms = [input_term]
     if i:
       terms.append(convolve(concatenate_channels(outputs), kernel[:, :, c:]))
-    outputs.append(computed_once(functools.partial(output, i), *terms))
+    outputs.append(materialise(functools.partial(output, i), *terms))
 
   def fused(x, joined, fuse, bias):
     return x + convolve(joined, fuse) + bias
 
   joined = concatenate_channels([x, *outputs])
-  return computed_once(fused, x, joined, fuse, like_channels(fuse_bias, x))
+  return materialise(fused, x, joined, fuse, broadcast_channels(fuse_bias, x))

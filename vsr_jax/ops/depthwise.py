@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vsr_jax.ops.channels import like_channels
+from vsr_jax.ops.channels import broadcast_channels
 from vsr_jax.ops.convolution import WIDE, convolve
 
 
-class Weights(NamedTuple):
+class KernelAndBias(NamedTuple):
   """A convolution's weights: kernel [k k c d], or depthwise [k k d], and a bias [d] or None."""
 
   kernel: jax.Array
@@ -69,11 +69,11 @@ def _zero_border(x: jax.Array, width: int = 1) -> jax.Array:
 
 
 def _add_bias(x: jax.Array, bias: jax.Array | None) -> jax.Array:
-  return x if bias is None else x + like_channels(bias, x)
+  return x if bias is None else x + broadcast_channels(bias, x)
 
 
 def pointwise_depthwise_definition(
-  x: jax.Array, pointwise: Weights, depthwise: Weights, parts: int = 1
+  x: jax.Array, pointwise: KernelAndBias, depthwise: KernelAndBias, parts: int = 1
 ) -> list[jax.Array]:
   """A 1x1 convolution and the depthwise one after it, the result divided into parts.
 
@@ -92,7 +92,7 @@ def pointwise_depthwise_definition(
 
 
 def pointwise_depthwise(
-  x: jax.Array, pointwise: Weights, depthwise: Weights, parts: int = 1
+  x: jax.Array, pointwise: KernelAndBias, depthwise: KernelAndBias, parts: int = 1
 ) -> list[jax.Array]:
   """Equal to `pointwise_depthwise_definition`, whose arguments it takes.
 
@@ -102,10 +102,12 @@ def pointwise_depthwise(
   if pointwise.kernel.shape[-1] < WIDE * parts:
     return jnp.split(_pointwise_depthwise(x, pointwise, depthwise), parts, axis=-1)
   weights = zip(_split(pointwise, parts), _split(depthwise, parts), strict=True)
-  return [_pointwise_depthwise(x, *of_part) for of_part in weights]
+  return [_pointwise_depthwise(x, *part_weights) for part_weights in weights]
 
 
-def _pointwise_depthwise(x: jax.Array, pointwise: Weights, depthwise: Weights) -> jax.Array:
+def _pointwise_depthwise(
+  x: jax.Array, pointwise: KernelAndBias, depthwise: KernelAndBias
+) -> jax.Array:
   if pointwise.bias is None:  # 1x1 maps zeros to zeros: padding the narrow input is cheaper
     y = convolve(_zero_border(x), pointwise.kernel)
   else:
@@ -113,8 +115,8 @@ def _pointwise_depthwise(x: jax.Array, pointwise: Weights, depthwise: Weights) -
   return _add_bias(convolve_bordered(y, depthwise.kernel), depthwise.bias)
 
 
-def _split(weights: Weights, parts: int) -> list[Weights]:
+def _split(weights: KernelAndBias, parts: int) -> list[KernelAndBias]:
   """The weights of `parts` equal shares of the output channels."""
   kernels = jnp.split(weights.kernel, parts, axis=-1)
   biases = [None] * parts if weights.bias is None else jnp.split(weights.bias, parts)
-  return [Weights(*pair) for pair in zip(kernels, biases, strict=True)]
+  return [KernelAndBias(*pair) for pair in zip(kernels, biases, strict=True)]

@@ -63,7 +63,7 @@ def with_cpu_form(cpu: Callable[..., Any], definition: Callable[..., Any]) -> Ca
   return function
 
 
-def computed_once(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+def materialise(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
   """`function(*arrays)`, on CPU materialised once instead of being fused into its consumers.
 
   XLA's CPU backend otherwise recomputes a cheap sum within each consumer: of a chain of residual
@@ -86,7 +86,7 @@ def computed_once(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax
   return with_cpu_form(always, function)(*arrays)
 
 
-def after(x: Any, y: jax.Array) -> Any:
+def delay_until(x: Any, y: jax.Array) -> Any:
   """Returns x, but on CPU what is computed from the result waits until y is computed.
 
   XLA's CPU backend may otherwise schedule what depends on few inputs at a program's start, and hold

@@ -109,13 +109,13 @@ def dynamic_downsample(frames: jax.Array, weights: jax.Array, scale: int) -> jax
   return sum(products, start=jnp.zeros(()))
 
 
-def dynamic_upsample(frames: jax.Array, kernels: jax.Array, scale: int) -> jax.Array:
-  """Normalises and filters: `dynamic_upsample_definition(frames, normalise_up(kernels), scale)`.
+def normalise_and_upsample(frames: jax.Array, unnormalised: jax.Array, scale: int) -> jax.Array:
+  """Equal to `normalise_up`, then `dynamic_upsample_definition`.
 
   Args:
     frames: [b t h w c].
-    kernels: K^R before `normalise_up`, [b t h w k*k s*s]. (`dynamic_downsample` takes weights that
-      are normalised already.)
+    unnormalised: K^R before `normalise_up`, [b t h w k*k s*s]. (`dynamic_downsample` takes weights
+      that are normalised already.)
     scale: s.
 
   Returns:
@@ -124,12 +124,12 @@ def dynamic_upsample(frames: jax.Array, kernels: jax.Array, scale: int) -> jax.A
   The normalisation is moved out of the sum over the K = t k^2 taps, with mean m: sum_j (K_j - m +
   1/K) x_j = sum_j K_j x_j + (1/K - m) sum_j x_j, so that kernels are read once.
   """
-  b, t, h, w, taps, _ = kernels.shape
+  b, t, h, w, taps, _ = unnormalised.shape
   c = frames.shape[-1]
   # The sum of the kernels is the filter's response to a channel of ones.
   frames = jnp.concatenate([frames, jnp.ones_like(frames[..., :1])], axis=-1)
   padded = _pad_edges(frames.astype(jnp.float32), math.isqrt(taps) // 2)
-  filtered = _filter_up(padded, kernels.astype(jnp.float32))
+  filtered = _filter_up(padded, unnormalised.astype(jnp.float32))
   plain = _patches(padded[..., :c], h, w).sum((1, 4))
   rest = (1 - filtered[..., c:]) / (t * taps)
   out = filtered[..., :c] + rest * plain[:, :, :, None]

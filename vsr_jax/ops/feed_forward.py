@@ -6,17 +6,17 @@ import jax
 import jax.numpy as jnp
 
 from vsr_jax.ops.activations import gelu
-from vsr_jax.ops.channels import like_channels, pad_channels
+from vsr_jax.ops.channels import broadcast_channels, pad_channels
 from vsr_jax.ops.convolution import WIDE, convolve
 from vsr_jax.ops.depthwise import (
-  Weights,
+  KernelAndBias,
   pointwise_depthwise,
   pointwise_depthwise_definition,
 )
 
 
 def gated_feed_forward_definition(
-  x: jax.Array, expand: Weights, depthwise: Weights, project: Weights
+  x: jax.Array, expand: KernelAndBias, depthwise: KernelAndBias, project: KernelAndBias
 ) -> jax.Array:
   """1x1 and depthwise convolutions to a gate and values, GELU(gate) * values, a 1x1 convolution.
 
@@ -31,11 +31,11 @@ def gated_feed_forward_definition(
   """
   gate, y = pointwise_depthwise_definition(x, expand, depthwise, 2)
   y = convolve(gelu(gate) * y, project.kernel)
-  return y if project.bias is None else y + like_channels(project.bias, y)
+  return y if project.bias is None else y + broadcast_channels(project.bias, y)
 
 
 def gated_feed_forward(
-  x: jax.Array, expand: Weights, depthwise: Weights, project: Weights
+  x: jax.Array, expand: KernelAndBias, depthwise: KernelAndBias, project: KernelAndBias
 ) -> jax.Array:
   """Equal to `gated_feed_forward_definition`, whose arguments it takes.
 
@@ -48,13 +48,13 @@ def gated_feed_forward(
   gate, y = pointwise_depthwise(x, expand, depthwise, 2)
   kernel = jnp.pad(project.kernel, ((0, 0), (0, 0), (0, padding), (0, 0)))
   y = convolve(y * gelu(gate), kernel)
-  return y if project.bias is None else y + like_channels(project.bias, y)
+  return y if project.bias is None else y + broadcast_channels(project.bias, y)
 
 
-def _pad_halves(weights: Weights, padding: int) -> Weights:
+def _pad_halves(weights: KernelAndBias, padding: int) -> KernelAndBias:
   """Weights of two halves of output channels, `padding` channels of zeros after each."""
 
   def pad(x):
     return jnp.concatenate([pad_channels(half, padding) for half in jnp.split(x, 2, -1)], axis=-1)
 
-  return Weights(pad(weights.kernel), None if weights.bias is None else pad(weights.bias))
+  return KernelAndBias(pad(weights.kernel), None if weights.bias is None else pad(weights.bias))

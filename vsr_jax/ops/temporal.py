@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from vsr_jax.ops.convolution import convolve
-from vsr_jax.ops.devices import computed_once
+from vsr_jax.ops.devices import materialise
 
 
 def convolve_frames(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -65,4 +65,4 @@ def _convolve_three(x: jax.Array, kernel: jax.Array) -> jax.Array:
     even, odd = (a - a2) / 6, (b - b2) / 2
     return jnp.stack([even - odd, (a + a2 - b - b2) / 4, even + odd], axis=1)
 
-  return computed_once(outputs, a, a2, b, b2)  # else held as four, added up by every reader
+  return materialise(outputs, a, a2, b, b2)  # else held as four, added up by every reader

@@ -51,7 +51,7 @@ def backward_warp_definition(
   image: jax.Array, flow: jax.Array, mask: jax.Array | None = None
 ) -> jax.Array:
   """The definition of `backward_warp`: every pixel is read at its own point, bilinearly."""
-  return jax.vmap(_warp_one)(*_in_groups(image, flow, mask)).reshape(image.shape)
+  return jax.vmap(_warp_image)(*_in_groups(image, flow, mask)).reshape(image.shape)
 
 
 def _in_groups(
@@ -70,35 +70,35 @@ def _in_groups(
 
 def _warp_batch(images: jax.Array, flows: jax.Array, masks: jax.Array | None) -> jax.Array:
   """Images [b h w n c], their flows [b h w n 2] and masks [b h w n 1] -> [b h w n c]."""
-  every = jax.vmap(_warp_one)
+  every = jax.vmap(_warp_image)
   if len(images) == 1:
-    return lax.platform_dependent(images, flows, masks, cpu=_warp_alone, default=every)
-  warped = lax.platform_dependent(images, flows, cpu=_warp_in_turn, default=every)
+    return lax.platform_dependent(images, flows, masks, cpu=_warp_single, default=every)
+  warped = lax.platform_dependent(images, flows, cpu=_warp_by_loop, default=every)
   return warped if masks is None else warped * masks
 
 
-def _warp_one(image: jax.Array, flow: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+def _warp_image(image: jax.Array, flow: jax.Array, mask: jax.Array | None = None) -> jax.Array:
   """Image [h w n c], its n flows [h w n 2] and masks [h w n 1] -> [h w n c]."""
   y, x = jnp.mgrid[: image.shape[0], : image.shape[1]]
   warped = _sample(image, jnp.stack([x, y], axis=-1)[:, :, None], flow)
   return warped if mask is None else warped * mask
 
 
-def _warp_alone(images: jax.Array, flows: jax.Array, masks: jax.Array | None) -> jax.Array:
-  """`jax.vmap(_warp_one)` of a batch of one image, in a third of the time on CPU.
+def _warp_single(images: jax.Array, flows: jax.Array, masks: jax.Array | None) -> jax.Array:
+  """`jax.vmap(_warp_image)` of a batch of one image, in a third of the time on CPU.
 
   The branch, which is always taken, keeps XLA from fusing the gather into its consumer: a loop over
   [h w n*c] that would find each number's group by a division.
   """
   image, flow, mask = jax.tree.map(lambda x: x[0], (images, flows, masks))
   return lax.cond(
-    true_after(flow), lambda: _warp_one(image, flow, mask), lambda: jnp.zeros_like(image)
+    true_after(flow), lambda: _warp_image(image, flow, mask), lambda: jnp.zeros_like(image)
   )[None]
 
 
 @jax.custom_vjp
-def _warp_in_turn(images: jax.Array, flows: jax.Array) -> jax.Array:
-  """`jax.vmap(_warp_one)` as a loop, in half the time on CPU: the gather stays in the cache.
+def _warp_by_loop(images: jax.Array, flows: jax.Array) -> jax.Array:
+  """`jax.vmap(_warp_image)` as a loop, in half the time on CPU: the gather stays in the cache.
 
   The loop overwrites each image with its warp. Collecting the results instead (`lax.map`) would
   allocate a second array at the program's start.
@@ -106,18 +106,18 @@ def _warp_in_turn(images: jax.Array, flows: jax.Array) -> jax.Array:
 
   def warp(i, images):
     image, flow = (lax.dynamic_index_in_dim(x, i, keepdims=False) for x in (images, flows))
-    return lax.dynamic_update_index_in_dim(images, _warp_one(image, flow), i, axis=0)
+    return lax.dynamic_update_index_in_dim(images, _warp_image(image, flow), i, axis=0)
 
   return lax.fori_loop(0, len(images), warp, images)
 
 
-def _warp_collected(images: jax.Array, flows: jax.Array) -> jax.Array:
+def _warp_by_map(images: jax.Array, flows: jax.Array) -> jax.Array:
   """The same by `lax.map`, for gradients: those of the other loop keep all images per iteration."""
-  return lax.map(lambda pair: _warp_one(*pair), (images, flows))
+  return lax.map(lambda pair: _warp_image(*pair), (images, flows))
 
 
-_warp_in_turn.defvjp(
-  lambda images, flows: jax.vjp(_warp_collected, images, flows), lambda vjp, g: vjp(g)
+_warp_by_loop.defvjp(
+  lambda images, flows: jax.vjp(_warp_by_map, images, flows), lambda vjp, g: vjp(g)
 )
 
 

@@ -31,7 +31,7 @@ from vsr_jax.train.report import Evaluate, Report
 from vsr_jax.train.stage import Params, Stage
 from vsr_jax.train.state import TrainState, abstract_state, init_state
 from vsr_jax.train.step import jit_train_step, make_train_step
-from vsr_jax.train.summaries import MEMORY, Recorder
+from vsr_jax.train.summaries import RUNNING_SUMS, Recorder
 
 
 class ResumableBatches(Protocol):
@@ -93,11 +93,11 @@ def fit(
   init = functools.partial(init_state, stage, init_params, _key(mesh, seed, 0), shapes, init_from)
   every = {"panel": image_every, "evaluation": evaluate_every, "checkpoint": checkpoint_every}
   with contextlib.ExitStack() as stack:
-    stack.enter_context(_alone(workdir))
+    stack.enter_context(_locked_workdir(workdir))
     stack.enter_context(jax.set_mesh(mesh))
     checkpoints = stack.enter_context(Checkpoints(workdir, keep=keep, best=best))
-    state, memory = _start(checkpoints, stage, shapes, batches, init)
-    recorder = Recorder(workdir, int(state.step), log_every=log_every, memory=memory)
+    state, running_sums = _start(checkpoints, stage, shapes, batches, init)
+    recorder = Recorder(workdir, int(state.step), log_every=log_every, running_sums=running_sums)
     with Report(stage, mesh, steps, checkpoints, recorder, evaluate, meta or {}) as report:
       feed = _Feed(mesh, batches)
       return _run(train_step, state, _key(mesh, seed, 1), feed, report, steps, every)
@@ -115,7 +115,7 @@ def _check_options(
 
 
 @contextlib.contextmanager
-def _alone(workdir: str | pathlib.Path) -> Iterator[None]:
+def _locked_workdir(workdir: str | pathlib.Path) -> Iterator[None]:
   """Locks a run's folder, by the first of several processes; if that fails, all of them raise."""
   refusal = None
   with contextlib.ExitStack() as stack:
@@ -165,7 +165,7 @@ def _start(
       "with init_from"
     ) from e
   try:
-    MEMORY(meta.get("log"), "log")
+    RUNNING_SUMS(meta.get("log"), "log")
   except BadJson as e:
     raise UserError(f"{folder}: damaged, {e}; delete it to fall back to the one before it") from e
   return state, meta["log"]

@@ -40,9 +40,9 @@ class Report:
     """Takes over the recorder; the arguments are those of `fit`."""
     self._stage, self._checkpoints, self._recorder = stage, checkpoints, recorder
     self._evaluate, self._meta = evaluate, meta
-    self._draw = stage.images and jax.jit(stage.images, out_shardings=replicated(mesh))
+    self._jitted_images = stage.images and jax.jit(stage.images, out_shardings=replicated(mesh))
     self._pending: tuple[int, dict[str, jax.Array]] | None = None
-    self._telling = contextlib.ExitStack()
+    self._progress_contexts = contextlib.ExitStack()
     self._bar = tqdm.tqdm(
       desc=stage.name,
       initial=recorder.step,
@@ -56,12 +56,12 @@ class Report:
 
   def __enter__(self) -> Report:
     if jax.process_index() == 0:
-      self._telling.enter_context(progress.Clock())
-      self._telling.enter_context(progress.unpausing(self._bar))
+      self._progress_contexts.enter_context(progress.Clock())
+      self._progress_contexts.enter_context(progress.unpausing(self._bar))
     return self
 
   def __exit__(self, *error: object) -> None:
-    self._telling.close()
+    self._progress_contexts.close()
     self._bar.close()
     self._recorder.close()
 
@@ -87,16 +87,20 @@ class Report:
 
   def panel(self, step: int, state: TrainState, batch: Mapping[str, jax.Array]) -> None:
     """Shows the stage's images of a batch."""
-    if self._draw:
+    if self._jitted_images:
       self._flush()
-      self._recorder.panel(step, jax.device_get(self._draw(_judged(state), batch)))
+      self._recorder.panel(
+        step, jax.device_get(self._jitted_images(_evaluation_params(state), batch))
+      )
 
   def evaluation(self, step: int, state: TrainState) -> dict[str, float] | None:
     """Evaluates and records the scalars; None without an evaluation."""
     if self._evaluate is None:
       return None
     self._flush()
-    metrics = {name: float(x) for name, x in self._evaluate(_judged(state), step).items()}
+    metrics = {
+      name: float(x) for name, x in self._evaluate(_evaluation_params(state), step).items()
+    }
     self._recorder.row(step, {f"evaluation/{name}": x for name, x in metrics.items()})
     return metrics
 
@@ -108,7 +112,7 @@ class Report:
     trees = {"params": state.params, "ema": state.ema, "optimizer": state.opt_state}
     finite = jax.device_get(_finite(trees))
     self._stop_if(step, [name for name, good in finite.items() if not good])
-    meta = {**self._meta, "stage": self._stage.name, "log": self._recorder.memory}
+    meta = {**self._meta, "stage": self._stage.name, "log": self._recorder.running_sums}
     self._checkpoints.save(state, step, data=position, meta=meta, metrics=metrics)
 
   def stopped(self, step: int) -> None:
@@ -127,7 +131,7 @@ class Report:
       )
 
 
-def _judged(state: TrainState) -> dict[str, Any]:
+def _evaluation_params(state: TrainState) -> dict[str, Any]:
   """The params for panels and evaluations: their moving average, where there is one."""
   return state.params | state.ema
 

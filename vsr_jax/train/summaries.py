@@ -21,9 +21,9 @@ from vsr_jax.files import write_whole
 from vsr_jax.images import encode_image
 from vsr_jax.json_files import fields, integer, mapping, number, text
 
-# Schemas: of a line of log.jsonl, and of `Recorder.memory` in a checkpoint.
+# Schemas: of a line of log.jsonl, and of `Recorder.running_sums` in a checkpoint.
 ROW = fields({"step": integer()}, more=True)
-MEMORY = fields({"sums": mapping(text, number()), "count": integer(), "seconds": number(0)})
+RUNNING_SUMS = fields({"sums": mapping(text, number()), "count": integer(), "seconds": number(0)})
 
 
 class EventFile:
@@ -64,12 +64,12 @@ class EventFile:
 class Recorder:
   """Rows of means over `log_every` steps, in WORKDIR/log.jsonl and in TensorBoard's file.
 
-  What is summed since the last row is part of the checkpoint (`memory`), so that the rows of a
-  resumed run are those of an uninterrupted one.
+  What is summed since the last row is part of the checkpoint (`running_sums`), so that the rows of
+  a resumed run are those of an uninterrupted one.
   """
 
   def __init__(
-    self, workdir: str | pathlib.Path, step: int, *, log_every: int, memory: dict | None
+    self, workdir: str | pathlib.Path, step: int, *, log_every: int, running_sums: dict | None
   ):
     """Opens the files, in the first process only; the others write none.
 
@@ -77,13 +77,13 @@ class Recorder:
       workdir: an existing folder.
       step: finished steps; rows of later steps, from an interrupted session, are dropped.
       log_every: steps per row.
-      memory: `Recorder.memory` from the checkpoint of this step; None at the start.
+      running_sums: `Recorder.running_sums` from the checkpoint of this step; None at the start.
     """
     self.step = step
     self._log_every = log_every
-    memory = memory or {"sums": {}, "count": 0, "seconds": 0.0}
-    self._sums, self._count = dict(memory["sums"]), memory["count"]
-    self._seconds, self._since = memory["seconds"], time.monotonic()
+    running_sums = running_sums or {"sums": {}, "count": 0, "seconds": 0.0}
+    self._sums, self._count = dict(running_sums["sums"]), running_sums["count"]
+    self._seconds, self._since = running_sums["seconds"], time.monotonic()
     self._files = None
     if jax.process_index() == 0:
       rows = pathlib.Path(workdir) / "log.jsonl"
@@ -102,8 +102,8 @@ class Recorder:
     return self._seconds + time.monotonic() - self._since
 
   @property
-  def memory(self) -> dict[str, Any]:
-    """Sums since the last row, and the time, as JSON for the checkpoint; the schema is `MEMORY`."""
+  def running_sums(self) -> dict[str, Any]:
+    """Sums since the last row, and the time, as JSON for the checkpoint, see `RUNNING_SUMS`."""
     return {"sums": self._sums, "count": self._count, "seconds": self.seconds}
 
   def add(

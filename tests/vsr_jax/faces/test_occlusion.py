@@ -84,18 +84,18 @@ def test_a_face_with_three_landmarks_behind_a_head_is_hidden():
   def points(x):
     return np.float32([[(align.TEMPLATE - 256) * (SIZE / align.SIZE) * 0.8 + [x, 100]]])[0]
 
-  assert occlusion.hidden(points(105), near[None], SIZE).tolist() == [True]
-  assert occlusion.hidden(points(122), near[None], SIZE).tolist() == [True]
-  assert occlusion.hidden(points(140), near[None], SIZE).tolist() == [False]
+  assert occlusion.hidden_behind(points(105), near[None], SIZE).tolist() == [True]
+  assert occlusion.hidden_behind(points(122), near[None], SIZE).tolist() == [True]
+  assert occlusion.hidden_behind(points(140), near[None], SIZE).tolist() == [False]
 
 
 def test_sizes_and_flags_are_steady():
   rng = np.random.default_rng(2)
   walk = np.linspace(1, 2, 100) * np.where(rng.random(100) < 0.1, 1.5, 1)
-  sizes = occlusion.sizes(np.stack([matrix(50, 50, s) for s in walk]))
+  sizes = occlusion.running_sizes(np.stack([matrix(50, 50, s) for s in walk]))
   np.testing.assert_allclose(sizes[15:-15], np.linspace(1, 2, 100)[15:-15], rtol=0.05)
   flags = np.zeros(60, bool)
   flags[30:] = True
   flags[[5, 55]] ^= True
-  assert occlusion.steady(flags).tolist() == [False] * 30 + [True] * 30
-  assert occlusion.steady(np.array([True])).tolist() == [True]
+  assert occlusion.running_majority(flags).tolist() == [False] * 30 + [True] * 30
+  assert occlusion.running_majority(np.array([True])).tolist() == [True]

@@ -250,7 +250,7 @@ def test_real_clip():
   assert speaker.found.mean() > 0.9
   # He leans about, but never by more than a quarter of his face's height between frames.
   assert np.abs(np.diff(centers(speaker), axis=0)).max() < 30
-  chosen = tracks.choose(found, "largest", 360, 640)
+  chosen = tracks.choose_parts(found, "largest", 360, 640)
   times = np.concatenate([np.arange(t.start, t.stop) for t in chosen])
   assert len(set(times)) == len(times) > 250
   assert (82, 211) in [(t.start, t.stop) for t in chosen]
@@ -291,13 +291,15 @@ def track(start: int, stop: int, size: float, x: float = 100) -> tracks.Track:
 
 def test_all_are_chosen():
   some = [track(0, 10, 50), track(2, 5, 90)]
-  assert tracks.choose(some, "all", 200, 200) == some
-  assert tracks.choose([], "all", 200, 200) == tracks.choose([], "largest", 200, 200) == []
+  assert tracks.choose_parts(some, "all", 200, 200) == some
+  assert (
+    tracks.choose_parts([], "all", 200, 200) == tracks.choose_parts([], "largest", 200, 200) == []
+  )
 
 
 def test_largest_gives_one_face_a_frame():
   some = [track(0, 40, 50), track(10, 60, 60), track(5, 8, 190), track(70, 71, 10)]
-  chosen = tracks.choose(some, "largest", 200, 200)
+  chosen = tracks.choose_parts(some, "largest", 200, 200)
   assert [(t.start, t.stop) for t in chosen] == [(0, 5), (5, 8), (8, 10), (10, 60), (70, 71)]
   assert [len(t.found) for t in chosen] == [5, 3, 2, 50, 1]
   assert chosen[1].boxes[0, 2] - chosen[1].boxes[0, 0] == pytest.approx(190)
@@ -305,10 +307,10 @@ def test_largest_gives_one_face_a_frame():
 
 def test_what_is_outside_does_not_count():
   inside, outside = track(0, 10, 50), track(0, 10, 80, x=-30)
-  (chosen,) = tracks.choose([outside, inside], "largest", 200, 200)
+  (chosen,) = tracks.choose_parts([outside, inside], "largest", 200, 200)
   np.testing.assert_array_equal(chosen.boxes, inside.boxes)
 
 
 def test_unknown_choice_is_refused():
   with pytest.raises(ValueError, match="biggest"):
-    tracks.choose([], "biggest", 200, 200)
+    tracks.choose_parts([], "biggest", 200, 200)

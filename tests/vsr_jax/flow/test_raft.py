@@ -100,7 +100,7 @@ def test_starts_where_it_is_told():
   start = jax.random.normal(jax.random.key(1), (1, 2, 3, 2))
   image = jnp.zeros((1, 16, 24, 3))
   flow = run(net, params, image, image, 0, start)
-  np.testing.assert_allclose(flow, common.upsample_bilinear(start), atol=1e-6)
+  np.testing.assert_allclose(flow, common.upsample_align_corners(start), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_lookup_of_a_coarser_level_halves_the_point():
 
 def test_bilinear_upsampling_keeps_the_corners():
   flow = jax.random.normal(jax.random.key(0), (1, 3, 4, 2))
-  large = np.asarray(common.upsample_bilinear(flow))
+  large = np.asarray(common.upsample_align_corners(flow))
   assert large.shape == (1, 24, 32, 2)
   columns = np.linspace(0, 3, 32)
   for row, small in ((0, 0), (23, 2)):

@@ -15,7 +15,7 @@ from tests.fmanet_jax import golden
 from tests.vsr_jax.ops.numeric import CLOSE, assert_same_sums, conv, normal
 from vsr_jax.ops import activations, attention, channels, convolution, dense, depthwise, temporal
 from vsr_jax.ops import feed_forward as ff
-from vsr_jax.ops.depthwise import Weights
+from vsr_jax.ops.depthwise import KernelAndBias
 
 
 @settings(max_examples=5, deadline=None)
@@ -152,7 +152,7 @@ def test_depthwise_convolution(shape):
 
 def weights(seed, *shape, bias=False):
   kernel = normal(seed, *shape) / np.sqrt(np.prod(shape[:-1])).astype(np.float32)
-  return Weights(kernel, normal(seed + 50, shape[-1]) if bias else None)
+  return KernelAndBias(kernel, normal(seed + 50, shape[-1]) if bias else None)
 
 
 @pytest.mark.parametrize("use_bias", [False, True])

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vsr_jax.ops.devices import after, computed_once
+from vsr_jax.ops.devices import delay_until, materialise
 from vsr_jax.sharding import batch_sharding, make_mesh
 
 
@@ -16,7 +16,7 @@ def test_what_is_computed_once_is_the_same(value):
   x, y = np.full((2, 3), value, np.float32), np.arange(1, 7, dtype=np.float32).reshape(2, 3)
 
   def product(x, y):
-    return computed_once(lambda x, y: x * y, x, y)
+    return materialise(lambda x, y: x * y, x, y)
 
   np.testing.assert_array_equal(jax.jit(product)(x, y), x * y)
   gradients = jax.grad(lambda *xy: product(*xy).sum(), argnums=(0, 1))(x, y)
@@ -27,8 +27,8 @@ def test_what_is_computed_once_is_the_same(value):
 @pytest.mark.parametrize("value", [0.0, np.nan, np.inf])
 def test_what_waits_stays_as_it_is(value):
   x, y = np.arange(6, dtype=np.float32).reshape(2, 3), np.full((2, 2), value, np.float32)
-  np.testing.assert_array_equal(after((x,), y)[0], x)
-  gradients = jax.grad(lambda x, y: after(x, y).sum(), argnums=(0, 1))(x, y)
+  np.testing.assert_array_equal(delay_until((x,), y)[0], x)
+  gradients = jax.grad(lambda x, y: delay_until(x, y).sum(), argnums=(0, 1))(x, y)
   for got, want in zip(gradients, (np.ones_like(x), np.zeros_like(y)), strict=True):
     np.testing.assert_array_equal(got, want)
 
@@ -39,8 +39,8 @@ def test_devices_do_not_wait_for_each_other():
 
   @jax.jit
   def chain(x):
-    y = computed_once(jnp.multiply, x, x)
-    return computed_once(jnp.add, after(x, y), y)
+    y = materialise(jnp.multiply, x, x)
+    return materialise(jnp.add, delay_until(x, y), y)
 
   with jax.set_mesh(mesh):
     assert "all-" not in chain.lower(x).compile().as_text()
@@ -54,8 +54,8 @@ def test_a_chain_of_residual_sums_holds_one_of_them():
   def chain(x, kernel, links):
     total = jnp.dot(x, kernel)
     for _ in range(links):
-      x = computed_once(jnp.add, jnp.dot(x, kernel), x)
-      total = computed_once(jnp.add, jnp.dot(x, kernel), total)
+      x = materialise(jnp.add, jnp.dot(x, kernel), x)
+      total = materialise(jnp.add, jnp.dot(x, kernel), total)
     return total
 
   x, kernel = np.ones((512, 64), np.float32), np.ones((64, 64), np.float32)

@@ -88,7 +88,7 @@ def both_up(scale: int):
   def compute(frames, kernels):
     weights = filtering.normalise_up(kernels)
     definition = filtering.dynamic_upsample_definition(frames, weights, scale)
-    return [filtering.dynamic_upsample(frames, kernels, scale), definition]
+    return [filtering.normalise_and_upsample(frames, kernels, scale), definition]
 
   return compute
 

@@ -19,7 +19,7 @@ def rows(workdir):
 
 
 def test_rows_are_means_since_the_row_before(tmp_path):
-  recorder = Recorder(tmp_path, 0, log_every=2, memory=None)
+  recorder = Recorder(tmp_path, 0, log_every=2, running_sums=None)
   for step, loss in enumerate([1.0, 2.0, 5.0, 7.0, 9.0], start=1):
     recorder.add(step, {"loss": loss}, lambda: {"net": 0.5})
   recorder.close()
@@ -33,21 +33,21 @@ def test_rows_are_means_since_the_row_before(tmp_path):
 def test_a_resumed_recorder_goes_on_in_the_middle_of_a_row(tmp_path, monkeypatch):
   # The real clock may stand still for the few calls below.
   monkeypatch.setattr(time, "monotonic", itertools.count(100.0).__next__)
-  first = Recorder(tmp_path, 0, log_every=3, memory=None)
+  first = Recorder(tmp_path, 0, log_every=3, running_sums=None)
   for step, loss in enumerate([1.0, 2.0, 3.0, 10.0], start=1):
     first.add(step, {"loss": loss}, dict)
-  memory = json.loads(json.dumps(first.memory))
+  running_sums = json.loads(json.dumps(first.running_sums))
   for step in (5, 6):  # These steps are lost: the session breaks off before it saves them.
     first.add(step, {"loss": 99.0}, dict)
   first.close()
   with open(tmp_path / "log.jsonl", "a") as log:
     log.write('{"step": 7, "lo')  # killed while writing
-  second = Recorder(tmp_path, 4, log_every=3, memory=memory)
+  second = Recorder(tmp_path, 4, log_every=3, running_sums=running_sums)
   for step, loss in ((5, 20.0), (6, 30.0)):
     second.add(step, {"loss": loss}, dict)
   second.close()
   assert [(row["step"], row["loss"]) for row in rows(tmp_path)] == [(3, 2.0), (6, 20.0)]
-  assert rows(tmp_path)[1]["seconds"] > memory["seconds"] > 0
+  assert rows(tmp_path)[1]["seconds"] > running_sums["seconds"] > 0
   assert {path.suffix for path in tmp_path.iterdir()} >= {".jsonl"}
   assert not list(tmp_path.glob("*.part"))
 
@@ -55,15 +55,15 @@ def test_a_resumed_recorder_goes_on_in_the_middle_of_a_row(tmp_path, monkeypatch
 def test_rows_that_are_not_finite_stay_and_damaged_ones_are_named(tmp_path):
   log = tmp_path / "log.jsonl"
   log.write_text('{"step": 1, "psnr": Infinity}\n{"step": 2, "psnr": NaN}\n{"step": 3}\n')
-  Recorder(tmp_path, 2, log_every=1, memory=None).close()
+  Recorder(tmp_path, 2, log_every=1, running_sums=None).close()
   assert log.read_text() == '{"step": 1, "psnr": Infinity}\n{"step": 2, "psnr": NaN}\n'
   log.write_bytes(b'{"step": 1}\n' + bytes(30) + b"\n")
   with pytest.raises(UserError, match=r"log\.jsonl:2: not JSON .*; remove that line"):
-    Recorder(tmp_path, 2, log_every=1, memory=None)
+    Recorder(tmp_path, 2, log_every=1, running_sums=None)
 
 
 def test_tensorboard_reads_scalars_and_panels(tmp_path):
-  recorder = Recorder(tmp_path, 0, log_every=1, memory=None)
+  recorder = Recorder(tmp_path, 0, log_every=1, running_sums=None)
   recorder.add(1, {"loss": 0.25}, dict)
   recorder.panel(1, {"input": np.zeros((1, 4, 4, 3)), "output": np.ones((1, 8, 8, 3))})
   recorder.close()
@@ -78,7 +78,7 @@ def test_tensorboard_reads_scalars_and_panels(tmp_path):
 
 def test_tensorboard_drops_the_points_that_are_computed_again(tmp_path):
   for start in (0, 2):
-    recorder = Recorder(tmp_path, start, log_every=1, memory=None)
+    recorder = Recorder(tmp_path, start, log_every=1, running_sums=None)
     for step in range(start + 1, 5):
       recorder.add(step, {"loss": float(start)}, dict)
     recorder.close()

@@ -10,24 +10,24 @@ from vsr_jax.faces.detections import Detections, Detector
 TURNS = (0, 1, 2, 3)
 
 # Score from which no other rotation is tried; nearly all upright faces have a higher one by MTCNN.
-_SURE = 0.9995
+_SURE_SCORE = 0.9995
 
 # A rotation is accepted if it divides the doubt, 1 - score, by more than this. MTCNN often takes a
 # rotated face for an upright one, with misplaced landmarks and scores of 0.7 to 0.999; in the right
 # rotation its score is much nearer to 1.
-_LESS_DOUBT = 10
+_DOUBT_RATIO = 10
 
-_EVERY = 4  # of the frames whose faces are in doubt, every fourth is also tried rotated
+_RETRY_INTERVAL = 4  # of the frames whose faces are in doubt, every fourth is also tried rotated
 
 
-def turning(detect: Detector) -> Detector:
+def with_rotations(detect: Detector) -> Detector:
   """Makes a detector that also tries rotated frames where its scores leave doubt.
 
   A frame is first tried in the rotation that worked last, initially upright. The three others are
   all tried in the first frame, if it leaves doubt, and in the first frame in which no face is found
   any more. After that one more rotation per frame is tried while there is no face, and one every
-  `_EVERY` frames while faces are in doubt. So a clip without faces takes twice the time. The
-  detector keeps state: make one for each clip.
+  `_RETRY_INTERVAL` frames while faces are in doubt. So a clip without faces takes twice the time.
+  The detector keeps state: make one for each clip.
 
   Returns:
     `frame -> Detections`, all in one rotation. Landmarks keep the order of the upright face: in a
@@ -36,47 +36,47 @@ def turning(detect: Detector) -> Detector:
   turn, missed, doubtful, tried = 0, False, 0, 0
   first = True
 
-  def look(frame: np.ndarray, turn: int) -> Detections:
+  def detect_rotated(frame: np.ndarray, turn: int) -> Detections:
     found = detect(np.ascontiguousarray(np.rot90(frame, turn)) if turn else frame)
-    return turned_back(found, turn, *frame.shape[:2])
+    return rotate_back(found, turn, *frame.shape[:2])
 
-  def others(found: Detections) -> list[int]:
+  def next_turns(found: Detections) -> list[int]:
     """Which turns to try next."""
     nonlocal first, missed, doubtful, tried
     turns = [other for other in TURNS if other != turn]
     everything = first or not (missed or len(found))
     first, missed = False, not len(found)
-    if _doubt(found) <= 1 - _SURE:
+    if _doubt(found) <= 1 - _SURE_SCORE:
       return []
     if everything:
       return turns
     if len(found):
       doubtful += 1
-      if doubtful % _EVERY:
+      if doubtful % _RETRY_INTERVAL:
         return []
     tried += 1
     return [turns[tried % len(turns)]]
 
-  def detect_turned(frame: np.ndarray) -> Detections:
+  def detect_in_best_rotation(frame: np.ndarray) -> Detections:
     nonlocal turn, missed
-    found = look(frame, turn)
-    seen = [(look(frame, other), other) for other in others(found)]
+    found = detect_rotated(frame, turn)
+    seen = [(detect_rotated(frame, other), other) for other in next_turns(found)]
     best, other = min(seen, key=lambda x: _doubt(x[0]), default=(found, turn))
-    if _doubt(best) * _LESS_DOUBT < _doubt(found):
+    if _doubt(best) * _DOUBT_RATIO < _doubt(found):
       turn, missed = other, False
       return best
     if not len(found):
       turn = 0
     return found
 
-  return detect_turned
+  return detect_in_best_rotation
 
 
 def _doubt(found: Detections) -> float:
   return 1 - float(found.scores.max(initial=0))
 
 
-def turned_back(found: Detections, turn: int, height: int, width: int) -> Detections:
+def rotate_back(found: Detections, turn: int, height: int, width: int) -> Detections:
   """Maps detections in `np.rot90(frame, turn)` to pixels of the frame [height width 3]."""
   boxes = _points_back(found.boxes.reshape(-1, 2, 2), turn, height, width)
   boxes = np.concatenate([boxes.min(1), boxes.max(1)], -1)

@@ -11,7 +11,7 @@ from vsr_jax import metrics
 from vsr_jax.faces import align
 from vsr_jax.faces.detections import Detections, none_found
 from vsr_jax.faces.detector import make_detector
-from vsr_jax.faces.turned import turned_back, turning
+from vsr_jax.faces.rotated import rotate_back, with_rotations
 
 PHOTO = skimage.data.astronaut()[:280, 60:400]
 
@@ -21,7 +21,7 @@ def test_a_turned_face_is_aligned_as_the_upright_one(turn):
   detect = make_detector()
   want = align.align(PHOTO, align.fit(detect(PHOTO).landmarks[:1])[0][0])
   frame = np.ascontiguousarray(np.rot90(PHOTO, turn))
-  found = turning(detect)(frame)
+  found = with_rotations(detect)(frame)
   assert len(found) == 1
   left, top, right, bottom = found.boxes[0]
   assert left < right
@@ -39,7 +39,7 @@ def test_what_is_found_comes_back_to_its_pixel(turn):
   y, x = np.argwhere(np.rot90(frame, turn)[..., 0])[0]
   points = np.float32([[[x, y]] * 5])
   box = np.float32([[x - 1, y - 2, x + 1, y + 2]])
-  back = turned_back(Detections(box, np.ones(1, np.float32), points), turn, 5, 7)
+  back = rotate_back(Detections(box, np.ones(1, np.float32), points), turn, 5, 7)
   assert (back.landmarks == (4, 1)).all()
   dx, dy = (2, 1) if turn % 2 else (1, 2)
   assert back.boxes.tolist() == [[4 - dx, 1 - dy, 4 + dx, 1 + dy]]
@@ -71,7 +71,7 @@ class Detector:
 def passes(frames) -> tuple[list[int], list[int]]:
   """How often the detector looks at each frame, and how much is found."""
   detector = Detector()
-  detect, looks, found = turning(detector), [], []
+  detect, looks, found = with_rotations(detector), [], []
   for frame in frames:
     before = detector.passes
     found.append(len(detect(frame)))
@@ -113,10 +113,10 @@ def test_faces_in_doubt_cost_little():
 def test_a_doubtful_turn_does_not_replace_an_upright_face():
   frame = marked(230)
   frame[-1, -1] = 235
-  detect = turning(Detector())
+  detect = with_rotations(Detector())
   assert float(detect(frame).scores[0]) == pytest.approx(230 / 255)
   frame[-1, -1] = 255
-  assert float(turning(Detector())(frame).scores[0]) == 1
+  assert float(with_rotations(Detector())(frame).scores[0]) == 1
 
 
 def test_a_picture_turned_by_hand():
@@ -124,6 +124,6 @@ def test_a_picture_turned_by_hand():
   height, width = PHOTO.shape[:2]
   turn = cv2.getRotationMatrix2D((width / 2, height / 2), 100, 1)
   frame = cv2.warpAffine(PHOTO, turn, (width, height))
-  found = turning(make_detector())(frame)
+  found = with_rotations(make_detector())(frame)
   eyes = found.landmarks[0, 1] - found.landmarks[0, 0]
   assert np.degrees(np.arctan2(-eyes[1], eyes[0])) == pytest.approx(100, abs=15)
