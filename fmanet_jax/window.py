@@ -62,9 +62,8 @@ def fold_kernels(model: FMANet, params: Params) -> jax.Array | None:
 
 def _kernels_to_fold(params: Params) -> tuple[jax.Array, jax.Array]:
   """The two kernels that `fold_kernels` composes, in order of use: [3 3 c k] and [3 3 3 k d]."""
-  return params["net_d"]["kernel_head"]["conv2"]["kernel"], params["net_r"]["kernel_entry1"][
-    "kernel"
-  ]
+  last, first = params["net_d"]["kernel_head"]["conv2"], params["net_r"]["kernel_entry1"]
+  return last["kernel"], first["kernel"]
 
 
 def compose_kernels(spatial: jax.Array, temporal: jax.Array) -> jax.Array:

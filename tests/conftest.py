@@ -63,13 +63,13 @@ MAX_RESIDENT = 1.5e9
 LONGEST = (
   "tests/fmanet_jax/test_train.py",
   "tests/fmanet_jax/test_parity.py",
-  "tests/fmanet_jax/test_inference.py",
+  "tests/fmanet_jax/test_streaming.py",
   "tests/fmanet_jax/test_model.py",
   "tests/keep_jax/test_restore.py",
   "tests/fmanet_jax/test_configs.py",
   "tests/vsr_jax/train/test_loop.py",
   "tests/fmanet_jax/test_restore.py",
-  "tests/keep_jax/test_inference.py",
+  "tests/keep_jax/test_streaming.py",
   "tests/keep_jax/test_variants.py",
 )
 

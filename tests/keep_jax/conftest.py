@@ -6,7 +6,7 @@ import inspect
 
 import pytest
 
-from keep_jax import conversion, inference
+from keep_jax import conversion, streaming
 
 _RESTORERS = {}
 
@@ -17,8 +17,8 @@ def shared_restorers(monkeypatch) -> None:
 
   A restorer holds nothing of a clip. Every checkpoint of a model has to have the same weights.
   """
-  make = inspect.signature(inference.Restorer).bind
-  real = inference.Restorer
+  make = inspect.signature(streaming.Restorer).bind
+  real = streaming.Restorer
 
   def restorer(*args, **kwargs):
     bound = make(*args, **kwargs)
@@ -28,7 +28,7 @@ def shared_restorers(monkeypatch) -> None:
       _RESTORERS[key] = real(*args, **kwargs)
     return _RESTORERS[key]
 
-  monkeypatch.setattr(inference, "Restorer", restorer)
+  monkeypatch.setattr(streaming, "Restorer", restorer)
 
 
 @pytest.fixture(scope="module")
