@@ -37,7 +37,7 @@ from benchmarks.restoration import (
   product_peak,
 )
 from keep_jax.conversion import convert_released
-from keep_jax.faces import find_faces, restore_faces, unchanged
+from keep_jax.faces import find_faces, identity, restore_faces
 from keep_jax.model import (
   KEEP,
   Params,
@@ -140,8 +140,8 @@ def time_faces(args: argparse.Namespace) -> dict[str, Any]:
   faces, _ = find_faces(frames, detect)
   seconds["detect"] = time.perf_counter() - began
   stream = (Frame(image, Fraction(t, 25), t) for t, image in enumerate(frames))
-  pasted = list(restore_faces(stream, faces, unchanged, seconds=seconds))
-  if not all(result.faces for result in pasted):
+  pasted = list(restore_faces(stream, faces, identity, seconds=seconds))
+  if not all(result.restored for result in pasted):
     raise UserError("the face of the photograph was not found in every frame")
   return {"faces": {name: value / FACE_FRAMES for name, value in seconds.items()}}
 

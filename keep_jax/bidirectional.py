@@ -61,7 +61,7 @@ class Carried:
   decoder: State
 
 
-def initial(model: KEEP, batch: int) -> Carried:
+def initial_carried(model: KEEP, batch: int) -> Carried:
   """What is carried before a first frame."""
   return Carried(initial_state(model, batch), initial_state(model, batch))
 
@@ -102,7 +102,7 @@ def restore_clip_bidirectional(
   _, restored, latents = restore_chunk(
     model,
     params,
-    initial(model, len(frames)),
+    initial_carried(model, len(frames)),
     observation,
     (gains, gains_backwards),
     (flows, flows_to_next),

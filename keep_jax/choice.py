@@ -14,7 +14,7 @@ from vsr_jax.faces.tracks import Track
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Face:
+class FaceTrack:
   """One person's face through one shot.
 
   Attributes:
@@ -23,7 +23,7 @@ class Face:
     score: mean of the detector's scores.
     sharpness: median of `sharpness.measure`; None: not measured.
     chosen: [n] bool, in which frames it is restored; None: in all.
-    left: reason why it is not restored in the others, for the user; "" if there are none.
+    skip_reason: reason why it is not restored in the others, for the user; "" if there are none.
     is_face: False for a false detection, by `Choice.min_score`; it hides no other face.
   """
 
@@ -32,19 +32,19 @@ class Face:
   score: float = 1.0
   sharpness: float | None = None
   chosen: np.ndarray | None = None
-  left: str = ""
+  skip_reason: str = ""
   is_face: bool = True
 
-  def at(self, frame: int) -> np.ndarray | None:
+  def restored_matrix(self, frame: int) -> np.ndarray | None:
     """Its matrix in a frame, or None if it is not restored there."""
-    here = self.chosen is None or (self.is_there(frame) and self.chosen[frame - self.track.start])
-    return self.seen_at(frame) if here else None
+    here = self.chosen is None or (self.covers(frame) and self.chosen[frame - self.track.start])
+    return self.matrix(frame) if here else None
 
-  def seen_at(self, frame: int) -> np.ndarray | None:
+  def matrix(self, frame: int) -> np.ndarray | None:
     """Its matrix in a frame, restored or not; None if it is not there."""
-    return self.matrices[frame - self.track.start] if self.is_there(frame) else None
+    return self.matrices[frame - self.track.start] if self.covers(frame) else None
 
-  def is_there(self, frame: int) -> bool:
+  def covers(self, frame: int) -> bool:
     return self.track.start <= frame < self.track.stop
 
   @functools.cached_property
@@ -70,21 +70,23 @@ class Choice:
   """Which faces to restore, by whole tracks but for "largest"; `choose` also skips hidden ones.
 
   Attributes:
-    faces: "largest" for at most one face a frame, or "all"; see `tracks.choose_frames`.
-    min_face: smaller ones are left alone, by `Face.side`.
+    which: "largest" for at most one face a frame, or "all"; see `tracks.choose_frames`.
+    min_face: smaller ones are left alone, by `FaceTrack.side`.
     min_score: tracks with a lower mean score are treated as false detections.
-    numbers: restore exactly the tracks with these numbers, whatever `faces` is; None: all may be.
+    numbers: restore exactly the tracks with these numbers, whatever `which` is; None: all may be.
     skip_sharp: leave faces alone whose sharpness is `sharpness.THRESHOLD` or more.
   """
 
-  faces: Literal["largest", "all"] = "largest"
+  which: Literal["largest", "all"] = "largest"
   min_face: float = 0
   min_score: float = 0
   numbers: Collection[int] | None = None
   skip_sharp: bool = False
 
 
-def choose(faces: Sequence[Face], choice: Choice, height: int, width: int, size: int) -> list[Face]:
+def choose(
+  faces: Sequence[FaceTrack], choice: Choice, height: int, width: int, size: int
+) -> list[FaceTrack]:
   """Decides in which frames faces are restored.
 
   While too much of a face is behind a nearer one to align it, it is left alone; see
@@ -98,7 +100,7 @@ def choose(faces: Sequence[Face], choice: Choice, height: int, width: int, size:
     size: the aligned crops' side, in pixels.
 
   Returns:
-    The same faces in the same order, `chosen`, `left` and `is_face` set.
+    The same faces in the same order, `chosen`, `skip_reason` and `is_face` set.
 
   Raises:
     ValueError: there is no face of a number.
@@ -109,21 +111,21 @@ def choose(faces: Sequence[Face], choice: Choice, height: int, width: int, size:
     raise ValueError(f"no face track {unknown[0]}, {known}")
   faces = [dataclasses.replace(face, is_face=face.score >= choice.min_score) for face in faces]
   hidden = _hidden(faces, size)
-  left = [_unwanted(i, face, choice) for i, face in enumerate(faces)]
-  usable = [~behind & (not reason) for behind, reason in zip(hidden, left, strict=True)]
-  which = "all" if choice.numbers is not None else choice.faces
+  reasons = [_unwanted_reason(i, face, choice) for i, face in enumerate(faces)]
+  usable = [~behind & (not reason) for behind, reason in zip(hidden, reasons, strict=True)]
+  which = "all" if choice.numbers is not None else choice.which
   chosen = tracks.choose_frames([face.track for face in faces], which, height, width, usable)
   result = []
-  for face, behind, mask, reason in zip(faces, hidden, chosen, left, strict=True):
+  for face, behind, mask, reason in zip(faces, hidden, chosen, reasons, strict=True):
     if not reason and not mask.all():
       reason = "hidden behind another" if (behind & ~mask).any() else "another is larger"
     if choice.skip_sharp and (face.sharpness or 0) >= sharpness.THRESHOLD and mask.any():
       mask, reason = np.zeros_like(mask), "sharp"
-    result.append(dataclasses.replace(face, chosen=mask, left=reason))
+    result.append(dataclasses.replace(face, chosen=mask, skip_reason=reason))
   return result
 
 
-def _unwanted(number: int, face: Face, choice: Choice) -> str:
+def _unwanted_reason(number: int, face: FaceTrack, choice: Choice) -> str:
   """The reason why a face is restored in no frame, or ""."""
   if not face.is_face:
     return f"scores below {choice.min_score:g}"
@@ -132,7 +134,7 @@ def _unwanted(number: int, face: Face, choice: Choice) -> str:
   return f"smaller than {choice.min_face:g}" if face.side < choice.min_face else ""
 
 
-def _hidden(faces: Sequence[Face], size: int) -> list[np.ndarray]:
+def _hidden(faces: Sequence[FaceTrack], size: int) -> list[np.ndarray]:
   """In which of its frames [n] each face is hidden behind a nearer one."""
   hidden = []
   for i, face in enumerate(faces):

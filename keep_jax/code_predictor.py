@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from keep_jax.layers import LayerNorm, attend
+from keep_jax.layers import LayerNorm, attend_heads
 from vsr_jax.ops.activations import gelu
 from vsr_jax.ops.channels import broadcast_channels
 
@@ -35,7 +35,7 @@ class SelfAttentionLayer(nn.Module):
     qkv = jnp.concatenate([qk, v], axis=-1)
     qkv += broadcast_channels(bias, qkv)
     q, k, v = jnp.split(qkv.reshape(b, n, 3 * self.heads, c // self.heads), 3, axis=2)
-    x += nn.Dense(c, **dense, name="out")(attend(q, k, v)).astype(x.dtype)
+    x += nn.Dense(c, **dense, name="out")(attend_heads(q, k, v)).astype(x.dtype)
     y = nn.Dense(self.mlp_dim, **dense, name="mlp1")(LayerNorm(name="norm2")(x))
     y = nn.Dense(c, **dense, name="mlp2")(gelu(y))
     return x + y.astype(x.dtype)
@@ -51,13 +51,13 @@ class CodePredictor(nn.Module):
     dim: channels of the transformer.
     heads: attention heads.
     layers: number of layers.
-    codes: entries of the codebook.
+    num_codes: entries of the codebook.
   """
 
   dim: int
   heads: int
   layers: int
-  codes: int
+  num_codes: int
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
@@ -69,5 +69,5 @@ class CodePredictor(nn.Module):
     for i in range(self.layers):
       layer = SelfAttentionLayer(self.heads, 2 * self.dim, self.dtype, name=f"layer_{i}")
       x = layer(x, position)
-    head = nn.Dense(self.codes, use_bias=False, precision=lax.Precision.HIGHEST, name="head")
+    head = nn.Dense(self.num_codes, use_bias=False, precision=lax.Precision.HIGHEST, name="head")
     return head(LayerNorm(name="norm")(x))

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from keep_jax import choice as choices
-from keep_jax.choice import Choice, Face
+from keep_jax.choice import Choice, FaceTrack
 from vsr_jax.errors import UserError
 from vsr_jax.faces import align, paste, sharpness, tracks
 from vsr_jax.faces.detections import Detector
@@ -37,13 +37,13 @@ class RestoredFrame:
     frame: the input frame.
     image: uint8 RGB [int(S h) int(S w) 3], the enlarged frame with the restored faces pasted.
     crops: face number -> aligned face before restoration, uint8 RGB [size size 3].
-    faces: face number -> aligned face after restoration, uint8 RGB [size size 3].
+    restored: face number -> aligned face after restoration, uint8 RGB [size size 3].
   """
 
   frame: Frame
   image: np.ndarray
   crops: dict[int, np.ndarray]
-  faces: dict[int, np.ndarray]
+  restored: dict[int, np.ndarray]
 
 
 def find_faces(
@@ -56,7 +56,7 @@ def find_faces(
   measure: bool = False,
   span: tuple[int, int | None] = (0, None),
   look_ahead: int = 0,
-) -> tuple[list[Face], int]:
+) -> tuple[list[FaceTrack], int]:
   """Finds the faces of a clip, follows them and chooses whom to restore; the first pass.
 
   Args:
@@ -103,7 +103,7 @@ def find_faces(
       sharp_here = float(np.median(track.pick(sharp))) if sharp else None
       score = float(track.pick(scores).mean())
       track = dataclasses.replace(track, start=track.start - first)
-      faces.append(Face(track, matrices, score, sharp_here))
+      faces.append(FaceTrack(track, matrices, score, sharp_here))
   return choices.choose(faces, choice, height, width, size), end - first
 
 
@@ -117,7 +117,7 @@ def _sharpness(frame: np.ndarray, landmarks: np.ndarray) -> float:
 
 def restore_faces(
   frames: Iterable[Frame],
-  faces: Sequence[Face],
+  faces: Sequence[FaceTrack],
   restore: StreamTracks,
   *,
   size: int = align.SIZE,
@@ -153,58 +153,60 @@ def restore_faces(
   def aligned():
     for t, frame in enumerate(frames):
       with _timed(seconds, "align"):
-        matrices = {i: faces[i].seen_at(t) for i in _back_to_front(faces, t)}
-        chosen = {i: m for i in sorted(matrices) if (m := faces[i].at(t)) is not None}
+        matrices = {i: faces[i].matrix(t) for i in _back_to_front(faces, t)}
+        chosen = {i: m for i in sorted(matrices) if (m := faces[i].restored_matrix(t)) is not None}
         crops = {i: align.align(frame.image, m, size) for i, m in chosen.items()}
       yield crops, (frame, matrices, crops)
 
   for restored, (frame, matrices, crops) in paired(restore, aligned()):
     with _timed(seconds, "paste"):
-      restored = {i: _as_grey_as(crops[i], face) for i, face in restored.items()}
-      parts = _masks_of(restored, masks)
+      restored = {i: _match_grey(crops[i], face) for i, face in restored.items()}
+      parts = _make_masks(restored, masks)
       image = paste.paste(
         frame.image,
         [restored.get(i) for i in matrices],
         list(matrices.values()),
         upscale,
-        upscaler=None if background is None else _always(_next(background, frame)),
+        upscaler=None
+        if background is None
+        else _constant_upscaler(_next_background(background, frame)),
         masks=[parts.get(i) for i in matrices],
         apart=True,
       )
     yield RestoredFrame(frame, image, crops, restored)
 
 
-def _back_to_front(faces: Sequence[Face], t: int) -> list[int]:
+def _back_to_front(faces: Sequence[FaceTrack], t: int) -> list[int]:
   """The numbers of frame t's faces, restored or not, the farthest first."""
-  there = [i for i, face in enumerate(faces) if face.is_face and face.is_there(t)]
+  there = [i for i, face in enumerate(faces) if face.is_face and face.covers(t)]
   return sorted(there, key=lambda i: faces[i].sizes[t - faces[i].track.start])
 
 
-def _masks_of(faces: Arrays, masks: Masks | None) -> Arrays:
+def _make_masks(faces: Arrays, masks: Masks | None) -> Arrays:
   if not masks or not faces:
     return {}
   return dict(zip(faces, masks(np.stack(list(faces.values()))), strict=True))
 
 
-def _as_grey_as(crop: np.ndarray, face: np.ndarray) -> np.ndarray:
+def _match_grey(crop: np.ndarray, face: np.ndarray) -> np.ndarray:
   return paste.to_grey(face) if paste.is_grey(crop) else face
 
 
-def _next(background: Iterator[np.ndarray], frame: Frame) -> np.ndarray:
+def _next_background(background: Iterator[np.ndarray], frame: Frame) -> np.ndarray:
   image = next(background, None)
   if image is None:
     raise UserError(f"the background ends before frame {frame.index}; make it of all frames")
   return image
 
 
-def unchanged(
+def identity(
   frames: Iterable[Mapping[int, np.ndarray]],
 ) -> Iterator[Mapping[int, np.ndarray]]:
   """The identity instead of a network: shows what aligning and pasting alone do to a frame."""
   yield from frames
 
 
-def _always(image: np.ndarray) -> paste.Upscaler:
+def _constant_upscaler(image: np.ndarray) -> paste.Upscaler:
   return lambda _: image
 
 

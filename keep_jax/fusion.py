@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from keep_jax.layers import Attention, GatedFeedForward, LayerNorm, conv
+from keep_jax.layers import Attention, GEGLUFeedForward, LayerNorm, conv
 from keep_jax.vqgan import ResBlock
 from vsr_jax.layers import Conv
 
@@ -50,5 +50,5 @@ class CrossFrameAttention(nn.Module):
     y = Attention(self.heads, self.head_dim, self.dtype, name="attention")(x, previous)
     zeros = nn.initializers.zeros
     x += LayerNorm(zeros, name="norm1")(y)
-    x += LayerNorm(zeros, name="norm2")(GatedFeedForward(self.dtype, name="feed_forward")(x))
+    x += LayerNorm(zeros, name="norm2")(GEGLUFeedForward(self.dtype, name="feed_forward")(x))
     return x.reshape(b, h, w, c)

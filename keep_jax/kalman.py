@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from keep_jax.layers import Attention, GatedFeedForward, LayerNorm, attend, conv
+from keep_jax.layers import Attention, GEGLUFeedForward, LayerNorm, attend_heads, conv
 from keep_jax.vqgan import ResBlock
 from vsr_jax.ops.warp import backward_warp
 
@@ -39,7 +39,7 @@ class SparseCausalAttention(Attention):
         frames.insert(0, jnp.broadcast_to(x[:, :1], x.shape))
       return jnp.concatenate(frames, axis=2).reshape(b * t, len(frames) * n, *x.shape[3:])
 
-    y = attend(q.reshape(b * t, n, *q.shape[3:]), attended(k), attended(v))
+    y = attend_heads(q.reshape(b * t, n, *q.shape[3:]), attended(k), attended(v))
     return nn.Dense(c, dtype=self.dtype, name="out")(y.reshape(b, t, n, -1))
 
 
@@ -59,7 +59,7 @@ class UncertaintyLayer(nn.Module):
     x += SparseCausalAttention(
       *sizes, attend_first_frame=self.attend_first_frame, name="attention"
     )(y)
-    x += GatedFeedForward(self.dtype, name="feed_forward")(LayerNorm(name="norm2")(x))
+    x += GEGLUFeedForward(self.dtype, name="feed_forward")(LayerNorm(name="norm2")(x))
     y = LayerNorm(name="norm3")(x).swapaxes(1, 2).reshape(b * n, t, c)
     y = Attention(*sizes, name="temporal_attention")(y)
     return x + y.reshape(b, n, t, c).swapaxes(1, 2)

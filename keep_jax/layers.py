@@ -35,9 +35,8 @@ class GroupNorm(nn.Module):
 
     y = x.astype(jnp.float32).reshape(-1, h, w, c)
     mean = by_group(y)
-    factor = lax.rsqrt(by_group(jnp.square(y - mean)) + GROUP_EPSILON) * broadcast_channels(
-      scale, y
-    )
+    inverse = lax.rsqrt(by_group(jnp.square(y - mean)) + GROUP_EPSILON)
+    factor = inverse * broadcast_channels(scale, y)
     y = y * factor + (broadcast_channels(bias, y) - mean * factor)
     return y.reshape(*lead, h, w, c).astype(x.dtype)
 
@@ -79,7 +78,7 @@ class Attention(nn.Module):
   def __call__(self, x: jax.Array, y: jax.Array | None = None) -> jax.Array:
     y = x if y is None else y
     q, k, v = self.project(x, "query"), self.project(y, "key"), self.project(y, "value")
-    return nn.Dense(x.shape[-1], dtype=self.dtype, name="out")(attend(q, k, v))
+    return nn.Dense(x.shape[-1], dtype=self.dtype, name="out")(attend_heads(q, k, v))
 
   def project(self, x: jax.Array, name: str) -> jax.Array:
     """[... c] -> [... heads head_dim]."""
@@ -87,7 +86,7 @@ class Attention(nn.Module):
     return y.reshape(*x.shape[:-1], self.heads, self.head_dim)
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+def attend_heads(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
   """Scaled dot-product attention: q [b n heads d], k and v [b m heads d] -> [b n heads*d]."""
   # JAX's implementation promotes bfloat16, which strict promotion, set by the tests, would refuse.
   with jax.numpy_dtype_promotion("standard"):
@@ -95,7 +94,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
   return y.reshape(*y.shape[:2], -1)
 
 
-class GatedFeedForward(nn.Module):
+class GEGLUFeedForward(nn.Module):
   """Linear, GEGLU, linear: [... c] -> [... c]; four times c between."""
 
   dtype: jnp.dtype = jnp.float32

@@ -10,25 +10,25 @@ from vsr_jax.losses import charbonnier, l2
 from vsr_jax.ops.warp import backward_warp
 
 
-def code_mse(latent: jax.Array, codes: jax.Array, codebook: jax.Array) -> jax.Array:
+def code_mse(latent: jax.Array, code_indices: jax.Array, codebook: jax.Array) -> jax.Array:
   """Stage II: draws the low-quality latent, before the Kalman update, to the true codes.
 
   Args:
     latent: [b t h w emb_dim].
-    codes: indices of the high-quality frames' codes, [b t h*w] int.
+    code_indices: indices of the high-quality frames' codes, [b t h*w] int.
     codebook: [n emb_dim]; no gradient.
 
   Returns:
     A scalar.
   """
-  truth = lax.stop_gradient(codebook[codes])
+  truth = lax.stop_gradient(codebook[code_indices])
   return l2(latent.reshape(truth.shape), truth)
 
 
-def code_cross_entropy(logits: jax.Array, codes: jax.Array) -> jax.Array:
+def code_cross_entropy(logits: jax.Array, code_indices: jax.Array) -> jax.Array:
   """Stage II: cross entropy of the predicted codes, logits [b t h*w n] and indices [b t h*w]."""
   logs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
-  return -jnp.take_along_axis(logs, codes[..., None], axis=-1).mean()
+  return -jnp.take_along_axis(logs, code_indices[..., None], axis=-1).mean()
 
 
 def temporal(features: jax.Array, flows: jax.Array) -> jax.Array:

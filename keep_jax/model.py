@@ -69,7 +69,7 @@ class KEEP:
     }[a.gain]
 
   @property
-  def flow(self) -> Estimator:
+  def flow_estimator(self) -> Estimator:
     return ESTIMATORS[self.arch.flow]
 
   # These two are applied within the generator, whose children they are not: hence parent=None.
@@ -139,7 +139,7 @@ def init_params(model: KEEP, key: jax.Array) -> Params:
     "gain": init(model.gain_network, latent[:, None]),
     "cft": by_side(model.cft, a.cft),
     "cfa": by_side(model.cfa, a.cfa),
-    "flow": model.flow.init(next(keys)),
+    "flow": model.flow_estimator.init(next(keys)),
   }
 
 
@@ -173,12 +173,12 @@ def flow_features(model: KEEP, params: Params, frames: jax.Array) -> Features:
 
   A frame's features serve for the pairs with the frame before and the frame after it.
   """
-  return model.flow.encode(params["flow"], 127.5 * (frames.astype(jnp.float32) + 1))
+  return model.flow_estimator.encode(params["flow"], 127.5 * (frames.astype(jnp.float32) + 1))
 
 
 def flow_between(model: KEEP, params: Params, features: Features, before: Features) -> jax.Array:
   """Flow [b h w 2] in pixels from frames to the frames before them, by their features."""
-  return model.flow.between(params["flow"], features, before)
+  return model.flow_estimator.between(params["flow"], features, before)
 
 
 def clip_flows(model: KEEP, params: Params, frames: jax.Array) -> jax.Array:
@@ -249,9 +249,9 @@ def decode(
   """
   logits = model.code_predictor.apply({"params": params["code_predictor"]}, latent)
   side = model.arch.latent_size
-  codes = params["codebook"][jnp.argmax(logits, axis=-1)]  # integers: no gradient to the logits
+  quantized = params["codebook"][jnp.argmax(logits, axis=-1)]  # integers: no gradient to the logits
   # The codebook is frozen wherever this runs.
-  codes = lax.stop_gradient(codes).reshape(-1, side, side, model.arch.emb_dim)
+  quantized = lax.stop_gradient(quantized).reshape(-1, side, side, model.arch.emb_dim)
   features: FeaturesBySide = {}
 
   def fuse(side: int, x: jax.Array) -> jax.Array:
@@ -267,7 +267,9 @@ def decode(
       features[side] = x
     return x
 
-  image = model.generator.apply({"params": params["generator"]}, codes.astype(model.dtype), fuse)
+  image = model.generator.apply(
+    {"params": params["generator"]}, quantized.astype(model.dtype), fuse
+  )
   carried = {side: features[side] for side in model.arch.cfa}
   return State(image, carried, jnp.ones_like(state.started)), Restored(image, logits, features)
 

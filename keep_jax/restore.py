@@ -34,8 +34,8 @@ import cv2
 import numpy as np
 
 from keep_jax import arguments, show, streaming
-from keep_jax.choice import Choice, Face
-from keep_jax.faces import RestoredFrame, StreamTracks, find_faces, restore_faces, unchanged
+from keep_jax.choice import Choice, FaceTrack
+from keep_jax.faces import RestoredFrame, StreamTracks, find_faces, identity, restore_faces
 from vsr_jax import cli, files, progress, runtime, video, video_cli
 from vsr_jax.errors import UserError
 from vsr_jax.faces import align, detector, parsenet, paste, rotated, tracks
@@ -53,8 +53,8 @@ def main() -> None:
     cli.memory_errors(args.input, "try --dtype bfloat16"),
     progress.Clock() as args.clock,
   ):
-    way = list_faces if args.list_faces else restore_aligned if args.aligned else restore_frames
-    way(args)
+    run = list_faces if args.list_faces else restore_aligned if args.aligned else restore_frames
+    run(args)
 
 
 def _check_paths(args: argparse.Namespace) -> None:
@@ -109,13 +109,13 @@ def restore_aligned(args: argparse.Namespace) -> None:
 
 def list_faces(args: argparse.Namespace) -> None:
   """Prints what faces there are and which would be restored; with --strip, a picture of them."""
-  faces, total, told = _find(args, align.SIZE)
+  faces, total, warning = _find_faces(args, align.SIZE)
   print(show.table(faces, args.frames[0]))
   if args.strip and faces:
     with (
-      _unwarned(args, told) as reader,
+      _reopen_input(args, warning) as reader,
       contextlib.closing(video.prefetch(reader)) as frames,
-      contextlib.closing(_counted(frames, "drawing faces", total)) as counted,
+      contextlib.closing(_with_progress(frames, "drawing faces", total)) as counted,
     ):
       show.save_sheet(args.strip, counted, faces)
 
@@ -128,12 +128,12 @@ def restore_frames(args: argparse.Namespace) -> None:
     masks = functools.partial(parsenet.face_masks, parsenet.load(args.parsenet))
   args.clock.start()
   seconds: collections.defaultdict[str, float] = collections.defaultdict(float)
-  faces, total, told = _find(args, size)
+  faces, total, warning = _find_faces(args, size)
   seconds["detect"] = time.monotonic() - args.clock.began
   strip = show.Strip(faces, total)
   without = shown = 0
   with contextlib.ExitStack() as stack:
-    reader = stack.enter_context(_unwarned(args, told))
+    reader = stack.enter_context(_reopen_input(args, warning))
     height, width = paste.enlarged_size(reader.info.height, reader.info.width, args.upscale)
     width *= 2 if args.side_by_side else 1
     writer = stack.enter_context(_writer(args, height, width, reader.info))
@@ -145,13 +145,13 @@ def restore_frames(args: argparse.Namespace) -> None:
     frames = stack.enter_context(contextlib.closing(video.prefetch(reader)))
     options = {"size": size, "upscale": args.upscale, "background": background, "masks": masks}
     results = restore_faces(frames, faces, restore, seconds=seconds, **options)
-    counted = stack.enter_context(contextlib.closing(_counted(results, "restoring", total)))
+    counted = stack.enter_context(contextlib.closing(_with_progress(results, "restoring", total)))
     for t, result in enumerate(counted):
       frame = result.frame
-      writer.write(_shown(args, faces, t, result), frame.time, frame.duration, frame.name)
+      writer.write(_output_image(args, faces, t, result), frame.time, frame.duration, frame.name)
       crops.write(t, result)
       strip.add(t, result)
-      without += not result.faces
+      without += not result.restored
       shown += 1
       if shown == total:  # what follows was for the gains
         break
@@ -167,7 +167,7 @@ def restore_frames(args: argparse.Namespace) -> None:
   )
 
 
-def _find(args: argparse.Namespace, size: int) -> tuple[list[Face], int, str | None]:
+def _find_faces(args: argparse.Namespace, size: int) -> tuple[list[FaceTrack], int, str | None]:
   """The first pass. Returns the faces, the number of frames and the reader's warning.
 
   Also checks what the second pass needs (sizes, background), so that errors come early.
@@ -185,7 +185,7 @@ def _find(args: argparse.Namespace, size: int) -> tuple[list[Face], int, str | N
       read = video_cli.accompanied(read, behind, args.background)
     with (
       contextlib.closing(video.prefetch(read)) as frames,
-      contextlib.closing(_counted(frames, "finding faces", total)) as counted,
+      contextlib.closing(_with_progress(frames, "finding faces", total)) as counted,
     ):
       images = (frame.image for frame in counted)
       choice = Choice(
@@ -210,8 +210,8 @@ def _find(args: argparse.Namespace, size: int) -> tuple[list[Face], int, str | N
   return faces, total, reader.warning
 
 
-def _shown(
-  args: argparse.Namespace, faces: list[Face], t: int, result: RestoredFrame
+def _output_image(
+  args: argparse.Namespace, faces: list[FaceTrack], t: int, result: RestoredFrame
 ) -> np.ndarray:
   """The frame as it is written."""
   image = result.image
@@ -225,7 +225,7 @@ def _shown(
 def _network(args: argparse.Namespace) -> tuple[StreamTracks, int]:
   """The function that restores streams of faces, or the identity; and the faces' side in pixels."""
   if args.no_network:
-    return unchanged, align.SIZE
+    return identity, align.SIZE
   if args.checkpoint is None:
     raise UserError(
       "KEEP's weights do not ship, their licence is non-commercial; convert the released file with "
@@ -251,11 +251,11 @@ def _writer(
 
 
 @contextlib.contextmanager
-def _unwarned(args: argparse.Namespace, told: str | None) -> Iterator[video.Reader]:
-  """Opens the clip for the second pass, without repeating the warning `told` in the first."""
+def _reopen_input(args: argparse.Namespace, warning: str | None) -> Iterator[video.Reader]:
+  """Opens the clip for the second pass, without repeating `warning`, the one of the first."""
   with warnings.catch_warnings():
-    if told:
-      warnings.filterwarnings("ignore", message=re.escape(told))
+    if warning:
+      warnings.filterwarnings("ignore", message=re.escape(warning))
     context = (0, _look_ahead(args))
     with video_cli.open_input(args, context=context, tell=False) as reader:
       yield reader
@@ -271,7 +271,7 @@ def _look_ahead(args: argparse.Namespace) -> int:
   return args.look_ahead if args.mode == "stream" and not args.no_network else 0
 
 
-def _counted(items: Iterable[T], what: str, total: int | None) -> Generator[T, None, None]:
+def _with_progress(items: Iterable[T], what: str, total: int | None) -> Generator[T, None, None]:
   with progress.bar(what, total) as bar:
     for item in items:
       bar.update(not (isinstance(item, video.Frame) and item.is_context))

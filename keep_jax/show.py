@@ -10,7 +10,7 @@ from fractions import Fraction
 import cv2
 import numpy as np
 
-from keep_jax.choice import Face
+from keep_jax.choice import FaceTrack
 from keep_jax.faces import RestoredFrame
 from vsr_jax import video
 from vsr_jax.faces import align, detections
@@ -21,13 +21,19 @@ STRIP_HEIGHT = 256  # a row's, in pixels
 _GREY = (160, 160, 160)
 
 
-def draw_faces(image: np.ndarray, faces: list[Face], frame: int, upscale: float = 1) -> np.ndarray:
+def draw_faces(
+  image: np.ndarray, faces: list[FaceTrack], frame: int, upscale: float = 1
+) -> np.ndarray:
   """Draws the boxes and landmarks of a frame's faces, with their numbers, over a copy of it.
 
   Those that are not restored there have a grey box.
   """
   for grey in (True, False):
-    here = [i for i, f in enumerate(faces) if f.is_there(frame) and (f.at(frame) is None) == grey]
+    here = [
+      i
+      for i, f in enumerate(faces)
+      if f.covers(frame) and (f.restored_matrix(frame) is None) == grey
+    ]
     if not here:
       continue
     tracks = [faces[i].track for i in here]
@@ -42,7 +48,7 @@ def draw_faces(image: np.ndarray, faces: list[Face], frame: int, upscale: float 
   return image
 
 
-def table(faces: list[Face], first: int = 0) -> str:
+def table(faces: list[FaceTrack], first: int = 0) -> str:
   """A text table of the faces, one per line; `first` is added to frame numbers."""
   lines = ["face  frames           size  score  sharpness  centre x, y  restored"]
   for i, face in enumerate(faces):
@@ -55,12 +61,12 @@ def table(faces: list[Face], first: int = 0) -> str:
     lines.append(
       f"{i:4}  {frames:15}  {face.side:4.0f}  {face.score:5.3f}  {sharp:>9}  {x:5.0f}, {y:4.0f}  "
       + told
-      + f" ({face.left})" * bool(face.left)
+      + f" ({face.skip_reason})" * bool(face.skip_reason)
     )
   return "\n".join(lines if faces else ["no face found"])
 
 
-def save_sheet(path: str, frames: Iterable[video.Frame], faces: list[Face]) -> None:
+def save_sheet(path: str, frames: Iterable[video.Frame], faces: list[FaceTrack]) -> None:
   """Writes a picture with one row per face: the frame where it is largest, and its aligned crop."""
   wanted: dict[int, list[int]] = {}
   for i, face in enumerate(faces):
@@ -69,7 +75,7 @@ def save_sheet(path: str, frames: Iterable[video.Frame], faces: list[Face]) -> N
   rows = {}
   for t, frame in enumerate(frames):
     for i in wanted.get(t, ()):
-      whole, matrix = draw_faces(frame.image, faces, t), faces[i].seen_at(t)
+      whole, matrix = draw_faces(frame.image, faces, t), faces[i].matrix(t)
       assert matrix is not None  # the frame was chosen from the face's own track
       rows[i] = np.hstack([_at_height(x) for x in (whole, align.align(frame.image, matrix))])
   _save(path, [rows[i] for i in sorted(rows)])
@@ -78,7 +84,7 @@ def save_sheet(path: str, frames: Iterable[video.Frame], faces: list[Face]) -> N
 class Strip:
   """The picture strip: input, aligned and restored face of a few frames with faces."""
 
-  def __init__(self, faces: list[Face], total: int):
+  def __init__(self, faces: list[FaceTrack], total: int):
     """Picks frames of the first `total`."""
     self.rows: list[np.ndarray] = []
     self._faces = faces
@@ -87,12 +93,16 @@ class Strip:
     self._frames = {frames[i] for i in picks}
 
   def add(self, t: int, result: RestoredFrame) -> None:
-    if t not in self._frames or not result.faces:
+    if t not in self._frames or not result.restored:
       return
-    matrices = {i: m for i in result.faces if (m := self._faces[i].at(t)) is not None}
+    matrices = {
+      i: m for i in result.restored if (m := self._faces[i].restored_matrix(t)) is not None
+    }
     i = max(matrices, key=lambda i: -align.scale(matrices[i]))  # the largest
     whole = draw_faces(result.frame.image, self._faces, t)
-    self.rows.append(np.hstack([_at_height(x) for x in (whole, result.crops[i], result.faces[i])]))
+    self.rows.append(
+      np.hstack([_at_height(x) for x in (whole, result.crops[i], result.restored[i])])
+    )
 
   def save(self, path: str) -> None:
     _save(path, self.rows)
@@ -116,7 +126,7 @@ class Crops:
   def __init__(
     self,
     folder: str | None,
-    faces: list[Face],
+    faces: list[FaceTrack],
     size: int,
     rate: Fraction,
     stack: contextlib.ExitStack,
@@ -131,11 +141,11 @@ class Crops:
   def write(self, t: int, result: RestoredFrame) -> None:
     if not self._folder:
       return
-    for i in result.faces:
+    for i in result.restored:
       if i not in self._open:
         self._open[i] = self._start(self._folder, i)
       closing, writers = self._open[i]
-      for writer, images in zip(writers, (result.crops, result.faces), strict=True):
+      for writer, images in zip(writers, (result.crops, result.restored), strict=True):
         writer.write(images[i])
       if t == self._faces[i].frames[-1]:
         closing.close()

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from keep_jax.architecture import EARLIER_NAMES, Architecture
-from keep_jax.bidirectional import Carried, initial, restore_observed
+from keep_jax.bidirectional import Carried, initial_carried, restore_observed
 from keep_jax.model import (
   KEEP,
   Observation,
@@ -104,7 +104,7 @@ class _PendingFace:
 
 
 @dataclasses.dataclass(eq=False)
-class _Track:
+class _TrackState:
   """The state of one face track while it is restored.
 
   Attributes:
@@ -173,12 +173,15 @@ class Restorer:
       )
 
     self._observe = program(
-      lambda x: f"for {_faces(x)} of {x.shape[2]}x{x.shape[1]}", _observe_faces
+      lambda x: f"for {_count_faces(x)} of {x.shape[2]}x{x.shape[1]}", _observe_faces
     )
-    self._flow = program(lambda x, _: f"the flow of {_faces(x)}", _flows)
+    self._flow = program(lambda x, _: f"the flow of {_count_faces(x)}", _flows)
     self._gains = program(lambda x: f"the gains of {len(x)} frames", _gains_of_window)
     self._step = program(
-      lambda x, _: f"the restoration of {_faces(x)}", _restore_faces, fidelity, donate_argnums=1
+      lambda x, _: f"the restoration of {_count_faces(x)}",
+      _restore_faces,
+      fidelity,
+      donate_argnums=1,
     )
     self._chunk = program(
       lambda *x: f"the restoration of {len(x[2])} frames", restore_observed, fidelity
@@ -221,8 +224,8 @@ class Restorer:
       out, those of the next frame are computed (on CPU only where `keep_freed_memory` of
       `vsr_jax.runtime` is not in force).
     """
-    tracks: dict[Name, _Track] = {}
-    pending: collections.deque[dict[Name, tuple[_Track, _PendingFace]]] = collections.deque()
+    tracks: dict[Name, _TrackState] = {}
+    pending: collections.deque[dict[Name, tuple[_TrackState, _PendingFace]]] = collections.deque()
     computed: dict[Name, jax.Array] | None = None
 
     def ready():
@@ -237,7 +240,7 @@ class Restorer:
         self._finish_group(tracks.pop(name))
       for name in faces.keys() - tracks.keys():
         latest = collections.deque(maxlen=self.window - self.model.arch.attend_first_frame)
-        tracks[name] = _Track(initial_state(self.model, 1), latest)
+        tracks[name] = _TrackState(initial_state(self.model, 1), latest)
       checked = zip(faces, as_frames_of_one_size(faces.values()), strict=True)
       pending.append(self._take({name: (tracks[name], face) for name, face in checked}))
       yield from ready()
@@ -248,8 +251,8 @@ class Restorer:
       yield jax.device_get(computed)
 
   def _take(
-    self, faces: Mapping[Name, tuple[_Track, np.ndarray]]
-  ) -> dict[Name, tuple[_Track, _PendingFace]]:
+    self, faces: Mapping[Name, tuple[_TrackState, np.ndarray]]
+  ) -> dict[Name, tuple[_TrackState, _PendingFace]]:
     """Encodes the faces of the next frame, and computes gains for the groups that are complete."""
     taken = {}
     for part in _batches(list(faces.items())):
@@ -271,7 +274,7 @@ class Restorer:
           self._finish_group(track)
     return taken
 
-  def _finish_group(self, track: _Track) -> None:
+  def _finish_group(self, track: _TrackState) -> None:
     """Computes the gains of a track's waiting frames, or restores them (mode "bidirectional")."""
     group, track.waiting = track.waiting, []
     if group and self.mode == "bidirectional":
@@ -279,13 +282,13 @@ class Restorer:
     elif group:
       self._calculate_gains(track, group)
 
-  def _restore_chunk(self, track: _Track, group: list[_PendingFace]) -> None:
+  def _restore_chunk(self, track: _TrackState, group: list[_PendingFace]) -> None:
     features = [(face.features,) for face in group]
     # The last frame's flow is to itself: nothing is predicted there backwards.
     pairs = zip(features, [*features[1:], features[-1]], strict=True)
     to_next = [self._flow(self._params, *pair)[0] for pair in pairs]
     flows = [face.flow for face in group], to_next
-    carried = initial(self.model, 1) if track.carried is None else track.carried
+    carried = initial_carried(self.model, 1) if track.carried is None else track.carried
     observations = [face.observation for face in group]
     first_latent = track.first_latent if self.model.arch.attend_first_frame else None
     track.carried, images = self._chunk(self._params, carried, first_latent, observations, flows)
@@ -294,7 +297,7 @@ class Restorer:
     for face, image in zip(group, images, strict=True):
       face.image = image
 
-  def _calculate_gains(self, track: _Track, group: list[_PendingFace]) -> None:
+  def _calculate_gains(self, track: _TrackState, group: list[_PendingFace]) -> None:
     latents = [face.observation.latent for face in group]
     if self.mode == "as_released":
       group[0].begins = True
@@ -311,7 +314,9 @@ class Restorer:
     for face, gain in zip(group, gains, strict=False):
       face.gain = gain
 
-  def _advance(self, faces: Mapping[Name, tuple[_Track, _PendingFace]]) -> dict[Name, jax.Array]:
+  def _advance(
+    self, faces: Mapping[Name, tuple[_TrackState, _PendingFace]]
+  ) -> dict[Name, jax.Array]:
     """Restores the faces of one frame, uint8 [size size 3] each."""
     if self.mode == "bidirectional":
       # A frame is advanced only when all its faces are ready, which here means restored.
@@ -341,7 +346,7 @@ def _batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
     start += size
 
 
-def _faces(items: Sequence[Any]) -> str:
+def _count_faces(items: Sequence[Any]) -> str:
   return f"{len(items)} face{'s' * (len(items) != 1)}"
 
 

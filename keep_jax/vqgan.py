@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from keep_jax.layers import GroupNorm, attend, conv
+from keep_jax.layers import GroupNorm, attend_heads, conv
 
-Fuse = Callable[[int, jax.Array], jax.Array]  # (side of the feature, feature) -> feature
+FuseFunction = Callable[[int, jax.Array], jax.Array]  # (side of the feature, feature) -> feature
 FeaturesBySide = dict[int, jax.Array]  # side of the feature -> feature [b h w c]
 
 
@@ -48,7 +48,7 @@ class AttentionBlock(nn.Module):
       nn.Dense(c, dtype=self.dtype, name=name)(y).reshape(b, h * w, 1, c)
       for name in ("query", "key", "value")
     )
-    y = nn.Dense(c, dtype=self.dtype, name="out")(attend(q, k, v))
+    y = nn.Dense(c, dtype=self.dtype, name="out")(attend_heads(q, k, v))
     return x + y.reshape(b, h, w, c)
 
 
@@ -187,7 +187,7 @@ class Generator(nn.Module):
     self.blocks = blocks
     self.fused_blocks = frozenset(fused_blocks)
 
-  def __call__(self, z: jax.Array, fuse: Fuse | None = None) -> jax.Array:
+  def __call__(self, z: jax.Array, fuse: FuseFunction | None = None) -> jax.Array:
     """Latents -> images, not clipped.
 
     `fuse` replaces the feature of each level: after the level's first residual block, but in the
@@ -225,7 +225,9 @@ def quantize(
     Quantized latent [... emb_dim], the loss (a scalar), the indices [...] int32.
   """
   indices = nearest_code(latent, codebook)
-  codes = codebook[indices]
+  quantized = codebook[indices]
   stop = lax.stop_gradient
-  loss = jnp.square(stop(codes) - latent).mean() + beta * jnp.square(codes - stop(latent)).mean()
-  return latent + stop(codes - latent), loss, indices
+  loss = (
+    jnp.square(stop(quantized) - latent).mean() + beta * jnp.square(quantized - stop(latent)).mean()
+  )
+  return latent + stop(quantized - latent), loss, indices

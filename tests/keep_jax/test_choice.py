@@ -54,7 +54,7 @@ def painted(people, choice="all", count=4):
 
 def head(face):
   points = np.stack(np.meshgrid(np.arange(320), np.arange(240)), -1)
-  matrix = face.seen_at(0)
+  matrix = face.matrix(0)
   return occlusion.head_radius(points @ matrix[:, :2].T + matrix[:, 2], 64)
 
 
@@ -74,14 +74,14 @@ def test_a_nearer_face_that_is_left_alone_is_not_painted_over():
   faces, image = painted((FAR, NEAR), Choice(numbers=[0]))
   assert not image[head(faces[1]) < 0.9, :2].any()
   assert (image[(head(faces[0]) < 0.5) & (head(faces[1]) > 1.1), 0] > 190).all()
-  assert faces[1].left == "not named"
+  assert faces[1].skip_reason == "not named"
 
 
 def test_what_is_no_face_covers_nobody():
   detect = detector(FAR, NEAR, scores=[0.99, 0.8])
   frames = np.zeros((3, 240, 320, 3), np.uint8)
   faces, _ = find_faces(frames, detect, Choice("all", min_score=0.9), size=64)
-  assert [face.left for face in faces] == ["", "scores below 0.9"]
+  assert [face.skip_reason for face in faces] == ["", "scores below 0.9"]
   assert [face.score for face in faces] == pytest.approx([0.99, 0.8])
   assert restored(faces, 3)[head(faces[1]) < 0.9, 0].any()
 
@@ -90,7 +90,7 @@ def test_a_face_half_hidden_is_left_alone():
   behind = 140, 70, 60
   faces, image = painted((behind, NEAR))
   assert [len(face.frames) for face in faces] == [0, 4]
-  assert faces[0].left == "hidden behind another"
+  assert faces[0].skip_reason == "hidden behind another"
   assert not image[..., 0].any()
   assert (image[head(faces[1]) < 0.5, 1] > 190).all()
 
@@ -148,13 +148,13 @@ def test_sharp_faces_are_left_alone_for_the_whole_clip():
   faces, _ = find_faces(frames, detector(*people), Choice("all", skip_sharp=True), size=64)
   assert faces[0].sharpness > sharpness.THRESHOLD > faces[1].sharpness
   assert [len(face.frames) for face in faces] == [0, 6]
-  assert [face.left for face in faces] == ["sharp", ""]
+  assert [face.skip_reason for face in faces] == ["sharp", ""]
   faces, _ = find_faces(frames, detector(*people), "all", size=64)
   assert [len(face.frames) for face in faces] == [6, 6]
   assert faces[0].sharpness is None
   # Where the largest is sharp, the next one is not restored in its stead.
   faces, _ = find_faces(frames, detector(*people), Choice(skip_sharp=True), size=64)
-  assert [face.left for face in faces] == ["sharp", "another is larger"]
+  assert [face.skip_reason for face in faces] == ["sharp", "another is larger"]
 
 
 @pytest.fixture
@@ -207,7 +207,7 @@ def test_a_clip_upside_down(run, tmp_path):
   assert "1 face track, 0 frames without a face" in said.out
   crop = read(tmp_path / "crops" / "face_000_aligned")[1][0]
   upright, _ = find_faces([PHOTO], restore.detector.make_detector())
-  want = align.align(PHOTO, upright[0].at(0))
+  want = align.align(PHOTO, upright[0].restored_matrix(0))
   assert np.abs(crop.astype(int) - want).mean() < 15
 
 

@@ -18,7 +18,7 @@ import pytest
 import skimage.data
 
 from keep_jax import convert, restore, show, streaming
-from keep_jax.faces import Face, RestoredFrame, find_faces, restore_faces, unchanged
+from keep_jax.faces import FaceTrack, RestoredFrame, find_faces, identity, restore_faces
 from tests.keep_jax import golden, tiny
 from tests.support.torch_writer import save_state_dict
 from tests.vsr_jax.clips import encode, moving_waves
@@ -144,9 +144,9 @@ def test_every_person_has_a_state_of_their_own():
   for i, face in enumerate(faces):
     alone = _restore(frames, [face], restorer)
     for a, b in zip(together, alone, strict=True):
-      assert (a.faces[i] != b.faces[0]).mean() < 0.01  # a code of small margin may flip
+      assert (a.restored[i] != b.restored[0]).mean() < 0.01  # a code of small margin may flip
   largest, _ = find_faces(frames, make_detector(), "largest", size=32)
-  assert max(sum(f.at(t) is not None for f in largest) for t in range(5)) == 1
+  assert max(sum(f.restored_matrix(t) is not None for f in largest) for t in range(5)) == 1
 
 
 def _restore(frames, faces, restorer):
@@ -208,7 +208,7 @@ def test_a_4k_frame_with_a_face_at_its_border():
   frames = [video.Frame(frame, Fraction(0), 0)]
   faces, count = find_faces((frame.image for frame in frames), make_detector())
   assert (len(faces), count) == (1, 1)
-  (result,) = restore_faces(frames, faces, unchanged)
+  (result,) = restore_faces(frames, faces, identity)
   assert result.crops[0].shape == (512, 512, 3)
   np.testing.assert_array_equal(result.image[1300:], frame[1300:])
   # Reduced to 512 pixels and enlarged again, the face is still the face.
@@ -248,8 +248,8 @@ def test_a_mask_of_zeros_leaves_the_frames_as_they_are():
     return np.zeros(faces.shape[:3], np.float32)
 
   frames = [video.Frame(image, Fraction(i, 25), i) for i, image in enumerate(frames)]
-  for result in restore_faces(frames, faces, unchanged, masks=masks):
-    assert result.faces
+  for result in restore_faces(frames, faces, identity, masks=masks):
+    assert result.restored
     np.testing.assert_array_equal(result.image, result.frame.image)
 
 
@@ -272,7 +272,7 @@ def test_people_who_cross_keep_their_states():
   for i, face in enumerate(faces):
     alone = _restore(frames[:6], [face], restorer)
     for a, b in zip(together, alone, strict=True):
-      assert (a.faces[i] != b.faces[0]).mean() < 0.01
+      assert (a.restored[i] != b.restored[0]).mean() < 0.01
 
 
 def test_a_face_seen_from_the_side(run, tmp_path):
@@ -341,7 +341,7 @@ KINDS = ("aligned", "restored")
 def _face(start, stop):
   n = stop - start
   track = Track(start, np.zeros((n, 5, 2)), np.zeros((n, 4)), np.ones(n, bool))
-  return Face(track, np.zeros((n, 2, 3)))
+  return FaceTrack(track, np.zeros((n, 2, 3)))
 
 
 def test_boxes_are_drawn_when_asked(run, clip, tmp_path):
@@ -389,9 +389,9 @@ def test_bad_arguments_are_refused(run, clip, tmp_path, monkeypatch, flags, patt
 def test_find_faces_leaves_the_frame_outside_the_face_as_it_is():
   frames = [video.Frame(image, Fraction(i, 25), i) for i, image in enumerate(moving(4))]
   faces, _ = find_faces((frame.image for frame in frames), make_detector())
-  for result in restore_faces(frames, faces, unchanged):
+  for result in restore_faces(frames, faces, identity):
     box = faces[0].track.boxes[result.frame.index]
-    reach = 512 / align.scale(faces[0].at(result.frame.index))
+    reach = 512 / align.scale(faces[0].restored_matrix(result.frame.index))
     left = int(box[[0, 2]].mean() - reach)
     if left > 0:
       np.testing.assert_array_equal(result.image[:, :left], result.frame.image[:, :left])
