@@ -57,8 +57,8 @@ def measure(settings: compare.Settings) -> dict[str, Any]:
       for count in workers[:: 1 if i % 2 == 0 else -1]:
         how = {"pipeline": name, "batch": batch, "workers": count, "count": s.samples}
         runs[count].append(_run(s, "feed", data=data, **how))
-    result["feed"][name] = {str(count): of_count for count, of_count in runs.items()}
-    result["runs"] += [stages, *(run for of_count in runs.values() for run in of_count)]
+    result["feed"][name] = {str(count): repeats for count, repeats in runs.items()}
+    result["runs"] += [stages, *(run for repeats in runs.values() for run in repeats)]
   how = {"pipeline": "keep_clips", "batch": 2, "workers": 1, "count": s.samples}
   sets = [_run(s, "feed", data=data, repeats=repeats, **how) for repeats in SET_SIZES]
   result["memory"] = [run["memory"] for run in sets]

@@ -137,7 +137,7 @@ def _row(what: str, runs: compare.Runs, key: str, form: str = "{:.1f}", unit: fl
 
 def _later(runs: compare.Runs) -> compare.Runs:
   """Without the first run of each side, which compiles or reads its files for the first time."""
-  return {side: of_side[1:] or of_side for side, of_side in runs.items()}
+  return {side: side_runs[1:] or side_runs for side, side_runs in runs.items()}
 
 
 def _work(result: dict[str, Any], seconds: float) -> Table:

@@ -167,9 +167,7 @@ def restore_faces(
         [restored.get(i) for i in matrices],
         list(matrices.values()),
         upscale,
-        upscaler=None
-        if background is None
-        else _constant_upscaler(_next_background(background, frame)),
+        upscaler=None if background is None else _constant_upscaler(_next_image(background, frame)),
         masks=[parts.get(i) for i in matrices],
         apart=True,
       )
@@ -192,7 +190,7 @@ def _match_grey(crop: np.ndarray, face: np.ndarray) -> np.ndarray:
   return paste.to_grey(face) if paste.is_grey(crop) else face
 
 
-def _next_background(background: Iterator[np.ndarray], frame: Frame) -> np.ndarray:
+def _next_image(background: Iterator[np.ndarray], frame: Frame) -> np.ndarray:
   image = next(background, None)
   if image is None:
     raise UserError(f"the background ends before frame {frame.index}; make it of all frames")

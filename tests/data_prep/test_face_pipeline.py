@@ -97,12 +97,12 @@ def test_training_clips_have_one_interval_and_either_direction():
     assert (steps == steps[0]).all()
     clip = "anna" if samples[i]["gt"][0, 0, 0, 0] == 50 else "ben"
     seen[clip, int(steps[0])] += 1
-  of_anna = {step: n for (clip, step), n in seen.items() if clip == "anna"}
-  assert sorted(of_anna) == [*range(-6, 0), *range(1, 7)]
+  anna_steps = {step: n for (clip, step), n in seen.items() if clip == "anna"}
+  assert sorted(anna_steps) == [*range(-6, 0), *range(1, 7)]
   # Of 8 frames, 4 span at most an interval of 2: the others do not fit.
   assert {step for clip, step in seen if clip == "ben"} == {-2, -1, 1, 2}
-  backwards = sum(n for step, n in of_anna.items() if step < 0) / sum(of_anna.values())
-  assert abs(backwards - 0.5) < 4 * 0.5 / np.sqrt(sum(of_anna.values()))
+  backwards = sum(n for step, n in anna_steps.items() if step < 0) / sum(anna_steps.values())
+  assert abs(backwards - 0.5) < 4 * 0.5 / np.sqrt(sum(anna_steps.values()))
 
 
 @given(st.data())

@@ -110,8 +110,10 @@ def test_losses_and_gradients(name, number):
   norms = {}
   for net, tree in gradient.items():
     prefix = PREFIXES[net]
-    of_net = {k.removeprefix(prefix): shape for k, shape in shapes.items() if k.startswith(prefix)}
-    tensors = to_state_dict(tree, rules(case.arch)[net], of_net)
+    net_shapes = {
+      k.removeprefix(prefix): shape for k, shape in shapes.items() if k.startswith(prefix)
+    }
+    tensors = to_state_dict(tree, rules(case.arch)[net], net_shapes)
     norms |= {prefix + key: np.linalg.norm(x) for key, x in tensors.items()}
   reference = dict(zip(shapes, case.data[f"gradnorm{number}"], strict=True))
   assert norms.keys() == {key for key, norm in reference.items() if not np.isnan(norm)}

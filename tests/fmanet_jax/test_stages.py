@@ -17,9 +17,9 @@ from tests.fmanet_jax import golden
 from tests.support.fmanet import TINY
 from vsr_jax import losses
 
-OF_D = {"recon": 1.0, "hr_warp": 0.1, "flow": 1e-4, "anchor_d": 0.1}
-OF_BOTH = OF_D | {"restoration": 1.0, "lr_warp": 0.1, "anchor_r": 0.1}
-OF_FLOW = {"hr_warp", "flow", "lr_warp"}  # terms that need an image flow
+WEIGHTS_D = {"recon": 1.0, "hr_warp": 0.1, "flow": 1e-4, "anchor_d": 0.1}
+JOINT_WEIGHTS = WEIGHTS_D | {"restoration": 1.0, "lr_warp": 0.1, "anchor_r": 0.1}
+FLOW_TERMS = {"hr_warp", "flow", "lr_warp"}  # terms that need an image flow
 
 
 def shapes(arch: Architecture, b=2, h=6, w=8):
@@ -38,7 +38,8 @@ def shapes(arch: Architecture, b=2, h=6, w=8):
 @pytest.mark.parametrize("filtering", ["flow_guided", "conventional"])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize(
-  ("name", "weights"), [("degradation", OF_D), ("joint", OF_BOTH), ("end_to_end", OF_BOTH)]
+  ("name", "weights"),
+  [("degradation", WEIGHTS_D), ("joint", JOINT_WEIGHTS), ("end_to_end", JOINT_WEIGHTS)],
 )
 def test_terms_of_a_stage(name, weights, dtype, filtering):
   arch = dataclasses.replace(TINY, filtering=filtering)
@@ -50,7 +51,7 @@ def test_terms_of_a_stage(name, weights, dtype, filtering):
     lambda x: (x.shape, x.dtype), params
   )
   assert (total.shape, total.dtype) == ((), jnp.float32)
-  assert terms.keys() == weights.keys() - (OF_FLOW if filtering == "conventional" else set())
+  assert terms.keys() == weights.keys() - (FLOW_TERMS if filtering == "conventional" else set())
   assert {(x.shape, x.dtype) for x in terms.values()} == {((), jnp.dtype(jnp.float32))}
 
 
@@ -64,7 +65,7 @@ def test_rematerialised_blocks_change_no_gradient():
   }
 
   def gradient(remat):
-    stage = stages.make_stage("joint", FMANet(TINY, remat=remat), OF_BOTH, {})
+    stage = stages.make_stage("joint", FMANet(TINY, remat=remat), JOINT_WEIGHTS, {})
     gradient = jax.grad(lambda params: stage.loss(params, batch, {})[0])
     return str(jax.make_jaxpr(gradient)(params)), golden.jit(gradient)(params)
 
@@ -76,7 +77,7 @@ def test_rematerialised_blocks_change_no_gradient():
 
 @pytest.mark.parametrize("name", ["degradation", "joint"])
 def test_panels(name):
-  stage = stages.make_stage(name, FMANet(TINY), OF_BOTH, {})
+  stage = stages.make_stage(name, FMANet(TINY), JOINT_WEIGHTS, {})
   columns = jax.eval_shape(stage.images, *shapes(TINY))
   small, large = (2, 6, 8, 3), (2, 12, 16, 3)
   expected = {"input": small, "reconstruction": small, "output": large, "truth": large}
@@ -121,7 +122,7 @@ def test_schedule():
 
 def test_networks_are_trained_by_their_own_rates():
   rates = {net: stages.step_schedule(lr, ()) for net, lr in (("net_d", 1e-3), ("net_r", 1e-2))}
-  stage = stages.make_stage("joint", FMANet(TINY), OF_BOTH, rates)
+  stage = stages.make_stage("joint", FMANet(TINY), JOINT_WEIGHTS, rates)
   assert stage.optimizers.keys() == stage.schedules.keys() == rates.keys()
   for net, rate in (("net_d", 1e-3), ("net_r", 1e-2)):
     adam, weight = stage.optimizers[net], jnp.ones(3)

@@ -200,20 +200,20 @@ def natural_clip(count=2, height=96, width=96):
   return np.stack([resize_bicubic(view, 0.25) for view in views])
 
 
-def of_random_weights():
+def random_weights():
   return fmanet.load(
     dataclasses.replace(TINY, dim=12, scale=4, kernel_down=4, heads=2, frma_blocks=2)
   )
 
 
-def of_demo_weights():
+def demo_weights():
   if not streaming.DEMO_WEIGHTS.is_dir():
     pytest.skip("the demonstration weights are missing")
   return streaming.load()
 
 
 @pytest.mark.parametrize(
-  "make", [of_random_weights, pytest.param(of_demo_weights, marks=pytest.mark.slow)]
+  "make", [random_weights, pytest.param(demo_weights, marks=pytest.mark.slow)]
 )
 def test_tiles_show_no_seams(make):
   restorer = Restorer(*make())

@@ -40,8 +40,8 @@ def compare(arch, params, frames, flows):
   for i in range(frames.shape[1]):
 
     def turn(model, state, i=i):
-      of_frame = jax.tree.map(lambda x: x[:, i], seen[model])
-      return steps[model](params, state, *of_frame, flows[:, i])
+      frame_inputs = jax.tree.map(lambda x: x[:, i], seen[model])
+      return steps[model](params, state, *frame_inputs, flows[:, i])
 
     rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), state)
     rounded = rounded.replace(started=state.started)

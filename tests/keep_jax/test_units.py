@@ -75,17 +75,17 @@ def test_update_blends():
 def test_quantisation_and_its_loss():
   latent = golden.channels_last(golden.inputs((2, 32, 6, 6), 23))
   codebook = golden.state_dict("quantize")["embedding.weight"]
-  codes, loss, indices = vqgan.quantize(jnp.asarray(latent), jnp.asarray(codebook))
+  quantized, loss, indices = vqgan.quantize(jnp.asarray(latent), jnp.asarray(codebook))
   want = golden.data("quantize")
   np.testing.assert_array_equal(indices.ravel(), want["indices"].ravel())
-  assert golden.relative_error(golden.channels_first(codes), want["z_q"]) < UNIT
+  assert golden.relative_error(golden.channels_first(quantized), want["z_q"]) < UNIT
   np.testing.assert_allclose(loss, want["loss"], rtol=UNIT)
 
 
 def test_quantisation_passes_gradients_straight_through():
   latent, codebook = jnp.array([[0.9, 0.2]]), jnp.array([[1.0, 0.0], [0.0, 1.0]])
-  codes, pull = jax.vjp(lambda z: vqgan.quantize(z, codebook)[0], latent)
-  np.testing.assert_allclose(codes, [[1, 0]], atol=1e-6)
+  quantized, pull = jax.vjp(lambda z: vqgan.quantize(z, codebook)[0], latent)
+  np.testing.assert_allclose(quantized, [[1, 0]], atol=1e-6)
   np.testing.assert_array_equal(pull(jnp.array([[2.0, 3.0]]))[0], [[2, 3]])
 
 
@@ -102,13 +102,13 @@ def test_autoencoder():
   assert golden.relative_error(golden.channels_first(latent), want["z"]) < UNIT
 
   codebook = golden.state_dict(unit)["quantize.embedding.weight"]
-  codes, loss, indices = vqgan.quantize(latent, jnp.asarray(codebook))
+  quantized, loss, indices = vqgan.quantize(latent, jnp.asarray(codebook))
   np.testing.assert_array_equal(indices.ravel(), want["indices"].ravel())
   np.testing.assert_allclose(loss, want["codebook_loss"], rtol=UNIT)
 
   others = [conversion.Rule(r"(encoder|quantize)\..*", None)]
   rules = conversion.generator(r"generator\.", arch) + others
-  out = golden.apply(vqgan.Generator(32, (1, 2, 4), 2), rules, unit, codes)
+  out = golden.apply(vqgan.Generator(32, (1, 2, 4), 2), rules, unit, quantized)
   assert golden.relative_error(golden.channels_first(out), want["out"]) < UNIT
 
 

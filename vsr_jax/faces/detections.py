@@ -64,7 +64,7 @@ def suppress(
   scores: np.ndarray,
   threshold: float,
   *,
-  of_smaller: bool = False,
+  relative_to_smaller: bool = False,
   inclusive: bool = False,
 ) -> np.ndarray:
   """Greedy non-maximum suppression: where boxes overlap, the surest stays.
@@ -74,7 +74,7 @@ def suppress(
     scores: [n].
     threshold: a box is dropped if its intersection with a kept box exceeds this share of their
       union.
-    of_smaller: the share is of the smaller box instead of the union.
+    relative_to_smaller: the share is of the smaller box instead of the union.
     inclusive: right and bottom belong to the box, so that its sides are one pixel longer.
 
   Returns:
@@ -91,7 +91,7 @@ def suppress(
     shared = np.minimum(boxes[best, 2:], boxes[rest, 2:]) - corner + extra
     shared = np.maximum(shared, 0).prod(1)
     smaller = np.minimum(area[best], area[rest])
-    whole = smaller if of_smaller else area[best] + area[rest] - shared
+    whole = smaller if relative_to_smaller else area[best] + area[rest] - shared
     order = rest[shared <= threshold * whole]
   return np.array(kept, np.int64)
 

@@ -237,7 +237,7 @@ def _finish(
     relative = points[part][sure].reshape(-1, 2, 5).swapaxes(1, 2)
     landmarks = relative * (box[:, None, 2:] - box[:, None, :2] + 1) + box[:, None, :2] - 1
     box = _corrected(box, correction[part][sure], 1)
-    kept = suppress(box, box_score, 0.7, of_smaller=True, inclusive=True)
+    kept = suppress(box, box_score, 0.7, relative_to_smaller=True, inclusive=True)
     found.append(Detections(box[kept], box_score[kept], landmarks[kept]))
   return found
 

@@ -71,7 +71,7 @@ class VideoSink:
     self._container: av.container.OutputContainer | None = None
     fast_start = {"movflags": "+faststart"} if suffix != ".mkv" else {}
     try:
-      with _told():
+      with _as_os_error():
         if source and not source.is_folder:
           self._tracks = Tracks(source)
         self._pace = Pace(frame_rate, self._tracks.tick if self._tracks else Fraction(0))
@@ -104,7 +104,7 @@ class VideoSink:
     if self._first_time is None:
       self._first_time = time
     frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-    with _told():
+    with _as_os_error():
       if self._graph:
         self._graph.push(frame)
         frame = self._graph.pull()
@@ -133,7 +133,7 @@ class VideoSink:
     """
     if self._first_time is None or self._shown is None:
       raise ValueError("a video needs at least one frame")
-    with _told():
+    with _as_os_error():
       self._mux(self._stream.encode(None))
       seconds = Fraction(self._shown[1], self._pace.ticks)
       if self._tracks:
@@ -228,7 +228,7 @@ class Pace:
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
+def _as_os_error() -> Iterator[None]:
   """Makes every error of FFmpeg an `OSError`, which gets the file's name further up."""
   try:
     yield

@@ -11,25 +11,25 @@ from vsr_jax.errors import UserError
 from vsr_jax.faces.detections import Detections, check_frame, draw, none_found, suppress
 
 
-def overlap(a, b, of_smaller):
+def overlap(a, b, relative_to_smaller):
   width = min(a[2], b[2]) - max(a[0], b[0])
   height = min(a[3], b[3]) - max(a[1], b[1])
   shared = max(width, 0) * max(height, 0)
   first, second = ((x[2] - x[0]) * (x[3] - x[1]) for x in (a, b))
-  return shared / (min(first, second) if of_smaller else first + second - shared)
+  return shared / (min(first, second) if relative_to_smaller else first + second - shared)
 
 
 @hypothesis.given(st.integers(0, 10_000), st.integers(0, 30), st.booleans())
-def test_suppression_keeps_the_surest_of_what_overlaps(seed, count, of_smaller):
+def test_suppression_keeps_the_surest_of_what_overlaps(seed, count, relative_to_smaller):
   rng = np.random.default_rng(seed)
   corner = rng.integers(0, 40, (count, 2))
   boxes = np.concatenate([corner, corner + rng.integers(5, 40, (count, 2))], 1).astype(np.float32)
   scores = rng.permutation(count).astype(np.float32)
-  kept = suppress(boxes, scores, 0.41, of_smaller=of_smaller)
+  kept = suppress(boxes, scores, 0.41, relative_to_smaller=relative_to_smaller)
   assert list(scores[kept]) == sorted(scores[kept], reverse=True)
   for i in range(count):  # kept if and only if no surer kept box overlaps it
     surer = [k for k in kept if scores[k] > scores[i]]
-    hidden = any(overlap(boxes[i], boxes[k], of_smaller) > 0.41 for k in surer)
+    hidden = any(overlap(boxes[i], boxes[k], relative_to_smaller) > 0.41 for k in surer)
     assert hidden != (i in kept)
 
 

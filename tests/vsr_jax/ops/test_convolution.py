@@ -158,13 +158,16 @@ def weights(seed, *shape, bias=False):
 @pytest.mark.parametrize("use_bias", [False, True])
 @pytest.mark.parametrize(("d", "parts"), [(6, 1), (6, 2), (140, 2)])  # wide ones are made apart
 def test_pointwise_and_depthwise_convolution(d, parts, use_bias):
-  pointwise, of_depth = weights(1, 1, 1, 4, d, bias=use_bias), weights(2, 3, 3, d, bias=use_bias)
+  pointwise, depthwise_weights = (
+    weights(1, 1, 1, 4, d, bias=use_bias),
+    weights(2, 3, 3, d, bias=use_bias),
+  )
 
   def with_parts(form):
     return lambda *args: form(*args, parts)
 
   forms = depthwise.pointwise_depthwise, depthwise.pointwise_depthwise_definition
-  assert_forms_agree(*map(with_parts, forms), normal(0, 2, 5, 4, 4), pointwise, of_depth)
+  assert_forms_agree(*map(with_parts, forms), normal(0, 2, 5, 4, 4), pointwise, depthwise_weights)
 
 
 @pytest.mark.parametrize("use_bias", [False, True])
