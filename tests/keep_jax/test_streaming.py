@@ -196,7 +196,7 @@ def test_what_is_no_frames_is_refused_before_anything_is_compiled(clip):
       next(results)
   with pytest.raises(ValueError, match="frame 1 is 32x31, the first 32x32; resize them"):
     next(stream.stream_tracks([{"a": clip[0], "b": clip[0, 1:]}]))
-  assert not stream._see._programs
+  assert not stream._observe._programs
 
 
 def test_floats_and_a_single_frame_are_restored(clip):

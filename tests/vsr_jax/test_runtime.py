@@ -75,7 +75,8 @@ print(jax.config.jax_compilation_cache_dir)
 
 
 def cache_folder(**environment):
-  kept = {k: v for k, v in os.environ.items() if k not in ("XDG_CACHE_HOME", "HOME")}
+  chosen = ("XDG_CACHE_HOME", "HOME", "JAX_COMPILATION_CACHE_DIR")
+  kept = {k: v for k, v in os.environ.items() if k not in chosen}
   result = subprocess.run(
     [sys.executable, "-c", CACHE],
     env={**kept, "JAX_PLATFORMS": "cpu", **environment},
