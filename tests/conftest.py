@@ -17,9 +17,12 @@ from collections.abc import Callable, Iterator
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most programs here run once, on small arrays: they compile five times as fast without LLVM's
-# optimisations and without emitters that go through MLIR. `make test-full` leaves both on.
+# optimisations and without emitters that go through MLIR (which jaxlib 0.12 always uses; an unknown
+# extra option is passed over, an unknown flag ends the process). `make test-full` leaves both on.
 os.environ.setdefault(
-  "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+  "XLA_FLAGS",
+  "--xla_backend_optimization_level=0"
+  " --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters",
 )
 # Programs that several tests, workers or commands compile: one folder a session, none of the user.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -80,6 +83,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
   """Puts the longest files first."""
   place = {path: i for i, path in enumerate(LONGEST)}
   items.sort(key=lambda item: place.get(item.location[0], len(place)))
+
+
+def pytest_collection_finish() -> None:
+  """Takes what is imported out of garbage collection, which tracing would set off all the time."""
+  gc.collect()
+  gc.freeze()
+  gc.set_threshold(50_000, 20, 100)
 
 
 @pytest.fixture(scope="session")
