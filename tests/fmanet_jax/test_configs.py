@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from fmanet_jax import stages, train
 from fmanet_jax.architecture import Architecture
-from fmanet_jax.model import FMANet, init_params
+from fmanet_jax.model import FMANet, param_shapes
 from tests.support import commands
 from vsr_jax.configs.fmanet import ablations, base, demo
 from vsr_jax.configs.fmanet.as_released import degradation as released_degradation
@@ -72,7 +72,7 @@ RECIPES = variants()
 
 @functools.cache
 def parameter_counts(arch: Architecture) -> tuple[int, int]:
-  shapes = jax.eval_shape(lambda key: init_params(FMANet(arch), key), jax.random.key(0))
+  shapes = param_shapes(FMANet(arch))
   return tuple(sum(x.size for x in jax.tree.leaves(shapes[net])) for net in ("net_d", "net_r"))
 
 

@@ -61,11 +61,18 @@ def stream(model: FMANet, params, blurry):
     {"frames": 1, "scale": 1, "kernel_down": 5, "use_bias": True, "norm_bias": False},
     {"frames": 5, "dim": 30, "flows": 5, "heads": 3},
     {"frames": 7, "dim": 42, "scale": 3, "kernel_down": 3, "flows": 3, "heads": 7},
-    {"scale": 4, "kernel_down": 10, "kernel_up": 1, "flows": 1, "heads": 1},
-    {"scale": 1, "kernel_down": 1, "kernel_up": 7, "flows": 12, "heads": 12},
-    {"kernel_down": 6, "frma_blocks": 2, "attention_blocks": 2, "ffn_expansion": 1.0},
-    {"filtering": "conventional"},
-    {"attention": "self", "modulation": "sft"},
+    {
+      "scale": 4,
+      "kernel_down": 10,
+      "kernel_up": 1,
+      "flows": 1,
+      "heads": 1,
+      "frma_blocks": 2,
+      "attention_blocks": 2,
+      "ffn_expansion": 1.0,
+    },
+    {"scale": 1, "kernel_down": 1, "kernel_up": 7, "flows": 12, "heads": 12}
+    | {"filtering": "conventional", "attention": "self", "modulation": "sft"},
   ],
   ids=str,
 )
