@@ -211,9 +211,11 @@ def test_convolution_of_concatenated_channels():
   assert_forms_agree(*forms, arrays, weights(9, 1, 1, 19, 8).kernel)
 
 
-@pytest.mark.parametrize("t", [1, 3, 5])
-@pytest.mark.parametrize("k", [3, 5])
+@pytest.mark.parametrize(("t", "k"), [(1, 3), (3, 3), (3, 5), (5, 3)])
 def test_convolution_of_frames(t, k):
-  kernel = normal(1, 3, k, k, 3, 6) / 9
-  forms = temporal.convolve_frames, temporal.convolve_frames_definition
-  assert_forms_agree(*forms, normal(0, 2, t, 4, 5, 3), kernel.astype(np.float32))
+  kernel = (normal(1, 3, k, k, 3, 6) / 9).astype(np.float32)
+  x = normal(0, 2, t, 4, 5, 3)
+  assert_forms_agree(temporal.convolve_frames, temporal.convolve_frames_definition, x, kernel)
+  if t == 3:  # on CPU three frames have a form of their own
+    by_frame = temporal._convolve_by_frame
+    assert_forms_agree(by_frame, temporal.convolve_frames_definition, x, kernel)
