@@ -2,8 +2,8 @@
 
 A command prints one line and exits with 2 for a `UserError`, a file that cannot
 be used, a full disk or SIGTERM, with 130 for Ctrl-C; any other exception is a
-bug and keeps its traceback. A second Ctrl-C ends it at once. What it prints is
-lost where nobody reads it, the work is not.
+bug and keeps its traceback. A second Ctrl-C ends it at once. Where nobody reads
+what it prints, that is lost, but the command goes on.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ class Parser(argparse.ArgumentParser):
 
 
 def begin() -> None:
-  """Has Ctrl-C and SIGTERM end a command in one line while it imports, and XLA say nothing in it.
+  """Lets Ctrl-C and SIGTERM end a command with one line while it imports, and silences XLA's log.
 
   For the first lines of a module that runs as a command, under `if __name__ == "__main__":` and
-  before the imports that take seconds; once all is there, `run` takes over. XLA would tell that it
-  compiles very slowly, and reads how much it may say as it loads. What goes wrong comes as an
-  exception; that compiling takes its time is told by `compiling`.
+  before the imports that take seconds; after them `run` takes over. XLA would log that it compiles
+  very slowly; its log level is read when it is loaded, so it is set here. Nothing is lost: errors
+  come as exceptions, and `vsr_jax.compiling` reports slow compilation.
   """
   streams.open_missing()
   for number in (signal.SIGINT, signal.SIGTERM):
     if signal.getsignal(number) is not signal.SIG_IGN:
       signal.signal(number, _end)
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no errors, the level of that message
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA logs slow compilation as an error
 
 
 def _end(number: int, frame: Any) -> NoReturn:
@@ -63,7 +63,7 @@ def _end(number: int, frame: Any) -> NoReturn:
 
 def _raise_terminated(number: int, frame: Any) -> NoReturn:
   del frame
-  # It may come twice, to a process and to its group; the second would disturb the tidying up.
+  # The signal may come twice, to a process and to its group; the second would disturb the cleanup.
   signal.signal(number, signal.SIG_IGN)
   raise Terminated
 
@@ -75,7 +75,7 @@ def _raise_interrupted(number: int, frame: Any) -> NoReturn:
 
 
 def _end_at_once(first: float, number: int, frame: Any) -> None:
-  """Ends without tidying up, which is what takes too long; the next run does that."""
+  """Ends the process without cleanup, for which the user will not wait; the next run does it."""
   del number, frame
   if time.monotonic() - first > SAME_SIGNAL:
     with contextlib.suppress(OSError):
@@ -85,7 +85,7 @@ def _end_at_once(first: float, number: int, frame: Any) -> None:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[None]:
-  """Within it SIGTERM and Ctrl-C, unless a shell had that ignored, are raised as exceptions."""
+  """A context in which SIGTERM and Ctrl-C are raised as exceptions; an ignored Ctrl-C stays so."""
   handlers = {signal.SIGTERM: _raise_terminated, signal.SIGINT: _raise_interrupted}
   if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     del handlers[signal.SIGINT]
@@ -101,14 +101,14 @@ def _signals() -> Iterator[None]:
 
 
 def _raise_again(unraisable: Any) -> None:
-  """Brings back a signal's exception that was raised where none can be, as in JAX's callbacks."""
+  """Sends a signal again whose exception was lost, raised where none can be, as in a callback."""
   for error, number, handler in (
     (Terminated, signal.SIGTERM, _raise_terminated),
     (KeyboardInterrupt, signal.SIGINT, _raise_interrupted),
   ):
     if issubclass(unraisable.exc_type, error):
       signal.signal(number, handler)
-      # Soon, not here, where its exception would be lost again.
+      # After a moment, because an exception raised in here would be lost again.
       threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
       return
   sys.__unraisablehook__(unraisable)
@@ -126,15 +126,15 @@ def run(main: Callable[[], None]) -> None:
   """
   streams.open_missing()
   streams.outlive_readers()
-  # Whether this process is the command and no more: `begin` was there.
+  # Whether the process runs this command only, as it does where `begin` was called.
   alone = signal.getsignal(signal.SIGTERM) is _end
   with _signals():
     sys.exit(_code(main, alone))
 
 
 def _leave(code: int) -> NoReturn:
-  """Ends without freeing what a signal stopped: JAX may crash or hang then, amid a compilation."""
-  if "multiprocessing.util" in sys.modules:  # its names in /dev/shm are to be removed all the same
+  """Ends without freeing objects: JAX may crash or hang then if a signal stopped a compilation."""
+  if "multiprocessing.util" in sys.modules:  # its files in /dev/shm have to be removed
     sys.modules["multiprocessing.util"]._exit_function()
   for stream in (sys.stdout, sys.stderr):
     stream.flush()
@@ -142,7 +142,7 @@ def _leave(code: int) -> NoReturn:
 
 
 def _code(main: Callable[[], None], alone: bool) -> int:
-  """The exit code of a command; stopped by a signal, a process of its own ends here."""
+  """Runs a command and returns its exit code; after a signal it ends the process if `alone`."""
   try:
     with warnings.catch_warnings():
       warnings.showwarning = show_warning
@@ -168,7 +168,7 @@ def _code(main: Callable[[], None], alone: bool) -> int:
 
 @contextlib.contextmanager
 def memory_errors(path: str, remedy: str) -> Iterator[None]:
-  """Within it a device that runs out of memory is a `UserError`."""
+  """A context in which a device that runs out of memory raises `UserError`."""
   try:
     yield
   except RuntimeError as e:  # what XLA raises is one
