@@ -17,17 +17,17 @@ from vsr_jax.ops.resize import resize_bicubic
 
 
 def verified_size(data: bytes, label: object) -> tuple[int, int]:
-  """(height, width) of an encoded frame that is found to be whole.
+  """Reads the (height, width) of an encoded frame, and checks that it is undamaged.
 
   For a PNG every chunk's checksum is verified, which is far cheaper than decoding
   it; a JPEG, which has none, is decoded.
 
   Args:
     data: the file.
-    label: its name for the error.
+    label: the file's name for the error.
 
   Raises:
-    BadClip: it is damaged or neither PNG nor JPEG.
+    BadClip: the frame is damaged or neither PNG nor JPEG.
   """
   header = image_headers.read_header(data)
   if header is None or header.kind not in ("PNG", "JPEG"):
@@ -47,7 +47,7 @@ def read_clip(clip: ReleasedClip) -> Clip:
   """Reads a clip's parts, checks that they belong together, and makes the derived streams.
 
   Returns:
-    The clip, with its encoded frames in memory as they were found.
+    The clip, with its encoded frames in memory, unchanged; derived streams are encoded anew.
 
   Raises:
     BadClip: streams of unequal length or of other frames, frames of several sizes, a damaged
