@@ -21,9 +21,9 @@ SIMD = {  # flag of the CPU -> its name, the widest first
   "asimd": "NEON",
 }
 
-HEADERS = {"data": ("", "1 worker", "most", "ratio")}  # of the tables that have others
+HEADERS = {"data": ("", "1 worker", "most", "ratio")}  # of parts that differ
 
-BUSY = 0.5  # load average from which times are not to be trusted
+BUSY = 0.5  # load average above which times are not reliable
 
 Table = list[tuple[str, str, str, str]]  # what, ours, reference, ratio
 
@@ -136,12 +136,12 @@ def _row(what: str, runs: compare.Runs, key: str, form: str = "{:.1f}", unit: fl
 
 
 def _later(runs: compare.Runs) -> compare.Runs:
-  """Without the first run of each side, which compiles or reads its files for the first time."""
+  """The runs but each side's first, which compiles or reads its files for the first time."""
   return {side: side_runs[1:] or side_runs for side, side_runs in runs.items()}
 
 
 def _work(result: dict[str, Any], seconds: float) -> Table:
-  """How much of the machine's peak a frame's work makes use of, as far as it was counted."""
+  """Rows on the work per frame and its share of the machine's peak, if it was counted."""
   peak = compare.median_of(result["runs"]["ours"], "product_peak")
   rows = [_ours("matrix-product peak (GFLOP/s)", f"{1e-9 * peak:.0f}")]
   if result["flops"]:
@@ -151,7 +151,7 @@ def _work(result: dict[str, Any], seconds: float) -> Table:
 
 
 def _first_run(ours: list[compare.Run]) -> Table:
-  """What compiling costs, and the memory of an accelerator."""
+  """Rows on the time of compiling, and on an accelerator's memory."""
   rows = [
     _ours("compile, first run (s)", f"{ours[0]['compile']:.1f}"),
     _ours("peak memory, first run (GB)", f"{1e-9 * ours[0]['memory']:.2f}"),
@@ -165,7 +165,7 @@ def _first_run(ours: list[compare.Run]) -> Table:
 
 
 def titles(results: dict[str, Any]) -> dict[str, tuple[str, Table]]:
-  """Name of a part -> its title and its rows, of the parts that were run."""
+  """Title and rows by name of the part, for the parts that were run."""
   found = {}
   if r := results.get("restoration"):
     what = f"Restoration, {r['model']} configuration, {r['height']}x{r['width']} -> x4"
@@ -190,7 +190,7 @@ def titles(results: dict[str, Any]) -> dict[str, tuple[str, Table]]:
 
 
 def to_markdown(results: dict[str, Any]) -> str:
-  """All parts as Markdown tables, columns aligned to be read as they are."""
+  """All parts as Markdown tables, with columns aligned for reading as plain text."""
   m = results["machine"]
   where = (
     f"{m['threads']} CPU threads ({m['architecture']}, {m['simd']}), {m['memory'] / 1e9:.0f} GB of "
@@ -240,7 +240,7 @@ def _all_runs(runs: compare.Runs | list[compare.Run]) -> list[compare.Run]:
 
 
 def write(folder: pathlib.Path, results: dict[str, Any]) -> None:
-  """Writes benchmark.json and benchmark.md, each beside its place first.
+  """Writes benchmark.json and benchmark.md, each to a temporary file first.
 
   Raises:
     UserError: the folder or a file in it cannot be written.
