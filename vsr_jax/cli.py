@@ -51,14 +51,14 @@ def begin() -> None:
   streams.open_missing()
   for number in (signal.SIGINT, signal.SIGTERM):
     if signal.getsignal(number) is not signal.SIG_IGN:
-      signal.signal(number, _end)
+      signal.signal(number, _exit_on_signal)
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA logs slow compilation as an error
 
 
-def _end(number: int, frame: Any) -> NoReturn:
+def _exit_on_signal(number: int, frame: Any) -> NoReturn:
   del frame
   interrupted = number == signal.SIGINT
-  os._exit(_fail(_INTERRUPTED, 130) if interrupted else _fail(_TERMINATED, 2))
+  os._exit(_print_failure(_INTERRUPTED, 130) if interrupted else _print_failure(_TERMINATED, 2))
 
 
 def _raise_terminated(number: int, frame: Any) -> NoReturn:
@@ -84,7 +84,7 @@ def _end_at_once(first: float, number: int, frame: Any) -> None:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[None]:
+def _raising_signals() -> Iterator[None]:
   """A context in which SIGTERM and Ctrl-C are raised as exceptions; an ignored Ctrl-C stays so."""
   handlers = {signal.SIGTERM: _raise_terminated, signal.SIGINT: _raise_interrupted}
   if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -127,12 +127,12 @@ def run(main: Callable[[], None]) -> None:
   streams.open_missing()
   streams.outlive_readers()
   # Whether the process runs this command only, as it does where `begin` was called.
-  alone = signal.getsignal(signal.SIGTERM) is _end
-  with _signals():
-    sys.exit(_code(main, alone))
+  alone = signal.getsignal(signal.SIGTERM) is _exit_on_signal
+  with _raising_signals():
+    sys.exit(_run_to_exit_code(main, alone))
 
 
-def _leave(code: int) -> NoReturn:
+def _exit_without_freeing(code: int) -> NoReturn:
   """Ends without freeing objects: JAX may crash or hang then if a signal stopped a compilation."""
   if "multiprocessing.util" in sys.modules:  # its files in /dev/shm have to be removed
     sys.modules["multiprocessing.util"]._exit_function()
@@ -141,28 +141,28 @@ def _leave(code: int) -> NoReturn:
   os._exit(code)
 
 
-def _code(main: Callable[[], None], alone: bool) -> int:
+def _run_to_exit_code(main: Callable[[], None], alone: bool) -> int:
   """Runs a command and returns its exit code; after a signal it ends the process if `alone`."""
   try:
     with warnings.catch_warnings():
       warnings.showwarning = show_warning
       main()
   except UserError as e:
-    return _fail(f"error: {e}", 2)
+    return _print_failure(f"error: {e}", 2)
   except (KeyboardInterrupt, Terminated) as e:
     interrupted = isinstance(e, KeyboardInterrupt)
-    code = _fail(_INTERRUPTED, 130) if interrupted else _fail(_TERMINATED, 2)
+    code = _print_failure(_INTERRUPTED, 130) if interrupted else _print_failure(_TERMINATED, 2)
     if alone:
-      _leave(code)
+      _exit_without_freeing(code)
     return code
   except OSError as e:
     if is_full(e):
       where = f" while writing {e.filename}" if e.filename else ""
-      return _fail(f"error: no space left on the disk{where}; free some and run again", 2)
+      return _print_failure(f"error: no space left on the disk{where}; free some and run again", 2)
     if not e.filename:
       raise
     reason = e.strerror or type(e).__name__
-    return _fail(f"error: {e.filename}: {reason}; mend that or name another path", 2)
+    return _print_failure(f"error: {e.filename}: {reason}; mend that or name another path", 2)
   return 0
 
 
@@ -184,7 +184,7 @@ def show_warning(message: Warning | str, *_args: Any, **_kwargs: Any) -> None:
   tqdm.write(f"warning: {message}", file=sys.stderr)
 
 
-def _fail(line: str, code: int) -> int:
+def _print_failure(line: str, code: int) -> int:
   sys.stdout.flush()
   print(" ".join(line.split()), file=sys.stderr, flush=True)
   return code

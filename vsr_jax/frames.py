@@ -124,7 +124,7 @@ def as_frames(frames: Any) -> Iterator[np.ndarray]:
   """
   if not (hasattr(frames, "__array__") or _is_iterable_of_frames(frames)):
     raise ValueError(f"{type(frames).__name__} holds no frames; {_WANTED}")
-  return _each(frames)
+  return _checked_frames(frames)
 
 
 def as_frames_of_one_size(frames: Any) -> Iterator[np.ndarray]:
@@ -147,7 +147,7 @@ def _is_iterable_of_frames(frames: Any) -> bool:
   )
 
 
-def _each(frames: Any) -> Iterator[np.ndarray]:
+def _checked_frames(frames: Any) -> Iterator[np.ndarray]:
   if hasattr(frames, "__array__"):
     shape = tuple(frames.shape) if hasattr(frames, "shape") else np.shape(frames)
     if len(shape) == 3:

@@ -38,7 +38,7 @@ class Process:
       space = f"{os.stat('/proc/self/ns/pid').st_ino:x}"
     except OSError:
       space = "0"
-    return cls(host, space, os.getpid(), _start(os.getpid()))
+    return cls(host, space, os.getpid(), _start_ticks(os.getpid()))
 
   @property
   def is_near(self) -> bool:
@@ -57,11 +57,11 @@ class Process:
       return True
     except OSError:  # another user's
       pass
-    start = _start(self.pid)
+    start = _start_ticks(self.pid)
     return bool(self.start and start) and start != self.start  # else another process has the number
 
 
-def _start(pid: int) -> int:
+def _start_ticks(pid: int) -> int:
   """When a process began, in ticks since the machine's start; 0 if unknown; -1 for a zombie."""
   try:
     fields = pathlib.Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
@@ -78,10 +78,10 @@ def start_worker() -> None:
   for number in (signal.SIGINT, signal.SIGTERM):  # they reach the parent, too, which ends workers
     signal.signal(number, signal.SIG_IGN)
   if parent := parent_process():
-    threading.Thread(target=_end_after, args=(parent.sentinel,), daemon=True).start()
+    threading.Thread(target=_exit_with_parent, args=(parent.sentinel,), daemon=True).start()
 
 
-def _end_after(sentinel: int) -> None:
+def _exit_with_parent(sentinel: int) -> None:
   """Ends this process once its parent has ended or was killed, which closes the pipe to it."""
   with contextlib.suppress(OSError):
     connection.wait([sentinel])
