@@ -128,7 +128,7 @@ class _Clock:
     """Decides the offsets of spans that have none."""
     for span in self._unsettled:
       span.offset = 0.0 if self._end is None else self._end - span.start
-      self._extend(span.offset + span.end)
+      self._extend_end(span.offset + span.end)
     self._unsettled.clear()
 
   def place(self, packet: av.Packet) -> _Span | None:
@@ -145,14 +145,14 @@ class _Clock:
     track = self._tracks.get(stream.index)
     if packet.dts is None and track:  # its `pts` may go back: pictures are reordered
       return track.span
-    if not self._decides(stream):
-      return self._nearest(time)
+    if not self._decides_on_jumps(stream):
+      return self._nearest_span(time)
     if not self._jumps:
-      span = self._find_back(track, packet, time, shown)
+      span = self._find_span_after_step_back(track, packet, time, shown)
     elif track:
-      span = self._find(track, time)
+      span = self._find_next_span(track, time)
     else:
-      span = self._find_first(time, stream.type)
+      span = self._find_first_span(time, stream.type)
     if span is None:
       span = _Span(self._recent[-1].number + 1 if self._recent else 0, shown)
       span.first = span.last = time
@@ -164,20 +164,20 @@ class _Clock:
     if span.offset is None:
       span.start = min(span.start, shown)
     else:
-      self._extend(span.offset + span.end)
+      self._extend_end(span.offset + span.end)
     return span
 
-  def _decides(self, stream: av.stream.Stream) -> bool:
+  def _decides_on_jumps(self, stream: av.stream.Stream) -> bool:
     """Whether a stream decides on jumps: subtitles may be far apart, and a cover has no time."""
     if stream.index not in self._deciding:
       cover = bool(stream.disposition & Disposition.attached_pic)
       self._deciding[stream.index] = stream.type in ("video", "audio") and not cover
     return self._deciding[stream.index]
 
-  def _extend(self, end: float) -> None:
+  def _extend_end(self, end: float) -> None:
     self._end = end if self._end is None else max(self._end, end)
 
-  def _find_first(self, time: float, kind: str) -> _Span | None:
+  def _find_first_span(self, time: float, kind: str) -> _Span | None:
     """The span that a stream's first time is in, None if that is a new one."""
     # Streams are interleaved, roughly; but a picture that stands for minutes may come late.
     for span in reversed(self._recent):
@@ -186,7 +186,7 @@ class _Clock:
         return span
     return None
 
-  def _find(self, track: _Track, time: float) -> _Span | None:
+  def _find_next_span(self, track: _Track, time: float) -> _Span | None:
     """The span that a stream's next time is in, None if that is a new one."""
     step = max(track.last - time, time - track.end, 0.0)
     if step <= _BACK:
@@ -204,12 +204,12 @@ class _Clock:
         return other.span
     return None
 
-  def _find_back(
+  def _find_span_after_step_back(
     self, track: _Track | None, packet: av.Packet, time: float, shown: float
   ) -> _Span | None:
-    """Like `_find` and `_find_first`, where only a step back can be a jump."""
+    """Like `_find_next_span` and `_find_first_span`, where only a step back can be a jump."""
     if track is None:
-      return self._nearest(time)
+      return self._nearest_span(time)
     step = abs(time - track.last)
     if step <= _BACK:
       return track.span
@@ -225,7 +225,7 @@ class _Clock:
     damaged = any(o.span is track.span and abs(o.last - time) < step / 2 for o in others)
     return None if begins and back > _BEGUN_ANEW and not damaged else track.span
 
-  def _nearest(self, time: float) -> _Span | None:
+  def _nearest_span(self, time: float) -> _Span | None:
     return min(reversed(self._recent), key=lambda span: span.distance(time), default=None)
 
 

@@ -141,7 +141,7 @@ class VideoFile:
       it as uint8 RGB [h w 3]; a frame whose function is not called is only decoded.
     """
     first, self._first = self._first, None
-    size, start = (first.width, first.height), _stamp(first)
+    size, start = (first.width, first.height), _file_time(first)
     convert = RgbConverter()
 
     def load(frame: av.VideoFrame) -> np.ndarray:
@@ -149,11 +149,11 @@ class VideoFile:
         return _oriented(convert(frame), *self._orientation)
 
     time = None
-    for count, frame in enumerate(itertools.chain([first], self._further())):
+    for count, frame in enumerate(itertools.chain([first], self._remaining_frames())):
       if (frame.width, frame.height) != size:
         self._warn(count, f"the frame size changes to {frame.width}x{frame.height}")
         return
-      stamp = _stamp(frame)
+      stamp = _file_time(frame)
       if time is None:
         time = Fraction(0)
       elif stamp is None or start is None or stamp - start <= time:  # raw streams have no times
@@ -178,7 +178,7 @@ class VideoFile:
 
   def _make_info(self, path: str, copy: str | None, first: av.VideoFrame) -> VideoInfo:
     rate = _frame_rate(self._stream, has_times=first.pts is not None)
-    start = _stamp(first) or Fraction(0)
+    start = _file_time(first) or Fraction(0)
     height, width = first.height, first.width
     aspect = _fraction(self._stream.sample_aspect_ratio) or Fraction(1)
     if self._orientation[0]:
@@ -219,7 +219,7 @@ class VideoFile:
     if len(picture_streams(self._container)) > 1:
       yield f"{path}: has several picture tracks; stream {self._stream.index} is taken"
 
-  def _further(self) -> Iterator[av.VideoFrame]:
+  def _remaining_frames(self) -> Iterator[av.VideoFrame]:
     with _filter_errors(self.info.path):
       yield from self._good
 
@@ -345,7 +345,7 @@ def _video_stream(container: av.container.InputContainer, path: str) -> av.Video
   return streams[0]
 
 
-def _stamp(frame: av.VideoFrame) -> Fraction | None:
+def _file_time(frame: av.VideoFrame) -> Fraction | None:
   """The file's own time of a frame, in seconds."""
   return None if frame.pts is None else frame.pts * _fraction(frame.time_base)
 

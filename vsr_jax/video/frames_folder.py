@@ -212,16 +212,16 @@ def remove(path: str) -> None:
 
 def _is_ours(path: str) -> bool:
   """Whether a file is a PNG of `FolderSink`."""
-  return (_begin(path) or b"")[_HEAD:] == _MARK
+  return (_first_bytes(path) or b"")[_HEAD:] == _MARK
 
 
 def _is_unfinished(path: str) -> bool:
   """Whether a file has a PNG's name, but does not even hold the head of an image."""
-  begin = _begin(path) if path.endswith(".png") else None
+  begin = _first_bytes(path) if path.endswith(".png") else None
   return begin is not None and image_headers.read_header(begin) is None
 
 
-def _begin(path: str) -> bytes | None:
+def _first_bytes(path: str) -> bytes | None:
   """The first bytes of a file, up to the end of `_MARK`; None if it is no file or a link."""
   if os.path.islink(path) or not os.path.isfile(path):
     return None

@@ -104,7 +104,7 @@ class Tracks:
       OSError: the file cannot be written.
     """
     while self._next is not None and self._next[1][0] < self._start + end:
-      self._pass(*self._next, first)
+      self._write_item(*self._next, first)
       self._next = next(self._items, None)
     self._flush_subtitles(first, end)
 
@@ -121,7 +121,7 @@ class Tracks:
     stop = self._start + end
     while self._next is not None and self._next[1][0] < stop + _INTERLEAVED:
       if self._next[1][0] < stop:
-        self._pass(*self._next, first)
+        self._write_item(*self._next, first)
       self._next = next(self._items, None)
     self._flush_subtitles(first, end, last=True)
     for track in self._tracks.values():
@@ -140,9 +140,9 @@ class Tracks:
     for stream in sorted(sounds, key=lambda s: not s.disposition & Disposition.default):
       self._add_sound(stream)
     for stream in self._input.streams:
-      if stream.type == "subtitle" and _takes(self._target, stream):
+      if stream.type == "subtitle" and _can_hold(self._target, stream):
         self._add_track(stream, _SubtitleTrack(stream, self._target))
-      elif stream.type == "attachment" and _takes(self._target, stream):
+      elif stream.type == "attachment" and _can_hold(self._target, stream):
         self._target.add_stream_from_template(stream)  # fonts; they have no packets
       elif stream.type != "audio" and stream.index != self._shown.index:
         self._leave_out(stream)
@@ -163,7 +163,7 @@ class Tracks:
       return
     # Few players take these in mp4, and FFmpeg not PCM of every source, nor Vorbis in step.
     rare = self._target.format.name == "mp4" and context.name.startswith(("pcm_", "vorbis"))
-    copy = not rare and _takes(self._target, stream)
+    copy = not rare and _can_hold(self._target, stream)
     self._add_track(stream, SoundTrack(self._source, stream, self._target, copy))
 
   def _add_track(self, stream: av.stream.Stream, track: SoundTrack | _SubtitleTrack) -> None:
@@ -208,7 +208,7 @@ class Tracks:
       if isinstance(track, _SubtitleTrack):
         track.flush(self._start + first, self._start + end, last)
 
-  def _pass(self, track: SoundTrack | _SubtitleTrack, item: Item, first: Fraction) -> None:
+  def _write_item(self, track: SoundTrack | _SubtitleTrack, item: Item, first: Fraction) -> None:
     track.write(item, self._start + first)
 
   def _chapters(self, first: Fraction, end: Fraction) -> list[dict]:
@@ -268,7 +268,7 @@ def _title(chapter: dict) -> str:
   return chapter["metadata"].get("title", "")
 
 
-def _takes(target: av.container.OutputContainer, stream: av.stream.Stream) -> bool:
+def _can_hold(target: av.container.OutputContainer, stream: av.stream.Stream) -> bool:
   """Whether files of the target's kind can hold a track as it is; tried on a file in memory."""
   trial = av.open(io.BytesIO(), "w", format=target.format.name)
   try:
