@@ -34,7 +34,7 @@ _FARTHEST = 1e6  # pixels: the largest coordinate of a landmark
 INDEX = "clips.json"  # beside the shards, by split: `clips` in the records' order, `skipped`
 
 
-def _count(value: Any, where: str) -> None:
+def _check_count_text(value: Any, where: str) -> None:
   """Schema: a count as text, of at most 6 digits: protocol buffers' JSON writes int64 so."""
   text(value, where, longest=6)
   if not (value.isascii() and value.isdecimal()):
@@ -65,7 +65,7 @@ _INFO = fields(
   {
     "name": plain_name,
     "splits": array(
-      fields({"name": plain_name, "shardLengths": array(_count, 1)}, more=True), 1, 100
+      fields({"name": plain_name, "shardLengths": array(_check_count_text, 1)}, more=True), 1, 100
     ),
   },
   more=True,

@@ -109,7 +109,7 @@ def expose(
       continue
     for t in _overlapping(index, start, stride, half):
       shot = shots.setdefault(t, _Shot(np.zeros_like(later.light)))
-      low, high = (float(_clipped(x - index)) for x in (t - half, t + half))
+      low, high = (float(_limit_to_unit(x - index)) for x in (t - half, t + half))
       shot.light += _light_between(earlier, later, motion, low, high, subframes)
       if t in (index, index + 1):
         shot.sharp = (earlier if t == index else later).rgb
@@ -186,7 +186,7 @@ def _check(stride: int, shutter: float, subframes: int, gamma: float) -> None:
     )
 
 
-def _clipped(x: Fraction) -> Fraction:
+def _limit_to_unit(x: Fraction) -> Fraction:
   """Limits a time to [0, 1]."""
   return min(max(x, Fraction(0)), Fraction(1))
 

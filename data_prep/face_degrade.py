@@ -177,16 +177,16 @@ def blur(frame: np.ndarray, kernel: Kernel, size: int) -> np.ndarray:
     # A round kernel is applied to rows, then columns. Single precision has 24 bits: enough for
     # 8 of a pixel and 16 of a weight, and then for 12 bits in 1/16 levels and 12 of a weight.
     line, one = gaussian(kernel, size).sum(0), np.ones(1, np.float32)
-    rows = cv2.sepFilter2D(frame, cv2.CV_32F, _whole(line, 16).astype(np.float32), one)
+    rows = cv2.sepFilter2D(frame, cv2.CV_32F, _whole_weights(line, 16).astype(np.float32), one)
     rows = np.rint(np.float32(_STEPS / 2**16) * rows)
-    both = cv2.sepFilter2D(rows, cv2.CV_32F, one, _whole(line, 12).astype(np.float32))
+    both = cv2.sepFilter2D(rows, cv2.CV_32F, one, _whole_weights(line, 12).astype(np.float32))
     return np.float32(1 / _STEPS / 2**12) * both
   # OpenCV uses a Fourier transform here, whose error is far below the 0.5 that rounding removes.
-  total = np.rint(cv2.filter2D(frame, cv2.CV_64F, _whole(gaussian(kernel, size), 20)))
+  total = np.rint(cv2.filter2D(frame, cv2.CV_64F, _whole_weights(gaussian(kernel, size), 20)))
   return total.astype(np.float32) / np.float32(2**20)
 
 
-def _whole(weights: np.ndarray, bits: int) -> np.ndarray:
+def _whole_weights(weights: np.ndarray, bits: int) -> np.ndarray:
   """Weights times 2^bits as whole numbers, the largest adjusted so that their sum is 2^bits."""
   weights = np.rint(weights * 2**bits)
   weights.flat[weights.argmax()] += 2**bits - weights.sum()
@@ -316,12 +316,12 @@ def main() -> None:
   if args.out.suffix.lower() != ".png":
     parser.error(f"{args.out}: the picture is a .png")
   files.check_place(args.out)
-  frames = np.stack(list(_squares(args.clip, args.start, args.frames, args.size)))
+  frames = np.stack(list(_central_squares(args.clip, args.start, args.frames, args.size)))
   write_whole(args.out, encode_image(draw_strip(frames, args.seed)))
   print(f"{args.out}: the clip, then {', '.join(PRESETS)}")
 
 
-def _squares(path: str, start: int, count: int, size: int) -> Iterator[np.ndarray]:
+def _central_squares(path: str, start: int, count: int, size: int) -> Iterator[np.ndarray]:
   """Yields the central square of each of `count` frames from `start` on, resized to `size`."""
   with video.open_reader(path, start, start + count) as reader:
     for frame in reader:

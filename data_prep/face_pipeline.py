@@ -310,7 +310,7 @@ class _LoadChunk:
     wanted = np.arange(first, first + self._chunk)
     frames = np.minimum(wanted, length - 1)
     good = clip.decode_all(self._stream, frames)
-    low = self._low(i, clip, frames)
+    low = self._low_quality_frames(i, clip, frames)
     scale = good[0].shape[0] // low[0].shape[0]
     matrices = fit(clip, frames, self._size)
     return {
@@ -321,7 +321,7 @@ class _LoadChunk:
       "first": np.int32(first),
     }
 
-  def _low(self, i: int, clip: Clip, frames: np.ndarray) -> np.ndarray:
+  def _low_quality_frames(self, i: int, clip: Clip, frames: np.ndarray) -> np.ndarray:
     if isinstance(self._low_quality, str):
       return clip.decode_all(self._low_quality, frames)
     if self._made is None or self._made[0] != i:

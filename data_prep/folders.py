@@ -109,7 +109,7 @@ def list_files(source: pathlib.Path) -> dict[str, tuple[str, ...]]:
   """
   found: dict[str, list[str]] = {}
   if source.is_dir():
-    for folder, below, names in os.walk(source, onerror=_raise, followlinks=True):
+    for folder, below, names in os.walk(source, onerror=_raise_error, followlinks=True):
       below[:] = [name for name in below if not _leads_up(folder, name)]
       relative = pathlib.Path(folder).relative_to(source).as_posix()
       found["" if relative == "." else relative] = names
@@ -133,7 +133,7 @@ def _leads_up(folder: str, name: str) -> bool:
   return os.path.islink(path) and above.is_relative_to(os.path.realpath(path))
 
 
-def _raise(error: OSError) -> None:
+def _raise_error(error: OSError) -> None:
   raise error
 
 

@@ -191,11 +191,12 @@ def _list(path: pathlib.Path, split: str, streams: Sequence[str] | None) -> list
     ]
   if gopro.is_there(path):
     return [
-      _Found(clip.name, _asked(clip, streams), clip.rate) for clip in gopro.open_split(path, split)
+      _Found(clip.name, _asked_streams(clip, streams), clip.rate)
+      for clip in gopro.open_split(path, split)
     ]
   if vfhq.is_there(path):
     return [
-      _Found(clip.name, _asked(clip, streams), clip.rate, clip.size, _landmarks(clip))
+      _Found(clip.name, _asked_streams(clip, streams), clip.rate, clip.size, _landmarks(clip))
       for clip in vfhq.open_split(path, split)
     ]
   plain = find_plain_streams(path)
@@ -211,7 +212,7 @@ def _list(path: pathlib.Path, split: str, streams: Sequence[str] | None) -> list
   return [_Found(name, {SHARP: frames}, sizes={}) for name, frames in plain.items()]
 
 
-def _asked(clip: ReleasedClip, streams: Sequence[str] | None) -> Mapping[str, FileStream]:
+def _asked_streams(clip: ReleasedClip, streams: Sequence[str] | None) -> Mapping[str, FileStream]:
   """The streams asked for if the release has them; else all, so that the error can list them."""
   if streams is None or not set(streams) <= clip.streams.keys():
     return clip.streams

@@ -76,10 +76,12 @@ def _prepare(args: argparse.Namespace, sources: dict[str, pathlib.Path]) -> None
     for entry in finished:
       _check_origin(args.out, entry["name"], origin, entry["origin"])
   jobs = [o for o in origins if all(entry["origin"] != o for entry in finished)]
-  print(f"{_inputs(len(jobs))} to do, {len(origins) - len(jobs) or 'none'} done before")
+  print(f"{_input_count_text(len(jobs))} to do, {len(origins) - len(jobs) or 'none'} done before")
   skipped = _run(args.out, jobs, finished, args.workers)
   frames = sum(entry["frames"] for entry in finished)
-  print(f"{args.out}: {len(finished)} clips, {frames} frames; {_inputs(len(skipped))} skipped")
+  print(
+    f"{args.out}: {len(finished)} clips, {frames} frames; {_input_count_text(len(skipped))} skipped"
+  )
   for reason in skipped:
     print(f"skipped {reason}")
   for entry in finished:
@@ -90,7 +92,7 @@ def _prepare(args: argparse.Namespace, sources: dict[str, pathlib.Path]) -> None
   progress.tell_next("vsr_jax.data_prep.flow_labels", args.out, "--weights", "raft-small.pth")
 
 
-def _inputs(count: int) -> str:
+def _input_count_text(count: int) -> str:
   return f"{count} input{'s' * (count != 1)}"
 
 
@@ -282,7 +284,7 @@ def _make_clips(beside: pathlib.Path, origin: dict, entries: list[dict]) -> Iter
     stride = settings["stride"] * (round(source_rate / ORDINARY_RATE) if high_rate else 1)
     rate = source_rate / stride
     exposed = exposure.expose(
-      _sized(frames, halve, settings["scale"]),
+      _sized_frames(frames, halve, settings["scale"]),
       stride=stride,
       shutter=settings["shutter"],
       subframes=settings["subframes"],
@@ -307,7 +309,7 @@ def _make_clips(beside: pathlib.Path, origin: dict, entries: list[dict]) -> Iter
     entries[0]["name"] = origin["name"]
 
 
-def _sized(frames: Iterable[np.ndarray], halve: bool, scale: int) -> Iterator[np.ndarray]:
+def _sized_frames(frames: Iterable[np.ndarray], halve: bool, scale: int) -> Iterator[np.ndarray]:
   """Yields frames, halved if asked, cropped to a multiple of the scale; refuses small ones."""
   for frame in frames:
     frame = exposure.crop_to_multiple(exposure.halve(frame) if halve else frame, scale)

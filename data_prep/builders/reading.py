@@ -59,12 +59,14 @@ def read_clip(clip: ReleasedClip) -> Clip:
     frames[stream], sizes[stream] = _read_stream(listed)
   for stream, size in clip.size.items():
     if sizes[stream] != size:
-      raise BadClip(f"{clip.streams[stream]}: {_by(sizes[stream])} instead of {_by(size)} pixels")
+      raise BadClip(
+        f"{clip.streams[stream]}: {_size_text(sizes[stream])} instead of {_size_text(size)} pixels"
+      )
   for (large, small), ratio in clip.ratios.items():
     if sizes[large] != tuple(ratio * side for side in sizes[small]):
       raise BadClip(
-        f"{clip.streams[large]}: frames of {_by(sizes[large])}, which are not {ratio} times "
-        f"the {_by(sizes[small])} of {clip.streams[small]}"
+        f"{clip.streams[large]}: frames of {_size_text(sizes[large])}, which are not {ratio} times "
+        f"the {_size_text(sizes[small])} of {clip.streams[small]}"
       )
   for stream, (source, factor) in clip.derived.items():
     frames[stream] = [_reduce(data, factor) for data in frames[source]]
@@ -103,14 +105,16 @@ def _read_stream(stream: FileStream) -> tuple[list[bytes], tuple[int, int]]:
     path = stream.path(i)
     found = verified_size(data, path)
     if size is not None and found != size:
-      raise BadClip(f"{path} has {_by(found)} pixels, the frames before it {_by(size)}")
+      raise BadClip(
+        f"{path} has {_size_text(found)} pixels, the frames before it {_size_text(size)}"
+      )
     size = found
     frames.append(data)
   assert size is not None  # `_check_names` found frames
   return frames, size
 
 
-def _by(size: tuple[int, int]) -> str:
+def _size_text(size: tuple[int, int]) -> str:
   return f"{size[1]}x{size[0]}"
 
 
