@@ -100,12 +100,12 @@ def compare_chunks(ours: np.ndarray, reference: Any, output: Any) -> dict[str, f
   unsure = best[..., -1] - best[..., -2] < MARGIN
   codes, wanted = (x["logits"].argmax(-1) for x in (output, reference))
   differ = codes != wanted
-  count = _first(differ.any(-1))
+  count = _count_before_first(differ.any(-1))
   frames = reference["output"]
   rounded = np.rint(127.5 * (np.clip(frames, -1, 1) + 1))
   levels = np.abs(ours - rounded).max((1, 2, 3))
   # The codes of the timed run are not known: its frames may differ where a code is unsure.
-  timed = _first((levels > compare.LEVELS) & unsure.any(-1))
+  timed = _count_before_first((levels > compare.LEVELS) & unsure.any(-1))
   frames = frames[:count]
   relative = float(np.linalg.norm(output["output"][:count] - frames) / np.linalg.norm(frames))
   found = {"relative": relative, "levels": float(levels[:timed].max(initial=0))}
@@ -117,6 +117,6 @@ def compare_chunks(ours: np.ndarray, reference: Any, output: Any) -> dict[str, f
   return found
 
 
-def _first(flags: np.ndarray) -> int:
+def _count_before_first(flags: np.ndarray) -> int:
   """The number of flags before the first that is true."""
   return int(np.argmax([*flags, True]))

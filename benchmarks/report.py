@@ -54,10 +54,10 @@ def restoration_table(result: dict[str, Any]) -> Table:
   """The rows of `compare.restoration`."""
   runs, ours = result["runs"], result["runs"]["ours"]
   seconds = compare.median_of(ours, "seconds")
-  later = _later(runs)
+  later = _without_first_runs(runs)
   rows = [
     _row("seconds a frame, steady state", runs, "seconds", "{:.3g}"),
-    _ours("frames a second", f"{1 / seconds:.3g}"),
+    _row_of_ours("frames a second", f"{1 / seconds:.3g}"),
     _row("start to first frame (s)", later, "first_frame"),
     _row("start to last frame (s)", later, "last_frame"),
     _row("peak memory (GB)", later, "memory", "{:.2f}", 1e-9),
@@ -66,14 +66,14 @@ def restoration_table(result: dict[str, Any]) -> Table:
   ]
   if result["agreement"]:
     apart = "{relative:.0e} relative, {levels:.0f}/255 rounded"
-    rows.append(_ours("outputs differ by", apart.format(**result["agreement"])))
+    rows.append(_row_of_ours("outputs differ by", apart.format(**result["agreement"])))
   return rows
 
 
 def training_table(result: dict[str, Any]) -> Table:
   """The rows of `compare.training`."""
   runs, ours = result["runs"], result["runs"]["ours"]
-  later = _later(runs)
+  later = _without_first_runs(runs)
   rows = [
     _row("seconds a step", runs, "seconds", "{:.3g}"),
     _row("peak memory (GB)", later, "memory", "{:.2f}", 1e-9),
@@ -81,7 +81,7 @@ def training_table(result: dict[str, Any]) -> Table:
   ]
   if result["agreement"]:
     apart = "{first:.0e}, in the end {largest:.0e}"
-    rows.append(_ours("losses differ by (relative)", apart.format(**result["agreement"])))
+    rows.append(_row_of_ours("losses differ by (relative)", apart.format(**result["agreement"])))
   return rows
 
 
@@ -89,7 +89,7 @@ def keep_table(result: dict[str, Any]) -> Table:
   """The rows of `compare_keep.keep`."""
   runs, ours = result["runs"], result["runs"]["ours"]
   seconds = compare.median_of(ours, "seconds")
-  later = _later(runs)
+  later = _without_first_runs(runs)
   rows = [
     _row("seconds a frame, without a chunk's first", runs, "seconds", "{:.3g}"),
     _row(f"seconds a chunk of {result['frames']} frames", runs, "chunk"),
@@ -99,14 +99,14 @@ def keep_table(result: dict[str, Any]) -> Table:
     *_work(result, seconds),
   ]
   if faces := result.get("faces"):
-    rows += [_ours(f"{name} a face, 1280x720 (s)", f"{faces[name]:.3f}") for name in faces]
+    rows += [_row_of_ours(f"{name} a face, 1280x720 (s)", f"{faces[name]:.3f}") for name in faces]
     share = sum(faces.values()) / seconds
-    rows.append(_ours("these of the network's time", f"{100 * share:.1f} %"))
+    rows.append(_row_of_ours("these of the network's time", f"{100 * share:.1f} %"))
   if result["agreement"]:
     a = result["agreement"]
     apart = f"{a['relative']:.0e} relative ({a['frames'][0]} frames), "
     apart += f"{a['levels']:.0f}/255 rounded ({a['frames'][1]} frames); {a['codes']} codes"
-    rows.append(_ours("outputs differ by", apart))
+    rows.append(_row_of_ours("outputs differ by", apart))
   return rows
 
 
@@ -116,13 +116,13 @@ def long_table(result: dict[str, Any]) -> Table:
   few, many = result["frames"]
   growth = (long - short) / (many - few)
   return [
-    _ours(f"peak memory, {few} frames (GB)", f"{1e-9 * short:.3f}"),
-    _ours(f"peak memory, {many} frames (GB)", f"{1e-9 * long:.3f}"),
-    _ours("growth a frame (kB)", f"{1e-3 * growth:.1f}"),
+    _row_of_ours(f"peak memory, {few} frames (GB)", f"{1e-9 * short:.3f}"),
+    _row_of_ours(f"peak memory, {many} frames (GB)", f"{1e-9 * long:.3f}"),
+    _row_of_ours("growth a frame (kB)", f"{1e-3 * growth:.1f}"),
   ]
 
 
-def _ours(what: str, cell: str) -> tuple[str, str, str, str]:
+def _row_of_ours(what: str, cell: str) -> tuple[str, str, str, str]:
   return what, cell, "", ""
 
 
@@ -135,7 +135,7 @@ def _row(what: str, runs: compare.Runs, key: str, form: str = "{:.1f}", unit: fl
   return what, *cells, "" if ratio is None else f"{ratio:.2f}"
 
 
-def _later(runs: compare.Runs) -> compare.Runs:
+def _without_first_runs(runs: compare.Runs) -> compare.Runs:
   """The runs but each side's first, which compiles or reads its files for the first time."""
   return {side: side_runs[1:] or side_runs for side, side_runs in runs.items()}
 
@@ -143,24 +143,24 @@ def _later(runs: compare.Runs) -> compare.Runs:
 def _work(result: dict[str, Any], seconds: float) -> Table:
   """Rows on the work per frame and its share of the machine's peak, if it was counted."""
   peak = compare.median_of(result["runs"]["ours"], "product_peak")
-  rows = [_ours("matrix-product peak (GFLOP/s)", f"{1e-9 * peak:.0f}")]
+  rows = [_row_of_ours("matrix-product peak (GFLOP/s)", f"{1e-9 * peak:.0f}")]
   if result["flops"]:
-    rows.append(_ours("work (GFLOP a frame)", f"{1e-9 * result['flops']:.0f}"))
-    rows.append(_ours("of the peak", f"{100 * result['flops'] / seconds / peak:.0f} %"))
+    rows.append(_row_of_ours("work (GFLOP a frame)", f"{1e-9 * result['flops']:.0f}"))
+    rows.append(_row_of_ours("of the peak", f"{100 * result['flops'] / seconds / peak:.0f} %"))
   return rows
 
 
 def _first_run(ours: list[compare.Run]) -> Table:
   """Rows on the time of compiling, and on an accelerator's memory."""
   rows = [
-    _ours("compile, first run (s)", f"{ours[0]['compile']:.1f}"),
-    _ours("peak memory, first run (GB)", f"{1e-9 * ours[0]['memory']:.2f}"),
+    _row_of_ours("compile, first run (s)", f"{ours[0]['compile']:.1f}"),
+    _row_of_ours("peak memory, first run (GB)", f"{1e-9 * ours[0]['memory']:.2f}"),
   ]
   if len(ours) > 1:
     cached = compare.median_of(ours[1:], "compile")
-    rows.append(_ours("compile, from the cache (s)", f"{cached:.1f}"))
+    rows.append(_row_of_ours("compile, from the cache (s)", f"{cached:.1f}"))
   if memory := compare.median_of(ours, "device_memory"):
-    rows.append(_ours("device memory (GB)", f"{1e-9 * memory:.2f}"))
+    rows.append(_row_of_ours("device memory (GB)", f"{1e-9 * memory:.2f}"))
   return rows
 
 
