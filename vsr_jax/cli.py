@@ -27,7 +27,7 @@ _INTERRUPTED, _TERMINATED = "interrupted", "terminated by SIGTERM"
 
 
 class Parser(argparse.ArgumentParser):
-  """A command's arguments; what is wrong with them is told in one line, as all bad input is."""
+  """Parses a command's arguments; wrong ones raise `UserError`, like all bad input."""
 
   def __init__(self, command: str, doc: str, **options: Any):
     """Takes the command's module, as `python -m` does, and its docstring, for `--help`."""

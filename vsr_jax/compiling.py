@@ -62,7 +62,7 @@ def listening(take: Callable[[logging.LogRecord], object]) -> Iterator[None]:
   level, propagate = _logger.level, _logger.propagate
   _logger.addHandler(handler)
   _logger.setLevel(logging.DEBUG)
-  _logger.propagate = False  # the root's handlers, which some library makes, would tell it again
+  _logger.propagate = False  # else handlers of the root logger would repeat it
   try:
     yield
   finally:

@@ -33,7 +33,7 @@ Schema = Callable[[Any, str], None]
 
 
 class BadJson(ValueError):
-  """JSON that is damaged or does not follow its schema; the text is one line that tells where."""
+  """JSON that is damaged or does not follow its schema; the text is one line that says where."""
 
 
 def load(path: pathlib.Path, schema: Schema, *, remedy: str, limit: int = LIMIT) -> Any:

@@ -13,7 +13,7 @@ import jax
 def free_memory(device: jax.Device) -> int:
   """Bytes that a program can still take on a device; for a CPU, of the machine's memory.
 
-  Where the system does not tell (not Linux), half of the physical memory.
+  Where the system does not report it (not Linux), half of the physical memory.
   """
   stats = device.memory_stats() or {}
   if "bytes_limit" in stats:

@@ -135,7 +135,7 @@ def open_input(
 
 
 def frame_total(reader: video.Reader, start: int, stop: int | None) -> int | None:
-  """How many frames of start:stop there are by the file's header; None if it does not tell."""
+  """How many frames of start:stop there are by the file's header; None if it states no count."""
   count = reader.info.frame_count
   if count is None:
     return None
