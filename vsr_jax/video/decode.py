@@ -37,7 +37,7 @@ class VideoInfo:
     height: pixels, after rotation.
     width: pixels, after rotation.
     frame_rate: frames per second; the mean where the rate varies.
-    frame_count: from the header, so an estimate; None where the file does not tell.
+    frame_count: from the header, so an estimate; None where the file states none.
     has_audio: whether there is a sound track that can be copied or coded anew.
     is_folder: whether the clip is image files, one or a folder, which have no times of their own.
     start_time: the file's own time of frame 0 in seconds; the frames' times count from it.
@@ -74,7 +74,7 @@ class VideoFile:
     names: always None: frames of a video have no names.
     warning: one line on why frames are missing, set once `frames` has ended; None if none are.
     end: when the last frame's duration ends, in seconds after the first frame; None until `frames`
-      has ended, and where the file does not tell.
+      has ended, and where the file does not state it.
   """
 
   names = None
@@ -115,7 +115,7 @@ class VideoFile:
       self._stream = _video_stream(self._container, path)
       coder = self._stream.codec_context
       check_pixels(coder.height, coder.width, path, max_pixels)
-      # The decoder checks it again, where the size changes or only the stream itself tells it.
+      # The decoder checks it again, where the size changes or only the stream itself has it.
       coder.options = {"max_pixels": str(max_pixels)}
       self._good = self._good_frames()
       if deinterlace:
@@ -289,7 +289,7 @@ class VideoFile:
     return self._packets_end
 
   def _header_end(self) -> Fraction | None:
-    """When the pictures end by the stream's header, in seconds; None if it does not tell."""
+    """When the pictures end by the stream's header, in seconds; None if not stated."""
     stream = self._stream
     if not stream.duration:
       return None

@@ -245,7 +245,7 @@ def _check(path: str, count: int, seconds: Fraction) -> None:
   try:
     with open_container(path) as file:
       stream = file.streams.video[0]
-      found = stream.frames or count  # Matroska does not tell
+      found = stream.frames or count  # Matroska does not state it
       duration = Fraction(file.duration or 0, 1_000_000)
       if found != count or duration < seconds - _SHORT:
         reason = f"{found} of {count} pictures, {float(duration):.3f} of {float(seconds):.3f} s"

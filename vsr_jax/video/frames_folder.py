@@ -45,7 +45,7 @@ def output_names(names: Sequence[str]) -> tuple[list[str], str | None]:
   Returns:
     The names in the same order: NAME.png for each NAME.jpg and the like. Where several images
     differ in the extension alone, NAME.png keeps its name and the others keep the extension, as
-    NAME.jpg.png. And a note that tells of those; None if there are none.
+    NAME.jpg.png. And a note on those images; None if there are none.
   """
   count = collections.Counter(os.path.splitext(name)[0] for name in names)
   plain = {name: os.path.splitext(name)[0] + ".png" for name in names}

@@ -237,7 +237,7 @@ class SoundTrack:
 
 
 def _skipped(stream: av.AudioStream) -> Fraction:
-  """Seconds at a track's begin that a player skips, as an Opus header tells it; else 0."""
+  """Seconds at a track's begin that a player skips, as an Opus header states; else 0."""
   header = bytes(stream.codec_context.extradata or b"")
   if not header.startswith(b"OpusHead"):
     return Fraction(0)
