@@ -212,7 +212,7 @@ def _open_zip(path: pathlib.Path) -> zipfile.ZipFile:
   except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as e:
     raise UserError(f"{path}: not a whole zip ({e}); download it again") from e
   except OSError as e:
-    if e.filename:  # it cannot be opened, and tells which
+    if e.filename:  # it cannot be opened; the error names it
       raise
     raise UserError(f"{path}: not a whole zip (its ends do not fit); download it again") from e
 
@@ -244,7 +244,7 @@ def _bad_if_unreadable(path: pathlib.Path) -> Iterator[None]:
   except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, struct.error, RuntimeError) as e:
     raise BadClip(f"{path} is damaged ({e})") from e
   except OSError as e:
-    if e.filename:  # it cannot be opened, and tells which
+    if e.filename:  # it cannot be opened; the error names it
       raise
     raise BadClip(f"{path} is damaged (not where the zip says)") from e
 

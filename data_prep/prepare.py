@@ -266,7 +266,7 @@ def _work(
       results.put((origin, e))
     shutil.rmtree(beside, ignore_errors=True)
   if stop.is_set():
-    results.cancel_join_thread()  # nobody reads the rest
+    results.cancel_join_thread()  # the rest is not read
 
 
 def _make_clips(beside: pathlib.Path, origin: dict, entries: list[dict]) -> Iterator[int]:

@@ -20,7 +20,7 @@ class ReleasedClip:
 
   Attributes:
     name: unique within its split.
-    rate: frames per second; 0 if the data set does not tell.
+    rate: frames per second; 0 if the data set does not state it.
     streams: frames by stream, those that `derived` names among them.
     length: number of frames that it should have; None if unknown.
     size: (height, width) that frames of a stream should have, by stream, where it is known.
@@ -94,7 +94,7 @@ def read_landmarks(landmarks: TextLandmarks) -> tuple[float, np.ndarray]:
   """Reads a landmarks file, without a cache.
 
   Returns:
-    Frames per second, 0 if the file does not tell, and float32 [n 5 2].
+    Frames per second, 0 if the file does not state them, and float32 [n 5 2].
 
   Raises:
     BadClip: the file is missing or damaged, or lacks a frame.
