@@ -160,7 +160,7 @@ def device_name() -> str:
 
 
 def device_memory() -> int | None:
-  """The most bytes in use on the device so far; None if it does not tell, as on a CPU."""
+  """The most bytes in use on the device so far; None if unknown, as on a CPU."""
   return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
 
