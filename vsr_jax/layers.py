@@ -27,7 +27,7 @@ def uniform_by_fan_in(
 
 
 def bias_by_fan_in(fan_in: int) -> Callable[..., jax.Array]:
-  """An initializer like `uniform_by_fan_in` for a bias, whose shape does not contain it."""
+  """An initializer like `uniform_by_fan_in` for a bias, whose shape lacks the fan-in."""
   bound = 1 / np.sqrt(fan_in)
   return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
