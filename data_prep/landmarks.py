@@ -6,8 +6,8 @@ Each CLIP is a folder of frames, a zip or a folder of such folders or zips, any 
 with sharp frames (see `opening.py`), or a video. Writes
 DIR/meta_info/CLIP.txt and DIR/global_meta_info.txt, the text files that VFHQ is released with
 (`data_prep.meta_info`); an existing list keeps its lines. Of several faces the one that covers
-most of the clip is followed. Landmarks are smoothed over time as in restoring; frames before, after
-and between its tracks get the nearest frame's. A clip whose file exists is skipped, so that an
+most of the clip is followed. Landmarks are smoothed over time as in restoring, and interpolated in
+gaps of a track; frames before, after and between tracks get the nearest frame's. A clip whose file exists is skipped, so that an
 interrupted run can be continued.
 """
 
@@ -157,8 +157,8 @@ def clip_landmarks(
     sigma: standard deviation, in frames, of the Gaussian that smooths landmarks over time.
 
   Returns:
-    [t 5 2] float32, (x, y) in pixels of the frame, or None where no face was found, and the frames
-    a second, 0 if unknown.
+    [t 5 2] float32, (x, y) in pixels of the frame, or None where no face was found; and the frames
+    per second, 0 if unknown.
   """
   found: list[Detections] = []
   with _open(source) as (rate, images):
