@@ -200,7 +200,7 @@ def worker_parser(command: str, doc: str) -> argparse.ArgumentParser:
 
 
 def run_job(args: argparse.Namespace, jobs: Mapping[str, Any], versions: Mapping[str, str]) -> None:
-  """Runs a worker's job and passes its result on as JSON."""
+  """Runs a worker's job and writes its result as JSON to --result, or prints it."""
   result = functools.partial(jobs[args.job], args)()
   text = json.dumps({"versions": dict(versions), **result})
   if args.result:
