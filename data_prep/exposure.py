@@ -1,6 +1,6 @@
 """How blurry low-resolution frames are made from sharp video: the exposure model.
 
-Ordinary footage of 24-30 frames a second is too coarse in time for plain
+Ordinary footage of 24-30 frames per second is too coarse in time for plain
 averaging, which leaves ghosts; sub-frames are interpolated by optical flow
 first. High-frame-rate footage is averaged as it is. Pure functions of the frames.
 """
@@ -21,7 +21,7 @@ from vsr_jax.ops.resize import resize_bicubic
 
 # Mean absolute grey-level differences, of 255, above which two neighbouring frames count as a cut.
 # Measured: neighbours of hand-held and fast sports clips reach 5 after motion
-# compensation (25 before, at 30 frames a second); frames of different scenes start at 32.
+# compensation (25 before, at 30 frames per second); frames of different scenes start at 32.
 CUT_RESIDUAL = 12.0
 CUT_DIFFERENCE = 30.0
 # Sub-frames are at most this many pixels apart where motion is fast: half a pixel after x4.

@@ -7,8 +7,8 @@ with sharp frames (see `opening.py`), or a video. Writes
 DIR/meta_info/CLIP.txt and DIR/global_meta_info.txt, the text files that VFHQ is released with
 (`data_prep.meta_info`); an existing list keeps its lines. Of several faces the one that covers
 most of the clip is followed. Landmarks are smoothed over time as in restoring, and interpolated in
-gaps of a track; frames before, after and between tracks get the nearest frame's. A clip whose file exists is skipped, so that an
-interrupted run can be continued.
+gaps of a track; frames before, after and between tracks get the nearest frame's. A clip
+whose file exists is skipped, so that an interrupted run can be continued.
 """
 
 from __future__ import annotations
