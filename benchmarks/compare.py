@@ -130,7 +130,7 @@ def restoration(settings: Settings) -> dict[str, Any]:
   """Restores the same clip on both sides.
 
   Returns:
-    The JSON entries: sizes, all runs, FLOPs a frame, and the agreement of the outputs.
+    The JSON entries: sizes, all runs, FLOPs per frame, and the agreement of the outputs.
   """
   s = settings
   clip = {"model": s.model, "height": s.height, "width": s.width, "frames": s.frames}
