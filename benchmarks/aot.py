@@ -2,8 +2,8 @@
 
     python -m benchmarks.aot [--topology v5e:2x4] [--height 180 --width 320] [--dtype bfloat16]
 
-Needs the `libtpu` package that belongs to the installed JAX (`pip install "jax[tpu]"`) and no TPU.
-One device's programs are compiled; it is their memory that decides what fits.
+Needs the `libtpu` package that belongs to the installed JAX (`pip install "jax[tpu]"`) but no
+TPU. Programs for one device are compiled; their memory decides what fits.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fmanet_jax.window import encode_frames, fold_kernels, restore_window
 from vsr_jax import cli
 from vsr_jax.errors import UserError
 
-ENVIRONMENT = {  # without them libtpu asks a cloud's metadata server where it is
+ENVIRONMENT = {  # without these libtpu asks a cloud's metadata server for the topology
   "JAX_PLATFORMS": "cpu",
   "TPU_SKIP_MDS_QUERY": "1",
   "TPU_ACCELERATOR_TYPE": "v5litepod-8",
@@ -32,7 +32,7 @@ ENVIRONMENT = {  # without them libtpu asks a cloud's metadata server where it i
 
 
 def device_of(topology: str) -> jax.Device:
-  """A device of a TPU topology such as "v5e:2x4"; nothing can run on it.
+  """Returns a device of a TPU topology such as "v5e:2x4", to compile for; nothing runs on it.
 
   Raises:
     UserError: libtpu is missing or knows no such topology.
@@ -51,7 +51,7 @@ def report(name: str, device: jax.Device, function: Any, *args: Any) -> None:
   """Compiles a function of abstract arrays for the device and prints its cost.
 
   Args:
-    name: of the program.
+    name: the program's name.
     device: from `device_of`.
     function: what to compile.
     args: its arguments, trees of `jax.ShapeDtypeStruct`.
@@ -67,7 +67,7 @@ def report(name: str, device: jax.Device, function: Any, *args: Any) -> None:
     ("temporaries", memory.temp_size_in_bytes),
   ):
     print(f"  {what:<20} {size / 1e6:12,.0f} MB")
-  if "bytes accessed" in cost:  # a loop's body counts once
+  if "bytes accessed" in cost:  # counts a loop's body once
     print(f"  {'memory traffic':<20} {cost['bytes accessed'] / 1e9:12,.1f} GB")
   print(f"  {'work':<20} {count_flops(function, *args) / 1e9:12,.1f} GFLOP")
 

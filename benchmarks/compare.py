@@ -1,7 +1,7 @@
-"""Starts workers one after the other, ours and the reference's in turn, and sums their runs up.
+"""Runs our workers and the reference's in turn, one at a time, and compares the results.
 
 Every run is a process of its own, so that neither side's memory or threads disturb the other's.
-This module imports no framework, for it lives as long as the runs.
+This module imports no framework, because its process stays alive during the runs.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ import numpy as np
 from vsr_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
-TOLERANCE = 1e-4  # relative; float32 rounding gives a few 1e-6
-LEVELS = 8  # of 255; float32 rounding gives 1, the usual precision of accelerators a few
-CLIP_LENGTHS = (10, 200)  # frames, between which memory must not grow
-SMALL = (48, 64)  # h w of the frames of the long clips
+# The largest relative difference of frames and losses; float32 rounding gives a few 1e-6.
+TOLERANCE = 1e-4
+# The largest difference of 8-bit frames; float32 rounding gives 1, accelerators' default a few.
+LEVELS = 8
+CLIP_LENGTHS = (10, 200)  # frames of the two clips whose peak memory is compared
+SMALL = (48, 64)  # height and width of the long clips' frames
 
 Run = dict[str, Any]
 Runs = dict[str, list[Run]]  # "ours" and, with a reference, "reference"
@@ -33,24 +35,24 @@ Runs = dict[str, list[Run]]  # "ours" and, with a reference, "reference"
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What to compare, and where files live meanwhile.
+  """What to compare, and where to keep files meanwhile.
 
   Attributes:
     scratch: a folder for this benchmark alone; compiled programs are cached there.
     reference: a checkout of the released PyTorch code, or None.
     reference_python: the interpreter that has PyTorch.
-    model: "full" or "tiny", of the restored clips; training takes "tiny".
-    frames: of a clip.
-    height: of a frame, in pixels.
-    width: of a frame.
-    crop: side of the training crops in LR pixels.
-    steps: training steps a run.
-    repeats: runs a side.
-    threads: CPUs that each side may use.
+    model: "full" or "tiny", the model that restores clips; training takes "tiny".
+    frames: number of frames of the restored clip.
+    height: height of its frames, in pixels.
+    width: width of its frames, in pixels.
+    crop: side of the training crops, in low-resolution pixels.
+    steps: training steps per run.
+    repeats: runs per side.
+    threads: number of CPUs that each side may use.
     keep_reference: a checkout of the released PyTorch code of KEEP, or None.
-    keep_frames: of KEEP's chunk.
-    video: what the clips to be read are made of, or None for the packaged one.
-    samples: training samples and batches of which reading is timed.
+    keep_frames: frames of KEEP's chunk.
+    video: the video from which the clips to be read are made, or None for the packaged one.
+    samples: number of training samples, and of batches, whose reading is timed.
   """
 
   scratch: pathlib.Path
@@ -71,10 +73,10 @@ class Settings:
 
 
 def run_worker(settings: Settings, python: str, module: str, job: str, **options: Any) -> Run:
-  """One worker process, from start to end.
+  """Runs one worker process from start to end, and returns its result.
 
   Raises:
-    UserError: it failed; it has said why on stderr.
+    UserError: the worker failed; it has printed why on stderr.
   """
   result = settings.scratch / "result.json"
   command = [python, "-m", f"benchmarks.{module}", job, "--result", str(result)]
@@ -100,7 +102,7 @@ def in_turn(
   reference: Callable[[], Run],
   check: Callable[[Run, Run], Any],
 ) -> tuple[Runs, Any]:
-  """Alternating runs, the side that begins changing too, and what `check` says of the first pair.
+  """Runs both sides alternately, the first side too, and applies `check` to the first pair.
 
   Raises:
     UserError: the two sides ran on different devices, or whatever a run or the check raises.
@@ -128,7 +130,7 @@ def restoration(settings: Settings) -> dict[str, Any]:
   """Restores the same clip on both sides.
 
   Returns:
-    The JSON entries: sizes, all runs, FLOPs a frame, and the agreement of the outputs.
+    The JSON entries: sizes, all runs, FLOPs per frame, and the agreement of the outputs.
   """
   s = settings
   clip = {"model": s.model, "height": s.height, "width": s.width, "frames": s.frames}
@@ -162,11 +164,11 @@ def training(settings: Settings) -> dict[str, Any]:
 
 
 def long_clips(settings: Settings, full_size: bool) -> dict[str, Any]:
-  """Our peak memory for a short and for a long clip of the same frames."""
+  """Measures our peak memory for a short and for a long clip of frames of one size."""
   s = settings
   height, width = (s.height, s.width) if full_size else SMALL
   clip = {"model": s.model, "height": height, "width": width}
-  # The first run of a size compiles, which can take more memory than the clip: it does not count.
+  # The first run compiles, which can take more memory than the clip, so it is not counted.
   lengths = (CLIP_LENGTHS[0], *CLIP_LENGTHS)
   runs = [run_worker(s, sys.executable, "restoration", "time", frames=n, **clip) for n in lengths]
   return {**clip, "frames": list(CLIP_LENGTHS), "runs": runs[1:]}
@@ -178,16 +180,16 @@ def _reference(settings: Settings, job: str, **options: Any) -> Run:
 
 
 def compare_frames(ours: np.ndarray, reference: np.ndarray, output: np.ndarray) -> dict[str, float]:
-  """Whether both sides computed the same frame.
+  """Checks that both sides computed the same frame.
 
   Args:
-    ours: uint8 RGB [sh sw 3], as our timed run gave it.
-    reference: the same frame in floating point, as the reference's timed run gave it.
-    output: the same, computed by our functions in full precision.
+    ours: uint8 RGB [s*h s*w 3], from our timed run.
+    reference: the same frame in floating point, from the reference's timed run.
+    output: the same frame in floating point, computed by our functions in full precision.
 
   Returns:
-    "relative": norm of the difference of the last two over the reference's norm.
-    "levels": greatest difference of the 8-bit frames.
+    "relative": norm of output - reference over the reference's norm.
+    "levels": greatest difference of the 8-bit frames, of 255.
 
   Raises:
     UserError: they differ by more than rounding.
@@ -205,7 +207,7 @@ def compare_frames(ours: np.ndarray, reference: np.ndarray, output: np.ndarray) 
 
 
 def compare_losses(ours: list[float], reference: list[float]) -> dict[str, float]:
-  """Whether both sides trained alike: relative differences of the first step's loss and of all's.
+  """Checks that both sides trained alike; relative differences of the first and of all losses.
 
   Raises:
     UserError: the first step's loss differs by more than rounding.
@@ -220,7 +222,7 @@ def compare_losses(ours: list[float], reference: list[float]) -> dict[str, float
 
 
 def median_of(runs: list[Run], key: str) -> float | None:
-  """The median over runs of a number, or of the medians of a list; None where runs have none."""
+  """The median over runs of an entry, a number or a list (its median); None if runs lack it."""
   values = [run.get(key) for run in runs]
   if any(value is None for value in values):
     return None
@@ -230,7 +232,7 @@ def median_of(runs: list[Run], key: str) -> float | None:
 
 
 def median_ratio(runs: Runs, key: str) -> float | None:
-  """The reference's number over ours, pair by pair: the median; None without a reference."""
+  """The median over pairs of runs of the reference's number over ours; None without reference."""
   if "reference" not in runs:
     return None
   pairs = zip(runs["ours"], runs["reference"], strict=True)

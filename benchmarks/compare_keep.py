@@ -1,4 +1,4 @@
-"""KEEP's part of the comparison: the same chunk on both sides, and long clips on ours."""
+"""KEEP's part of the comparison: the same chunk on both sides, and long clips on our side."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from benchmarks import compare
 from benchmarks.compare import Run, Settings, in_turn, run_worker
 from vsr_jax.errors import UserError
 
-LARGEST_CHUNK = 20  # frames: the released code's chunk and our window
-CLIP_LENGTHS = (20, 300)  # frames, between which memory must not grow
-MARGIN = 1e-2  # of two logits: rounding within the flow was seen to move them by 4e-3
-TOLERANCE = 2e-3  # relative, of frames, end to end: the flow magnifies rounding
+LARGEST_CHUNK = 20  # frames: the released code's largest chunk, and our window
+CLIP_LENGTHS = (20, 300)  # frames of the two clips whose peak memory is compared
+# Two logits closer than this may change order: rounding in the flow moved them by up to 4e-3.
+MARGIN = 1e-2
+# The largest relative difference of frames, end to end, where the flow magnifies rounding.
+TOLERANCE = 2e-3
 
 
 def keep(settings: Settings) -> dict[str, Any]:
   """Restores the same chunk of aligned faces on both sides.
 
   Returns:
-    The JSON entries: sizes, all runs, FLOPs a frame, what finding, aligning and pasting take in
-    seconds a frame, and the agreement of the outputs.
+    The JSON entries: sizes, all runs, FLOPs per frame, the seconds per frame of finding,
+    aligning and pasting faces, and the agreement of the outputs.
   """
   s = dataclasses.replace(settings, reference=settings.keep_reference)
   clip = {"model": s.model, "frames": s.keep_frames}
@@ -55,9 +57,9 @@ def keep(settings: Settings) -> dict[str, Any]:
 
 
 def long_clips(settings: Settings, full_size: bool) -> dict[str, Any]:
-  """Our peak memory for a clip of one window and for a long one."""
+  """Measures our peak memory for a clip of one window and for a long clip."""
   clip = {"model": "full" if full_size else "tiny"}
-  # The first run compiles, which can take more memory than the clip: it does not count.
+  # The first run compiles, which can take more memory than the clip, so it is not counted.
   lengths = (CLIP_LENGTHS[0], *CLIP_LENGTHS)
   ours = {**clip, "checkpoint": _convert(settings, clip["model"])}
   runs = [run_worker(settings, sys.executable, "keep", "stream", frames=n, **ours) for n in lengths]
@@ -65,7 +67,7 @@ def long_clips(settings: Settings, full_size: bool) -> dict[str, Any]:
 
 
 def _convert(settings: Settings, model: str) -> pathlib.Path:
-  """The checkpoint with the weights that the reference has, made once."""
+  """Makes the checkpoint with the reference's weights, unless it exists."""
   folder = settings.scratch / f"keep_{model}"
   if not folder.exists():
     run_worker(settings, sys.executable, "keep", "convert", model=model, checkpoint=folder)
@@ -73,15 +75,15 @@ def _convert(settings: Settings, model: str) -> pathlib.Path:
 
 
 def compare_chunks(ours: np.ndarray, reference: Any, output: Any) -> dict[str, float]:
-  """Whether both sides chose the same codes and computed the same frames.
+  """Checks that both sides chose the same codes and computed the same frames.
 
   A code may differ where the reference's two best logits lie within rounding of each other; the
-  frame is another then, and so are those after it. Frames are compared as far as codes are equal.
+  frame is different then, and so are those after it. Frames are compared as far as codes are equal.
 
   Args:
-    ours: uint8 RGB [t h w 3], as our timed run gave it.
-    reference: "output" [t h w 3] in [-1, 1] and beyond and "logits" [t n codes], as the reference's
-      timed run gave them.
+    ours: uint8 RGB [t h w 3], from our timed run.
+    reference: "output" [t h w 3], not clipped to [-1, 1], and "logits" [t tokens codes], from the
+      reference's timed run.
     output: the same, computed by our functions in full precision.
 
   Returns:
@@ -91,19 +93,19 @@ def compare_chunks(ours: np.ndarray, reference: Any, output: Any) -> dict[str, f
     "codes": how many codes of all frames differ.
 
   Raises:
-    UserError: they differ by more than rounding, or fewer than two frames, so that no prediction,
-      could be compared.
+    UserError: they differ by more than rounding, or fewer than two frames could be compared, so
+      that no prediction was.
   """
   best = np.sort(reference["logits"], axis=-1)
   unsure = best[..., -1] - best[..., -2] < MARGIN
   codes, wanted = (x["logits"].argmax(-1) for x in (output, reference))
   differ = codes != wanted
-  count = _first(differ.any(-1))
+  count = _count_before_first(differ.any(-1))
   frames = reference["output"]
   rounded = np.rint(127.5 * (np.clip(frames, -1, 1) + 1))
   levels = np.abs(ours - rounded).max((1, 2, 3))
-  # What the timed run chose is not known: its frames may be others where a code is unsure.
-  timed = _first((levels > compare.LEVELS) & unsure.any(-1))
+  # The codes of the timed run are not known: its frames may differ where a code is unsure.
+  timed = _count_before_first((levels > compare.LEVELS) & unsure.any(-1))
   frames = frames[:count]
   relative = float(np.linalg.norm(output["output"][:count] - frames) / np.linalg.norm(frames))
   found = {"relative": relative, "levels": float(levels[:timed].max(initial=0))}
@@ -115,6 +117,6 @@ def compare_chunks(ours: np.ndarray, reference: Any, output: Any) -> dict[str, f
   return found
 
 
-def _first(flags: np.ndarray) -> int:
-  """How many are false before the first that is true."""
+def _count_before_first(flags: np.ndarray) -> int:
+  """The number of flags before the first that is true."""
   return int(np.argmax([*flags, True]))

@@ -3,7 +3,7 @@
     python -m benchmarks.data [--video FILE] [--threads N] [--out DIR]
 
 The same as `python -m benchmarks --only data`; README.md beside this file tells how it measures.
-This module imports no framework, for it lives as long as the workers that it starts.
+This module imports no framework, because its process stays alive while workers run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from benchmarks import compare
 from vsr_jax import cli
 from vsr_jax.files import write_whole
 
-# Frames of a sample, samples of a measured batch, and those of the paper's batch in a step.
+# Per pipeline: frames per sample, samples per measured batch, samples per batch in the paper.
 PIPELINES = {
   "keep_images": (1, 4, {"stage I, 8 images": 8}),
   "keep_clips": (8, 2, {"stage II, 2 clips": 2, "stage III, 4 clips": 4}),
@@ -30,7 +30,7 @@ TITLES = {
   "keep_clips": "KEEP, clip of 8 frames",
   "fmanet": "FMA-Net, window of 3",
 }
-SET_SIZES = (1, 8000)  # how often a set holds each clip: 2 clips, and 16,000 as VFHQ
+SET_SIZES = (1, 8000)  # how often a set repeats each of 2 clips: VFHQ has 16,000
 CHART = "data_stages.png"
 _VIDEO = compare.ROOT / "fmanet_jax/assets/demo_clip/truth.mp4"
 
@@ -47,7 +47,7 @@ def measure(settings: compare.Settings) -> dict[str, Any]:
   source = s.video or _VIDEO
   made = _run(s, "prepare", data=data, video=source.resolve())
   result: dict[str, Any] = {"video": source.name, "bytes_a_face": made["bytes_a_face"]}
-  workers = [2**k for k in range(s.threads.bit_length())]  # to the number of CPUs
+  workers = [2**k for k in range(s.threads.bit_length())]  # up to the number of CPUs
   result |= {"workers": workers, "stages": {}, "feed": {}, "runs": [made]}
   for name, (_, batch, _) in PIPELINES.items():
     stages = _run(s, "stages", data=data, pipeline=name, count=s.samples)
@@ -71,7 +71,7 @@ def _run(settings: compare.Settings, job: str, **options: Any) -> compare.Run:
 
 
 def table(result: dict[str, Any]) -> Table:
-  """The rows of `measure`; columns are of one worker and of the most workers."""
+  """Makes the table of `measure`'s result; columns are for one and for the most workers."""
   one, *_, most = result["workers"] * 2
   rows = []
   for name, (frames, _, papers) in PIPELINES.items():
@@ -96,7 +96,7 @@ def table(result: dict[str, Any]) -> Table:
 
 
 def draw(result: dict[str, Any], path: pathlib.Path) -> bool:
-  """Writes the cost of each stage as a bar chart, a colour a pipeline; False without matplotlib."""
+  """Draws the cost of each stage as bars, one colour per pipeline; False without matplotlib."""
   try:
     from matplotlib import figure
   except ImportError:

@@ -44,7 +44,7 @@ VERSIONS = {
 FACES, NATURAL = "faces", "natural"  # folders below --data
 CLIPS, CLIP_FRAMES = 2, 48  # of faces; a training clip spans at most 36
 NATURAL_FRAMES = 12
-WARM_UP = 6  # batches that are not timed, besides those that lie ready
+WARM_UP = 6  # batches that are not timed, besides those made ahead
 
 
 class FaceClips(Sequence[Clip]):
@@ -62,7 +62,7 @@ class FaceClips(Sequence[Clip]):
       raise IndexError(index)
     folder = self._folders[index % len(self._folders)]
     names = tuple(f"{i:08d}.png" for i in range(CLIP_FRAMES))
-    # A head that wanders about a little: the warp is not the identity.
+    # Landmarks that move a little, so that the warp is not the identity.
     sway = 6 * np.sin(np.arange(len(names)))[:, None, None]
     landmarks = TEMPLATE * 0.9 + 25 + sway
     streams = {SHARP: FileStream(folder, "", names)}
@@ -114,12 +114,12 @@ def training_batches(name: str, root: pathlib.Path, size: int, repeats: int) -> 
 
 
 def stages(args: argparse.Namespace) -> dict[str, Any]:
-  """Milliseconds of a CPU for each part of making a sample: means over --count samples."""
+  """Measures CPU milliseconds of each stage of making a sample: means over --count samples."""
   cv2.setNumThreads(1)
   dataset = training_batches(args.pipeline, args.data, 1, 1)
   rows = []
   with timers() as spent:
-    for i in range(-2, args.count):  # the first ones find cold caches
+    for i in range(-2, args.count):  # two are not counted, as caches are cold
       spent.clear()
       start = time.process_time()
       _ = dataset[max(i, 0)]
@@ -127,16 +127,16 @@ def stages(args: argparse.Namespace) -> dict[str, Any]:
       if i >= 0:
         rows.append({**spent, "drawing, cutting, stacking": total - sum(spent.values())})
   names = list(dict.fromkeys(name for row in rows for name in row))
-  # Not the median: kernels that are not round take three times as long.
+  # Not the median, because kernels that are not round take three times as long.
   milliseconds = {name: 1e3 * statistics.mean(r.get(name, 0) for r in rows) for name in names}
   return {"device": "none", "milliseconds": milliseconds}
 
 
 @contextlib.contextmanager
 def timers() -> Iterator[defaultdict[str, float]]:
-  """Seconds of a CPU by stage, added up while the pipelines' own functions run.
+  """A context with CPU seconds by stage, summed up while the pipelines' own functions run.
 
-  Unlike time on the clock it counts all threads, and nothing that other processes do.
+  Unlike elapsed time, CPU time counts all threads, and nothing that other processes do.
   """
   spent: defaultdict[str, float] = defaultdict(float)
 
@@ -175,10 +175,10 @@ def timers() -> Iterator[defaultdict[str, float]]:
 
 
 def feed(args: argparse.Namespace) -> dict[str, Any]:
-  """Reads --count batches with --workers processes: seconds a sample, memory of all processes."""
+  """Reads --count batches with --workers processes: seconds per sample, all processes' memory."""
   dataset = training_batches(args.pipeline, args.data, args.batch, args.repeats)
   with batching.BatchReader(dataset, workers=args.workers) as batches:
-    # Each worker holds some batches ready; they must have been made in the time measured.
+    # Each worker has made some batches ahead, which must be used up before the time runs.
     for _ in range(WARM_UP + 4 * args.workers):
       next(batches)
     start = time.perf_counter()
@@ -196,7 +196,7 @@ def feed(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def peak_of(process: int) -> int:
-  """The largest resident size of another process so far, in bytes; 0 where nothing tells it."""
+  """The largest resident size of another process so far, in bytes; 0 if unknown."""
   status = pathlib.Path(f"/proc/{process}/status")
   if not status.exists():
     return 0

@@ -6,7 +6,7 @@
 `convert` writes the checkpoint that the others load. `time` is the measured run, within one window;
 `stream` is a clip of any length, for its memory; `faces` is what surrounds the network: finding a
 face in whole frames, aligning it and pasting it back.
-Nobody times the others: `output` writes a chunk in floating point, for comparison with the
+The others are not timed: `output` writes a chunk in floating point, for comparison with the
 reference's, and `work` counts operations.
 """
 
@@ -72,7 +72,7 @@ def convert(args: argparse.Namespace) -> dict[str, Any]:
 def time_clip(args: argparse.Namespace) -> dict[str, Any]:
   """Restores chunks of 2 frames, of all frames and of 2 again: the last two count.
 
-  What is compiled within them, the gains of another number of frames, is taken off.
+  The time of compiling within them, of gains for another number of frames, is subtracted.
   """
   compiling = compile_times()
   model, params = load_as_the_command(args.checkpoint)
@@ -102,7 +102,7 @@ def time_clip(args: argparse.Namespace) -> dict[str, Any]:
   }
   if args.keep:
     np.savez(args.keep, frames=np.stack(restored))
-  # Only now: the product's arrays must not count as the restorer's.
+  # Measured last, so that the product's arrays do not count as the restorer's memory.
   return result | {"product_peak": product_peak()}
 
 
@@ -128,7 +128,7 @@ def load_as_the_command(checkpoint: pathlib.Path) -> tuple[KEEP, Params]:
 
 
 def time_faces(args: argparse.Namespace) -> dict[str, Any]:
-  """Finds, aligns and pastes the face of a photograph that moves, 1280x720; seconds a frame."""
+  """Finds, aligns and pastes the face of a photograph that moves, 1280x720; seconds per frame."""
   del args
   photo = cv2.resize(skimage.data.astronaut()[:280, 60:400], (874, 720))
   frames = np.full((FACE_FRAMES, 720, 1280, 3), 128, np.uint8)
@@ -147,7 +147,7 @@ def time_faces(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def compute_output(args: argparse.Namespace) -> dict[str, Any]:
-  """Writes the chunk's restored frames [t h w 3], not clipped, and logits [t n codes]."""
+  """Writes the chunk's restored frames [t h w 3], not clipped, and logits [t tokens codes]."""
   model, params = load_as_the_command(args.checkpoint)
   frames = np.stack(list(workload.keep_clip(args.frames, model.arch.image_size)))
   frames = jnp.asarray(frames)[None].astype(jnp.float32) / 127.5 - 1

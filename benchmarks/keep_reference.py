@@ -36,7 +36,7 @@ ARCHS = pathlib.Path("basicsr", "archs")
 
 
 def import_keep(folder: pathlib.Path) -> Any:
-  """The module of the released model.
+  """Imports the module of the released model.
 
   Of `basicsr` and `basicsr.archs` only what the model itself imports is loaded: their own
   `__init__` go on to data sets, losses, metrics and the trainer, whose packages (lmdb, lpips, PyAV,
@@ -59,9 +59,9 @@ def import_keep(folder: pathlib.Path) -> Any:
 
 
 def _stand_in_for_torchvision() -> None:
-  """Two names that are imported and, in restoring aligned faces, never used.
+  """Provides two names that are imported but not used in restoring aligned faces.
 
-  `basicsr.archs.arch_util` asks for the version within a deformable convolution that KEEP has not,
+  `basicsr.archs.arch_util` asks for the version, for a deformable convolution that KEEP lacks,
   `basicsr.utils.img_util` tiles batches of images with `make_grid`.
   """
   torchvision, utils = (types.ModuleType(name) for name in ("torchvision", "torchvision.utils"))
@@ -88,7 +88,7 @@ def restore_chunk(model: torch.nn.Module, frames: list[np.ndarray]) -> tuple[np.
   """Restores uint8 frames as one chunk, at most 20 of them.
 
   Returns:
-    The frames before rounding, [t 3 h w] in [-1, 1] and beyond, and as uint8 RGB [h w 3].
+    The frames before rounding, [t 3 h w], not clipped to [-1, 1]; and a list of uint8 RGB [h w 3].
   """
   with torch.no_grad():
     x = torch.from_numpy(np.stack(frames).transpose(0, 3, 1, 2).astype(np.float32))

@@ -59,7 +59,7 @@ def device() -> str:
 
 
 def device_name() -> str:
-  """Its kind, named as our worker names it."""
+  """The kind of device, named as our worker names it."""
   return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
 
 
@@ -72,8 +72,8 @@ def to_reference(images: np.ndarray) -> torch.Tensor:
 def time_clip(args: argparse.Namespace) -> dict[str, Any]:
   """Restores the clip window by window; times are from the process's start.
 
-  The ends are replicated, so that as many frames come out as on our side: the released loader
-  would leave out one at either end.
+  The ends are replicated, so that all frames are restored as on our side: the released loader
+  would leave out one at each end.
   """
   model = load(args).eval()
   reach = workload.released(args.model).config["num_seq"] // 2

@@ -21,9 +21,9 @@ SIMD = {  # flag of the CPU -> its name, the widest first
   "asimd": "NEON",
 }
 
-HEADERS = {"data": ("", "1 worker", "most", "ratio")}  # of the tables that have others
+HEADERS = {"data": ("", "1 worker", "most", "ratio")}  # of parts that differ
 
-BUSY = 0.5  # load average from which times are not to be trusted
+BUSY = 0.5  # load average above which times are not reliable
 
 Table = list[tuple[str, str, str, str]]  # what, ours, reference, ratio
 
@@ -54,10 +54,10 @@ def restoration_table(result: dict[str, Any]) -> Table:
   """The rows of `compare.restoration`."""
   runs, ours = result["runs"], result["runs"]["ours"]
   seconds = compare.median_of(ours, "seconds")
-  later = _later(runs)
+  later = _without_first_runs(runs)
   rows = [
     _row("seconds a frame, steady state", runs, "seconds", "{:.3g}"),
-    _ours("frames a second", f"{1 / seconds:.3g}"),
+    _row_of_ours("frames a second", f"{1 / seconds:.3g}"),
     _row("start to first frame (s)", later, "first_frame"),
     _row("start to last frame (s)", later, "last_frame"),
     _row("peak memory (GB)", later, "memory", "{:.2f}", 1e-9),
@@ -66,14 +66,14 @@ def restoration_table(result: dict[str, Any]) -> Table:
   ]
   if result["agreement"]:
     apart = "{relative:.0e} relative, {levels:.0f}/255 rounded"
-    rows.append(_ours("outputs differ by", apart.format(**result["agreement"])))
+    rows.append(_row_of_ours("outputs differ by", apart.format(**result["agreement"])))
   return rows
 
 
 def training_table(result: dict[str, Any]) -> Table:
   """The rows of `compare.training`."""
   runs, ours = result["runs"], result["runs"]["ours"]
-  later = _later(runs)
+  later = _without_first_runs(runs)
   rows = [
     _row("seconds a step", runs, "seconds", "{:.3g}"),
     _row("peak memory (GB)", later, "memory", "{:.2f}", 1e-9),
@@ -81,7 +81,7 @@ def training_table(result: dict[str, Any]) -> Table:
   ]
   if result["agreement"]:
     apart = "{first:.0e}, in the end {largest:.0e}"
-    rows.append(_ours("losses differ by (relative)", apart.format(**result["agreement"])))
+    rows.append(_row_of_ours("losses differ by (relative)", apart.format(**result["agreement"])))
   return rows
 
 
@@ -89,7 +89,7 @@ def keep_table(result: dict[str, Any]) -> Table:
   """The rows of `compare_keep.keep`."""
   runs, ours = result["runs"], result["runs"]["ours"]
   seconds = compare.median_of(ours, "seconds")
-  later = _later(runs)
+  later = _without_first_runs(runs)
   rows = [
     _row("seconds a frame, without a chunk's first", runs, "seconds", "{:.3g}"),
     _row(f"seconds a chunk of {result['frames']} frames", runs, "chunk"),
@@ -99,14 +99,14 @@ def keep_table(result: dict[str, Any]) -> Table:
     *_work(result, seconds),
   ]
   if faces := result.get("faces"):
-    rows += [_ours(f"{name} a face, 1280x720 (s)", f"{faces[name]:.3f}") for name in faces]
+    rows += [_row_of_ours(f"{name} a face, 1280x720 (s)", f"{faces[name]:.3f}") for name in faces]
     share = sum(faces.values()) / seconds
-    rows.append(_ours("these of the network's time", f"{100 * share:.1f} %"))
+    rows.append(_row_of_ours("these of the network's time", f"{100 * share:.1f} %"))
   if result["agreement"]:
     a = result["agreement"]
     apart = f"{a['relative']:.0e} relative ({a['frames'][0]} frames), "
     apart += f"{a['levels']:.0f}/255 rounded ({a['frames'][1]} frames); {a['codes']} codes"
-    rows.append(_ours("outputs differ by", apart))
+    rows.append(_row_of_ours("outputs differ by", apart))
   return rows
 
 
@@ -116,13 +116,13 @@ def long_table(result: dict[str, Any]) -> Table:
   few, many = result["frames"]
   growth = (long - short) / (many - few)
   return [
-    _ours(f"peak memory, {few} frames (GB)", f"{1e-9 * short:.3f}"),
-    _ours(f"peak memory, {many} frames (GB)", f"{1e-9 * long:.3f}"),
-    _ours("growth a frame (kB)", f"{1e-3 * growth:.1f}"),
+    _row_of_ours(f"peak memory, {few} frames (GB)", f"{1e-9 * short:.3f}"),
+    _row_of_ours(f"peak memory, {many} frames (GB)", f"{1e-9 * long:.3f}"),
+    _row_of_ours("growth a frame (kB)", f"{1e-3 * growth:.1f}"),
   ]
 
 
-def _ours(what: str, cell: str) -> tuple[str, str, str, str]:
+def _row_of_ours(what: str, cell: str) -> tuple[str, str, str, str]:
   return what, cell, "", ""
 
 
@@ -135,37 +135,37 @@ def _row(what: str, runs: compare.Runs, key: str, form: str = "{:.1f}", unit: fl
   return what, *cells, "" if ratio is None else f"{ratio:.2f}"
 
 
-def _later(runs: compare.Runs) -> compare.Runs:
-  """Without the first run of each side, which compiles or reads its files for the first time."""
+def _without_first_runs(runs: compare.Runs) -> compare.Runs:
+  """The runs but each side's first, which compiles or reads its files for the first time."""
   return {side: side_runs[1:] or side_runs for side, side_runs in runs.items()}
 
 
 def _work(result: dict[str, Any], seconds: float) -> Table:
-  """How much of the machine's peak a frame's work makes use of, as far as it was counted."""
+  """Rows on the work per frame and its share of the machine's peak, if it was counted."""
   peak = compare.median_of(result["runs"]["ours"], "product_peak")
-  rows = [_ours("matrix-product peak (GFLOP/s)", f"{1e-9 * peak:.0f}")]
+  rows = [_row_of_ours("matrix-product peak (GFLOP/s)", f"{1e-9 * peak:.0f}")]
   if result["flops"]:
-    rows.append(_ours("work (GFLOP a frame)", f"{1e-9 * result['flops']:.0f}"))
-    rows.append(_ours("of the peak", f"{100 * result['flops'] / seconds / peak:.0f} %"))
+    rows.append(_row_of_ours("work (GFLOP a frame)", f"{1e-9 * result['flops']:.0f}"))
+    rows.append(_row_of_ours("of the peak", f"{100 * result['flops'] / seconds / peak:.0f} %"))
   return rows
 
 
 def _first_run(ours: list[compare.Run]) -> Table:
-  """What compiling costs, and the memory of an accelerator."""
+  """Rows on the time of compiling, and on an accelerator's memory."""
   rows = [
-    _ours("compile, first run (s)", f"{ours[0]['compile']:.1f}"),
-    _ours("peak memory, first run (GB)", f"{1e-9 * ours[0]['memory']:.2f}"),
+    _row_of_ours("compile, first run (s)", f"{ours[0]['compile']:.1f}"),
+    _row_of_ours("peak memory, first run (GB)", f"{1e-9 * ours[0]['memory']:.2f}"),
   ]
   if len(ours) > 1:
     cached = compare.median_of(ours[1:], "compile")
-    rows.append(_ours("compile, from the cache (s)", f"{cached:.1f}"))
+    rows.append(_row_of_ours("compile, from the cache (s)", f"{cached:.1f}"))
   if memory := compare.median_of(ours, "device_memory"):
-    rows.append(_ours("device memory (GB)", f"{1e-9 * memory:.2f}"))
+    rows.append(_row_of_ours("device memory (GB)", f"{1e-9 * memory:.2f}"))
   return rows
 
 
 def titles(results: dict[str, Any]) -> dict[str, tuple[str, Table]]:
-  """Name of a part -> its title and its rows, of the parts that were run."""
+  """Title and rows by name of the part, for the parts that were run."""
   found = {}
   if r := results.get("restoration"):
     what = f"Restoration, {r['model']} configuration, {r['height']}x{r['width']} -> x4"
@@ -190,7 +190,7 @@ def titles(results: dict[str, Any]) -> dict[str, tuple[str, Table]]:
 
 
 def to_markdown(results: dict[str, Any]) -> str:
-  """All parts as Markdown tables, columns aligned to be read as they are."""
+  """All parts as Markdown tables, with columns aligned for reading as plain text."""
   m = results["machine"]
   where = (
     f"{m['threads']} CPU threads ({m['architecture']}, {m['simd']}), {m['memory'] / 1e9:.0f} GB of "
@@ -240,7 +240,7 @@ def _all_runs(runs: compare.Runs | list[compare.Run]) -> list[compare.Run]:
 
 
 def write(folder: pathlib.Path, results: dict[str, Any]) -> None:
-  """Writes benchmark.json and benchmark.md, each beside its place first.
+  """Writes benchmark.json and benchmark.md, each to a temporary file first.
 
   Raises:
     UserError: the folder or a file in it cannot be written.

@@ -2,7 +2,7 @@
 
     python -m benchmarks.restoration time|output|work [--height 180 --width 320 --frames 4] ...
 
-`time` is the measured run. Nobody times the others: `output` writes one restored frame in floating
+`time` is the measured run. The others are not timed: `output` writes one restored frame in floating
 point, for comparison with the reference's, and `work` counts operations.
 """
 
@@ -41,7 +41,7 @@ def load(name: str) -> tuple[FMANet, Params]:
 
 
 def compile_times() -> list[float]:
-  """A list that fills up with the seconds of every compilation from now on."""
+  """Returns a list to which the seconds of every later compilation are appended."""
   seconds: list[float] = []
 
   def note(event: str, duration: float, **_: Any) -> None:
@@ -78,12 +78,12 @@ def time_clip(args: argparse.Namespace) -> dict[str, Any]:
   }
   if args.keep:
     np.save(args.keep, checked)
-  # Only now: the product's arrays must not count as the restorer's.
+  # Measured last, so that the product's arrays do not count as the restorer's memory.
   return result | {"product_peak": product_peak()}
 
 
 def compute_output(args: argparse.Namespace) -> dict[str, Any]:
-  """Writes the restored frame `workload.CHECKED` [sh sw 3] in floating point, not clipped."""
+  """Writes the restored frame `workload.CHECKED` [s*h s*w 3] in floating point, not clipped."""
   model, params = load(args.model)
   frames = list(workload.clip(model.arch.frames, args.height, args.width))
   frames = [jnp.asarray(frame)[None].astype(jnp.float32) / 255 for frame in frames]
@@ -111,12 +111,12 @@ def count_work(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def count_flops(function: Callable[..., Any], *args: Any) -> float:
-  """Floating-point operations of a function as XLA counts them, every turn of a loop included."""
+  """Floating-point operations of a function as XLA counts them, with all turns of loops."""
   return _flops(jax.make_jaxpr(function)(*args))
 
 
 def _flops(jaxpr: ClosedJaxpr) -> float:
-  # XLA's analysis takes the body of a loop once.
+  # XLA's analysis counts the body of a loop once.
   rest = sum(turns * _flops(body) - _flops_once(body) for turns, body in _loops(jaxpr.jaxpr))
   return _flops_once(jaxpr) + rest
 
@@ -141,7 +141,7 @@ def _is_jaxpr(x: Any) -> bool:
 
 
 def product_peak() -> float:
-  """What a large float32 matrix product reaches here, in FLOP/s: the median of several."""
+  """Measures the speed of a large float32 matrix product, in FLOP/s: the median of several."""
   n = 2048 if jax.default_backend() == "cpu" else 8192
   x = jnp.ones((n, n), jnp.float32)
   product = jax.jit(jnp.dot)
@@ -160,7 +160,7 @@ def device_name() -> str:
 
 
 def device_memory() -> int | None:
-  """The most bytes in use on the device so far; None where it does not tell, as a CPU."""
+  """The most bytes in use on the device so far; None if unknown, as on a CPU."""
   return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
 

@@ -1,4 +1,4 @@
-"""What both sides of a comparison share: weights, frames, batches, threads, peak memory.
+"""Code for both sides of a comparison: weights, frames, batches, threads, peak memory.
 
 NumPy only: the reference runs in an interpreter that may have PyTorch and no JAX.
 """
@@ -29,8 +29,8 @@ MODELS = ("full", "tiny")  # the released configuration, and that of the small f
 KEEP_MODELS = {"full": "keep_full", "tiny": "keep_units"}  # and the manifests of their tensors
 CHECKED = 1  # the first frame whose window holds no replicated frame, for T = 3
 KEEP_SEED = 1234
-KEEP_STEP = 3  # pixels that KEEP's frames move
-POOL = 8  # different frames; a clip of any length repeats them, in constant memory
+KEEP_STEP = 3  # pixels by which the pattern moves per frame
+POOL = 8  # different frames of a clip; longer clips repeat them, in constant memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Released:
   """A configuration in the released names, with weights in the released layout.
 
   Attributes:
-    config: name -> number, as in the released `experiment.cfg`.
-    state: state-dict key -> tensor, made up from the key alone.
+    config: number by name, as in the released `experiment.cfg`.
+    state: tensor by state-dict key, generated from the key alone.
   """
 
   config: Mapping[str, Any]
@@ -56,9 +56,8 @@ def released(name: str) -> Released:
 def keep_released(name: str) -> Released:
   """KEEP's configuration of `inference_keep.py`, "full", or "tiny", without CFT and CFA.
 
-  Weights are made up from the names.
-
-  The tiny one's tensors are the unit "keep_mini" of the fixtures, whose name seeds them too.
+  Weights are generated from the tensors' names; for "tiny" also from the name of the fixtures' unit
+  "keep_mini", whose tensors they are.
   """
   config = {"img_size": 512, "emb_dim": 256, "dim_embd": 512, "n_head": 8, "n_layers": 9}
   config |= {"codebook_size": 1024, "cft_list": ["16", "32", "64"], "kalman_attn_head_dim": 48}
@@ -76,7 +75,7 @@ def keep_released(name: str) -> Released:
 
 
 def keep_clip(count: int, size: int) -> Iterator[np.ndarray]:
-  """`count` frames of a pattern that moves to and fro, uint8 RGB [size size 3]; lazily."""
+  """Yields `count` frames of a pattern that moves to and fro, uint8 RGB [size size 3]."""
   reach = KEEP_STEP * POOL
   planes = weights.inputs((3, size, size + reach), seed=KEEP_SEED)
   wide = np.rint(255 * planes).astype(np.uint8).transpose(1, 2, 0)
@@ -92,7 +91,7 @@ def frame(index: int, height: int, width: int) -> np.ndarray:
 
 
 def clip(count: int, height: int, width: int) -> Iterator[np.ndarray]:
-  """`count` frames, uint8 RGB [h w 3]; they are made before the first one is handed out."""
+  """`count` frames, uint8 RGB [h w 3]; at most `POOL` different ones, made in advance, repeat."""
   pool = [frame(i, height, width) for i in range(min(POOL, count))]
   return itertools.islice(itertools.cycle(pool), count)
 
@@ -137,12 +136,12 @@ def peak_memory() -> int:
 
 
 def intervals(ends: list[float]) -> list[float]:
-  """Times of things that ended one after the other -> how long each but the first took."""
+  """Durations of all events but the first, from the times at which they ended in turn."""
   return [after - before for before, after in itertools.pairwise(ends)]
 
 
 def steady_seconds(whole: float, two: float, frames: int) -> list[float]:
-  """Seconds a frame of a chunk, of the times of a chunk of `frames` and of one of two.
+  """Seconds per frame, from the times of a chunk of `frames` frames and of one of two.
 
   The difference leaves out a chunk's first frame, which has no flow and no prediction.
   """
@@ -160,12 +159,12 @@ def run_reference(
   """Runs a worker of the released code.
 
   Args:
-    command: its module.
-    doc: its docstring.
-    missing: the package that could not be imported, if one could not.
-    needs: what to install, as the error says it.
-    modules: imported, whose versions are reported.
-    jobs: by name.
+    command: the worker's module.
+    doc: the module's docstring.
+    missing: the package that could not be imported; None if all could.
+    needs: what to install, for the error.
+    modules: names of imported modules whose versions are reported.
+    jobs: the worker's functions by name.
 
   Raises:
     UserError: a package is missing.
@@ -183,7 +182,7 @@ def run_reference(
 
 
 def worker_parser(command: str, doc: str) -> argparse.ArgumentParser:
-  """The options of a worker, which `benchmarks.compare` starts."""
+  """Makes the parser of a worker's options; `benchmarks.compare` starts workers."""
   parser = cli.Parser(command, doc)
   parser.add_argument("job", help="what to measure")
   parser.add_argument("--model", choices=MODELS, default="full")
@@ -201,7 +200,7 @@ def worker_parser(command: str, doc: str) -> argparse.ArgumentParser:
 
 
 def run_job(args: argparse.Namespace, jobs: Mapping[str, Any], versions: Mapping[str, str]) -> None:
-  """Does a worker's job and hands its result over as JSON."""
+  """Runs a worker's job and writes its result as JSON to --result, or prints it."""
   result = functools.partial(jobs[args.job], args)()
   text = json.dumps({"versions": dict(versions), **result})
   if args.result:

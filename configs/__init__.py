@@ -1,1 +1,1 @@
-"""The values of every named run: data only, and nothing of ours is imported."""
+"""The values of every named run or variant; no other package of ours is imported."""

@@ -1,14 +1,14 @@
-"""Files of records: written whole, and read in parts, without the rest of a record.
+"""Writes files of records, and reads parts of a record without the rest of it.
 
-A clip's record has a hundred megabytes, of which a training window needs a few; the library reads
-it whole, at about 200 MB/s. This module finds a clip's frames by hopping over their lengths and
-reads only those asked for. It knows three formats, each documented by its project:
+A clip's record has about a hundred megabytes, of which a training window needs a few; the library
+reads it whole, at about 200 MB/s. This module finds a clip's frames by the lengths stored before
+them and reads only those asked for. It reads three nested formats, documented by their projects:
 
-Riegeli's records file, on which array_record builds: blocks of 64 KiB begin with a header of 24
-bytes that interrupts whatever is written; a chunk is a header of 40 bytes and data; the data of a
-simple chunk are, uncompressed, a byte 0, the size of the sizes, the sizes, then the records.
-array_record with `group_size:1`: a chunk holds one record; its own chunks come after all of them.
-tf.train.Example in protocol buffers' wire format: Features of lists of bytes, floats or integers.
+Riegeli's records file, on which array_record builds: each block of 64 KiB begins with a header of
+24 bytes, which may lie in the middle of other data; a chunk is a header of 40 bytes and data; the
+data of a simple chunk are, uncompressed, a byte 0, the size of the sizes, the sizes, the records.
+array_record with `group_size:1`: a chunk holds one record; array_record's own chunks come last.
+tf.train.Example in protocol buffers' wire format: named lists of byte strings, floats or integers.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ _PAYLOAD = _BLOCK - _BLOCK_HEADER
 _CHUNK_HEADER = struct.Struct("<8xQ8xBxxxxxxx8x")  # size of the data, type of the chunk
 _SIGNATURE, _SIMPLE, _UNCOMPRESSED = ord("s"), ord("r"), 0
 _AGAIN = "make it again"
-_VARINT_BYTES = 10  # at most
+_VARINT_BYTES = 10  # of a varint of 64 bits, at most
 _BYTES_LIST, _FLOAT_LIST, _INT64_LIST = 1, 2, 3  # fields of a Feature
 _LENGTH_DELIMITED = 2  # wire type
-_FEATURES, _NAME = 64, 256  # of an Example, and bytes of a feature's name, at most
+_FEATURES, _NAME = 64, 256  # features of an Example, and bytes of a feature's name, at most
 
 
 @contextlib.contextmanager
 def writing(path: str) -> Iterator[Callable[[bytes], None]]:
-  """Writes a file of records beside `path`, which gets its place when it is whole.
+  """A context that writes a file of records beside `path` and moves it there when it is complete.
 
   Yields:
     A function that adds a record.
 
   Raises:
-    OSError: it cannot be written.
+    OSError: the file cannot be written.
   """
   part = files.part_name(path)
   try:
@@ -65,7 +65,7 @@ def writing(path: str) -> Iterator[Callable[[bytes], None]]:
 
 
 def _close(writer: array_record_module.ArrayRecordWriter, path: str) -> None:
-  """Closes the writer; its errors, which are texts only, become OSError."""
+  """Closes the writer; its errors, which have a text but no error number, become OSError."""
   try:
     writer.close()
   except Exception as e:
@@ -74,31 +74,31 @@ def _close(writer: array_record_module.ArrayRecordWriter, path: str) -> None:
 
 
 class Span(NamedTuple):
-  """Some bytes of a record: `start` counts the file's bytes, `size` leaves out block headers."""
+  """A range of a record: `start` is its offset in the file, `size` its bytes but block headers."""
 
   path: str
   start: int
   size: int
 
   def read(self) -> bytes:
-    """The bytes.
+    """Reads the bytes of the range, without block headers.
 
     Raises:
-      UserError: the file is shorter.
+      UserError: the file ends before the range does.
     """
     return _read(self.path, self.start, self.size)
 
 
 def read_verified(path: str, index: int, size: int) -> bytes:
-  """A record read whole by the library, which verifies the checksum that the format has of it.
+  """Reads a whole record with the library, which verifies the checksum that the format stores.
 
   Args:
     path: a file written with `WRITER_OPTIONS`.
-    index: the record's, from 0.
-    size: its bytes.
+    index: the record's number, from 0.
+    size: the record's size in bytes.
 
   Raises:
-    UserError: it is damaged, or of another size.
+    UserError: the record is damaged, or of another size.
   """
   if (found := record(path, index).size) != size:
     raise UserError(f"{path}: record {index} has {found} bytes instead of {size}; {_AGAIN}")
@@ -108,7 +108,7 @@ def read_verified(path: str, index: int, size: int) -> bytes:
       (data,) = reader.read([index])
     finally:
       reader.close()
-  except Exception as e:  # its errors are texts only
+  except Exception as e:  # the library's errors have no type of their own
     raise UserError(f"{path}: record {index} is damaged, its checksum is wrong; {_AGAIN}") from e
   if len(data) != size:
     raise UserError(f"{path}: record {index} is damaged; {_AGAIN}")
@@ -116,7 +116,7 @@ def read_verified(path: str, index: int, size: int) -> bytes:
 
 
 def record(path: str, index: int) -> Span:
-  """The record of an index in a file written with `WRITER_OPTIONS`.
+  """Finds the record with a number, from 0, in a file written with `WRITER_OPTIONS`.
 
   Raises:
     UserError: the file is damaged or written otherwise, or has fewer records.
@@ -126,7 +126,7 @@ def record(path: str, index: int) -> Span:
 
 @functools.lru_cache(maxsize=4096)
 def _records(path: str, count: int) -> tuple[Span, ...]:
-  """The first records of a file."""
+  """Finds the first `count` records of a file."""
   found, position = [], 0
   while len(found) < count:
     size, kind = _CHUNK_HEADER.unpack(_read(path, position, _CHUNK_HEADER.size))
@@ -146,17 +146,17 @@ def _records(path: str, count: int) -> tuple[Span, ...]:
 
 
 def parse_example(example: Span, most: int = 10**5) -> dict[str, np.ndarray | list[Span]]:
-  """Takes a record apart: numbers by feature, and where its byte strings lie.
+  """Parses a record: reads its numbers, and finds where its byte strings are.
 
   Args:
     example: a serialized tf.train.Example.
-    most: values that a feature may have.
+    most: values that a feature may have, at most.
 
   Returns:
-    By feature a list of spans, or a flat float32 or int64 array.
+    By feature a list of the byte strings' spans, or a flat float32 or int64 array.
 
   Raises:
-    UserError: it is damaged.
+    UserError: the record is damaged.
   """
   features = {}
   for _, outer in _fields(example, 1):  # Features
@@ -188,7 +188,7 @@ def _values(kind: int, values: Span, most: int) -> np.ndarray | list[Span]:
 
 
 def _fields(message: Span, most: int) -> Iterator[tuple[int, Span]]:
-  """Field numbers and contents of a message of so many fields, all of which have a length."""
+  """Yields number and content of each field of a message: at most `most`, all with a length."""
   path, position, left = message
   while left:
     head = _read(path, position, min(left, 1 + _VARINT_BYTES))
@@ -208,7 +208,7 @@ def _damaged(path: str) -> UserError:
 
 
 def _varint(path: str, data: bytes, position: int) -> tuple[int, int]:
-  """A number of seven bits a byte, of 64 bits at most, and the position after it."""
+  """Decodes a varint (7 bits per byte, 64 bits at most); returns it and the position after it."""
   value = shift = 0
   for byte in data[position : position + _VARINT_BYTES]:
     value |= (byte & 127) << shift
@@ -219,18 +219,18 @@ def _varint(path: str, data: bytes, position: int) -> tuple[int, int]:
 
 
 def _advance(position: int, size: int) -> int:
-  """Where `size` bytes from a position end: never within or before a block's header."""
+  """The position `size` bytes of payload after another; behind a block's header if it is at one."""
   block, inside = divmod(position, _BLOCK)
   blocks, inside = divmod(max(0, inside - _BLOCK_HEADER) + size, _PAYLOAD)
   return (block + blocks) * _BLOCK + _BLOCK_HEADER + inside
 
 
 def _read(path: str, position: int, size: int) -> bytes:
-  """Bytes from a position on, without the headers of blocks in between."""
+  """Reads `size` bytes of payload from a position on, without the block headers between them."""
   start, end = _advance(position, 0), _advance(position, size)
   file = _open(path).fileno()
-  # The end may lie behind the header of a block that the file no longer has. Nothing is read, and
-  # no memory taken, for a size that a damaged file only tells.
+  # The end may lie behind the header of a next block, which the file need not have. The check keeps
+  # a damaged file, which may state any size, from having memory allocated for it.
   if os.fstat(file).st_size < end - _BLOCK_HEADER:
     raise UserError(f"{path}: cut short; {_AGAIN}")
   raw = os.pread(file, end - start, start)

@@ -1,11 +1,11 @@
-"""What all pipelines share: windows, hosts' shares, batches, and their reading ahead of time.
+"""What all pipelines share: windows, hosts' shares of samples, batches, and reading them ahead.
 
   source of windows -> seed -> shuffle -> repeat -> decode and augment -> [mix] -> host's share
   -> batch -> worker processes -> iterator
 
-Grain pipelines, deterministic and checkpointable for any number of hosts. A host's share is taken
-from the finished stream of samples, lazily: the global batch of a step does not depend on how many
-hosts or workers make it. FMA-Net's samples are made in `blur_pipeline.py`, KEEP's in
+The pipelines are Grain's, deterministic and checkpointable for any number of hosts. A host's share
+is taken from the finished stream of samples, lazily: the global batch of a step does not depend on
+how many hosts or workers make it. FMA-Net's samples are made in `blur_pipeline.py`, KEEP's in
 `face_pipeline.py`.
 """
 
@@ -30,7 +30,8 @@ from vsr_jax.processes import start_worker
 class Windows:
   """All windows of T consecutive frames as a random-access source: (clip's index, first frame).
 
-  A clip of n frames has n - T + 1 windows, one shorter than T none.
+  A clip of n frames has n - T + 1 windows, or none if n < T; T is `num_frames`, `lengths` has n by
+  clip. `UserError` if there is no window at all.
   """
 
   def __init__(self, lengths: Sequence[int], num_frames: int):
@@ -47,7 +48,7 @@ class Windows:
 
 
 class Padded:
-  """A source made longer, to a multiple: its items with True, then its last one with False."""
+  """A source padded to a multiple: (item, True) for its items, then (last item, False)."""
 
   def __init__(self, source: grain.RandomAccessDataSource, multiple: int):
     self._source = source
@@ -62,20 +63,20 @@ class Padded:
 
 
 def fingerprint(*told: Any) -> int:
-  """A number that tells streams of batches apart, from anything that JSON can hold."""
+  """A checksum of JSON values that describe a stream of batches, to tell streams apart."""
   return zlib.crc32(json.dumps(told).encode())
 
 
 def mix(samples: Sequence[grain.MapDataset], weights: Sequence[float]) -> grain.MapDataset:
-  """Samples of several sources, in proportion to their weights, each source in its own order.
+  """Mixes samples of several sources in proportion to weights, each source in its own order.
 
   Args:
-    samples: endless ones, each with a seed of its own: one and the same would draw alike in all.
-    weights: positive; their sum does not matter.
+    samples: endless data sets, each with another seed: with the same one all would draw alike.
+    weights: one positive number per data set; their sum does not matter.
 
   Raises:
-    UserError: there is not one positive weight a source.
-    ValueError: a source ends, which would end them all.
+    UserError: there is not one positive weight per source.
+    ValueError: a source is not endless, so that the mixture would end with it.
   """
   if len(weights) != len(samples) or not samples or min(weights) <= 0:
     raise UserError(
@@ -89,16 +90,16 @@ def mix(samples: Sequence[grain.MapDataset], weights: Sequence[float]) -> grain.
 def batch(
   samples: grain.MapDataset, batch_size: int, *, host: int = 0, hosts: int = 1
 ) -> grain.MapDataset:
-  """A host's batches: every `hosts`-th sample, `batch_size` at a time, no incomplete batch."""
+  """Makes a host's batches: `batch_size` of every `hosts`-th sample each; no incomplete batch."""
   if hosts > 1:
     samples = samples.slice(slice(host, None, hosts))
   return samples.batch(batch_size, drop_remainder=True)
 
 
 class BatchReader(Iterator[dict[str, np.ndarray]]):
-  """Iterates over batches, made ahead of time; a context manager that ends the workers.
+  """Iterates over batches, which are made ahead; a context manager that ends the workers.
 
-  Its state is the number of the next batch: it can be taken up with any number of workers.
+  Its state is the number of the next batch, and can be restored with any number of workers.
   """
 
   def __init__(self, dataset: grain.MapDataset, workers: int = 0, fingerprint: int = 0):
@@ -106,9 +107,9 @@ class BatchReader(Iterator[dict[str, np.ndarray]]):
 
     Args:
       dataset: from `batch`.
-      workers: processes that decode; 0 decodes in a thread of this process. The
+      workers: number of processes that decode; 0 decodes in a thread of this process. The
         batches are the same for any number.
-      fingerprint: tells this stream of batches from others, whose positions are refused.
+      fingerprint: identifies this stream of batches; positions in another one are refused.
     """
     self._fingerprint = fingerprint
     self._dataset = dataset
@@ -121,18 +122,19 @@ class BatchReader(Iterator[dict[str, np.ndarray]]):
       self._batches = _start(self._dataset.slice(slice(self._next, None)), self._workers)
     batch = next(self._batches)
     self._next += 1
-    # Workers hand over shared memory, which is scarce and noisy when it outlives the iterator.
+    # Copied, as workers hand over shared memory: it is scarce, and leads to warnings if it outlives
+    # the iterator.
     return {name: np.array(x) for name, x in batch.items()}
 
   def get_state(self) -> dict[str, int]:
-    """JSON position after the last batch given out."""
-    return {"next_batch": self._next, "identity": self._fingerprint}  # the key of all checkpoints
+    """The position after the last batch that was returned, as JSON."""
+    return {"next_batch": self._next, "identity": self._fingerprint}  # as in all checkpoints
 
   def set_state(self, state: dict[str, int]) -> None:
     """Continues at a position from `get_state`.
 
     Raises:
-      ValueError: the position is in another stream of batches.
+      ValueError: the position belongs to another stream of batches.
     """
     if state["identity"] != self._fingerprint:
       raise ValueError("the clips, the batch or the seed changed")
@@ -156,7 +158,7 @@ class BatchReader(Iterator[dict[str, np.ndarray]]):
 def _start(dataset: grain.MapDataset, workers: int) -> grain.DatasetIterator:
   batches = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
   if workers:
-    if not flags.FLAGS.is_parsed():  # Grain reads its own; only absl's apps have them parsed
+    if not flags.FLAGS.is_parsed():  # Grain reads absl flags, which only absl's apps parse
       flags.FLAGS.mark_as_parsed()
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
     batches = batches.mp_prefetch(options, worker_init_fn=_start_worker)

@@ -1,4 +1,4 @@
-"""FMA-Net's samples: windows of blurry and sharp frames, cropped and flipped alike, with flow."""
+"""FMA-Net's samples: windows of blurry and sharp frames with flow, cropped and flipped alike."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vsr_jax.errors import UserError
 
 
 def fingerprint(clips: Sequence[Clip], *, batch_size: int, seed: int) -> int:
-  """Tells streams of batches of `make_dataset` apart by their clips, batch and seed."""
+  """The fingerprint of a `make_dataset` stream (see `batching`): by its clips, batch and seed."""
   return batching.fingerprint(*([clip.name, clip.length] for clip in clips), batch_size, seed)
 
 
@@ -30,25 +30,27 @@ def make_dataset(
   hosts: int = 1,
   epochs: int | None = None,
 ) -> grain.MapDataset:
-  """Random access to this host's training batches.
+  """Makes this host's training batches, a random-access data set.
 
   Args:
-    clips: from `open_clips`, all of one scale s, with the three streams.
+    clips: from `open_clips`, all of one scale s, with the streams blur_bicubic, sharp and
+      sharp_bicubic.
     num_frames: T, odd.
-    crop: side of the low-resolution crop.
-    batch_size: the host's samples b a batch; an incomplete last one is left out.
-    seed: gives the order, crops and flips.
+    crop: side of the low-resolution crop, in pixels.
+    batch_size: this host's samples b per batch; an incomplete last batch is left out.
+    seed: determines the order, crops and flips.
     flow: whether flow labels are read.
-    host: this host's index.
-    hosts: their number; together they make batches of hosts * b samples.
-    epochs: passes over the windows, each in another order; None for no end.
+    host: this host's index, from 0.
+    hosts: number of hosts, whose batches together are one of hosts * b samples.
+    epochs: passes over the windows, each in another order; None for an endless data set.
 
   Returns:
     Batches, dicts of NumPy arrays:
       blurry: uint8 [b t h w 3], RGB; h = w = crop.
       sharp: uint8 [b t s*h s*w 3].
       sharp_lr: uint8 [b t h w 3].
-      flow: float32 [b t h w 2], from the centre frame to each; absent without `flow`.
+      flow: float32 [b t h w 2], (dx, dy) in low-resolution pixels, from the centre frame to each
+        frame; absent without `flow`.
 
   Raises:
     UserError: no clip is long enough, or a clip's frames are smaller than the crop.
@@ -69,14 +71,16 @@ def make_dataset(
 def make_evaluation_set(
   clips: Sequence[Clip], *, num_frames: int, batch_size: int, host: int = 0, hosts: int = 1
 ) -> grain.MapDataset:
-  """Every window of every clip once, in order, as whole frames; the last batches are filled up.
+  """Makes evaluation batches: every window of every clip once, in order, as whole frames.
+
+  The last batches are filled up with the last window.
 
   Args:
     clips: from `open_clips`, all of one size.
-    num_frames: T.
-    batch_size: the host's samples b a batch.
-    host: this host's index.
-    hosts: their number; all have equally many batches.
+    num_frames: T, odd.
+    batch_size: this host's samples b per batch.
+    host: this host's index, from 0.
+    hosts: number of hosts; all have equally many batches.
 
   Returns:
     Batches, dicts of NumPy arrays:
@@ -87,7 +91,7 @@ def make_evaluation_set(
       frame: int32 [b], index of the centre frame.
 
   Raises:
-    UserError: no clip is long enough, or clips of several sizes.
+    UserError: no clip is long enough, or clips differ in size.
   """
   sizes = {clip.sizes[BLUR_BICUBIC] for clip in clips}
   if len(sizes) > 1:
@@ -153,14 +157,14 @@ class _LoadWindow:
     return flip(sample, bool(mirror), bool(upend))
 
   def _read_flow(self, clip: Clip, first: int) -> np.ndarray:
-    if self._num_frames == 1:  # the frame itself
+    if self._num_frames == 1:  # the flow from the frame to itself
       return np.zeros((1, *clip.sizes[BLUR_BICUBIC], 2), np.float32)
-    assert clip.flow is not None  # who wants flow opens clips that have it
+    assert clip.flow is not None  # `open_clips` with need_flow
     return clip.flow.read(first + self._num_frames // 2, self._num_frames)
 
 
 def flip(sample: dict[str, np.ndarray], mirror: bool, upend: bool) -> dict[str, np.ndarray]:
-  """Mirrors arrays [... h w c] left-right and upends them; flow's signs go along."""
+  """Flips arrays [... h w c] left-right (`mirror`), upside down (`upend`), with flow's signs."""
   rows, columns = (slice(None, None, -1 if turn else 1) for turn in (upend, mirror))
   sample = {name: x[..., rows, columns, :] for name, x in sample.items()}
   if "flow" in sample:

@@ -3,12 +3,12 @@
   python -m vsr_jax.data_prep.build {reds,vfhq,gopro} --manual-dir DIR --data-dir DIR
     [--config NAME]
 
-DIR of --manual-dir holds the downloads, zips or what was extracted from them; --instructions tells
-which. The result is a TFDS data set of array_record files, one clip a record, its frames as they
-were found. A run that was interrupted goes on with the next shard; clips that cannot be used are
-left out and named. --beam makes shards in parallel, on all cores of this machine or, with
---beam-options "--runner=FlinkRunner ...", by any Beam runner whose workers see the same folders.
-Needs TensorFlow and Beam: pip install -e ".[build]".
+The folder of --manual-dir holds the downloads, zips or what was extracted from them; --instructions
+lists them. The result is a TFDS data set of array_record files, one clip per record, with the
+encoded frames unchanged. A run that was interrupted goes on with the next shard; clips that cannot
+be used are left out and named. --beam makes shards in parallel, on all cores of this machine or,
+with --beam-options "--runner=FlinkRunner ...", by any Beam runner whose workers see the same
+folders. Needs TensorFlow and Beam: pip install -e ".[build]".
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from vsr_jax.data_prep import built
 from vsr_jax.data_prep.opening import open_clips
 from vsr_jax.errors import UserError
 
-if TYPE_CHECKING:  # at run time only once the arguments are found good
+if TYPE_CHECKING:  # at run time it is imported once the arguments are checked
   from vsr_jax.data_prep.builders.clip_builder import ClipBuilder
 
 DATASETS = ("reds", "vfhq", "gopro")
@@ -54,7 +54,7 @@ def main() -> None:
       importlib.import_module(f"vsr_jax.data_prep.builders.{args.dataset}").INSTRUCTIONS, end=""
     )
     return
-  _check_folders(args)  # before what takes a minute to import
+  _check_folders(args)  # before imports that take a minute
   builder_class = _import_builder(args.dataset)
   names = list(builder_class.builder_configs)
   if args.config is not None and args.config not in names:
@@ -66,7 +66,7 @@ def main() -> None:
   else:
     builder = builder_class(config=config, data_dir=args.data_dir)
     builder.partial = args.partial
-    with contextlib.redirect_stdout(io.StringIO()):  # where TFDS talks of downloads
+    with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints lines about downloads
       builder.download_and_prepare(download_config=_configure(args))
   summarize(folder)
   if args.dataset == "reds":
@@ -119,7 +119,7 @@ def _import_builder(name: str) -> type[ClipBuilder]:
   try:
     with _quiet():
       module = importlib.import_module(f"vsr_jax.data_prep.builders.{name}.{name}_dataset_builder")
-      importlib.import_module("tensorflow")  # which TFDS imports when it needs it
+      importlib.import_module("tensorflow")  # TFDS imports it only later
   except ModuleNotFoundError as e:
     raise UserError(f'{e.name} is not installed; pip install -e ".[build]"') from e
   return module.Builder
@@ -127,7 +127,7 @@ def _import_builder(name: str) -> type[ClipBuilder]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """Hides what TensorFlow's libraries say of this machine while they load; no setting does."""
+  """A context that hides what TensorFlow's libraries print while they load; no setting does."""
   sys.stderr.flush()
   kept = os.dup(2)
   try:
@@ -142,7 +142,8 @@ def _quiet() -> Iterator[None]:
 def _configure(args: argparse.Namespace) -> Any:
   import tensorflow_datasets as tfds
 
-  # Resolved: a shard is known by its files' paths, however a rerun spells them.
+  # Resolved, because a shard is identified by the paths of its files, and a rerun may spell them
+  # in another way.
   config = {"manual_dir": args.manual_dir.resolve(), "try_download_gcs": False}
   if args.beam:
     try:
@@ -156,7 +157,7 @@ def _configure(args: argparse.Namespace) -> Any:
     if args.beam_options is not None:
       words = shlex.split(args.beam_options)
     config["beam_options"] = options = PipelineOptions(words)
-    try:  # now, not in the middle of a long traceback of Beam's
+    try:  # checked now, since later the error comes with Beam's long traceback
       create_runner(options.view_as(StandardOptions).runner or "DirectRunner")
     except (ValueError, ImportError) as e:
       raise UserError(f"--beam-options: {str(e).partition('. ')[0]}; name another --runner") from e

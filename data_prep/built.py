@@ -28,14 +28,14 @@ from vsr_jax.guards import is_name
 from vsr_jax.json_files import BadJson, array, fields, integer, mapping, number, plain_name, text
 
 FORMAT = "array_record"
-INFO = "dataset_info.json"  # TFDS's, which tells a built data set's folder
-_POINTS = 10  # numbers that landmarks have a frame, more than any other feature
-_FARTHEST = 1e6  # pixels
+INFO = "dataset_info.json"  # TFDS's file, by which the folder of a built data set is recognised
+_POINTS = 10  # numbers per frame that landmarks have, more than any other feature
+_FARTHEST = 1e6  # pixels: the largest coordinate of a landmark
 INDEX = "clips.json"  # beside the shards, by split: `clips` in the records' order, `skipped`
 
 
-def _count(value: Any, where: str) -> None:
-  """A number as protocol buffers write 64 bits: a text."""
+def _check_count_text(value: Any, where: str) -> None:
+  """Schema: a count as text, of at most 6 digits: protocol buffers' JSON writes int64 so."""
   text(value, where, longest=6)
   if not (value.isascii() and value.isdecimal()):
     raise BadJson(f"{where} is no number")
@@ -60,12 +60,12 @@ _BUILT_SPLIT = fields(
     "streams": array(plain_name, 1, 100),
   }
 )
-_BUILT_SET = mapping(plain_name, _BUILT_SPLIT)  # not the index of a clip set
+_BUILT_SET = mapping(plain_name, _BUILT_SPLIT)  # which the index of a clip set does not match
 _INFO = fields(
   {
     "name": plain_name,
     "splits": array(
-      fields({"name": plain_name, "shardLengths": array(_count, 1)}, more=True), 1, 100
+      fields({"name": plain_name, "shardLengths": array(_check_count_text, 1)}, more=True), 1, 100
     ),
   },
   more=True,
@@ -73,7 +73,7 @@ _INFO = fields(
 
 
 class Record(NamedTuple):
-  """Where a clip's frames lie in its record, by stream, and its landmarks: float32 [n or 0 5 2]."""
+  """The spans of a clip's frames by stream, and its landmarks, float32 [n 5 2] or [0 5 2]."""
 
   streams: Mapping[str, list[Span]]
   landmarks: np.ndarray
@@ -83,12 +83,12 @@ class Records:
   """The clips of one split: a random-access source in Grain's sense.
 
   Attributes:
-    clips: by clip, in order, what its index says: name, frames (their number), fps, sizes
-      ((height, width) by stream), bytes. No record is read for it.
+    clips: the index's entry of each clip, in order: name, frames (their number), fps, sizes
+      ((height, width) by stream), bytes (of the record). No record is read for it.
     skipped: name and reason of each clip that was left out when the set was built.
     streams: the names of the streams.
-    folder: the data set's.
-    flow_folder: where its flow labels are kept.
+    folder: the data set's folder.
+    flow_folder: the folder of the split's flow labels.
   """
 
   def __init__(self, folder: pathlib.Path, split: str):
@@ -114,7 +114,7 @@ class Records:
     return len(self._places)
 
   def __getitem__(self, index: SupportsIndex) -> Clip:
-    """A clip; its record is read when a frame or its landmarks are asked for."""
+    """Returns a clip; its record is read when a frame or its landmarks are asked for."""
     i = range(len(self))[index]
     entry = self.clips[i]
     sizes = {s: tuple(entry["sizes"][s]) for s in self.streams if s in entry["sizes"]}
@@ -130,10 +130,10 @@ class Records:
     )
 
   def read(self, index: int) -> Record:
-    """Reads a clip's record but for its frames.
+    """Reads a clip's record except its frames.
 
     Raises:
-      UserError: it is damaged, or not what the index says of it.
+      UserError: the record is damaged, or does not match the index.
     """
     path, position = self._places[index]
     entry = self.clips[index]
@@ -152,14 +152,14 @@ class Records:
     return flow_store.open_labels(self.flow_folder)
 
   def __repr__(self) -> str:
-    # Grain compares it when it restores an iterator.
+    # Grain compares this text when it restores an iterator.
     first = pathlib.Path(self._places[0][0])
     return f"Records({first.parent.as_posix()!r}, {first.name.partition('.')[0]!r})"
 
 
 @functools.lru_cache(maxsize=4)
 def _read(records: Records, clip: int) -> Record:
-  """Finding the frames of a record takes milliseconds: once for all frames of a window."""
+  """`Records.read`, cached: it takes milliseconds, and a window asks for several frames."""
   return records.read(clip)
 
 
@@ -214,7 +214,7 @@ class RecordLandmarks:
 def _checked(
   features: Mapping[str, Any], entry: Mapping[str, Any], streams: Sequence[str]
 ) -> Record:
-  """What a record holds; one of several errors unless it is what the index says of it."""
+  """Makes a `Record` of an example; raises one of several errors if the index does not match it."""
   if not all(isinstance(features[stream], list) for stream in streams):
     raise TypeError
   name, points = features["name"][0].read().decode(), features["landmarks"].reshape(-1, 5, 2)
@@ -238,18 +238,18 @@ def open_records(name: str, data_dir: str | pathlib.Path, split: str) -> Records
   """Opens a split of a built data set.
 
   Args:
-    name: data set and variant, such as "reds/x4"; the variant may be left out if one is there.
-    data_dir: the folder it was built in.
-    split: such as "train".
+    name: data set and variant, such as "reds/x4"; the variant may be left out if there is only one.
+    data_dir: the folder in which it was built.
+    split: its name, such as "train".
 
   Raises:
-    UserError: there is no such set or split, or it is not whole.
+    UserError: there is no such set or split, or it is incomplete.
   """
   return Records(find_folder(name, data_dir), split)
 
 
 def find_folder(name: str, data_dir: str | pathlib.Path) -> pathlib.Path:
-  """The folder of the newest version of a built data set; see `open_records`."""
+  """Finds the folder of the newest version of a built data set; arguments as `open_records`."""
   root = pathlib.Path(data_dir)
   if not all(map(is_name, name.split("/"))) or name.count("/") > 1:
     raise UserError(f"{name!r}: not the name of a data set; give one such as reds/x4")
@@ -269,12 +269,12 @@ def find_folder(name: str, data_dir: str | pathlib.Path) -> pathlib.Path:
 
 
 def splits(folder: pathlib.Path) -> list[str]:
-  """The names of a built data set's splits, from `find_folder`."""
+  """The names of the splits of a built data set whose folder is from `find_folder`."""
   return [entry["name"] for entry in _read_json(folder / INFO, _INFO)["splits"]]
 
 
 def shard_name(dataset: str, split: str, shard: int, shards: int) -> str:
-  """The name of a split's file, as TFDS has it."""
+  """The file name of one shard of a split, as TFDS has it."""
   return f"{dataset}-{split}.{FORMAT}-{shard:05d}-of-{shards:05d}"
 
 

@@ -1,6 +1,6 @@
-"""A clip, wherever it is stored: what training, evaluation and the preparing commands work on.
+"""A clip, independent of how it is stored, for training, evaluation and the preparing commands.
 
-Streams have these names in every data set; frame i of all of them belongs together:
+Streams have these names in every data set; the frames i of all streams belong together:
 
   sharp           the truth, [s*h s*w]; in sets of faces the good frames
   sharp_bicubic   its bicubic reduction, [h w]
@@ -43,7 +43,7 @@ class Clip:
     name: unique within the set it comes from.
     length: number of frames; each stream has so many, or none, such as the truth of a test set.
     streams: encoded frames, PNG or JPEG, in display order, by stream.
-    rate: frames a second; 0 if unknown.
+    rate: frames per second; 0 if unknown.
     sizes: (height, width) of a stream's frames, where it is known without decoding them.
     landmarks: by frame float32 [5 2]: eyes, nose and mouth's corners, (x, y) in pixels of the
       sharp frames; empty if there are none.
@@ -76,7 +76,7 @@ class Clip:
     return frames
 
   def label(self, stream: str, index: int) -> str:
-    """What errors call a frame: its file, or its number and stream."""
+    """The name of a frame for errors: its file, or its number and stream."""
     frames = self.streams[stream]
     if isinstance(frames, FileStream):
       return str(frames.path(index))

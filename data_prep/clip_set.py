@@ -1,6 +1,6 @@
 """Clip sets: folders of frames with an index, as `data_prep.prepare` writes them.
 
-  DIR/clips.json                    index: name, frames, size, rate and origin of each clip
+  DIR/clips.json                    index: name, frames, size, rate and origin per clip
   DIR/sharp/CLIP/%08d.png           the truth, [s*h s*w]
   DIR/sharp_bicubic/CLIP/%08d.png   its bicubic reduction, [h w]
   DIR/blur_bicubic/CLIP/%08d.png    the input: the reduction of the blurry frame, [h w]
@@ -35,11 +35,11 @@ _PREPARED_CLIP = fields(
     "warning": text,
   },
 )
-_CLIP_SET = fields({"clips": array(_PREPARED_CLIP)})  # not the index of a built set
+_CLIP_SET = fields({"clips": array(_PREPARED_CLIP)})  # a built set's index differs
 
 
 def read_index(root: pathlib.Path) -> list[dict[str, Any]]:
-  """Entries of a clip set's index, sorted by name.
+  """Reads the entries of a clip set's index, sorted by name.
 
   Raises:
     UserError: the file cannot be read or is not an index.
@@ -61,7 +61,7 @@ def write_index(root: pathlib.Path, entries: list[dict[str, Any]]) -> None:
 
 
 def find_streams(root: pathlib.Path, name: str, streams: Sequence[str]) -> dict[str, FileStream]:
-  """The frames of a clip by stream; no file is read.
+  """Finds the frames of a clip by stream; no file is read.
 
   Raises:
     UserError: the folder of a stream is missing.

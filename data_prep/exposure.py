@@ -1,6 +1,6 @@
 """How blurry low-resolution frames are made from sharp video: the exposure model.
 
-Ordinary footage of 24-30 frames a second is too coarse in time for plain
+Ordinary footage of 24-30 frames per second is too coarse in time for plain
 averaging, which leaves ghosts; sub-frames are interpolated by optical flow
 first. High-frame-rate footage is averaged as it is. Pure functions of the frames.
 """
@@ -19,9 +19,9 @@ import numpy as np
 
 from vsr_jax.ops.resize import resize_bicubic
 
-# Mean absolute grey-level differences above which two neighbouring frames count as a cut.
+# Mean absolute grey-level differences, of 255, above which two neighbouring frames count as a cut.
 # Measured: neighbours of hand-held and fast sports clips reach 5 after motion
-# compensation (25 before, at 30 frames a second); frames of different scenes start at 32.
+# compensation (25 before, at 30 frames per second); frames of different scenes start at 32.
 CUT_RESIDUAL = 12.0
 CUT_DIFFERENCE = 30.0
 # Sub-frames are at most this many pixels apart where motion is fast: half a pixel after x4.
@@ -30,7 +30,7 @@ MAX_SUBFRAMES = 32
 
 
 class ExposedFrame(NamedTuple):
-  """A sharp frame and its exposure: uint8 [h w 3] each; `scene` counts cuts from 0."""
+  """A sharp frame and its blurry exposure, uint8 [h w 3] each; `scene` counts cuts from 0."""
 
   scene: int
   sharp: np.ndarray
@@ -46,7 +46,8 @@ class _Frame(NamedTuple):
 class _Motion(NamedTuple):
   forward: np.ndarray  # float32 [h w 2], pixels, from the earlier frame to the later
   backward: np.ndarray  # the reverse
-  splats: tuple[np.ndarray, np.ndarray, np.ndarray]  # start, displacement, time of start
+  # Samples of the motion: start [n 2], displacement [n 2], and time of the start, 0 or 1, [n 1].
+  splats: tuple[np.ndarray, np.ndarray, np.ndarray]
   speed: float  # 99th percentile of the forward flow's length
 
 
@@ -80,15 +81,15 @@ def expose(
   whose exposure would cross a cut or an end of the clip are left out.
 
   Args:
-    frames: uint8 [h w 3] RGB each, one size, in display order.
+    frames: uint8 RGB [h w 3] each, all of one size, in display order.
     stride: source frames between outputs.
     shutter: fraction of the output frame interval that is exposed, in (0, 1].
-    subframes: the fewest sub-frames a source interval.
+    subframes: number of sub-frames per source interval, at least.
     gamma: exponent of the encoding; 1 averages the encoded values.
     interpolate: whether to interpolate sub-frames by flow.
 
   Yields:
-    Frames in order. Memory is constant in the clip's length.
+    Frames in order. Memory does not grow with the clip's length.
 
   Raises:
     ValueError: a parameter is out of range.
@@ -108,7 +109,7 @@ def expose(
       continue
     for t in _overlapping(index, start, stride, half):
       shot = shots.setdefault(t, _Shot(np.zeros_like(later.light)))
-      low, high = (float(_clipped(x - index)) for x in (t - half, t + half))
+      low, high = (float(_limit_to_unit(x - index)) for x in (t - half, t + half))
       shot.light += _light_between(earlier, later, motion, low, high, subframes)
       if t in (index, index + 1):
         shot.sharp = (earlier if t == index else later).rgb
@@ -121,7 +122,7 @@ def expose(
 def hand_held(
   frames: Iterable[np.ndarray], speed: float, rng: np.random.Generator, margin: float = 0.1
 ) -> Iterator[np.ndarray]:
-  """Adds the motion of an unsteady camera: a window wanders over the frames.
+  """Adds the motion of an unsteady camera: frames are cropped by a window that moves.
 
   Footage from a tripod holds little motion to learn from. The window's path is a
   sum of sinusoids of random phase along each axis, with periods that differ by up
@@ -129,12 +130,12 @@ def hand_held(
 
   Args:
     frames: uint8 [h w 3] each.
-    speed: root mean square speed of the window along either axis, pixels a frame.
-    rng: gives the path.
-    margin: part of either size that is left to move in; 1 - margin of the frame is shown.
+    speed: root mean square speed of the window along either axis, in pixels per frame.
+    rng: determines the path.
+    margin: fraction of height and width that the window can move in; it shows 1 - margin of each.
 
   Yields:
-    uint8, one size: 1 - margin of the input's.
+    uint8 [h' w' 3], all of one size: 1 - margin of the input's height and width.
   """
   phases = rng.uniform(0, 2 * np.pi, (3, 2))
   pace = 2.0 ** rng.uniform(-1, 1, (3, 2))  # relative angular speeds
@@ -150,7 +151,7 @@ def hand_held(
 
 
 def to_light(image: np.ndarray, gamma: float) -> np.ndarray:
-  """Light of encoded values: uint8 -> float32 in [0, 1], (value / 255) ** gamma."""
+  """Converts encoded values to light: uint8 -> float32 in [0, 1], (value / 255) ** gamma."""
   return ((np.arange(256) / 255) ** gamma).astype(np.float32)[image]
 
 
@@ -161,7 +162,7 @@ def from_light(light: np.ndarray, gamma: float) -> np.ndarray:
 
 
 def halve(frame: np.ndarray) -> np.ndarray:
-  """Means of 2x2 pixels: uint8 [h w 3] -> [h//2 w//2 3]; an odd last line is left out."""
+  """Averages 2x2 pixels: uint8 [h w 3] -> [h//2 w//2 3]; an odd last row or column is cut off."""
   h, w = frame.shape[0] // 2, frame.shape[1] // 2
   return cv2.resize(frame[: 2 * h, : 2 * w], (w, h), interpolation=cv2.INTER_AREA)
 
@@ -173,7 +174,7 @@ def crop_to_multiple(frame: np.ndarray, scale: int) -> np.ndarray:
 
 
 def downsample(frame: np.ndarray, scale: int) -> np.ndarray:
-  """MATLAB's bicubic reduction of the REDS protocol: uint8 [s*h s*w 3] -> [h w 3]."""
+  """Reduces uint8 [s*h s*w 3] to [h w 3] by MATLAB's bicubic filter, as REDS does; s is `scale`."""
   return resize_bicubic(frame, Fraction(1, scale))
 
 
@@ -185,13 +186,13 @@ def _check(stride: int, shutter: float, subframes: int, gamma: float) -> None:
     )
 
 
-def _clipped(x: Fraction) -> Fraction:
-  """To 0 to 1."""
+def _limit_to_unit(x: Fraction) -> Fraction:
+  """Limits a time to [0, 1]."""
   return min(max(x, Fraction(0)), Fraction(1))
 
 
 def _overlapping(index: int, start: int, stride: int, half: Fraction) -> Iterator[int]:
-  """Output times whose exposure overlaps the source interval [index, index + 1]."""
+  """Yields output times whose exposure overlaps the source interval [index, index + 1]."""
   k = max(0, math.floor((index - half - start) / stride) + 1)
   while (t := start + k * stride) - half < index + 1:
     yield t
@@ -201,7 +202,7 @@ def _overlapping(index: int, start: int, stride: int, half: Fraction) -> Iterato
 def _light_between(
   earlier: _Frame, later: _Frame, motion: _Motion | None, low: float, high: float, subframes: int
 ) -> np.ndarray:
-  """Integral of light over times [low, high] within one source interval [0, 1]."""
+  """Integrates light over times [low, high] within one source interval [0, 1]: float32 [h w 3]."""
   if motion is None:
     middle = (low + high) / 2
     return np.float32(high - low) * ((1 - middle) * earlier.light + middle * later.light)
@@ -217,9 +218,9 @@ def _motion(dis: cv2.DISOpticalFlow, earlier: np.ndarray, later: np.ndarray) -> 
   forward = dis.calc(earlier, later, None)
   backward = dis.calc(later, earlier, None)
   grid = _grid(*earlier.shape)
-  # Every second pixel of both frames is a witness of the motion (DIS itself works at half the
-  # resolution); the least consistent ones come first so that, splatted to a time between,
-  # the better ones overwrite them.
+  # Every second pixel of both frames gives a sample of the motion (DIS itself works at half the
+  # resolution). They are sorted, the least consistent ones first: `_motion_at` writes them in this
+  # order, so that better ones overwrite them.
   starts, ahead, back = (x[::2, ::2].reshape(-1, 2) for x in (grid, forward, backward))
   ahead_there = _sample(backward, grid + forward, cv2.INTER_LINEAR)[::2, ::2].reshape(-1, 2)
   back_there = _sample(forward, grid + backward, cv2.INTER_LINEAR)[::2, ::2].reshape(-1, 2)
@@ -234,12 +235,12 @@ def _motion(dis: cv2.DISOpticalFlow, earlier: np.ndarray, later: np.ndarray) -> 
 def _interpolate(
   earlier: np.ndarray, later: np.ndarray, motion: _Motion, time: float
 ) -> np.ndarray:
-  """Light at `time` in (0, 1) between two frames, [h w 3] float32."""
+  """Interpolates light at `time` in (0, 1) between two frames: float32 [h w 3]."""
   grid = _grid(*earlier.shape[:2])
   through = _motion_at(motion, grid, time)
   at_earlier = grid - np.float32(time) * through
   at_later = grid + np.float32(1 - time) * through
-  # A frame is believed where the content it shows moves as the motion here says.
+  # A frame has weight where the content that it shows moves with the motion found for this place.
   misfit_earlier = _length(_sample(motion.forward, at_earlier, cv2.INTER_LINEAR) - through)
   misfit_later = _length(_sample(motion.backward, at_later, cv2.INTER_LINEAR) + through)
   weight_earlier = np.float32(1 - time) * (np.exp(-misfit_earlier) + np.float32(1e-3))
@@ -250,7 +251,7 @@ def _interpolate(
 
 
 def _motion_at(motion: _Motion, grid: np.ndarray, time: float) -> np.ndarray:
-  """Displacement over the whole interval of what is seen at `time`: float32 [h w 2]."""
+  """Motion from frame to frame of the content at each place at `time`: float32 [h w 2], pixels."""
   through = np.float32(1 - time) * motion.forward - np.float32(time) * motion.backward
   through = through[::2, ::2].copy()
   h, w = through.shape[:2]
@@ -258,7 +259,7 @@ def _motion_at(motion: _Motion, grid: np.ndarray, time: float) -> np.ndarray:
   target = np.rint((starts + (np.float32(time) - times) * displacements) / 2).astype(np.int32)
   x, y = target[:, 0], target[:, 1]
   inside = np.flatnonzero((x >= 0) & (x < w) & (y >= 0) & (y < h))
-  # Of repeated indices the last assignment stays: the most consistent witness.
+  # Where indices repeat the last assignment stays: the most consistent sample.
   through.reshape(-1, 2)[y[inside] * w + x[inside]] = displacements[inside]
   through = np.dstack([cv2.medianBlur(channel, 3) for channel in cv2.split(through)])
   return _sample(through, grid / 2, cv2.INTER_LINEAR)

@@ -2,7 +2,7 @@
 
   python -m vsr_jax.data_prep.face_degrade CLIP OUT.png    what every preset does, as one picture
 
-In KEEP's order: one Gaussian blur a clip, noise, reduction, noise again, H.264. All of it is a
+In KEEP's order: a Gaussian blur, one for the clip, noise, reduction, noise again, H.264. All is a
 pure function of the clip and a NumPy generator, and meant to give the same bits on every host:
 blur kernels are whole numbers and values are rounded to 1/16 of a level before they are summed with
 weights, so that sums are exact in whatever order a CPU takes them; colours are converted in
@@ -34,31 +34,33 @@ from vsr_jax.files import write_whole
 from vsr_jax.images import encode_image
 
 REDUCTIONS = (cv2.INTER_AREA, cv2.INTER_LINEAR, cv2.INTER_CUBIC)
-_STEPS = 16  # a level is divided into, before values are summed with weights
+_STEPS = 16  # parts of a level to which values are rounded before they are summed with weights
 
 Range = tuple[float, float]
 
 
 @dataclasses.dataclass(frozen=True)
 class Degradation:
-  """What is drawn for a clip, and for each of its frames.
+  """The settings of the degradation; ranges (low, high) are drawn from uniformly.
+
+  Noise is drawn for each frame, all else for each clip.
 
   A recipe's values can be given as they are: `Degradation(**config)`.
 
   Attributes:
-    isotropic: how probable a round kernel is; it takes its width from `sigma_x`.
-    sigma_x: width of the blur along the kernel's first axis, in pixels of the good clip.
-    sigma_y: along its second axis.
+    isotropic: probability of a round kernel, whose width is drawn from `sigma_x`.
+    sigma_x: standard deviation of the blur along the kernel's first axis, in unreduced pixels.
+    sigma_y: the same along its second axis.
     rotation: angle of the axes, in radians.
-    kernel_size: side of the kernel, odd; what lies outside is cut off.
-    noise: standard deviation of the noise, in levels of 255, of each frame and both times.
-    grey: how probable noise is that is the same in all channels.
+    kernel_size: side of the kernel in pixels, odd; the Gaussian is cut off there.
+    noise: standard deviation of the noise, in levels of 255; drawn for each frame, both times.
+    grey: probability of noise that is the same in all channels.
     reductions: relative frequencies of reducing by area, bilinearly and by cubic interpolation.
     crf: H.264's constant rate factor, a whole number; higher is worse. The upper end is never
       drawn, as in the released code.
-    scale: by how much frames are reduced, s.
-    as_released: makes the two slips of the released code on the way into the codec: red and
-      blue change places, and values are cut off instead of rounded.
+    scale: s, the factor by which frames are reduced.
+    as_released: whether to repeat two mistakes of the released code before its codec: red and
+      blue are exchanged, and values are truncated instead of rounded.
   """
 
   isotropic: float = 0.7
@@ -94,7 +96,7 @@ class Degradation:
 PRESETS = {
   # The released training configuration.
   "train": Degradation(),
-  # KEEP's test set of this name tells its ranges in a folder's name: Blur5-10 Noise0-10 CRF18-25.
+  # The ranges in a folder's name of KEEP's test set of this name: Blur5-10 Noise0-10 CRF18-25.
   "mild": Degradation(sigma_x=(5, 10), sigma_y=(5, 10), noise=(0, 10), crf=(18, 25)),
   # The ranges of the harder test sets are not public. These two are our own: medium stays within
   # training's ranges without their easy ends, heavy goes beyond them in blur and noise.
@@ -104,7 +106,7 @@ PRESETS = {
 
 
 class Kernel(NamedTuple):
-  """A Gaussian: its widths along its own axes in pixels, which `angle` turns; round if equal."""
+  """A Gaussian: standard deviations in pixels along its axes, which `angle` (radians) turns."""
 
   sigma_x: float
   sigma_y: float
@@ -116,7 +118,7 @@ def degrade(clip: np.ndarray, rng: np.random.Generator, settings: Degradation) -
 
   Args:
     clip: uint8 RGB [t s*h s*w 3], h and w even.
-    rng: gives everything that is random; the same state gives the same clip.
+    rng: draws everything that is random; the same state gives the same clip.
     settings: the ranges, and the scale s.
 
   Returns:
@@ -144,7 +146,7 @@ def degrade(clip: np.ndarray, rng: np.random.Generator, settings: Degradation) -
 
 
 def draw_kernel(rng: np.random.Generator, settings: Degradation) -> Kernel:
-  """The blur of a clip."""
+  """Draws the blur of a clip."""
   isotropic = rng.random() < settings.isotropic
   sigma_x, sigma_y = rng.uniform(*settings.sigma_x), rng.uniform(*settings.sigma_y)
   angle = rng.uniform(*settings.rotation)
@@ -152,7 +154,7 @@ def draw_kernel(rng: np.random.Generator, settings: Degradation) -> Kernel:
 
 
 def gaussian(kernel: Kernel, size: int) -> np.ndarray:
-  """Samples of a Gaussian, cut to [size size] (rows y, columns x) and with a sum of 1."""
+  """Samples a Gaussian: [size size] (rows y, columns x), with a sum of 1."""
   y, x = np.mgrid[:size, :size] - size // 2
   cos, sin = math.cos(kernel.angle), math.sin(kernel.angle)
   along, across = x * cos + y * sin, y * cos - x * sin
@@ -161,38 +163,38 @@ def gaussian(kernel: Kernel, size: int) -> np.ndarray:
 
 
 def blur(frame: np.ndarray, kernel: Kernel, size: int) -> np.ndarray:
-  """Convolves with a Gaussian, mirrored at the border without repeating it.
+  """Convolves with a Gaussian; the frame is mirrored at its border without repeating the edge.
 
   Args:
     frame: uint8 [h w 3].
     kernel: the Gaussian.
-    size: its side.
+    size: side of the kernel in pixels, odd.
 
   Returns:
     float32 [h w 3] in levels, 0 to 255.
   """
   if kernel.sigma_x == kernel.sigma_y:
-    # Rows, then columns. 8 bits of the pixels and 16 of the weights are exact in the 24 of single
-    # precision, and so are 12 of 1/16 levels and 12 of the weights.
+    # A round kernel is applied to rows, then columns. Single precision has 24 bits: enough for
+    # 8 of a pixel and 16 of a weight, and then for 12 bits in 1/16 levels and 12 of a weight.
     line, one = gaussian(kernel, size).sum(0), np.ones(1, np.float32)
-    rows = cv2.sepFilter2D(frame, cv2.CV_32F, _whole(line, 16).astype(np.float32), one)
+    rows = cv2.sepFilter2D(frame, cv2.CV_32F, _whole_weights(line, 16).astype(np.float32), one)
     rows = np.rint(np.float32(_STEPS / 2**16) * rows)
-    both = cv2.sepFilter2D(rows, cv2.CV_32F, one, _whole(line, 12).astype(np.float32))
+    both = cv2.sepFilter2D(rows, cv2.CV_32F, one, _whole_weights(line, 12).astype(np.float32))
     return np.float32(1 / _STEPS / 2**12) * both
-  # OpenCV goes through Fourier space here; its error is far below the halves that rint removes.
-  total = np.rint(cv2.filter2D(frame, cv2.CV_64F, _whole(gaussian(kernel, size), 20)))
+  # OpenCV uses a Fourier transform here, whose error is far below the 0.5 that rounding removes.
+  total = np.rint(cv2.filter2D(frame, cv2.CV_64F, _whole_weights(gaussian(kernel, size), 20)))
   return total.astype(np.float32) / np.float32(2**20)
 
 
-def _whole(weights: np.ndarray, bits: int) -> np.ndarray:
-  """Weights times 2^bits, rounded; the greatest one makes the sum right."""
+def _whole_weights(weights: np.ndarray, bits: int) -> np.ndarray:
+  """Weights times 2^bits as whole numbers, the largest adjusted so that their sum is 2^bits."""
   weights = np.rint(weights * 2**bits)
   weights.flat[weights.argmax()] += 2**bits - weights.sum()
   return weights
 
 
 def add_noise(image: np.ndarray, rng: np.random.Generator, settings: Degradation) -> np.ndarray:
-  """Adds Gaussian noise of a random strength, in colour or grey: float32 [h w 3], 0 to 255."""
+  """Adds Gaussian noise of random strength, colour or grey, to float32 [h w 3]; clips to 0..255."""
   sigma = np.float32(rng.uniform(*settings.noise))
   channels = 1 if rng.random() < settings.grey else 3
   noise = rng.standard_normal((*image.shape[:2], channels), dtype=np.float32)
@@ -202,7 +204,10 @@ def add_noise(image: np.ndarray, rng: np.random.Generator, settings: Degradation
 
 
 def reduce(image: np.ndarray, scale: int, reduction: int) -> np.ndarray:
-  """Reduces float32 [s*h s*w 3] in levels to [h w 3], by one of `REDUCTIONS`; cubic overshoots."""
+  """Reduces float32 [s*h s*w 3] in levels to [h w 3]; `reduction` is one of `REDUCTIONS`.
+
+  Cubic interpolation overshoots, so results may lie outside 0 to 255.
+  """
   h, w = image.shape[:2]
   # For a scale of 2, 4 or 8 the weights are multiples of a small power of two as well.
   image = np.rint(_STEPS * image) / np.float32(_STEPS)
@@ -210,14 +215,14 @@ def reduce(image: np.ndarray, scale: int, reduction: int) -> np.ndarray:
 
 
 def compress(clip: np.ndarray, crf: int) -> np.ndarray:
-  """What H.264 leaves of a clip: uint8 RGB [t h w 3], even sizes, at a constant rate factor."""
+  """Passes a clip through H.264: uint8 RGB [t h w 3], h and w even; `crf` is 0 to 51."""
   t, h, w, _ = clip.shape
   encoder = av.CodecContext.create("libx264", "w")
   encoder.width, encoder.height, encoder.pix_fmt = w, h, "yuv420p"
-  # At KEEP's one frame a second; x264 spends more bits on frames that are seen longer.
+  # KEEP's rate of one frame per second: x264 spends more bits on frames that are shown longer.
   encoder.time_base = encoder.framerate = Fraction(1)
-  # With its assembly x264 gave other streams in up to 8 % of encodings of the same clip, on a
-  # CPU with AVX-512 and in some processes only; without it is slower and always gave the usual one.
+  # With its assembly x264 gave a different stream in up to 8 % of encodings of the same clip, in
+  # some processes on a CPU with AVX-512. Without assembly it is slower but always gave one stream.
   encoder.options = {"crf": str(crf), "threads": "1", "x264-params": "asm=0"}
   decoder = av.CodecContext.create("h264", "r")
   decoder.thread_count = 1
@@ -251,7 +256,7 @@ _TO_RGB = np.rint(65536 * np.linalg.inv(_TO_YUV / 65536)).astype(np.int32)
 
 
 def to_planes(image: np.ndarray) -> np.ndarray:
-  """Y over U over V as yuv420p has them: uint8 RGB [h w 3] -> [3*h/2 w]; chroma of 2x2 means."""
+  """Converts uint8 RGB [h w 3] to yuv420p: Y, U, V stacked, [3*h/2 w]; chroma of 2x2 means."""
   h, w, _ = image.shape
   pixels = image.astype(np.int32)
   quads = pixels.reshape(h // 2, 2, w // 2, 2, 3).sum((1, 3), dtype=np.int32)
@@ -271,15 +276,15 @@ def from_planes(planes: np.ndarray, height: int) -> np.ndarray:
 
 
 def draw_strip(clip: np.ndarray, seed: int, rows: int = 2) -> np.ndarray:
-  """The clip and what each preset makes of it, a column each, evenly spaced frames as rows.
+  """Draws the clip and what each preset makes of it as columns, with evenly spaced frames as rows.
 
   Args:
     clip: uint8 RGB [t h w 3], sizes multiples of 8.
-    seed: gives what is random, the same for each preset.
-    rows: frames shown.
+    seed: of everything random, the same for each preset.
+    rows: number of frames shown.
 
   Returns:
-    uint8 RGB; low-quality frames are enlarged bilinearly, as KEEP does before its encoder.
+    uint8 RGB [H W 3]; low-quality frames are enlarged bilinearly, as KEEP does before its encoder.
   """
   shown = np.linspace(0, len(clip) - 1, min(rows, len(clip))).astype(int)
   made = {"good": clip}
@@ -311,13 +316,13 @@ def main() -> None:
   if args.out.suffix.lower() != ".png":
     parser.error(f"{args.out}: the picture is a .png")
   files.check_place(args.out)
-  frames = np.stack(list(_squares(args.clip, args.start, args.frames, args.size)))
+  frames = np.stack(list(_central_squares(args.clip, args.start, args.frames, args.size)))
   write_whole(args.out, encode_image(draw_strip(frames, args.seed)))
   print(f"{args.out}: the clip, then {', '.join(PRESETS)}")
 
 
-def _squares(path: str, start: int, count: int, size: int) -> Iterator[np.ndarray]:
-  """The middles of a clip's frames, as squares of `size`."""
+def _central_squares(path: str, start: int, count: int, size: int) -> Iterator[np.ndarray]:
+  """Yields the central square of each of `count` frames from `start` on, resized to `size`."""
   with video.open_reader(path, start, start + count) as reader:
     for frame in reader:
       h, w = frame.image.shape[:2]

@@ -1,6 +1,6 @@
 """KEEP's samples: aligned faces, good and degraded, for its three stages and for evaluation.
 
-  clips -> a frame of one -> frames around it -> decode -> degrade -> align both alike
+  clips -> one frame of a clip -> frames around it -> decode -> degrade -> align both alike
 
 Stage I takes single images, stages II and III clips:
 
@@ -25,10 +25,10 @@ from vsr_jax.errors import UserError
 from vsr_jax.faces import align as face_align
 from vsr_jax.faces.align import SIZE
 
-INTERVALS = (1, 2, 3, 4, 5, 6)  # frames from one of a training clip to the next
+INTERVALS = (1, 2, 3, 4, 5, 6)  # distances in frames between neighbours of a training clip
 CHUNK = 20  # frames that KEEP restores at once
-# What an aligned image shows beyond the frame. In RGB: the released data sets turn their images to
-# it before they align, unlike the released restoring of videos, whose border is BGR.
+# The colour of an aligned image beyond the frame, in RGB: the released data sets convert images to
+# RGB before they align them, unlike the released restoration of videos, whose border is BGR.
 BORDER = (135, 133, 132)
 
 
@@ -40,14 +40,14 @@ def images(
   stream: str = SHARP,
   epochs: int | None = None,
 ) -> grain.MapDataset:
-  """Single aligned faces: every frame of every clip, in another order each epoch.
+  """Makes samples of single aligned faces: every frame of every clip, in another order each epoch.
 
   Args:
     source: the clips.
-    seed: gives the order.
-    size: side of the faces.
+    seed: determines the order.
+    size: side of the faces, in pixels.
     stream: the stream that has the good frames.
-    epochs: passes over the frames; None for no end.
+    epochs: passes over the frames; None for an endless data set.
 
   Returns:
     Samples, dicts of NumPy arrays: "gt" uint8 RGB [size size 3].
@@ -71,18 +71,18 @@ def clips(
   stream: str = SHARP,
   epochs: int | None = None,
 ) -> grain.MapDataset:
-  """Clips of aligned faces, good and degraded: around every frame of every clip.
+  """Makes samples of aligned face clips, good and degraded: one around every frame of every clip.
 
   Args:
     source: the clips; shorter ones than `num_frames` frames are not used.
-    seed: gives the order and all that is random.
-    num_frames: t.
-    intervals: distances in time, of which a clip has one; those that do not fit are not drawn.
-    reverse: how probable the reverse order is.
+    seed: determines the order and all that is random.
+    num_frames: t, the frames of a sample.
+    intervals: distances in frames, of which one is drawn per sample, among those that fit the clip.
+    reverse: probability of the reverse order.
     degradation: how the low-quality frames are made, and the scale s.
-    size: side of the good faces.
+    size: side of the good faces, in pixels.
     stream: the stream that has the good frames.
-    epochs: passes over the frames; None for no end.
+    epochs: passes over the frames; None for an endless data set.
 
   Returns:
     Samples, dicts of NumPy arrays:
@@ -117,30 +117,30 @@ def evaluation_batches(
   host: int = 0,
   hosts: int = 1,
 ) -> grain.MapDataset:
-  """Every frame of every clip once, in chunks without overlap, as KEEP is evaluated.
+  """Makes evaluation batches: every frame of every clip once, in chunks without overlap.
 
   A clip's last chunk is filled up with its last frame, the last batches with the last chunk. (The
-  released code makes the last chunk shorter; what a model makes of a chunk's real frames may
+  released code makes the last chunk shorter; the model's output for a chunk's real frames may
   depend on those that fill it up.)
 
   Args:
     source: the clips.
     low_quality: the stream that has the low-quality frames, or how to make them from a
-      whole clip at once; a clip's name gives what is random, so that they are always the same.
-    batch_size: the host's chunks b a batch.
-    chunk: t.
-    size: side of the good faces.
+      whole clip at once; the random seed is the clip's name, so that they are always the same.
+    batch_size: this host's chunks b per batch.
+    chunk: t, the frames of a chunk.
+    size: side of the good faces, in pixels.
     stream: the stream that has the good frames.
-    host: this host's index.
-    hosts: their number; all have equally many batches.
+    host: this host's index, from 0.
+    hosts: number of hosts; all have equally many batches.
 
   Returns:
     Batches, dicts of NumPy arrays:
       gt: uint8 RGB [b t size size 3].
       lq: uint8 RGB [b t size/s size/s 3].
       mask: bool [b t]; False for a frame that only fills up.
-      clip: int32 [b], index into the source.
-      first: int32 [b], index of the first frame.
+      clip: int32 [b], index into `source`.
+      first: int32 [b], index of the chunk's first frame.
 
   Raises:
     UserError: there is no frame; later, a frame is damaged or neither aligned nor alignable.
@@ -166,7 +166,7 @@ def draw_frames(
   intervals: Sequence[int],
   reverse: float,
 ) -> np.ndarray:
-  """Frames of a training clip, t of them: around `centre`, or anywhere if they do not fit there."""
+  """Draws the frame numbers of a sample, [t]: around `centre`, or anywhere if they do not fit."""
   fitting = [interval for interval in intervals if interval * (num_frames - 1) < length]
   interval = fitting[rng.integers(len(fitting))]
   first, last = centre - num_frames // 2 * interval, length - 1 - interval * (num_frames - 1)
@@ -177,12 +177,12 @@ def draw_frames(
 
 
 def fit(clip: Clip, frames: Sequence[int] | np.ndarray, size: int) -> np.ndarray | None:
-  """The similarities that bring a face's landmarks to where FFHQ has them, as in restoring.
+  """Finds the similarity transforms that move a face's landmarks to FFHQ's places, as in restoring.
 
   Args:
-    clip: with its landmarks.
-    frames: numbers of t frames.
-    size: side of an aligned frame.
+    clip: a clip, with landmarks if its frames are not aligned yet.
+    frames: the numbers of t frames.
+    size: side of an aligned frame, in pixels.
 
   Returns:
     float64 [t 2 3], see `faces.align.fit`; None for a clip without landmarks.
@@ -208,15 +208,15 @@ def align(image: np.ndarray, matrix: np.ndarray, size: int, scale: int) -> np.nd
 
   Args:
     image: uint8 RGB [h w 3]: a frame, or one reduced by `scale`.
-    matrix: [2 3], from `fit` for the frame.
-    size: side of an aligned frame.
+    matrix: float64 [2 3], from `fit` for the frame.
+    size: side of an aligned frame, in pixels.
     scale: how many times smaller the image is than the frame.
 
   Returns:
     uint8 RGB [size/scale size/scale 3].
   """
-  # As the released code has it, the points of a reduced image are divided by the scale: pixel 0 is
-  # where it was, half a pixel's difference is left out.
+  # As in the released code, the coordinates are divided by the scale. That keeps pixel 0 in place
+  # and ignores that centres of reduced pixels are shifted by a fraction of a pixel.
   matrix = np.concatenate([matrix[:, :2], matrix[:, 2:] / scale], 1)
   return face_align.align(image, matrix, size // scale, BORDER)
 
@@ -229,7 +229,7 @@ def _align_all(
   size: int,
   scale: int,
 ) -> np.ndarray:
-  """Aligned images of a clip; those of one without landmarks are found to be aligned."""
+  """Aligns images of a clip; of a clip without landmarks they have to be aligned already."""
   if matrices is not None:
     pairs = zip(images, matrices, strict=True)
     return np.stack([align(image, matrix, size, scale) for image, matrix in pairs])
@@ -291,7 +291,7 @@ class _LoadClip:
 
 
 class _LoadChunk:
-  """Decodes and aligns a chunk's frames; keeps the low-quality frames it made of the last clip."""
+  """Decodes and aligns a chunk's frames; caches the low-quality frames made for the last clip."""
 
   def __init__(
     self, source: Sequence[Clip], low_quality: str | Degradation, chunk: int, size: int, stream: str
@@ -310,7 +310,7 @@ class _LoadChunk:
     wanted = np.arange(first, first + self._chunk)
     frames = np.minimum(wanted, length - 1)
     good = clip.decode_all(self._stream, frames)
-    low = self._low(i, clip, frames)
+    low = self._low_quality_frames(i, clip, frames)
     scale = good[0].shape[0] // low[0].shape[0]
     matrices = fit(clip, frames, self._size)
     return {
@@ -321,7 +321,7 @@ class _LoadChunk:
       "first": np.int32(first),
     }
 
-  def _low(self, i: int, clip: Clip, frames: np.ndarray) -> np.ndarray:
+  def _low_quality_frames(self, i: int, clip: Clip, frames: np.ndarray) -> np.ndarray:
     if isinstance(self._low_quality, str):
       return clip.decode_all(self._low_quality, frames)
     if self._made is None or self._made[0] != i:

@@ -6,10 +6,10 @@
 DIR is a clip set, REDS as released, or the folder of a data set that data_prep.build made, such as
 data/reds/x4/1.0.0; --split names the split. Each frame gets the flow (dx, dy), in low-resolution
 pixels, to its neighbours at -N..-1, 1..N (T = 2N + 1), zeros where there is no such neighbour.
-`flow_store.py` says how it is kept. A run that was interrupted goes on with the next clip.
+`flow_store.py` describes the files. A run that was interrupted goes on with the next clip.
 
 `--released` takes FMA-Net's own labels of REDS, CLIP/00000001_00000000.npy and so on, instead of
-making them; they have those of whole windows only, the others are zeros, which no window reads.
+making new ones; these exist for whole windows only, the others are zeros, which no window reads.
 
 Labels are float16, which halves the released layout's space: 12.3 GB instead of 24.0 for T = 3 and
 REDS. Rounding changes a component of up to 2^k pixels by at most 2^(k-12), 0.004 of up to 16; of
@@ -43,8 +43,8 @@ from vsr_jax.flow import raft, raft_conversion
 from vsr_jax.locks import locked
 from vsr_jax.programs import CompiledByShape
 
-LARGEST_BATCH = 1024  # the last one of a clip is filled up
-ITERATIONS = 12  # as the released labels
+LARGEST_BATCH = 1024  # the last batch of a clip is filled up to the same size
+ITERATIONS = 12  # of RAFT, as for the released labels
 
 Estimate = Callable[[np.ndarray, np.ndarray], jax.Array]
 
@@ -93,11 +93,11 @@ def main() -> None:
 def find_unlabelled(
   root: pathlib.Path, split: str, num_frames: int
 ) -> tuple[opening.OpenedSet, list[Clip]]:
-  """Lists what is to be labelled.
+  """Finds the clips that lack labels.
 
   Args:
     root: a set of clips, see `opening`.
-    split: which split of a release or a built set.
+    split: the split of a release or a built set.
     num_frames: T.
 
   Returns:
@@ -123,20 +123,20 @@ def convert_released(
   num_frames: int,
   verified: bool = False,
 ) -> list[str]:
-  """Writes labels from those in the released layout.
+  """Converts labels in the released layout to ours.
 
   Args:
-    released: has a folder of .npy files a clip, whose frames are 00000000, 00000001, ...
-    folder: where labels are kept; it exists.
-    todo: the clips.
+    released: holds a folder of .npy files per clip, with frames named 00000000, 00000001, ...
+    folder: where labels are kept; it must exist.
+    todo: the clips to convert.
     num_frames: T.
     verified: whether the frames are known to be whole; otherwise all are decoded first.
 
   Returns:
-    The names of damaged clips, which get none.
+    The names of damaged clips, which get no labels.
 
   Raises:
-    UserError: labels of a clip are missing, damaged or of another size; those done stay.
+    UserError: labels of a clip are missing, damaged or of another size; those written before stay.
   """
   if todo:
     flow_store.check_origin(folder, {"released": released.name})
@@ -197,7 +197,7 @@ def _label(
 
 
 def summarize(folder: pathlib.Path) -> None:
-  """Prints the size of the labels in a folder, what it saves and what rounding changed."""
+  """Prints the size of the labels in a folder, that of the released layout, the rounding error."""
   if labels := flow_store.open_labels(folder).values():
     size = sum(label.size for label in labels)
     released = sum(
@@ -212,7 +212,7 @@ def summarize(folder: pathlib.Path) -> None:
 
 
 def pairs(frames: int, num_frames: int) -> Iterator[tuple[int, int, int]]:
-  """(centre, slot, neighbour) of all labels of a clip; slot counts `flow_store.offsets`."""
+  """Yields (centre, slot, neighbour) of all labels of a clip; slot indexes `flow_store.offsets`."""
   for centre in range(frames):
     for slot, offset in enumerate(flow_store.offsets(num_frames)):
       if 0 <= centre + offset < frames:
@@ -220,7 +220,7 @@ def pairs(frames: int, num_frames: int) -> Iterator[tuple[int, int, int]]:
 
 
 def make_estimate(net: raft.Raft, params: dict, *, bgr: bool = False) -> Estimate:
-  """A compiled function of two uint8 RGB batches [b h w 3] of any size to flow [b h w 2]."""
+  """Makes a function of two uint8 RGB batches [b h w 3], compiled per size, to flow [b h w 2]."""
 
   @jax.jit
   def run(params: dict, image1: jax.Array, image2: jax.Array) -> jax.Array:
@@ -228,7 +228,7 @@ def make_estimate(net: raft.Raft, params: dict, *, bgr: bool = False) -> Estimat
     bottom, right = -h % raft.MULTIPLE, -w % raft.MULTIPLE
     if bgr:
       image1, image2 = image1[..., ::-1], image2[..., ::-1]
-    padding = ((0, 0), (0, bottom), (0, right), (0, 0))  # zeros, as the released labels
+    padding = ((0, 0), (0, bottom), (0, right), (0, 0))  # with zeros, as for the released labels
     image1, image2 = (jax.numpy.pad(x, padding) for x in (image1, image2))
     return raft.raft(net, params, image1, image2, ITERATIONS)[:, :h, :w]
 
@@ -249,11 +249,11 @@ def label_clip(
   """Writes one clip's labels; what the folder held before stays until they are whole.
 
   Args:
-    clip: has at least one pair.
-    folder: where labels are kept; it exists.
+    clip: a clip with at least one pair of frames.
+    folder: where labels are kept; it must exist.
     estimate: from `make_estimate`.
     num_frames: T.
-    batch: pairs a call; the last call is filled up, so that there is one shape a clip.
+    batch: pairs per call of `estimate`; the last is filled up, so that a clip needs one shape.
     advance: called with the number of pairs done since the last call.
   """
 
@@ -274,7 +274,7 @@ def _labels(
   batch: int,
   advance: Callable[[int], object],
 ) -> Iterator[tuple[int, int, np.ndarray]]:
-  """(centre, slot, flow [h w 2]) of a clip's labels, in order."""
+  """Yields (centre, slot, flow [h w 2]) of a clip's labels, in the order of `pairs`."""
   read = functools.lru_cache(maxsize=num_frames + batch)(
     functools.partial(clip.decode, SHARP_BICUBIC)
   )

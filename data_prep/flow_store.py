@@ -1,11 +1,11 @@
 """Flow labels on disk: those that `data_prep.flow_labels` makes, and the released ones.
 
-  FOLDER/labels.json         how they were made, and by clip what `FlowRecords` has to know
-  FOLDER/CLIP.array_record   a record a frame: float16 [neighbours h w 2], from it to its neighbours
+  FOLDER/labels.json         how they were made, and the fields of `FlowRecords` by clip
+  FOLDER/CLIP.array_record   one record per frame: float16 [neighbours h w 2], to its neighbours
 
 The labels of clip set DIR lie in DIR/flow, those of a built data set's split in flow/SPLIT of its
-folder. They are found by labels.json alone, which is written last: labels that it does not list
-are not there.
+folder. Only labels.json tells which labels exist; it is written last, so that a label that it
+lists is complete.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ class Labels(Protocol):
   """The flow labels of one clip."""
 
   def serve(self, frames: int, num_frames: int, height: int, width: int) -> bool:
-    """Whether they are there for all windows of T frames of a clip of that length and size."""
+    """Whether there are labels for all windows of T frames of a clip of that length and size."""
 
   def read(self, centre: int, num_frames: int) -> np.ndarray:
-    """The labels of one window, from its centre frame to each frame.
+    """Reads the labels of one window, from its centre frame to each frame.
 
     Returns:
       float32 [t h w 2], (dx, dy) in low-resolution pixels; zeros at the centre.
@@ -70,16 +70,16 @@ class Labels(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class FlowRecords:
-  """Labels that `data_prep.flow_labels` made.
+  """The labels of a clip that `data_prep.flow_labels` made.
 
   Attributes:
     path: the file.
-    size: its bytes.
-    frames: records, one a frame of the clip.
-    neighbours: labels a record, T-1 of the longest window.
-    height: h.
-    width: w.
-    error: what rounding to float16 changed at most, in pixels.
+    size: the file's bytes.
+    frames: number of records, one per frame of the clip.
+    neighbours: labels per record, T - 1 for the longest window.
+    height: h, in low-resolution pixels.
+    width: w, in low-resolution pixels.
+    error: the largest change by rounding to float16, in pixels.
   """
 
   path: str
@@ -100,7 +100,7 @@ class FlowRecords:
     return whole and self.neighbours >= num_frames - 1
 
   def read(self, centre: int, num_frames: int) -> np.ndarray:
-    n, middle = num_frames // 2, self.neighbours // 2  # perhaps made for longer windows
+    n, middle = num_frames // 2, self.neighbours // 2  # the labels may be for longer windows
     shape = self.neighbours, self.height, self.width, 2
     try:
       data = array_record.read_verified(self.path, centre, math.prod(shape) * ITEM.itemsize)
@@ -122,10 +122,10 @@ class ReleasedFlow:
   """Labels in the layout FMA-Net released: `<centre>_<neighbour>.npy`, float32 [h w 2].
 
   Attributes:
-    folder: holds the clip's labels.
+    folder: the folder of the clip's labels.
     names: file names of the clip's frames, without suffix.
-    height: h.
-    width: w.
+    height: h, in low-resolution pixels.
+    width: w, in low-resolution pixels.
   """
 
   folder: pathlib.Path
@@ -156,14 +156,14 @@ class ReleasedFlow:
 
 
 def _read_npy(path: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray:
-  """An array of that shape; ValueError unless the file holds just that, in finite numbers."""
+  """Reads a .npy file; `ValueError` unless it holds finite float numbers of that shape."""
   data = read_bytes(path, math.prod(shape) * 8 + _NPY_HEADER)
   file = io.BytesIO(data)
   try:
     version = np.lib.format.read_magic(file)
     read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
     found, by_columns, dtype = read[version[0]](file)
-  except Exception as e:  # NumPy reads the header as Python, which raises what it likes
+  except Exception as e:  # NumPy parses the header as Python code, so anything can be raised
     raise ValueError("not an array of NumPy's") from e
   if found != shape or by_columns or dtype.kind != "f":
     raise ValueError(f"{dtype} {list(found)} instead of float32 {list(shape)}")
@@ -177,13 +177,13 @@ def _read_npy(path: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def offsets(num_frames: int) -> list[int]:
-  """Neighbours of the centre in their stored order: -N..-1, 1..N for T = 2N + 1."""
+  """Offsets of the neighbours from the centre, as stored: -N..-1, 1..N for T = 2N + 1."""
   n = num_frames // 2
   return [i for i in range(-n, n + 1) if i != 0]
 
 
 def open_labels(folder: pathlib.Path) -> dict[str, FlowRecords]:
-  """The labels in a folder by clip; none if there is no such folder.
+  """Opens the labels in a folder, by clip; an empty dict if there is no such folder.
 
   Raises:
     UserError: the index is damaged.
@@ -195,10 +195,10 @@ def open_labels(folder: pathlib.Path) -> dict[str, FlowRecords]:
 
 
 def check_origin(folder: pathlib.Path, origin: Mapping[str, Any]) -> None:
-  """Keeps labels of different makes from being mixed in one folder.
+  """Records in a folder's index how its labels are made, so that no others are mixed with them.
 
   Raises:
-    UserError: there are labels made otherwise.
+    UserError: the folder has labels that were made in another way.
   """
   index = _read_index(folder)
   if index["clips"] and index["origin"] != origin:
@@ -211,17 +211,17 @@ def check_origin(folder: pathlib.Path, origin: Mapping[str, Any]) -> None:
 def write_labels(
   folder: pathlib.Path, name: str, labels: Iterable[np.ndarray], num_frames: int
 ) -> FlowRecords:
-  """Writes a clip's labels, in the place of any it has.
+  """Writes a clip's labels, in place of older ones.
 
   Args:
-    folder: which exists.
-    name: the clip's.
-    labels: by frame float32 [T-1 h w 2], at `offsets`, in pixels; at least one.
+    folder: where labels are kept; it must exist.
+    name: the clip's name.
+    labels: for each frame float32 [T-1 h w 2], at `offsets`, in pixels; at least one frame.
     num_frames: T.
 
   Raises:
-    UserError: a label is no flow.
-    OSError: they cannot be written; those that were there before still are.
+    UserError: a label is not finite, or too large for float16.
+    OSError: the labels cannot be written; older ones are unchanged.
   """
   path = folder / _file_name(name)
   frames, error = 0, 0.0
@@ -268,7 +268,7 @@ def _read_index(folder: pathlib.Path) -> dict[str, Any]:
   except FileNotFoundError:
     return {"origin": {}, "clips": {}}
   for clip, entry in index["clips"].items():
-    if entry["file"] != _file_name(clip):  # which is the only one to be read, or removed
+    if entry["file"] != _file_name(clip):  # no other file may be read or removed
       raise UserError(f"{path}: the labels of clip {clip} are in {entry['file']}; {_REMAKE}")
   return index
 

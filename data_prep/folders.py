@@ -1,4 +1,4 @@
-"""Frames that are files in a folder, or in a folder of a zip: both are listed and read alike."""
+"""Lists and reads frames that are files, alike in a folder and in a zip."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from vsr_jax.guards import TooLarge, read_bytes
 from vsr_jax.video import frames_folder
 
 IMAGES = (".png", ".jpg", ".jpeg")
-LARGEST_SIDE = 2**16  # pixels of a frame
+LARGEST_SIDE = 2**16  # pixels; the largest height or width of a frame
 _LARGEST = 256 << 20  # bytes that a frame's file, or that of a clip's landmarks, may have
-_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # of which a part can be unpacked
-# A file is not unpacked to more than this times its bytes in the zip, which are there, and some
-# more: nothing that a clip has is, and so a clip takes no more memory than its zip promises.
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # both can be unpacked in part
+# A zipped file may not be larger than this times its packed bytes, plus some bytes: real frames
+# never are, and so a small crafted zip cannot take much memory.
 _RATIO, _SMALL = 100, 1 << 20
-_PNG_HEAD, _PNG_END = 24, b"IEND\xaeB`\x82"  # bytes that tell the size, and the last ones
+_PNG_HEAD, _PNG_END = 24, b"IEND\xaeB`\x82"  # the first bytes, which hold the size; the last bytes
 
 
 class MissingError(UserError):
@@ -35,7 +35,7 @@ class MissingError(UserError):
 
 
 class BadClip(Exception):
-  """A clip that cannot be used, alone among its fellows; the text says what is wrong and where."""
+  """One clip cannot be used, while others can; the text says what is wrong and where."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +43,8 @@ class FileStream(Sequence[bytes]):
   """One stream of a clip, whose encoded frames are files; one is read when it is asked for.
 
   Attributes:
-    source: the zip or folder that holds them.
-    folder: their folder within it, "" for itself; with slashes.
+    source: the zip or folder that holds the files.
+    folder: the files' folder within it, with slashes; "" for the source itself.
     names: file names in display order.
   """
 
@@ -60,7 +60,7 @@ class FileStream(Sequence[bytes]):
   @overload
   def __getitem__(self, index: slice) -> list[bytes]: ...
   def __getitem__(self, index: int | slice) -> bytes | list[bytes]:
-    """A frame's file; `BadClip` if it cannot be read."""
+    """The bytes of a frame's file; `BadClip` if it cannot be read."""
     if isinstance(index, slice):
       return [self[i] for i in range(len(self))[index]]
     return read_file(self.source, self.inner_path(index))
@@ -70,7 +70,7 @@ class FileStream(Sequence[bytes]):
     return f"{self.folder}/{self.names[index]}" if self.folder else self.names[index]
 
   def path(self, index: int) -> pathlib.Path:
-    """A frame's path; within a zip, the zip's and the one within it."""
+    """A frame's path; within a zip, the zip's path joined with the one inside."""
     return self.source / self.inner_path(index)
 
   def __str__(self) -> str:
@@ -78,13 +78,13 @@ class FileStream(Sequence[bytes]):
 
 
 def locate(root: pathlib.Path, name: str, *folders: str, origin: str) -> pathlib.Path:
-  """The zip NAME.zip below `root`, or else what was extracted from it.
+  """Finds the zip NAME.zip below `root`, or else the folder that was extracted from it.
 
-  A zip is preferred: its end tells that it is whole.
+  A zip is preferred, because it can be seen to be complete.
 
   Args:
     root: the folder of downloads.
-    name: the archive's, without `.zip`, possibly below a folder.
+    name: the archive's name without `.zip`, possibly with a folder.
     *folders: other places below `root` where it may have been extracted; the first is `name`.
     origin: where to get the archive, for the error.
 
@@ -98,18 +98,18 @@ def locate(root: pathlib.Path, name: str, *folders: str, origin: str) -> pathlib
 
 
 def list_files(source: pathlib.Path) -> dict[str, tuple[str, ...]]:
-  """Names of the images and texts by folder: all below a folder, or all in a zip.
+  """Lists the image and text files below a folder, or in a zip, by folder.
 
   Returns:
-    Folder (with slashes, "" for the source itself) -> file names, sorted. Hidden files and what
+    File names, sorted, by folder (with slashes, "" for the source itself). Hidden files and what
     macOS adds to zips are left out.
 
   Raises:
-    UserError: the zip is not whole.
+    UserError: the zip is damaged or incomplete.
   """
   found: dict[str, list[str]] = {}
   if source.is_dir():
-    for folder, below, names in os.walk(source, onerror=_raise, followlinks=True):
+    for folder, below, names in os.walk(source, onerror=_raise_error, followlinks=True):
       below[:] = [name for name in below if not _leads_up(folder, name)]
       relative = pathlib.Path(folder).relative_to(source).as_posix()
       found["" if relative == "." else relative] = names
@@ -118,7 +118,7 @@ def list_files(source: pathlib.Path) -> dict[str, tuple[str, ...]]:
       folder, _, base = name.rpartition("/")
       found.setdefault(folder, []).append(base)
   listed = {
-    # Clips share their frames' names: one copy of each for three million files.
+    # Clips share their frames' names: one copy of each name saves memory for millions of files.
     folder: tuple(sorted(sys.intern(name) for name in names if _wanted(name)))
     for folder, names in found.items()
     if "__MACOSX" not in folder
@@ -127,13 +127,13 @@ def list_files(source: pathlib.Path) -> dict[str, tuple[str, ...]]:
 
 
 def _leads_up(folder: str, name: str) -> bool:
-  """Whether a folder's entry is a link to one that it lies in, to be walked without end."""
+  """Whether an entry of a folder is a link to a folder above it, which would never end."""
   path = os.path.join(folder, name)
   above = pathlib.Path(os.path.realpath(folder))
   return os.path.islink(path) and above.is_relative_to(os.path.realpath(path))
 
 
-def _raise(error: OSError) -> None:
+def _raise_error(error: OSError) -> None:
   raise error
 
 
@@ -142,17 +142,18 @@ def _wanted(name: str) -> bool:
 
 
 def find_streams(source: pathlib.Path, pattern: str) -> dict[str, FileStream]:
-  """The folders of frames in a zip or folder that belong to clips.
+  """Finds the folders of frames in a zip or folder whose path follows a pattern.
 
   Args:
     source: from `locate`.
-    pattern: regular expression of the end of such a folder's path; its group "clip" is the name.
+    pattern: a regular expression for the end of the folders' paths; its group "clip" is the clip's
+      name.
 
   Returns:
     Frames by clip, sorted by name.
 
   Raises:
-    UserError: two folders hold a clip of the same name; the zip is not whole.
+    UserError: two folders hold clips of one name, or the zip is damaged or incomplete.
   """
   found: dict[str, FileStream] = {}
   expression = re.compile(f"(?:^|/){pattern}$")
@@ -175,15 +176,15 @@ def add_stream(found: dict[str, FileStream], name: str, frames: FileStream) -> N
 
 
 def find_plain_streams(path: pathlib.Path) -> dict[str, FileStream]:
-  """The clips of a folder of frames, of a zip, or of a folder of such folders and zips.
+  """Finds the clips of a folder of frames, of a zip, or of a folder of such folders and zips.
 
   A folder's images, of any kind that can be decoded, are in natural order.
 
   Returns:
-    Frames by clip, named as their folder; none if there are no frames.
+    Frames by clip, which is named as their folder; an empty dict if there are no frames.
 
   Raises:
-    UserError: two clips have one name; a zip is not whole.
+    UserError: two clips have one name, or a zip is damaged or incomplete.
   """
   found: dict[str, FileStream] = {}
   for name, frames in _plain_streams(path):
@@ -211,20 +212,20 @@ def _open_zip(path: pathlib.Path) -> zipfile.ZipFile:
   except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as e:
     raise UserError(f"{path}: not a whole zip ({e}); download it again") from e
   except OSError as e:
-    if e.filename:  # it cannot be opened, and tells which
+    if e.filename:  # it cannot be opened; the error names it
       raise
     raise UserError(f"{path}: not a whole zip (its ends do not fit); download it again") from e
 
 
 def read_file(source: pathlib.Path, name: str) -> bytes:
-  """One file's bytes.
+  """Reads the bytes of one file.
 
   Args:
     source: the zip or folder that holds it.
-    name: its path within that, with slashes.
+    name: the file's path within the source, with slashes.
 
   Raises:
-    BadClip: it is missing or damaged, or in a zip not as frames are.
+    BadClip: the file is missing, damaged or too large, or is packed in a way that is not supported.
   """
   with _bad_if_unreadable(source / name):
     if source.is_dir():
@@ -243,13 +244,13 @@ def _bad_if_unreadable(path: pathlib.Path) -> Iterator[None]:
   except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, struct.error, RuntimeError) as e:
     raise BadClip(f"{path} is damaged ({e})") from e
   except OSError as e:
-    if e.filename:  # it cannot be opened, and tells which
+    if e.filename:  # it cannot be opened; the error names it
       raise
     raise BadClip(f"{path} is damaged (not where the zip says)") from e
 
 
 def _read_zipped(archive: zipfile.ZipFile, name: str) -> bytes:
-  """A file in a zip; no more is unpacked than the size that the zip tells."""
+  """Reads a file in a zip; unpacks no more bytes than the size that the zip states."""
   info = archive.getinfo(name)
   if info.flag_bits & 1:
     raise TooLarge("encrypted; make the zip again without a password")
@@ -265,10 +266,10 @@ def _read_zipped(archive: zipfile.ZipFile, name: str) -> bytes:
 
 
 def common_size(frames: FileStream) -> tuple[int, int]:
-  """(height, width) that all PNGs of a stream share, from their headers.
+  """Reads the (height, width) that all PNGs of a stream share, from their headers.
 
   Raises:
-    BadClip: there is none, one is cut short or no PNG, or they differ in size.
+    BadClip: there are no frames, one is cut short or no PNG, or they differ in size.
   """
   sizes = {png_size(frames, i) for i in range(len(frames))}
   if not sizes:
@@ -279,13 +280,13 @@ def common_size(frames: FileStream) -> tuple[int, int]:
 
 
 def png_size(frames: FileStream, index: int) -> tuple[int, int]:
-  """(height, width) of a PNG, from its header; what lies between header and end is not read.
+  """Reads the (height, width) of a PNG from its header, and checks its end; the rest is not read.
 
   Raises:
-    BadClip: it is cut short, no PNG or of an impossible size.
+    BadClip: the file is cut short, no PNG, or of an impossible size.
   """
   path = frames.path(index)
-  if not frames.source.is_dir():  # the rest would have to be unpacked, which checks it
+  if not frames.source.is_dir():  # its end could only be read by unpacking all of it
     with _bad_if_unreadable(path), _open_zip(frames.source).open(frames.inner_path(index)) as f:
       head, end = f.read(_PNG_HEAD), _PNG_END
   elif path.is_file():
@@ -293,7 +294,7 @@ def png_size(frames: FileStream, index: int) -> tuple[int, int]:
       head = f.read(_PNG_HEAD)
       f.seek(max(0, os.fstat(f.fileno()).st_size - len(_PNG_END)))
       end = f.read()
-  else:  # opening a pipe would not end
+  else:  # opening a pipe would block
     raise BadClip(f"{path} is no file")
   header = image_headers.read_header(head)
   if header is None or header.kind != "PNG" or end != _PNG_END:

@@ -5,10 +5,10 @@
 Each CLIP is a folder of frames, a zip or a folder of such folders or zips, any other set of clips
 with sharp frames (see `opening.py`), or a video. Writes
 DIR/meta_info/CLIP.txt and DIR/global_meta_info.txt, the text files that VFHQ is released with
-(`data_prep.meta_info`); a list that is there keeps its lines. Of several faces the one that covers
-most of the clip is followed; where it was not found, landmarks are interpolated, beyond its ends
-the nearest ones stand, and all are smoothed over time as in restoring. A clip whose file is there
-is left as it is, so that a run can be gone on with.
+(`data_prep.meta_info`); an existing list keeps its lines. Of several faces the one that covers
+most of the clip is followed. Landmarks are smoothed over time as in restoring, and interpolated in
+gaps of a track; frames before, after and between tracks get the nearest frame's. A clip
+whose file exists is skipped, so that an interrupted run can be continued.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Source(NamedTuple):
   """What landmarks are found in: a clip of frames, or a video file.
 
   Attributes:
-    name: unique, and that of the text file.
-    path: for errors.
+    name: unique; also the name of the text file.
+    path: the path that errors name.
     clip: the frames; None for a video.
     names: the frames' file names; None where they have none.
   """
@@ -98,7 +98,7 @@ def _write_all(
 
 
 def make_text(source: Source, detect: detector.Detector, sigma: float) -> str:
-  """The text of `meta_info/CLIP.txt`.
+  """Finds the landmarks of a clip and returns the text of `meta_info/CLIP.txt`.
 
   Raises:
     UserError: the clip cannot be read, or no face was found in it.
@@ -111,11 +111,11 @@ def make_text(source: Source, detect: detector.Detector, sigma: float) -> str:
 
 
 def find_clips(inputs: Sequence[pathlib.Path]) -> list[Source]:
-  """The clips that the arguments name.
+  """Finds the clips that the arguments name.
 
   Raises:
-    UserError: one is missing or holds none, two have one name, or a frame's name does not begin
-      with 0, as the text files ask for.
+    UserError: an input is missing or holds no clip, two clips have one name, or a frame's name does
+      not begin with 0, as the text files need.
   """
   found: dict[str, Source] = {}
   for path in inputs:
@@ -136,7 +136,7 @@ def find_clips(inputs: Sequence[pathlib.Path]) -> list[Source]:
 
 def _clips_of(path: pathlib.Path) -> Iterator[Source]:
   if not path.is_dir() and path.suffix != ".zip":
-    yield Source(path.stem, path)  # that it can be read is told when it is
+    yield Source(path.stem, path)  # whether it can be read shows later
     return
   for clip in open_clips(path, streams=(SHARP,)).clips:
     frames = clip.stream(SHARP)
@@ -149,16 +149,16 @@ def _clips_of(path: pathlib.Path) -> Iterator[Source]:
 def clip_landmarks(
   source: Source, detect: detector.Detector, sigma: float = 5.0
 ) -> tuple[np.ndarray | None, float]:
-  """Landmarks of the clip's main face.
+  """Finds the landmarks of the clip's main face.
 
   Args:
     source: the clip.
     detect: the detector.
-    sigma: width in frames of the Gaussian over time that smooths them.
+    sigma: standard deviation, in frames, of the Gaussian that smooths landmarks over time.
 
   Returns:
-    [t 5 2] float32, (x, y) in pixels of the frame, or None where no face was found, and the frames
-    a second, 0 if unknown.
+    [t 5 2] float32, (x, y) in pixels of the frame, or None where no face was found; and the frames
+    per second, 0 if unknown.
   """
   found: list[Detections] = []
   with _open(source) as (rate, images):
@@ -173,7 +173,7 @@ def clip_landmarks(
 
 @contextlib.contextmanager
 def _open(source: Source) -> Iterator[tuple[float, Iterator[np.ndarray]]]:
-  """Frames a second, 0 if unknown, and the frames, uint8 RGB [h w 3]."""
+  """A context with the frames per second, 0 if unknown, and the frames, uint8 RGB [h w 3]."""
   if source.clip:
     images = source.clip.decode_each(SHARP, range(source.clip.length))
     yield source.clip.rate, prefetch(images)
@@ -183,7 +183,7 @@ def _open(source: Source) -> Iterator[tuple[float, Iterator[np.ndarray]]]:
 
 
 def spread(parts: Sequence[tracks.Track], count: int) -> np.ndarray:
-  """Landmarks of every frame [count 5 2]: between the tracks, and beyond, those of the nearest."""
+  """Landmarks of every frame, [count 5 2]; a frame outside all tracks gets the nearest frame's."""
   frames = np.concatenate([np.arange(part.start, part.stop) for part in parts])
   points = np.concatenate([part.landmarks for part in parts])
   nearest = np.abs(np.arange(count)[:, None] - frames).argmin(1)

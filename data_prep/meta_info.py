@@ -1,11 +1,11 @@
 """The text files that go with VFHQ: which clips there are, and five landmarks by frame.
 
-  global_meta_info.txt     one line a clip: CLIP/FRAMES
-  meta_info/CLIP.txt       one line a frame: FRAME.png x1 y1 x2 y2 x3 y3 x4 y4 x5 y5
+  global_meta_info.txt     one line per clip: CLIP/FRAMES
+  meta_info/CLIP.txt       one line per frame: FRAME.png x1 y1 x2 y2 x3 y3 x4 y4 x5 y5
 
 The points are the eyes' centres, the nose's tip and the mouth's corners, left before right as
 seen, in pixels of the 512x512 frame. Lines of a clip's file that do not begin with 0 are notes,
-such as `FPS: 25.0`, of which the rate is read: the format KEEP was released with.
+such as `FPS: 25.0`, which gives the rate. This is the format that KEEP was released with.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from vsr_jax.errors import UserError
 from vsr_jax.guards import is_name, read_text
 
 FOLDER, GLOBAL = "meta_info", "global_meta_info.txt"
-LIMIT = 64 << 20  # bytes of a file: half a million frames
+LIMIT = 64 << 20  # bytes of a file, enough for half a million frames
 _LARGEST = 1e6  # coordinate or rate
-_DIGITS = 8  # of a clip's frames: fewer
-_SHOWN = 80  # characters of a wrong line
+_DIGITS = 8  # a clip's number of frames has fewer digits
+_SHOWN = 80  # characters of a wrong line that an error shows, at most
 
 
 class ClipMeta(NamedTuple):
-  """A clip's file: frames a second (0 if it does not tell), float32 [5 2] by frame's file name."""
+  """A clip's file: frames per second (0 if not stated), float32 [5 2] by frame's file name."""
 
   fps: float
   landmarks: dict[str, np.ndarray]
@@ -37,8 +37,8 @@ def read_clip(path: pathlib.Path) -> ClipMeta:
   """Reads `meta_info/CLIP.txt`; see `parse_clip`.
 
   Raises:
-    UserError: it is no such text.
-    OSError: it cannot be read.
+    UserError: the file is no such text.
+    OSError: the file cannot be read.
   """
   return parse_clip(read_text(path, LIMIT), path)
 
@@ -48,7 +48,7 @@ def parse_clip(text: str, label: object) -> ClipMeta:
 
   Args:
     text: the whole file.
-    label: its name for the error.
+    label: the file's name for errors.
 
   Raises:
     UserError: a line is wrong, or a frame comes twice; the line's number is named.
@@ -87,8 +87,8 @@ def format_clip(landmarks: Mapping[str, np.ndarray], fps: float = 0) -> str:
   """The text of `meta_info/CLIP.txt`; `parse_clip` gives the values back, to 0.001 pixels.
 
   Args:
-    landmarks: [5 2], (x, y) in pixels, by frame's file name, which begins with 0.
-    fps: frames a second, noted in the first line unless it is 0.
+    landmarks: float32 [5 2], (x, y) in pixels, by frame's file name, which begins with 0.
+    fps: frames per second, noted in the first line unless it is 0.
   """
   lines = [f"FPS: {fps:g}"] if fps else []
   for name, points in landmarks.items():
@@ -97,7 +97,7 @@ def format_clip(landmarks: Mapping[str, np.ndarray], fps: float = 0) -> str:
 
 
 def read_global(path: pathlib.Path) -> dict[str, int]:
-  """Reads `global_meta_info.txt`: clip -> frames.
+  """Reads `global_meta_info.txt`: number of frames by clip.
 
   Raises:
     UserError: a line is wrong, or a clip comes twice.

@@ -1,9 +1,9 @@
-"""Opens a set of clips, whatever it is: the one place that tells the layouts apart.
+"""Opens a set of clips in any layout; only this module tells the layouts apart.
 
   opened = open_clips("data/reds/x4/1.0.0", num_frames=3, need_flow=True)
   dataset = blur_pipeline.make_dataset(opened.clips, num_frames=3, batch_size=8, seed=0)
 
-A path may be, in the order of trying:
+A path may be one of these, tried in this order:
 
   a built set   the folder of a version that `data_prep.build` made, such as data/reds/x4/1.0.0
   a clip set    what `data_prep.prepare` wrote, see `clip_set.py`
@@ -47,8 +47,8 @@ class OpenedSet:
   Attributes:
     clips: those that can be used, sorted by name or in the order of a built set.
     left_out: by the name of each other clip, why it cannot be used.
-    flow_folder: where flow labels of these clips are kept.
-    verified: whether all frames were found to be whole when the set was built.
+    flow_folder: the folder of these clips' flow labels, which need not exist.
+    verified: whether all frames were found to be undamaged when the set was built.
     bytes: size of all clips of a built set; 0 for other sets.
   """
 
@@ -68,18 +68,18 @@ def open_clips(
   need_flow: bool = False,
   warn: bool = True,
 ) -> OpenedSet:
-  """Opens the clips of a set; which ones a path may name is told above.
+  """Opens the clips of a set; the module's docstring lists the layouts.
 
   In a clip set, REDS and GoPro the headers and ends of all frame files are read. A clip with a
-  damaged frame, and one shorter than `num_frames`, is left out. Damage between header and end shows
-  where flow is needed: such a clip has no labels.
+  damaged frame, and one shorter than `num_frames`, is left out. Damage between header and end is
+  found only where flow is needed, since such a clip has no labels.
 
   Args:
-    path: the set's.
+    path: the set's path.
     split: for a release "train" or "test", which is REDS4 for REDS; for a built set one that it
       has; other sets are one split and ignore it.
     streams: which streams are needed; None for those that are there.
-    num_frames: T, the length of a window.
+    num_frames: T, the frames of a window.
     need_flow: whether every clip must have flow labels for windows of T frames.
     warn: whether a warning is logged that names the clips left out.
 
@@ -92,7 +92,7 @@ def open_clips(
   clips, left_out = [], dict(opened.left_out)
   for clip in opened.clips:
     for stream in streams or ():
-      clip.stream(stream)  # which tells of one that is missing
+      clip.stream(stream)  # raises if it is missing
     if reason := _fault(path, clip, num_frames, need_flow, opened.verified):
       left_out[clip.name] = reason
     else:
@@ -108,14 +108,14 @@ def open_clips(
 
 
 def _reduced(clip: Clip, streams: Sequence[str]) -> Clip:
-  """A clip without its other streams."""
+  """The clip with these streams only."""
   kept = {stream: clip.streams[stream] for stream in streams}
   sizes = {stream: clip.sizes[stream] for stream in streams if stream in clip.sizes}
   return dataclasses.replace(clip, streams=kept, sizes=sizes)
 
 
 def has_flow(clip: Clip, num_frames: int) -> bool:
-  """Whether flow labels for every window of `num_frames` frames are there; one needs none."""
+  """Whether flow labels for every window of `num_frames` frames exist; one frame needs none."""
   if num_frames == 1:
     return True
   size = clip.sizes.get(BLUR_BICUBIC)
@@ -133,7 +133,7 @@ def _fault(
   try:
     if not verified:
       check_frames(clip)
-  except UserError as e:  # which kept it from being labelled
+  except UserError as e:  # the reason why it has no labels
     return str(e)
   raise UserError(
     f"{path}: clip {clip.name} has no flow labels for windows of {num_frames} frames; "
@@ -142,7 +142,7 @@ def _fault(
 
 
 def _open(path: pathlib.Path, split: str, streams: Sequence[str] | None) -> OpenedSet:
-  """Tells which layout a path has, and opens all clips that are whole."""
+  """Finds which layout a path has, and opens all undamaged clips."""
   if (path / built.INFO).is_file():
     records = built.Records(path, split)
     left_out = {clip["name"]: clip["reason"] for clip in records.skipped}
@@ -164,7 +164,7 @@ def _open(path: pathlib.Path, split: str, streams: Sequence[str] | None) -> Open
 
 
 class _Found(NamedTuple):
-  """A clip in files, of which only names are known; sizes of None are to be read from headers."""
+  """A clip in files of which only the names were read; sizes of None are read from headers."""
 
   name: str
   streams: Mapping[str, FileStream]
@@ -191,11 +191,12 @@ def _list(path: pathlib.Path, split: str, streams: Sequence[str] | None) -> list
     ]
   if gopro.is_there(path):
     return [
-      _Found(clip.name, _asked(clip, streams), clip.rate) for clip in gopro.open_split(path, split)
+      _Found(clip.name, _asked_streams(clip, streams), clip.rate)
+      for clip in gopro.open_split(path, split)
     ]
   if vfhq.is_there(path):
     return [
-      _Found(clip.name, _asked(clip, streams), clip.rate, clip.size, _landmarks(clip))
+      _Found(clip.name, _asked_streams(clip, streams), clip.rate, clip.size, _landmarks(clip))
       for clip in vfhq.open_split(path, split)
     ]
   plain = find_plain_streams(path)
@@ -211,22 +212,22 @@ def _list(path: pathlib.Path, split: str, streams: Sequence[str] | None) -> list
   return [_Found(name, {SHARP: frames}, sizes={}) for name, frames in plain.items()]
 
 
-def _asked(clip: ReleasedClip, streams: Sequence[str] | None) -> Mapping[str, FileStream]:
-  """The streams asked for, if the release has them; otherwise all, for the error to name."""
+def _asked_streams(clip: ReleasedClip, streams: Sequence[str] | None) -> Mapping[str, FileStream]:
+  """The streams asked for if the release has them; else all, so that the error can list them."""
   if streams is None or not set(streams) <= clip.streams.keys():
     return clip.streams
   return {stream: clip.streams[stream] for stream in streams}
 
 
 def _landmarks(clip: ReleasedClip) -> Landmarks:
-  """Landmarks of a clip of faces; none if their file is still to be made."""
+  """Landmarks of a clip of faces; empty if their file does not exist yet."""
   if clip.landmarks is None or not pathlib.Path(*clip.landmarks).is_file():
     return ()
   return TextLandmarks(*clip.landmarks, clip.streams[SHARP].names)
 
 
 def _open_files(found: _Found, labels: Labels | None) -> Clip:
-  """Checks that the streams of a clip belong together; `BadClip` for damaged frames."""
+  """Opens a clip, whose streams have to belong together; `BadClip` for damaged frames."""
   longest = max(reversed(list(found.streams.values())), key=len)
   stems = [pathlib.PurePath(name).stem for name in longest.names]
   for stream, frames in found.streams.items():
@@ -247,7 +248,7 @@ def _open_files(found: _Found, labels: Labels | None) -> Clip:
 
 
 def _check_sizes(streams: Mapping[str, FileStream], sizes: Mapping[str, tuple[int, int]]) -> None:
-  """Reductions are of one size, frames of full size a whole multiple of that."""
+  """Checks that reduced streams have one size, and full-size ones a whole multiple of it."""
   small = next((sizes[s] for s in reversed(_REDUCED) if s in sizes), None)
   height, width = small or next(iter(sizes.values()))
   scale = next((size[0] // height for s, size in sizes.items() if s not in _REDUCED), 1)

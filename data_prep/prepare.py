@@ -40,10 +40,10 @@ from vsr_jax.images import encode_image
 from vsr_jax.locks import locked
 from vsr_jax.processes import start_worker
 
-HIGH_FRAME_RATE = 100  # from here on frames are averaged without interpolation
-ORDINARY_RATE = 30  # the rate that high-frame-rate footage is brought to, about
-HALVED_FROM = 720  # lines, unless told otherwise
-MOST = {"subframes": 1024, "stride": 1000, "scale": 16, "workers": 512}  # of these arguments
+HIGH_FRAME_RATE = 100  # frames per second from which frames are averaged without interpolation
+ORDINARY_RATE = 30  # frames per second, about, to which high rates are reduced
+HALVED_FROM = 720  # rows of pixels, for --halve auto
+MOST = {"subframes": 1024, "stride": 1000, "scale": 16, "workers": 512}  # largest arguments
 SHORTEST = 3  # frames of a clip: one training window
 SMALLEST_SIDE = 64  # of a low-resolution frame: the paper's training crop
 
@@ -52,7 +52,7 @@ def main() -> None:
   """Runs the command; see the module's docstring and `--help`."""
   args = _parse()
   sources = _named_sources(args)
-  for folder in (*STREAMS, flow_store.FOLDER):  # in which clips are replaced
+  for folder in (*STREAMS, flow_store.FOLDER):  # in these clips are replaced
     check_within(args.out, args.out / folder)
   for folder in (args.out / stream for stream in STREAMS):
     if folder.exists():
@@ -76,10 +76,12 @@ def _prepare(args: argparse.Namespace, sources: dict[str, pathlib.Path]) -> None
     for entry in finished:
       _check_origin(args.out, entry["name"], origin, entry["origin"])
   jobs = [o for o in origins if all(entry["origin"] != o for entry in finished)]
-  print(f"{_inputs(len(jobs))} to do, {len(origins) - len(jobs) or 'none'} done before")
+  print(f"{_input_count_text(len(jobs))} to do, {len(origins) - len(jobs) or 'none'} done before")
   skipped = _run(args.out, jobs, finished, args.workers)
   frames = sum(entry["frames"] for entry in finished)
-  print(f"{args.out}: {len(finished)} clips, {frames} frames; {_inputs(len(skipped))} skipped")
+  print(
+    f"{args.out}: {len(finished)} clips, {frames} frames; {_input_count_text(len(skipped))} skipped"
+  )
   for reason in skipped:
     print(f"skipped {reason}")
   for entry in finished:
@@ -90,12 +92,12 @@ def _prepare(args: argparse.Namespace, sources: dict[str, pathlib.Path]) -> None
   progress.tell_next("vsr_jax.data_prep.flow_labels", args.out, "--weights", "raft-small.pth")
 
 
-def _inputs(count: int) -> str:
+def _input_count_text(count: int) -> str:
   return f"{count} input{'s' * (count != 1)}"
 
 
 def _read_finished(out: pathlib.Path) -> list[dict]:
-  """Entries of the clips that are there, all of which tell where they come from."""
+  """Reads the entries of existing clips; each has to state its origin."""
   finished = clip_set.read_index(out) if (out / clip_set.INDEX).exists() else []
   if strange := [entry["name"] for entry in finished if "origin" not in entry]:
     raise UserError(f"{out}: clip {strange[0]} has no origin in its index; use another --out")
@@ -103,7 +105,7 @@ def _read_finished(out: pathlib.Path) -> list[dict]:
 
 
 def _check_origin(out: pathlib.Path, clip: str, new: dict, old: dict) -> None:
-  """Other settings of the same source replace its clips; another source must not."""
+  """Checks that a clip is replaced only by one of the same source; settings may differ."""
   if new["name"] in (clip, old["name"]) and new["path"] != str(pathlib.Path(old["path"]).resolve()):
     raise UserError(
       f"{new['path']}: {out} has a clip {clip} already, made from {old['path']}; rename one or use "
@@ -136,7 +138,7 @@ def _parse() -> argparse.Namespace:
   )
   parser.add_argument(
     "--frames",
-    type=lambda text: list(video_cli.frame_range(text)),  # as JSON gives it back
+    type=lambda text: list(video_cli.frame_range(text)),  # a list, as JSON has it
     metavar="A:B",
     help="only source frames A..B-1",
   )
@@ -155,7 +157,7 @@ def _parse() -> argparse.Namespace:
 
 
 def _named_sources(args: argparse.Namespace) -> dict[str, pathlib.Path]:
-  """Clip names: the files', and what was done to the motion, so that variants can coexist."""
+  """Inputs by clip name, which is the file's with the change of motion, so variants can coexist."""
   variant = f"_stride{args.stride}" if args.stride > 1 else ""
   variant += f"_shake{args.shake:g}" if args.shake else ""
   sources = {}
@@ -168,14 +170,14 @@ def _named_sources(args: argparse.Namespace) -> dict[str, pathlib.Path]:
 
 
 def _run(out: pathlib.Path, jobs: list[dict], finished: list[dict], workers: int) -> list[str]:
-  """Makes the clips of all jobs, adds them to `finished`; returns why inputs were skipped."""
+  """Makes the clips of all jobs, adds them to `finished`; returns lines on skipped inputs."""
   context = multiprocessing.get_context("spawn")
   todo, results, stop = context.Queue(), context.Queue(), context.Event()
   workers = min(workers, len(jobs))
   parts = {job["name"]: pathlib.Path(files.part_name(out / job["name"])) for job in jobs}
   for job in jobs + [None] * workers:
     todo.put(job and (job, parts[job["name"]]))
-  # One thread a worker: the processes are the parallelism. NumPy reads this when imported.
+  # One thread per worker, as the processes run in parallel. NumPy reads this when imported.
   os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
   processes = [
     context.Process(target=_work, args=(todo, results, stop), daemon=True) for _ in range(workers)
@@ -204,10 +206,10 @@ def _run(out: pathlib.Path, jobs: list[dict], finished: list[dict], workers: int
         else:
           _commit(out, origin, parts[origin["name"]], result, finished)
     finally:
-      stop.set()  # the workers end after their frame and tidy up
+      stop.set()  # the workers end after their current frame and clean up
       for process in processes:
         process.join()
-      for part in parts.values():  # made, but not moved to its place
+      for part in parts.values():  # clips that were not moved to their place
         files.remove(str(part))
   return skipped
 
@@ -242,13 +244,13 @@ def _work(
   results: multiprocessing.Queue,
   stop: multiprocessing.synchronize.Event,
 ) -> None:
-  """A worker process: makes the clips of one job, below its folder, after the other.
+  """Runs a worker process, which makes the clips of one job after the other in the job's folder.
 
   It ends when there are no more jobs or when it is told to stop.
   """
   start_worker()
   cv2.setNumThreads(1)
-  warnings.simplefilter("ignore", UserWarning)  # of damaged videos: the summary tells
+  warnings.simplefilter("ignore", UserWarning)  # of damaged videos, which the summary names
   while not stop.is_set() and (job := todo.get()) is not None:
     origin, beside = job
     try:
@@ -260,15 +262,15 @@ def _work(
       else:
         results.put((origin, entries))
         continue
-    except Exception as e:  # handed to the parent, which skips the input or fails
+    except Exception as e:  # the parent skips the input or fails
       results.put((origin, e))
     shutil.rmtree(beside, ignore_errors=True)
   if stop.is_set():
-    results.cancel_join_thread()  # nobody reads the rest
+    results.cancel_join_thread()  # the rest is not read
 
 
 def _make_clips(beside: pathlib.Path, origin: dict, entries: list[dict]) -> Iterator[int]:
-  """Writes one input's clips below `beside`, adding their entries; yields per frame written."""
+  """Writes one input's clips below `beside`, adds to `entries`; yields 1 per frame."""
   settings = origin["settings"]
   with video.open_reader(origin["path"], *(settings["frames"] or (0, None))) as reader:
     frames: Iterator[np.ndarray] = (frame.image for frame in reader)
@@ -282,7 +284,7 @@ def _make_clips(beside: pathlib.Path, origin: dict, entries: list[dict]) -> Iter
     stride = settings["stride"] * (round(source_rate / ORDINARY_RATE) if high_rate else 1)
     rate = source_rate / stride
     exposed = exposure.expose(
-      _sized(frames, halve, settings["scale"]),
+      _sized_frames(frames, halve, settings["scale"]),
       stride=stride,
       shutter=settings["shutter"],
       subframes=settings["subframes"],
@@ -307,8 +309,8 @@ def _make_clips(beside: pathlib.Path, origin: dict, entries: list[dict]) -> Iter
     entries[0]["name"] = origin["name"]
 
 
-def _sized(frames: Iterable[np.ndarray], halve: bool, scale: int) -> Iterator[np.ndarray]:
-  """Halves if asked and crops to a multiple of the scale; refuses small frames."""
+def _sized_frames(frames: Iterable[np.ndarray], halve: bool, scale: int) -> Iterator[np.ndarray]:
+  """Yields frames, halved if asked, cropped to a multiple of the scale; refuses small ones."""
   for frame in frames:
     frame = exposure.crop_to_multiple(exposure.halve(frame) if halve else frame, scale)
     h, w = (size // scale for size in frame.shape[:2])

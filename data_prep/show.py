@@ -31,9 +31,11 @@ from vsr_jax.files import write_whole
 from vsr_jax.images import encode_image
 
 COLUMNS = 6
-WIDTH = 320  # of a frame on the sheet
+# In pixels: the width of a frame on the sheet, the space between frames, the height of the title
+# of a clip.
+WIDTH = 320
 MARGIN = 4
-TITLE = 22  # height of the line above a clip's rows
+TITLE = 22
 COLOURS = ((255, 64, 64), (64, 255, 64), (64, 128, 255), (255, 255, 0), (255, 0, 255))
 
 
@@ -71,7 +73,7 @@ def main() -> None:
 
 
 def print_statistics(opened: OpenedSet, split: str) -> None:
-  """Prints what the index says of a split."""
+  """Prints statistics of a split from its index."""
   clips = opened.clips
   lengths = [clip.length for clip in clips]
   rates = sorted({clip.rate for clip in clips})
@@ -88,7 +90,7 @@ def print_statistics(opened: OpenedSet, split: str) -> None:
 
 
 def print_clip(clip: Clip) -> None:
-  """Prints statistics of a clip's frames: their size, mean and deviation of grey levels."""
+  """Prints statistics of a clip's frames: size, mean and standard deviation of grey levels."""
   print(f"{clip.name}: {clip.length} frames, {len(clip.landmarks)} with landmarks")
   for stream, frames in clip.streams.items():
     if len(frames):
@@ -101,7 +103,7 @@ def print_clip(clip: Clip) -> None:
 
 
 def sheet(clips: Sequence[Clip]) -> np.ndarray:
-  """The contact sheet: uint8 [h w 3], RGB."""
+  """Draws the contact sheet of clips: uint8 RGB [h w 3]."""
   return np.concatenate([_rows(clip) for clip in clips])
 
 
@@ -121,7 +123,7 @@ def _rows(clip: Clip) -> np.ndarray:
   }
   if not images:
     raise UserError(f"clip {clip.name} has no frames; build the data set again")
-  full = max(image[0].shape[1] for image in images.values())  # landmarks' pixels are this stream's
+  full = max(image[0].shape[1] for image in images.values())  # its pixels are those of landmarks
   for stream, row in images.items():
     points = [clip.landmarks[i] * (WIDTH / full) if len(clip.landmarks) else () for i in columns]
     rows.append(np.concatenate([_tile(*tile) for tile in zip(row, points, strict=True)], axis=1))
@@ -130,7 +132,7 @@ def _rows(clip: Clip) -> np.ndarray:
 
 
 def _tile(image: np.ndarray, points: Sequence[np.ndarray]) -> np.ndarray:
-  """A frame in the sheet's size with a margin to its right and below it."""
+  """Scales a frame to `WIDTH`, draws landmarks, and adds a margin to the right and below."""
   height, width, _ = image.shape
   size = (WIDTH, round(height * WIDTH / width))
   smooth = cv2.INTER_AREA if width > WIDTH else cv2.INTER_NEAREST
@@ -141,7 +143,7 @@ def _tile(image: np.ndarray, points: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _write(image: np.ndarray, text: str) -> None:
-  """Writes white on black into the upper left corner, in place."""
+  """Writes white text on black into the upper left corner of an image, in place."""
   for colour, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):
     cv2.putText(
       image, text, (5, 15), cv2.FONT_HERSHEY_SIMPLEX, 0.45, colour, thickness, cv2.LINE_AA

@@ -1,4 +1,4 @@
-"""What both restoration systems share: files, warps, flow, metrics, training, inference."""
+"""Code that both restoration systems share: files, warps, flow, metrics, training, inference."""
 
 from __future__ import annotations
 

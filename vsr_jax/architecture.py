@@ -1,8 +1,8 @@
-"""The numbers that make a model: checked by type and range, and taken out of a checkpoint.
+"""A model's architecture: its fields are checked by type and range, and read from a checkpoint.
 
 An architecture is a frozen dataclass whose fields are numbers, truth values, choices and tuples of
-numbers. It comes from a recipe, from the shapes of a stranger's tensors or from a stranger's JSON,
-and what it asks for is built before anything else can be compared: so each number has a limit.
+numbers. It comes from a recipe, or from the tensor shapes or the JSON of an untrusted file.
+The model is built as it asks before anything else can be compared: so each number has a limit.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ if typing.TYPE_CHECKING:
   from _typeshed import DataclassInstance
 
 T = TypeVar("T", bound="DataclassInstance")
-_MOST = 10  # numbers in a tuple
-_SHOWN = 60  # characters of a wrong value
+_MOST = 10  # numbers in a tuple, at most
+_SHOWN = 60  # characters of a wrong value that an error shows, at most
 
 
 def check_fields(arch: Any, limits: Mapping[str, tuple[float, float]]) -> None:
@@ -29,10 +29,10 @@ def check_fields(arch: Any, limits: Mapping[str, tuple[float, float]]) -> None:
 
   Args:
     arch: the dataclass; `int`, `float`, `bool`, `Literal[...]` and `tuple[int, ...]` are known.
-    limits: the least and the largest value of every number, in a tuple of each.
+    limits: by field, the least and the largest value of a number, or of each number of a tuple.
 
   Raises:
-    UserError: the first field that is wrong; the text names it as "model.FIELD".
+    UserError: a field is wrong; the text names the first one, as "model.FIELD".
   """
   for name, kind in typing.get_type_hints(type(arch)).items():
     value, choices = getattr(arch, name), typing.get_args(kind)
@@ -58,17 +58,17 @@ def from_entries(
   remedy: str = "give another checkpoint",
   earlier_names: Mapping[str, str] = types.MappingProxyType({}),
 ) -> T:
-  """Makes an architecture of what a checkpoint's meta says.
+  """Makes an architecture from the entries in a checkpoint's meta.
 
   Args:
-    cls: the dataclass.
-    entries: by field, as JSON gives them; fields that are missing have their defaults.
-    source: the checkpoint.
-    remedy: what to give, for the error where the entries are of something else.
-    earlier_names: names of fields in older checkpoints, and what they are called now.
+    cls: the architecture's dataclass.
+    entries: values by field, as JSON gives them; missing fields take their defaults.
+    source: the checkpoint, for errors.
+    remedy: what to do where the entries are not those of `cls`, for the error.
+    earlier_names: current name by the name that a field had in older checkpoints.
 
   Raises:
-    UserError: the entries are of something else, or of no model.
+    UserError: the entries are no mapping, have an unknown field, or a value that is not allowed.
   """
   if not isinstance(entries, Mapping):
     raise UserError(f"{source}: {remedy}")
@@ -94,7 +94,7 @@ def _check_number(name: str, value: Any, kind: type, limits: tuple[float, float]
 
 
 def wrong(name: str, value: Any, wanted: str) -> UserError:
-  """The error for a field that has not a wanted value, such as "at least 1"; a short one."""
+  """The error, one short line, for a field whose value is not as `wanted` says ("at least 1")."""
   return UserError(f"model.{name} = {_short(value)}: must be {wanted}")
 
 

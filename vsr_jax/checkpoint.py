@@ -54,8 +54,8 @@ class JsonItem:
     self.file, self.value, self.write = file, value, write
 
   async def save(self, directory: Any) -> Any:
-    """Takes the value as it is; gives what writes it."""
-    # Now: the value may change while Orbax writes.
+    """Encodes the value now and returns the coroutine that writes it."""
+    # Encoded at once because the value may change while Orbax writes.
     text = json.dumps(self.value, indent=1, allow_nan=False)
 
     async def write():
@@ -66,7 +66,7 @@ class JsonItem:
     return write()
 
   async def load(self, directory: Any) -> Any:
-    """Gives what reads it."""
+    """Returns the coroutine that reads the value."""
 
     async def read():
       self.value = json_files.read(directory / self.file, json_files.anything)
@@ -75,7 +75,7 @@ class JsonItem:
 
 
 def meta_item(value: Any = None) -> JsonItem:
-  """The item of a checkpoint's meta entries; of several processes the first writes it."""
+  """The item of a checkpoint's meta entries; where there are several processes the first writes."""
   return JsonItem("meta.json", value, write=jax.process_index() == 0)
 
 
@@ -83,7 +83,7 @@ def find_checkpoint(path: str | pathlib.Path) -> pathlib.Path:
   """The checkpoint folder meant by a run's workdir, a checkpoint itself or an exported folder.
 
   Raises:
-    UserError: there is none.
+    UserError: there is no checkpoint.
   """
   path = pathlib.Path(path).absolute()
   if not path.is_dir():
@@ -102,7 +102,7 @@ def read_meta(path: str | pathlib.Path) -> dict[str, Any]:
   """The meta entries of a checkpoint (see `find_checkpoint` for what path may be).
 
   Raises:
-    UserError: missing or damaged.
+    UserError: the checkpoint or its meta is missing or damaged.
   """
   folder = find_checkpoint(path)
   try:
@@ -118,22 +118,23 @@ def restore_params(
 
   Args:
     path: a run's workdir (its latest checkpoint), a checkpoint or an exported folder.
-    like: params (or their shapes) of the model's sub-networks to read, to check them against;
-      None for all there are.
+    like: params (or their shapes) of the model's sub-networks to read, by sub-network, which those
+      in the checkpoint must match; None reads all sub-networks unchecked.
     ema: take the moving average where the checkpoint has one.
 
   Returns:
-    Params by sub-network, on the default device, uncommitted.
+    Params by sub-network, on the default device and not committed to it.
 
   Raises:
-    UserError: missing, damaged, not the params of that model, or not finite.
+    UserError: the checkpoint is missing or damaged, holds the params of another model, or numbers
+      that are not finite.
   """
   folder = find_checkpoint(path)
   meta = read_meta(folder)
   tables = meta["arrays"]
   items = ("params", "ema") if ema and "ema" in tables else ("params",)
   if like is not None:
-    held: dict[str, dict[str, str]] = {}  # by sub-network, those of the average instead of others
+    held: dict[str, dict[str, str]] = {}  # by sub-network; the average takes the place of params
     for item in items:
       held |= by_network(tables[item])
     there = {name: x for network in like for name, x in held.get(network, {}).items()}
@@ -141,7 +142,7 @@ def restore_params(
       raise UserError(f"{folder}: not the weights of this model: {wrong}")
   check_size(folder, [tables[item] for item in items])
   templates = {item: template(tables[item]) for item in items}
-  trees = load_items(folder, templates)  # whole: Orbax reads no parts
+  trees = load_items(folder, templates)  # whole items: Orbax cannot read parts of one
   check_sums(folder, trees, meta)
   params = trees["params"] | trees.get("ema", {})
   wanted = params if like is None else like
@@ -153,7 +154,7 @@ def check_export(path: str | pathlib.Path) -> None:
   """Checks, before any work is done, that `export_params` can write a folder.
 
   Raises:
-    UserError: it is something else than an exported folder, or cannot be written.
+    UserError: the path is something else than an exported folder, or cannot be written.
   """
   path = pathlib.Path(path).absolute()
   if path.exists() and not (path / "params").is_dir():
@@ -171,12 +172,12 @@ def export_params(path: str | pathlib.Path, params: Mapping[str, Any], meta: Map
 
   Raises:
     UserError: the path is something else than an exported folder, or cannot be written.
-    OSError: they do not fit on the disk (ENOSPC); nothing was written.
+    OSError: the params do not fit on the disk (ENOSPC); nothing was written.
   """
   path = pathlib.Path(path).absolute()
   check_export(path)
   params = jax.tree.map(np.asarray, dict(params))
-  # Now: Orbax's writers, which are threads, go on after one has failed, and print tracebacks.
+  # Checked beforehand: Orbax's writer threads go on after one has failed, and print tracebacks.
   there = next(folder for folder in path.parents if folder.exists())
   if shutil.disk_usage(there).free < sum(x.nbytes for x in jax.tree.leaves(params)):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
@@ -187,10 +188,10 @@ def export_params(path: str | pathlib.Path, params: Mapping[str, Any], meta: Map
     files.remove_left(path.parent, path.name)
     with context(), quiet():
       ocp.save_checkpointables(part, {"params": params, "meta": meta_item(meta)})
-    # Orbax names the folder it wrote in there, which is nobody's business in shipped weights.
+    # This file of Orbax's names the local folder, which is private and no part of shipped weights.
     (part / "commit_success.txt").unlink(missing_ok=True)
     files.replace_folder(str(part), str(path))
-  except Exception as e:  # It has many types, as in `Checkpoints.save`.
+  except Exception as e:  # Orbax raises many types, as in `Checkpoints.save`.
     raise cannot_write(path, e) from e
   finally:
     let_end()
@@ -199,7 +200,7 @@ def export_params(path: str | pathlib.Path, params: Mapping[str, Any], meta: Map
 
 
 def load_items(folder: pathlib.Path, items: dict[str, Any]) -> dict[str, Any]:
-  """Reads items into their templates."""
+  """Reads items: `items` gives the template of each by name; the result has their trees."""
   loaded = {}
   with quiet():
     for item, template in items.items():  # One by one, to name the damaged one.
@@ -215,14 +216,14 @@ def load_items(folder: pathlib.Path, items: dict[str, Any]) -> dict[str, Any]:
 
 
 def context() -> ocp.Context:
-  """Folders are made at once: where they cannot be, Orbax's writers would wait for minutes."""
+  """Orbax's settings: folders are made at once, for writers wait minutes for one that cannot be."""
   context = ocp.Context()
   context.asynchronous.create_directories_asynchronously = False
   return context
 
 
 def cannot_write(folder: pathlib.Path, error: Exception) -> UserError | OSError:
-  """Clears what a failed save has left beside its folder, and says why it failed."""
+  """Removes what a failed save left beside its folder, and returns the error that says why."""
   let_end()
   for part in folder.parent.glob(f"{folder.name}.orbax-checkpoint-tmp*"):
     shutil.rmtree(part, ignore_errors=True)

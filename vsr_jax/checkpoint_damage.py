@@ -1,4 +1,4 @@
-"""What tells that a checkpoint's arrays are not those that were written."""
+"""Detects damage: arrays of a checkpoint that are not those that were written."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ import numpy as np
 from vsr_jax.errors import UserError
 from vsr_jax.trees import shape_and_dtype
 
-_COMPRESSION, _SMALL = 20, 2**28  # that weights with a meaning reach; bytes that do no harm
+# The largest factor by which real weights are compressed, and bytes that may always be allocated.
+_COMPRESSION, _SMALL = 20, 2**28
 REMEDY = "delete it to fall back to the checkpoint before it, or copy or make it again"
 
 
 def check_size(folder: pathlib.Path, tables: Sequence[Mapping[str, str]]) -> None:
   """Checks, before memory is allocated for them, that a folder's files can hold its arrays.
 
-  What is constant is compressed to almost nothing, and arrays whose files are left out read as 0.
+  Constant arrays are compressed to almost nothing, and arrays whose files are missing read as 0, so
+  a small folder could claim any amount of memory.
 
   Raises:
-    UserError: they cannot.
+    UserError: the files are too small for the arrays that the tables list.
   """
   specs = [shape_and_dtype(spec) for names in tables for spec in names.values()]
   claimed = sum(math.prod(shape) * dtype.itemsize for shape, dtype in specs)
@@ -37,7 +39,7 @@ def check_size(folder: pathlib.Path, tables: Sequence[Mapping[str, str]]) -> Non
 
 
 def checksums(tree: Any) -> dict[str, int]:
-  """The CRC-32 of each leaf's bytes, by path; without leaves of which other hosts hold parts."""
+  """The CRC-32 of each leaf's bytes, by path; leaves that other hosts hold parts of are omitted."""
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   return {
     jax.tree_util.keystr(path, simple=True, separator="/"): zlib.crc32(
@@ -53,11 +55,11 @@ def check_sums(folder: pathlib.Path, trees: Mapping[str, Any], meta: Mapping[str
 
   Args:
     folder: the checkpoint, for the error.
-    trees: by item.
-    meta: its entries; "sums" holds what `checksums` gave when the item was written.
+    trees: the arrays that were read, by item.
+    meta: the checkpoint's entries; "sums" holds what `checksums` gave when the item was written.
 
   Raises:
-    UserError: a leaf is another one.
+    UserError: a leaf differs from what was written.
   """
   for item, tree in trees.items():
     kept = meta.get("sums", {}).get(item, {})

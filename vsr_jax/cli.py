@@ -2,8 +2,8 @@
 
 A command prints one line and exits with 2 for a `UserError`, a file that cannot
 be used, a full disk or SIGTERM, with 130 for Ctrl-C; any other exception is a
-bug and keeps its traceback. A second Ctrl-C ends it at once. What it prints is
-lost where nobody reads it, the work is not.
+bug and keeps its traceback. A second Ctrl-C ends it at once. Where nobody reads
+what it prints, that is lost, but the command goes on.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _INTERRUPTED, _TERMINATED = "interrupted", "terminated by SIGTERM"
 
 
 class Parser(argparse.ArgumentParser):
-  """A command's arguments; what is wrong with them is told in one line, as all bad input is."""
+  """Parses a command's arguments; wrong ones raise `UserError`, like all bad input."""
 
   def __init__(self, command: str, doc: str, **options: Any):
     """Takes the command's module, as `python -m` does, and its docstring, for `--help`."""
@@ -41,29 +41,29 @@ class Parser(argparse.ArgumentParser):
 
 
 def begin() -> None:
-  """Has Ctrl-C and SIGTERM end a command in one line while it imports, and XLA say nothing in it.
+  """Lets Ctrl-C and SIGTERM end a command with one line while it imports, and silences XLA's log.
 
   For the first lines of a module that runs as a command, under `if __name__ == "__main__":` and
-  before the imports that take seconds; once all is there, `run` takes over. XLA would tell that it
-  compiles very slowly, and reads how much it may say as it loads. What goes wrong comes as an
-  exception; that compiling takes its time is told by `compiling`.
+  before the imports that take seconds; after them `run` takes over. XLA would log that it compiles
+  very slowly; its log level is read when it is loaded, so it is set here. Nothing is lost: errors
+  come as exceptions, and `vsr_jax.compiling` reports slow compilation.
   """
   streams.open_missing()
   for number in (signal.SIGINT, signal.SIGTERM):
     if signal.getsignal(number) is not signal.SIG_IGN:
-      signal.signal(number, _end)
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no errors, the level of that message
+      signal.signal(number, _exit_on_signal)
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA logs slow compilation as an error
 
 
-def _end(number: int, frame: Any) -> NoReturn:
+def _exit_on_signal(number: int, frame: Any) -> NoReturn:
   del frame
   interrupted = number == signal.SIGINT
-  os._exit(_fail(_INTERRUPTED, 130) if interrupted else _fail(_TERMINATED, 2))
+  os._exit(_print_failure(_INTERRUPTED, 130) if interrupted else _print_failure(_TERMINATED, 2))
 
 
 def _raise_terminated(number: int, frame: Any) -> NoReturn:
   del frame
-  # It may come twice, to a process and to its group; the second would disturb the tidying up.
+  # The signal may come twice, to a process and to its group; the second would disturb the cleanup.
   signal.signal(number, signal.SIG_IGN)
   raise Terminated
 
@@ -75,7 +75,7 @@ def _raise_interrupted(number: int, frame: Any) -> NoReturn:
 
 
 def _end_at_once(first: float, number: int, frame: Any) -> None:
-  """Ends without tidying up, which is what takes too long; the next run does that."""
+  """Ends the process without cleanup, for which the user will not wait; the next run does it."""
   del number, frame
   if time.monotonic() - first > SAME_SIGNAL:
     with contextlib.suppress(OSError):
@@ -84,8 +84,8 @@ def _end_at_once(first: float, number: int, frame: Any) -> None:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[None]:
-  """Within it SIGTERM and Ctrl-C, unless a shell had that ignored, are raised as exceptions."""
+def _raising_signals() -> Iterator[None]:
+  """A context in which SIGTERM and Ctrl-C are raised as exceptions; an ignored Ctrl-C stays so."""
   handlers = {signal.SIGTERM: _raise_terminated, signal.SIGINT: _raise_interrupted}
   if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     del handlers[signal.SIGINT]
@@ -101,14 +101,14 @@ def _signals() -> Iterator[None]:
 
 
 def _raise_again(unraisable: Any) -> None:
-  """Brings back a signal's exception that was raised where none can be, as in JAX's callbacks."""
+  """Sends a signal again whose exception was lost, raised where none can be, as in a callback."""
   for error, number, handler in (
     (Terminated, signal.SIGTERM, _raise_terminated),
     (KeyboardInterrupt, signal.SIGINT, _raise_interrupted),
   ):
     if issubclass(unraisable.exc_type, error):
       signal.signal(number, handler)
-      # Soon, not here, where its exception would be lost again.
+      # After a moment, because an exception raised in here would be lost again.
       threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
       return
   sys.__unraisablehook__(unraisable)
@@ -126,49 +126,49 @@ def run(main: Callable[[], None]) -> None:
   """
   streams.open_missing()
   streams.outlive_readers()
-  # Whether this process is the command and no more: `begin` was there.
-  alone = signal.getsignal(signal.SIGTERM) is _end
-  with _signals():
-    sys.exit(_code(main, alone))
+  # Whether the process runs this command only, as it does where `begin` was called.
+  alone = signal.getsignal(signal.SIGTERM) is _exit_on_signal
+  with _raising_signals():
+    sys.exit(_run_to_exit_code(main, alone))
 
 
-def _leave(code: int) -> NoReturn:
-  """Ends without freeing what a signal stopped: JAX may crash or hang then, amid a compilation."""
-  if "multiprocessing.util" in sys.modules:  # its names in /dev/shm are to be removed all the same
+def _exit_without_freeing(code: int) -> NoReturn:
+  """Ends without freeing objects: JAX may crash or hang then if a signal stopped a compilation."""
+  if "multiprocessing.util" in sys.modules:  # its files in /dev/shm have to be removed
     sys.modules["multiprocessing.util"]._exit_function()
   for stream in (sys.stdout, sys.stderr):
     stream.flush()
   os._exit(code)
 
 
-def _code(main: Callable[[], None], alone: bool) -> int:
-  """The exit code of a command; stopped by a signal, a process of its own ends here."""
+def _run_to_exit_code(main: Callable[[], None], alone: bool) -> int:
+  """Runs a command and returns its exit code; after a signal it ends the process if `alone`."""
   try:
     with warnings.catch_warnings():
       warnings.showwarning = show_warning
       main()
   except UserError as e:
-    return _fail(f"error: {e}", 2)
+    return _print_failure(f"error: {e}", 2)
   except (KeyboardInterrupt, Terminated) as e:
     interrupted = isinstance(e, KeyboardInterrupt)
-    code = _fail(_INTERRUPTED, 130) if interrupted else _fail(_TERMINATED, 2)
+    code = _print_failure(_INTERRUPTED, 130) if interrupted else _print_failure(_TERMINATED, 2)
     if alone:
-      _leave(code)
+      _exit_without_freeing(code)
     return code
   except OSError as e:
     if is_full(e):
       where = f" while writing {e.filename}" if e.filename else ""
-      return _fail(f"error: no space left on the disk{where}; free some and run again", 2)
+      return _print_failure(f"error: no space left on the disk{where}; free some and run again", 2)
     if not e.filename:
       raise
     reason = e.strerror or type(e).__name__
-    return _fail(f"error: {e.filename}: {reason}; mend that or name another path", 2)
+    return _print_failure(f"error: {e.filename}: {reason}; mend that or name another path", 2)
   return 0
 
 
 @contextlib.contextmanager
 def memory_errors(path: str, remedy: str) -> Iterator[None]:
-  """Within it a device that runs out of memory is a `UserError`."""
+  """A context in which a device that runs out of memory raises `UserError`."""
   try:
     yield
   except RuntimeError as e:  # what XLA raises is one
@@ -184,7 +184,7 @@ def show_warning(message: Warning | str, *_args: Any, **_kwargs: Any) -> None:
   tqdm.write(f"warning: {message}", file=sys.stderr)
 
 
-def _fail(line: str, code: int) -> int:
+def _print_failure(line: str, code: int) -> int:
   sys.stdout.flush()
   print(" ".join(line.split()), file=sys.stderr, flush=True)
   return code

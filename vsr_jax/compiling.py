@@ -1,4 +1,4 @@
-"""Compiling that takes long is told through `logging`: silent unless somebody listens.
+"""Reports compilation that takes long through `logging`; nothing is printed by default.
 
 A command listens with `vsr_jax.progress.Clock`; a program that uses the library shows the logger
 `vsr_jax.compiling` at level INFO.
@@ -12,20 +12,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-MOMENT = 2.0  # seconds: what takes no longer is not worth a line
+MOMENT = 2.0  # seconds; shorter compilation is not reported
 
 _logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
 def compiling(what: str) -> Iterator[None]:
-  """Around compiling: logs after a moment that it goes on, and at its end how long it took.
+  """A context for compiling: logs after `MOMENT` that it goes on, and at the end how long it took.
 
-  The record at the end has the attribute `seconds`; it is of level INFO where the compiling was
-  told of, else of level DEBUG.
+  The record at the end has the attribute `seconds`; its level is INFO where the first record was
+  logged, else DEBUG. An exception leaves it out.
 
   Args:
-    what: is compiled, "for 320x180", say.
+    what: names what is compiled, for instance "for 320x180".
   """
   if not _logger.isEnabledFor(logging.INFO):
     yield
@@ -52,7 +52,7 @@ def compiling(what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def listening(take: Callable[[logging.LogRecord], object]) -> Iterator[None]:
-  """Within it `take` gets every record of `compiling`, in the thread that made it."""
+  """A context in which `take` gets every record of `compiling`, in the thread that made it."""
 
   class Taking(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
@@ -62,7 +62,7 @@ def listening(take: Callable[[logging.LogRecord], object]) -> Iterator[None]:
   level, propagate = _logger.level, _logger.propagate
   _logger.addHandler(handler)
   _logger.setLevel(logging.DEBUG)
-  _logger.propagate = False  # the root's handlers, which some library makes, would tell it again
+  _logger.propagate = False  # else handlers of the root logger would repeat it
   try:
     yield
   finally:

@@ -25,32 +25,32 @@ _LISTED = 10  # problems named in an error; the rest are counted
 
 
 def as_is(x: np.ndarray) -> np.ndarray:
-  """Biases, scales, statistics: the layout is ours already."""
+  """Returns biases, scales and statistics unchanged: both layouts agree."""
   return x
 
 
 def conv2d(x: np.ndarray) -> np.ndarray:
-  """A kernel [out in h w] to [h w in out]; a depthwise one becomes [h w 1 c]."""
+  """Transposes a kernel [out in h w] to [h w in out]; a depthwise one [c 1 h w] to [h w 1 c]."""
   return x.transpose(2, 3, 1, 0)
 
 
 def conv3d(x: np.ndarray) -> np.ndarray:
-  """A kernel [out in t h w] to [t h w in out]."""
+  """Transposes a kernel [out in t h w] to [t h w in out]."""
   return x.transpose(2, 3, 4, 1, 0)
 
 
 def depthwise(x: np.ndarray) -> np.ndarray:
-  """A depthwise kernel [c 1 h w] to [h w c], for the form that shifts and multiplies."""
+  """Transposes a depthwise kernel [c 1 h w] to [h w c], as `ops.depthwise` takes it."""
   return x.squeeze(1).transpose(1, 2, 0)
 
 
 def frame_conv(x: np.ndarray) -> np.ndarray:
-  """A 3-D kernel that sees one frame, [out in 1 h w], to the 2-D [h w in out]."""
+  """Turns a 3-D kernel that spans one frame, [out in 1 h w], into the 2-D [h w in out]."""
   return x.squeeze(2).transpose(2, 3, 1, 0)
 
 
 def dense(x: np.ndarray) -> np.ndarray:
-  """A matrix [out in], or a 1x1 kernel [out in 1 1], to [in out]."""
+  """Turns a matrix [out in], or a 1x1 kernel [out in 1 1], into [in out]."""
   return x.reshape(x.shape[:2]).T
 
 
@@ -59,8 +59,8 @@ class Rule(NamedTuple):
 
   Attributes:
     pattern: a regular expression that the whole source key must match.
-    path: the leaf it fills, names joined by "/"; groups as in `re.sub` (r"block_\1/kernel").
-      None: the tensor is known and not wanted.
+    path: the leaf that the tensor fills, names joined by "/"; it may refer to groups of the pattern
+      as in `re.sub` (r"block_\1/kernel"). None: the tensor is known and is left out.
     transform: from the source's layout to ours.
   """
 
@@ -70,7 +70,7 @@ class Rule(NamedTuple):
 
 
 def with_bias(pattern: str, path: str, transform: Transform = conv2d) -> list[Rule]:
-  """The kernel of a convolution or dense layer and, where there is one, its bias."""
+  """Rules for the kernel of a convolution or dense layer and, where there is one, its bias."""
   return [
     Rule(rf"{pattern}\.weight", f"{path}/kernel", transform),
     Rule(rf"{pattern}\.bias", f"{path}/bias"),
@@ -78,12 +78,12 @@ def with_bias(pattern: str, path: str, transform: Transform = conv2d) -> list[Ru
 
 
 def norm(pattern: str, path: str) -> list[Rule]:
-  """A norm's scale and, where there is one, its bias."""
+  """Rules for a norm's scale and, where there is one, its bias."""
   return [Rule(rf"{pattern}\.weight", f"{path}/scale"), Rule(rf"{pattern}\.bias", f"{path}/bias")]
 
 
 def batch_norm(pattern: str, path: str) -> list[Rule]:
-  """A batch norm as `layers.FrozenBatchNorm` has it: scale, bias and the stored statistics."""
+  """Rules for a `layers.FrozenBatchNorm`: scale, bias and the stored statistics."""
   return [
     *norm(pattern, path),
     Rule(rf"{pattern}\.running_mean", f"{path}/mean"),
@@ -94,7 +94,7 @@ def batch_norm(pattern: str, path: str) -> list[Rule]:
 
 @contextlib.contextmanager
 def reading_shapes(source: str, model: str) -> Iterator[None]:
-  """Turns what goes wrong while an architecture is read off a state dict into a `UserError`."""
+  """A context in which errors of reading an architecture from a state dict become `UserError`."""
   wrong = f"{source} does not hold {model}'s weights"
   try:
     yield
@@ -112,10 +112,10 @@ def convert(
   template: Mapping[str, Any],
   source: str = "state dict",
 ) -> dict[str, Any]:
-  """Turns a state dict into parameters by a table.
+  """Converts a state dict to parameters by a table of rules.
 
   Args:
-    state: source key to tensor.
+    state: tensor by source key.
     rules: the table.
     template: nested dicts of abstract leaves (shape and dtype), from `jax.eval_shape`.
     source: the file the state came from, for the error.
@@ -124,8 +124,8 @@ def convert(
     Nested dicts like the template, filled with numpy arrays of its dtypes.
 
   Raises:
-    UserError: the two do not fit, and the one error lists every problem; or what fits holds NaN or
-      infinite numbers.
+    UserError: state and template do not fit by the table, with every problem counted and the first
+      ten named; or a tensor holds NaN or infinite numbers.
   """
   wanted = traverse_util.flatten_dict(template, sep="/")
   filled: dict[str, np.ndarray] = {}
@@ -154,7 +154,7 @@ def convert(
 
 
 def check_finite(arrays: Mapping[str, np.ndarray], source: str) -> None:
-  """Raises `UserError`, which names the first ones, if arrays hold NaN or infinite numbers."""
+  """Raises `UserError`, which names the first ten arrays, if any hold NaN or infinite numbers."""
   names = [name for name, x in arrays.items() if not np.isfinite(x).all()]
   if names:
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
@@ -169,21 +169,22 @@ def to_state_dict(
   rules: Sequence[Rule],
   shapes: Mapping[str, Sequence[int]],
 ) -> dict[str, np.ndarray]:
-  """Reads the same table backwards: parameters to the source's layout.
+  """Converts parameters to the source's layout, by the same table backwards.
 
-  A transform only moves values, so where it takes the numbers 0, 1, 2, ... is
-  all there is to know about its inverse.
+  A transform only moves values, so its inverse follows from the places to which
+  it moves the numbers 0, 1, 2, ...
 
   Args:
     params: nested dicts of arrays, as `convert` returns them.
     rules: the table.
-    shapes: the source's keys and their shapes; keys that the table drops are left out.
+    shapes: the shape of each of the source's tensors by key; keys that the table leaves out are
+      left out of the result.
 
   Returns:
-    source key to tensor.
+    Tensor by source key.
 
   Raises:
-    UserError: a key matches no rule or several, or its leaf is absent or of another size.
+    UserError: a key matches no rule or several, or its leaf is absent or of another shape.
   """
   leaves = traverse_util.flatten_dict(params, sep="/")
   state = {}

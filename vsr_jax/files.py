@@ -1,8 +1,8 @@
 """Files and folders that appear under their name only once they are whole.
 
 They are written beside their place under a name that no other run uses, NAME.RUN.part, and then
-renamed; of two runs that write the same output the last one to end wins, whole. What a run that
-was killed has left behind is known by its name and removed by the next one.
+renamed; where two runs write the same output, that of the last one to end stays, complete. What a
+killed run left behind is recognised by its name and removed by the next run.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from collections.abc import Callable, Iterator
 from vsr_jax.errors import UserError
 from vsr_jax.processes import Process
 
-# Orbax writes beside the name that it is given, and appends its own word to it.
+# Orbax writes under the name that it is given with a suffix of its own.
 _PART = re.compile(
   r"(?P<name>.+)\.(?P<host>\w*)-(?P<space>[0-9a-f]+)-(?P<pid>\d+)-(?P<start>\d+)-[0-9a-f]{8}"
   r"(?P<old>\.old)?\.part(\.orbax.*)?",
   re.ASCII | re.DOTALL,
 )
-_NAME_BYTES = 120  # that are kept from a name: with the rest of it a file system must take it
+_NAME_BYTES = 120  # of NAME that are kept, so that the whole of NAME.RUN.part is a valid file name
 
 
 @contextlib.contextmanager
 def naming(path: str | pathlib.Path) -> Iterator[None]:
-  """Lets errors of the file system name that file instead of the one beside it, or nothing."""
+  """A context in which an `OSError` names `path`, not the temporary file beside it or none."""
   try:
     yield
   except OSError as e:
@@ -43,8 +43,8 @@ def check_place(path: str | os.PathLike[str]) -> None:
   """Checks, before any work is done, that a file or folder can be put in a place.
 
   Raises:
-    UserError: the folder to write in does not exist or cannot be written, or what is there already
-      is somebody else's and cannot be replaced, as in /tmp.
+    UserError: the folder to write in does not exist or cannot be written, or the place is taken by
+      something that may not be replaced, such as another user's file in /tmp.
   """
   target = os.path.realpath(path)
   parent = os.path.dirname(target)
@@ -65,7 +65,7 @@ def check_folder(path: str | os.PathLike[str]) -> None:
   """Checks, before any work is done, that files can be written in a folder or that it can be made.
 
   Raises:
-    UserError: they cannot.
+    UserError: the folder cannot be written or made.
   """
   there = place = os.path.realpath(path)
   while not os.path.lexists(there):
@@ -78,7 +78,10 @@ def check_folder(path: str | os.PathLike[str]) -> None:
 
 
 def part_name(path: str | os.PathLike[str], kind: str = "") -> str:
-  """A new name beside a file or folder, for what is to take its place: NAME.RUN.part."""
+  """A new name beside a file or folder, NAME.RUN.part, for what is to take its place.
+
+  `kind` is put before ".part": ".old" for an older folder that is moved aside.
+  """
   folder, name = os.path.split(os.path.abspath(path))
   run = Process.current()
   told = f"{run.host}-{run.space}-{run.pid}-{run.start}-{secrets.token_hex(4)}"
@@ -103,17 +106,17 @@ def remove_left(
   name: str | None = None,
   remove: Callable[[str], None] = remove,
 ) -> None:
-  """Removes what runs of this machine that were killed left half-written; others' parts stay.
+  """Removes what killed runs of this machine left half-written; parts of other runs stay.
 
-  An older folder that such a run had just moved aside, and put nothing in its place, comes back.
+  An older folder that such a run had moved aside without replacing it is put back.
 
   Args:
     folder: where to look; it need not exist.
-    name: the output's; None: any in the folder.
-    remove: removes a part.
+    name: the output whose parts are removed; None: those of every output in the folder.
+    remove: the function that removes a part.
 
   Warns:
-    UserWarning: something was found; it names it.
+    UserWarning: something was removed or put back; the warning names it.
   """
   try:
     parts = sorted(filter(_PART.fullmatch, os.listdir(folder)))
@@ -146,7 +149,7 @@ def make_folder(path: pathlib.Path) -> None:
   """Makes a folder with its parents.
 
   Raises:
-    UserError: it cannot be made or something else has its name.
+    UserError: the folder cannot be made, or its name belongs to something else.
     OSError: the disk is full.
   """
   try:
@@ -165,7 +168,7 @@ def write_whole(path: pathlib.Path, content: str | bytes) -> None:
     content: its text, as UTF-8, or its bytes.
 
   Raises:
-    OSError: it cannot be written; what was there still is.
+    OSError: the file cannot be written; what was there is unchanged.
   """
   part = pathlib.Path(part_name(path))
   try:
@@ -179,15 +182,15 @@ def write_whole(path: pathlib.Path, content: str | bytes) -> None:
 
 
 def replace_folder(new: str, folder: str, remove: Callable[[str], None] = remove) -> None:
-  """Puts a whole folder in the place of an older one, if there is any, which stays if that fails.
+  """Puts a complete folder in its place; an older one there is removed, or kept if that fails.
 
   Args:
-    new: the folder, beside its place.
+    new: the complete folder, beside its place.
     folder: its place; other runs may put theirs there at the same time.
-    remove: removes the older one.
+    remove: the function that removes the older folder.
 
   Raises:
-    OSError: it cannot be renamed.
+    OSError: a folder cannot be renamed.
   """
   aside: list[str] = []
   try:
@@ -200,7 +203,7 @@ def replace_folder(new: str, folder: str, remove: Callable[[str], None] = remove
         os.rename(new, folder)
         break
       except OSError as e:
-        if e.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another run was faster: its turn
+        if e.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # else another run was faster
           raise
   except BaseException:
     if aside and not os.path.lexists(folder):

@@ -1,6 +1,6 @@
-"""The frames of a clip: what may be given as such, and their way through a restorer.
+"""The frames of a clip: which forms are accepted, and how they pass through a restorer.
 
-They are checked, and made uint8, before anything is compiled for them.
+Frames are checked, and converted to uint8, before anything is compiled for them.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class Frame:
     image: uint8 RGB [h w 3], upright.
     time: seconds after the clip's first frame.
     index: its number in the clip, from 0.
-    duration: seconds that it stands: up to the next frame, or as long as the file says of the last
-      one; None if the `Frame` was made without.
-    name: what an image file is to be called as a PNG; None for a video's frame.
-    is_context: whether it was not asked for, but for its neighbours' sake.
+    duration: seconds for which the frame is shown: up to the next frame, or for the last one as the
+      file states; None if it is not known.
+    name: the PNG's file name if the frame comes from an image file; None for a video's frame.
+    is_context: whether the frame was read only as a neighbour of those asked for.
     restored_from: the image that `image` was restored from; None for a frame as it was read.
   """
 
@@ -96,16 +96,16 @@ def paired(
 
 
 def as_frame(frame: Any) -> np.ndarray:
-  """One frame as a restorer computes with it.
+  """Converts one frame to the form that a restorer takes.
 
   Args:
     frame: an array or tensor [h w 3], uint8 or float in [0, 1], RGB.
 
   Returns:
-    uint8 [h w 3]; a uint8 array is itself.
+    uint8 [h w 3]; a uint8 array is returned as it is, not copied.
 
   Raises:
-    ValueError: it is something else; the line says what.
+    ValueError: the frame is something else; the text says what.
   """
   array = _as_array(frame)
   if array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
@@ -120,11 +120,11 @@ def as_frames(frames: Any) -> Iterator[np.ndarray]:
     frames: an iterable of frames, an array or tensor [t h w 3], or a single frame [h w 3].
 
   Raises:
-    ValueError: as `as_frame`, at the frame that is something else.
+    ValueError: the frames are none of these; or, when iteration reaches it, a frame is not.
   """
   if not (hasattr(frames, "__array__") or _is_iterable_of_frames(frames)):
     raise ValueError(f"{type(frames).__name__} holds no frames; {_WANTED}")
-  return _each(frames)
+  return _checked_frames(frames)
 
 
 def as_frames_of_one_size(frames: Any) -> Iterator[np.ndarray]:
@@ -139,7 +139,7 @@ def as_frames_of_one_size(frames: Any) -> Iterator[np.ndarray]:
 
 
 def _is_iterable_of_frames(frames: Any) -> bool:
-  """Whether it holds frames one by one, unlike an array."""
+  """Whether `frames` is an iterable that holds frames one by one, unlike an array."""
   return (
     isinstance(frames, Iterable)
     and not isinstance(frames, str | bytes | Mapping)
@@ -147,7 +147,7 @@ def _is_iterable_of_frames(frames: Any) -> bool:
   )
 
 
-def _each(frames: Any) -> Iterator[np.ndarray]:
+def _checked_frames(frames: Any) -> Iterator[np.ndarray]:
   if hasattr(frames, "__array__"):
     shape = tuple(frames.shape) if hasattr(frames, "shape") else np.shape(frames)
     if len(shape) == 3:
@@ -188,7 +188,7 @@ def _shape(array: np.ndarray) -> str:
 
 
 def _hint(shape: tuple[int, ...]) -> str:
-  """What the axes or channels seem to be."""
+  """A hint for an error on what the axes or channels seem to be; "" if there is none."""
   if len(shape) > 2 and shape[-3] == 3 and shape[-1] != 3:
     return ", channels first (permute them to the end)"
   if len(shape) > 2 and shape[-1] == 4:

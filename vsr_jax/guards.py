@@ -1,4 +1,4 @@
-"""Names, sizes and places that files tell: none of them is trusted."""
+"""Checks of names, sizes and paths that come from files, none of which are trusted."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from vsr_jax.errors import UserError
 
 
 def is_name(text: str) -> bool:
-  """Whether a text is one plain name of a file or folder, which lies where it is looked for.
+  """Whether a text is one plain name of a file or folder, without a separator or a "..".
 
-  Names that come from an index or a list become paths: none of theirs may lead elsewhere.
+  Names that come from an index or a list become paths, which must not lead to another folder.
   """
   try:
     size = len(os.fsencode(text))
-  except UnicodeEncodeError:  # half a character
+  except UnicodeEncodeError:  # a lone surrogate
     return False
   return 0 < size <= 255 and text not in (".", "..") and not {"/", "\0"} & set(text)
 
 
 class TooLarge(Exception):
-  """A file that is not to be read whole; the text tells why."""
+  """A file that is too large to be read whole, or is no file; the text says which."""
 
 
 def read_bytes(path: pathlib.Path, limit: int) -> bytes:
-  """Reads a file of at most so many bytes.
+  """Reads a file of at most `limit` bytes.
 
   Raises:
-    TooLarge: it has more, or it is a pipe or a device, which may not end.
-    OSError: it cannot be read.
+    TooLarge: the file has more, or is a pipe or a device, which may not end.
+    OSError: the file cannot be read.
   """
   if path.exists() and not path.is_file():
     raise TooLarge("not a file")
@@ -42,11 +42,11 @@ def read_bytes(path: pathlib.Path, limit: int) -> bytes:
 
 
 def read_text(path: pathlib.Path, limit: int) -> str:
-  """The text of a file of at most so many bytes of UTF-8.
+  """Reads a UTF-8 text file of at most `limit` bytes.
 
   Raises:
-    UserError: it is something else.
-    OSError: it cannot be read.
+    UserError: the file has more bytes, is not UTF-8, or is no file.
+    OSError: the file cannot be read.
   """
   try:
     return read_bytes(path, limit).decode()
@@ -55,21 +55,21 @@ def read_text(path: pathlib.Path, limit: int) -> str:
 
 
 def check_within(root: pathlib.Path, path: pathlib.Path) -> None:
-  """Raises `UserError` if a path, links followed, leads out of a folder."""
+  """Raises `UserError` if `path`, with links followed, leads out of the folder `root`."""
   if not path.resolve().is_relative_to(root.resolve()):
     raise UserError(f"{path}: a link leads out of {root}; remove that link, or name another folder")
 
 
 def remove_within(root: pathlib.Path, path: pathlib.Path) -> None:
-  """Removes a file, or a folder with all it holds, if there is one; of a link the link alone.
+  """Removes a file, or a folder with its contents, if it exists; a link is removed, not its target.
 
   Args:
-    root: the folder that all of this lies in.
-    path: to be removed.
+    root: the folder that `path` lies in.
+    path: what to remove.
 
   Raises:
     UserError: a folder on the way is a link that leads out of `root`; nothing is removed.
-    OSError: it cannot be removed.
+    OSError: the file or folder cannot be removed.
   """
   check_within(root, path.parent)
   if path.is_dir() and not path.is_symlink():

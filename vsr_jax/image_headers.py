@@ -1,4 +1,4 @@
-"""What the headers of image files say: kind, size, orientation, number of pictures; and damage."""
+"""Reads the headers of image files (kind, size, orientation, number of pictures), finds damage."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_TIFF_PAGES = 16  # looked at
-_CHUNK, _CHECKSUM = struct.Struct(">I4s"), struct.Struct(">I")  # parts of a PNG
+_TIFF_PAGES = 16  # pages that are read, at most
+_CHUNK, _CHECKSUM = struct.Struct(">I4s"), struct.Struct(">I")  # a PNG chunk's head and CRC
 
 # Numbers of TIFF's tags, Exif's among them.
 _SUBFILE, _WIDTH, _HEIGHT, _ORIENTATION = 254, 256, 257, 274
@@ -19,16 +19,16 @@ _TILE_WIDTH, _TILE_HEIGHT, _EXTRA_SAMPLES = 322, 323, 338
 
 
 class Header(NamedTuple):
-  """What an image's header says.
+  """The contents of an image's header.
 
   Attributes:
     kind: "PNG", "JPEG", "GIF", "BMP", "TIFF" or "WebP".
     height: pixels, as stored.
     width: pixels, as stored.
-    orientation: Exif's 1 to 8; from 5 on height and width change places.
-    pictures: how many it holds: 1, or 2 for any more. Of a GIF, which is a video, always 1.
-    pixels: to be decoded at once: a TIFF's tile may be larger than its picture.
-    has_alpha: TIFF only.
+    orientation: Exif's, 1 to 8; from 5 on the upright picture has height and width exchanged.
+    pictures: 1, or 2 if the file holds two or more. A GIF, which is read as a video, always has 1.
+    pixels: how many are decoded at once, at least height x width; a TIFF's tile may be larger.
+    has_alpha: whether there are extra channels; found for TIFF only.
   """
 
   kind: str
@@ -44,11 +44,11 @@ def read_header(data: bytes) -> Header | None:
   """Reads an image's header.
 
   Args:
-    data: the file, or its beginning: what stands behind is not known then, such as a WebP's
+    data: the file, or its beginning. What is stored later is not found then, such as a WebP's
       orientation and a TIFF's second page.
 
   Returns:
-    The header; None where it is of no known kind, or not whole.
+    The header; None where the file is of no known kind, or its header is incomplete.
   """
   with contextlib.suppress(struct.error, StopIteration):
     for start, read in _READERS.items():
@@ -60,19 +60,19 @@ def read_header(data: bytes) -> Header | None:
 
 
 def is_scattered(begin: bytes) -> bool:
-  """Whether a file that begins so is one whose header may stand anywhere: a TIFF or a WebP."""
+  """Whether a file with this beginning is a TIFF or WebP, whose header may be spread over it."""
   return begin[:4] in _TIFF or (begin.startswith(b"RIFF") and begin[8:12] == b"WEBP")
 
 
 def damage(data: bytes) -> str | None:
-  """What is wrong with a whole PNG or JPEG file as far as it shows without decoding, or None.
+  """What is wrong with a PNG or JPEG file, given whole, without decoding it; None if nothing is.
 
-  Of a PNG every chunk's checksum is verified; of a JPEG, which has none, that its end is there.
+  For a PNG every chunk's checksum is verified; for a JPEG, which has none, that its end is there.
   """
   if data.startswith(_PNG):
     return _png_damage(memoryview(data))
   if data.startswith(_JPEG):
-    scan = data.find(b"\xff\xda")  # a thumbnail before it has an end of its own
+    scan = data.find(b"\xff\xda")  # an end before the scan is that of a thumbnail
     if scan < 0 or data.find(b"\xff\xd9", scan) < 0:
       return "is damaged: its end is missing"
   return None
@@ -109,7 +109,7 @@ def _jpeg(data: bytes) -> Header | None:
   size, orientation, position = None, 1, 2
   while position + 10 <= len(data):
     start, marker, length = struct.unpack_from(">BBH", data, position)
-    if start != 0xFF or marker == 0xDA:  # from there on the scan
+    if start != 0xFF or marker == 0xDA:  # the scan begins, behind all headers
       break
     if marker == 0xFF:  # filling
       position += 1
@@ -130,7 +130,7 @@ def _gif(data: bytes) -> Header:
 def _bmp(data: bytes) -> Header:
   (length,) = struct.unpack_from("<I", data, 14)
   width, height = struct.unpack_from("<HH" if length == 12 else "<ii", data, 18)
-  return Header("BMP", abs(height), width)  # negative: from the top down
+  return Header("BMP", abs(height), width)  # a negative height means rows from the top down
 
 
 def _webp(data: bytes) -> Header | None:
@@ -159,7 +159,7 @@ def _webp(data: bytes) -> Header | None:
 def _tiff(data: bytes) -> Header:
   walk = _tiff_pages(data)
   first, others = next(walk), walk
-  pages = [page for page in others if not page.get(_SUBFILE, 0) & 5]  # a thumbnail, a mask
+  pages = [page for page in others if not page.get(_SUBFILE, 0) & 5]  # thumbnails, masks
   return Header(
     "TIFF",
     first.get(_HEIGHT, 0),
@@ -184,7 +184,7 @@ def _orientation_of(tags: dict[int, int]) -> int:
 
 
 def _tiff_pages(data: bytes) -> Iterator[dict[int, int]]:
-  """Yields of each page its tags with whole numbers, the first number of each."""
+  """Yields each page's integer tags: the first number by tag."""
   order = {b"II": "<", b"MM": ">"}.get(data[:2])
   if order is None:
     return

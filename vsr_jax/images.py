@@ -1,7 +1,7 @@
-"""Encoded images <-> uint8 RGB: the one decoder, the one reader of headers, the one encoder.
+"""Decodes images to uint8 RGB and encodes them; all image files are read and written here.
 
-What a header says is read before anything is decoded, so that memory is bounded by `max_pixels`
-and not by what a file of a few bytes claims.
+The header is read before anything is decoded, so that memory is bounded by `max_pixels`
+and not by the size that a file of a few bytes claims.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from vsr_jax.image_headers import Header, damage, read_header
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".webp")
 
-# A picture or a video's frame may have so many unless the caller raises it: 8192x8192. Reading
-# one of 16 bits takes 18 bytes a pixel with its file, so 1.2 GB.
+# Pixels that a picture or a video's frame may have unless the caller raises the limit: 8192x8192.
+# Reading one of 16 bits takes 18 bytes per pixel, its file included: 1.2 GB.
 MAX_PIXELS = 2**26
-MOST_PIXELS = 2**30  # that OpenCV decodes
+MOST_PIXELS = 2**30  # OpenCV decodes no larger picture
 _MAX_BYTES_A_PIXEL = 8  # in a file: four uncompressed channels of 16 bits
 _MAX_EXTRA_BYTES = 2**24  # in a file: profiles, thumbnails, notes
 
@@ -31,7 +31,7 @@ _DAMAGED = "not a readable image; replace it or take it away"
 def check_pixels(
   height: int, width: int, name: object, max_pixels: int, pixels: int | None = None
 ) -> None:
-  """Raises `UserError` for a picture of more than `max_pixels` (`pixels`: instead of h x w)."""
+  """Raises `UserError` for more than `max_pixels`; a picture has `pixels` if given, else h x w."""
   pixels = height * width if pixels is None else pixels
   if pixels > max_pixels:
     option = f", or raise the limit: --max-pixels {pixels}" if pixels <= MOST_PIXELS else ""
@@ -58,10 +58,10 @@ def image_size(data: bytes, name: object) -> tuple[int, int]:
 
   Args:
     data: the file, or its beginning (see `read_header`).
-    name: for the error.
+    name: what the error calls it.
 
   Raises:
-    UserError: it is no image.
+    UserError: the data are no image of a known kind.
   """
   header = read_header(data)
   if header is None:
@@ -76,20 +76,21 @@ def decode_image(
   """Decodes a picture: PNG, JPEG, BMP, TIFF or WebP.
 
   It is turned upright as its Exif orientation says; grey and palettes become colours, alpha is
-  dropped, 16 bits v are rounded to v / 257.
+  dropped, 16-bit values v become v / 257, rounded.
 
   Args:
     data: the file.
-    name: for errors.
-    max_pixels: more are refused before they are decoded.
+    name: what errors call it.
+    max_pixels: a larger picture is refused before it is decoded.
     damaged: what the error says, after the name, where the data are no such picture.
 
   Returns:
     uint8 RGB [h w 3].
 
   Raises:
-    UserError: it is damaged or another kind of file, has too many pixels, holds several pictures
-      (animations and pages), numbers that are no levels, or a TIFF's transparency.
+    UserError: the file is damaged or of another kind, has too many pixels, holds several pictures
+      (an animation or pages) or numbers that are neither 8 nor 16 bits, or is a TIFF with
+      transparency.
   """
   header = read_header(data)
   if header is None or header.kind == "GIF" or damage(data):  # libpng would print a line about it
@@ -121,7 +122,7 @@ def read_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> np.ndar
   """Reads an image file; see `decode_image`.
 
   Raises:
-    UserError: it cannot be read, is damaged, or as there.
+    UserError: the file cannot be read, or see `decode_image`.
   """
   return decode_image(read_file(path, path, max_pixels), path, max_pixels)
 
@@ -130,7 +131,7 @@ def read_file(file: str | os.PathLike, name: object, max_pixels: int = MAX_PIXEL
   """Reads the bytes of an image file; `name` is what errors call it.
 
   Raises:
-    UserError: it cannot be read, or is larger than a picture of `max_pixels` can be.
+    UserError: the file cannot be read, or has more bytes than a picture of `max_pixels` can have.
   """
   try:
     with open(file, "rb") as f:
@@ -152,24 +153,24 @@ def encode_image(image: np.ndarray, suffix: str = ".png") -> bytes:
 
 
 def from_16_bits(image: np.ndarray) -> np.ndarray:
-  """uint16 -> uint8, where 65535 is 255: v / 257, rounded."""
+  """Converts uint16 to uint8: v / 257, rounded, so that 65535 becomes 255."""
   return cv2.convertScaleAbs(image, alpha=1 / 257)
 
 
 def _decode(data: bytes, header: Header, flags: int) -> np.ndarray | None:
-  # libpng has no switch: where rows are missing, with right checksums, it prints one more line.
-  # To foresee that, all would have to be inflated, which takes as long as decoding.
+  # libpng cannot be silenced: where rows are missing though checksums are right, it prints a line.
+  # To foresee that, all data would have to be inflated, which takes as long as decoding.
   quiet = contextlib.nullcontext() if header.kind in ("PNG", "JPEG") else _quiet()
   with quiet:
     try:
       return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error:  # more than 2^30 pixels, or a side above 2^20, are refused so
+    except cv2.error:  # raised for more than 2^30 pixels, or a side above 2^20
       return None
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """Without OpenCV's own lines about damaged files on the terminal, as far as it has a switch."""
+  """A context in which OpenCV prints nothing about damaged files, if it can be silenced."""
   log = getattr(cv2, "utils", None) and getattr(cv2.utils, "logging", None)
   if log is None:
     yield

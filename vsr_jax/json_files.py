@@ -1,13 +1,13 @@
-"""JSON from disk, which is not trusted: bounded, strict, and checked against a schema.
+"""Reads JSON files, which are not trusted: size-limited, strict, and checked against a schema.
 
-A schema is a function that checks a value or raises `BadJson`; small ones are put together:
+A schema is a function that checks a value or raises `BadJson`; small ones are combined:
 
   ENTRY = fields({"name": plain_name, "frames": integer(1, 10**7)}, {"rate": number(0, 1e6)})
   index = load(path, fields({"clips": array(ENTRY)}), remedy="prepare the set again")
 
 Refused are files of more bytes than `LIMIT`, text that is not UTF-8, nesting beyond `DEPTH`, a key
-that comes twice, numbers that are not finite or not of 64 bits, and text that no file can be named
-by or print.
+that comes twice, numbers that are not finite, integers beyond 64 bits, and text that cannot be
+encoded to be printed or to name a file.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ from typing import Any
 from vsr_jax.errors import UserError
 from vsr_jax.guards import TooLarge, is_name, read_bytes
 
-LIMIT = 16 << 20  # bytes; parsed, they take up to twenty times as much
+LIMIT = 16 << 20  # bytes; the parsed values take up to twenty times as much memory
 DEPTH = 32
 _LONGEST = 2**63 - 1
-_SHOWN = 40  # characters of a wrong value
+_SHOWN = 40  # characters of a wrong value that an error shows, at most
 
 Schema = Callable[[Any, str], None]
 """Checks a value; the text says where it stands, such as "clips[3].frames", "" for the whole."""
 
 
 class BadJson(ValueError):
-  """JSON that is damaged or does not follow its schema; the text is one line that tells where."""
+  """JSON that is damaged or does not follow its schema; the text is one line that says where."""
 
 
 def load(path: pathlib.Path, schema: Schema, *, remedy: str, limit: int = LIMIT) -> Any:
-  """Reads a file.
+  """Reads a JSON file.
 
   Args:
     path: the file.
     schema: what it must hold.
-    remedy: what to do about a damaged one, for the error.
-    limit: bytes that it may have.
+    remedy: what to do about a damaged file, for the error.
+    limit: bytes that the file may have.
 
   Raises:
-    UserError: it is damaged or holds something else.
-    OSError: it cannot be read; FileNotFoundError if it is missing.
+    UserError: the file is damaged or holds something else.
+    OSError: the file cannot be read; FileNotFoundError if it is missing.
   """
   try:
     return read(path, schema, limit=limit)
@@ -56,11 +56,11 @@ def load(path: pathlib.Path, schema: Schema, *, remedy: str, limit: int = LIMIT)
 
 
 def read(path: pathlib.Path, schema: Schema, *, limit: int = LIMIT) -> Any:
-  """As `load`, for callers that say themselves what is wrong.
+  """Reads a JSON file as `load` does, for callers that make their own error.
 
   Raises:
-    BadJson: it is damaged or holds something else.
-    OSError: it cannot be read.
+    BadJson: the file is damaged or holds something else.
+    OSError: the file cannot be read.
   """
   try:
     return parse(read_bytes(path, limit), schema)
@@ -69,14 +69,14 @@ def read(path: pathlib.Path, schema: Schema, *, limit: int = LIMIT) -> Any:
 
 
 def load_lines(path: pathlib.Path, schema: Schema, *, remedy: str) -> list[tuple[bytes, Any]]:
-  """Reads a log of one JSON value a line, in which numbers need not be finite.
+  """Reads a log of one JSON value per line, of at most 16 * `LIMIT` bytes; NaN is allowed in it.
 
   Returns:
-    Each line with its value. A last line without an end, on which a writer died, is left out.
+    Each line with its value. A last line without a newline, where a writer was killed, is left out.
 
   Raises:
-    UserError: a line is damaged; its number is told.
-    OSError: it cannot be read.
+    UserError: a line is damaged, and the text has its number; or the file is too large.
+    OSError: the file cannot be read.
   """
   try:
     lines = read_bytes(path, 16 * LIMIT).splitlines(keepends=True)
@@ -93,15 +93,15 @@ def load_lines(path: pathlib.Path, schema: Schema, *, remedy: str) -> list[tuple
 
 
 def parse(data: bytes, schema: Schema, *, finite: bool = True) -> Any:
-  """The value of a text.
+  """Parses JSON text and checks the value.
 
   Args:
-    data: the text.
+    data: the text, UTF-8.
     schema: what it must hold.
-    finite: whether NaN and Infinity, which are no JSON, are refused.
+    finite: whether NaN and Infinity, which the JSON standard does not have, are refused.
 
   Raises:
-    BadJson: it is damaged or holds something else.
+    BadJson: the text is damaged or holds something else.
   """
   constant = _refuse if finite else float
   try:
@@ -154,7 +154,7 @@ def _wrong(value: Any, where: str, wanted: str) -> BadJson:
 
 
 def _check_values(value: Any, finite: bool) -> None:
-  """What holds of all JSON: numbers are finite, text can be printed, nesting has an end."""
+  """Checks what all JSON has to satisfy: finite numbers, printable text, nesting within `DEPTH`."""
   todo = [(value, 1)]
   while todo:
     value, depth = todo.pop()
@@ -171,16 +171,16 @@ def _check_values(value: Any, finite: bool) -> None:
 
 
 def anything(value: Any, where: str) -> None:
-  """Any JSON."""
+  """Schema: any JSON value."""
   del value, where
 
 
 def text(value: Any, where: str, longest: int = 4096) -> None:
-  """A text, such as a path: no NUL, no half characters."""
+  """Schema: a text of at most `longest` characters, without NUL or lone surrogates."""
   if not isinstance(value, str) or len(value) > longest:
     raise _wrong(value, where, f"a text of at most {longest} characters")
   try:
-    os.fsencode(value)  # which knows a file's name that is not UTF-8
+    os.fsencode(value)  # this also takes a file's name that is not UTF-8
   except UnicodeEncodeError:
     raise _wrong(value, where, "Unicode") from None
   if "\0" in value:
@@ -188,19 +188,19 @@ def text(value: Any, where: str, longest: int = 4096) -> None:
 
 
 def plain_name(value: Any, where: str) -> None:
-  """A plain name of a file or folder, see `guards.is_name`: never one that leads elsewhere."""
+  """Schema: a plain name of a file or folder, see `guards.is_name`, not a path."""
   if not isinstance(value, str) or not is_name(value):
     raise _wrong(value, where, "a plain name")
 
 
 def truth(value: Any, where: str) -> None:
-  """true or false."""
+  """Schema: true or false."""
   if not isinstance(value, bool):
     raise _wrong(value, where, "true or false")
 
 
 def integer(low: int = 0, high: int = _LONGEST) -> Schema:
-  """An integer from `low` to `high`, both included."""
+  """A schema: an integer from `low` to `high`, both included."""
 
   def check(value: Any, where: str) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
@@ -210,7 +210,7 @@ def integer(low: int = 0, high: int = _LONGEST) -> Schema:
 
 
 def number(low: float = -math.inf, high: float = math.inf) -> Schema:
-  """A number from `low` to `high`, both included; an integer is one, too."""
+  """A schema: a number, integer or not, from `low` to `high`, both included."""
 
   def check(value: Any, where: str) -> None:
     real = isinstance(value, int | float) and not isinstance(value, bool)
@@ -221,7 +221,7 @@ def number(low: float = -math.inf, high: float = math.inf) -> Schema:
 
 
 def optional(schema: Schema) -> Schema:
-  """null, or a value of that schema."""
+  """A schema: null, or a value of another schema."""
 
   def check(value: Any, where: str) -> None:
     if value is not None:
@@ -231,7 +231,7 @@ def optional(schema: Schema) -> Schema:
 
 
 def array(item: Schema, shortest: int = 0, longest: int = 10**6) -> Schema:
-  """A list of so many items."""
+  """A schema: a list of `shortest` to `longest` items, each of the schema `item`."""
 
   def check(value: Any, where: str) -> None:
     if not isinstance(value, list):
@@ -245,7 +245,7 @@ def array(item: Schema, shortest: int = 0, longest: int = 10**6) -> Schema:
 
 
 def mapping(key: Schema, item: Schema) -> Schema:
-  """An object whose keys are not known beforehand."""
+  """A schema: an object of any keys and values that follow the schemas `key` and `item`."""
 
   def check(value: Any, where: str) -> None:
     if not isinstance(value, dict):
@@ -260,12 +260,12 @@ def mapping(key: Schema, item: Schema) -> Schema:
 def fields(
   required: Mapping[str, Schema], others: Mapping[str, Schema] | None = None, *, more: bool = False
 ) -> Schema:
-  """An object.
+  """A schema: an object with known fields.
 
   Args:
-    required: its fields.
-    others: those that may be missing.
-    more: whether it may have further ones, which are not looked at.
+    required: schemas of the fields that it must have.
+    others: schemas of fields that may be missing.
+    more: whether it may have further fields, which are not checked.
   """
   known = {**required, **(others or {})}
 

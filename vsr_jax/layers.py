@@ -18,13 +18,16 @@ from vsr_jax.ops.depthwise import KernelAndBias
 def uniform_by_fan_in(
   key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32
 ) -> jax.Array:
-  """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): PyTorch's default, with which FMA-Net's code trains."""
+  """Draws from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default, as FMA-Net's code does.
+
+  The fan-in is the product of all axes of `shape` but the last.
+  """
   bound = 1 / np.sqrt(np.prod(shape[:-1]))
   return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 def bias_by_fan_in(fan_in: int) -> Callable[..., jax.Array]:
-  """`uniform_by_fan_in` for a bias, whose shape does not contain the fan-in."""
+  """An initializer like `uniform_by_fan_in` for a bias, whose shape lacks the fan-in."""
   bound = 1 / np.sqrt(fan_in)
   return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
@@ -33,7 +36,7 @@ class ConvWeights(nn.Module):
   """Declares and returns a convolution's weights, for operations that fuse several convolutions.
 
   Attributes:
-    shape: of the kernel, [k k c d], or [k k d] of a depthwise one.
+    shape: the kernel's, [k k c d], or [k k d] for a depthwise one.
     use_bias: whether there is a bias [d].
     kernel_init: initializer of the kernel; that of a bias is always `bias_by_fan_in`.
   """

@@ -1,4 +1,4 @@
-"""Locks of folders: one run at a time writes there."""
+"""Locks folders so that one run at a time writes there."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from vsr_jax import files
 from vsr_jax.errors import UserError
 from vsr_jax.processes import Process
 
-NAME = ".lock"  # the file's, which stays
+NAME = ".lock"  # the lock file in the folder; it is never removed
 _MOUNTS = pathlib.Path("/proc/self/mountinfo")
-# File systems of one machine: whoever can write there sees the kernel's lock.
+# File systems that one machine mounts: every process that can write there sees the kernel's lock.
 _LOCAL = {"btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "tmpfs", "xfs", "zfs"}
 
 
 @contextlib.contextmanager
 def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
-  """Keeps a second run from writing to a folder meanwhile; removes what killed ones left in it.
+  """A context that keeps other runs from writing to a folder; removes what killed runs left there.
 
   The kernel's lock ends with its process, however that ends. Where machines share a folder it may
-  not reach all of them, or be missing: there the lock's file tells who holds it, and a run on
-  another machine that was killed has to be declared dead by removing the file.
+  not reach all of them, or be missing. There the lock file names the holder, and if a run on
+  another machine was killed, the user has to remove the file.
 
   Args:
     folder: made when it is missing.
@@ -45,7 +45,7 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
       by_kernel = True
     except BlockingIOError:
       raise _in_use(folder, _read(file)) from None
-    except OSError:  # a file system without
+    except OSError:  # the file system has no locks
       by_kernel = False
     holder = _read(file)
     if holder and not _is_stale(holder, by_kernel, folder):
@@ -84,7 +84,7 @@ def _describe(process: Process) -> dict[str, Any]:
 
 
 def _read(file: IO[str]) -> dict[str, Any] | None:
-  """What a lock's file says; None if it is free, or damaged, as by a crash of the machine."""
+  """Reads a lock file; None if it is empty (free), or damaged, as by a crash of the machine."""
   file.seek(0)
   try:
     holder = json.loads(file.read())

@@ -1,4 +1,4 @@
-"""Losses that both systems train with; means over all elements, computed in float32."""
+"""Losses that both systems train with: scalars, means over all elements computed in float32."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How close restored frames come to the truth: RGB PSNR, SSIM and tOF.
+"""Metrics of restored frames against the truth: RGB PSNR, SSIM and tOF.
 
 The definitions are those of the released FMA-Net evaluation, on uint8 frames
 as they would be read back from PNG files. Scores are sums that merge, so that
@@ -40,8 +40,8 @@ def rgb_psnr(a: np.ndarray, b: np.ndarray, border: int = 4) -> float:
 def ssim(a: np.ndarray, b: np.ndarray, border: int = 4) -> float:
   """Structural similarity (Wang et al., 2004), the mean over channels.
 
-  Gaussian window of 11x11 and sigma 1.5, only where it lies wholly inside;
-  population variances; dynamic range 255.
+  The window is Gaussian, 11x11 with sigma 1.5, and used only where it lies
+  wholly inside; variances are of the population; the dynamic range is 255.
 
   Args:
     a: [h w 3] uint8.
@@ -49,7 +49,7 @@ def ssim(a: np.ndarray, b: np.ndarray, border: int = 4) -> float:
     border: pixels left out along each edge before the window is applied.
 
   Returns:
-    At most 1, which equal frames reach.
+    The similarity, from -1 to 1; 1 for equal frames.
 
   Raises:
     ValueError: the frames do not match or are too small for the window.
@@ -94,12 +94,12 @@ def tof(
 
   Args:
     previous_truth: [h w 3] uint8, RGB.
-    truth: the next frame of it.
-    previous_output: likewise, of what is scored.
-    output: the next frame of it.
+    truth: [h w 3] uint8, RGB, the next frame of the truth.
+    previous_output: [h w 3] uint8, RGB, of the clip that is scored.
+    output: [h w 3] uint8, RGB, its next frame.
 
   Returns:
-    Pixels; 0 is best.
+    The mean end-point difference in pixels; 0 is best.
 
   Raises:
     ValueError: the frames do not match or are smaller than 48 pixels, so that
@@ -110,7 +110,7 @@ def tof(
 
 
 def motion(previous: np.ndarray, frame: np.ndarray) -> np.ndarray:
-  """The optical flow that `tof` compares: [h w 2] in pixels, from two uint8 frames [h w 3]."""
+  """The optical flow that `tof` compares: float32 [h w 2], in pixels, of uint8 RGB [h w 3]."""
   _check_frames(previous, frame)
   return cv2.calcOpticalFlowFarneback(
     cv2.cvtColor(previous, cv2.COLOR_RGB2GRAY),
@@ -127,7 +127,7 @@ def motion(previous: np.ndarray, frame: np.ndarray) -> np.ndarray:
 
 
 def motion_distance(truth: np.ndarray, output: np.ndarray) -> float:
-  """The second half of `tof`, for two flows [h w 2] that `motion` found; raises as `tof`."""
+  """The tOF, in pixels, of two flows [h w 2] from `motion`; raises `ValueError` as `tof` does."""
   h, w = truth.shape[:2]
   if min(h, w) < 48:
     raise ValueError(f"frames of {w}x{h} are too small for tOF: it needs 48 pixels each way")

@@ -1,4 +1,4 @@
-"""What Orbax's threads still do, and print, after a read or a write has failed."""
+"""Handles Orbax's threads, which go on, and print, after a read or a write has failed."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import sys
 import threading
 from collections.abc import Iterator
 
-_PATIENCE = 60  # seconds for what Orbax still writes of a save that failed
+_PATIENCE = 60  # seconds to wait for each thread that still writes after a save has failed
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-  """Keeps to itself what Orbax's abandoned reads would print: pages for each array."""
+  """A context that hides what Orbax's abandoned reads would print: pages for each array."""
   log, hook = logging.getLogger("asyncio"), sys.unraisablehook
   disabled, absl = log.disabled, logging.getLogger("absl")
   quiet = not_by_orbax in absl.filters
@@ -31,7 +31,7 @@ def quiet() -> Iterator[None]:
 
 
 def drop_late_reports() -> None:
-  """From now on, as TensorStore's threads go on with reads whose event loop has ended."""
+  """From now on hides reports of TensorStore's threads on reads whose event loop has ended."""
   hook = sys.unraisablehook
   if not (isinstance(hook, functools.partial) and hook.func is _unless_late):
     sys.unraisablehook = functools.partial(_unless_late, hook)
@@ -43,12 +43,12 @@ def _unless_late(hook, report) -> None:
 
 
 def not_by_orbax(record: logging.LogRecord) -> bool:
-  """Keeps out Orbax's own logs: it prints a traceback for each array when a disk is full."""
+  """A log filter, false for Orbax's records: a traceback for each array when a disk is full."""
   return "orbax" not in pathlib.Path(record.pathname).parts
 
 
 def let_end() -> None:
-  """Waits for Orbax's writers, which go on after one has failed: they make its folder again."""
+  """Waits for Orbax's writers: they go on after a failure and would make a removed folder again."""
   with quiet():
     for thread in threading.enumerate():
       if type(thread).__module__.startswith("orbax."):

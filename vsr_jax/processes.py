@@ -1,4 +1,4 @@
-"""Which process wrote something, whether it still runs, and workers that end with their parent."""
+"""Identifies processes, tells whether they still run, and ends workers with their parent."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from multiprocessing import connection, parent_process
 
 @dataclasses.dataclass(frozen=True)
 class Process:
-  """A process, as it can be told from all others.
+  """The identity of a process, different from that of any other.
 
   Attributes:
-    host: name of its machine, of letters, digits and underscores.
-    space: of process numbers; containers of one machine may share its name, but not this.
-    pid: its number.
-    start: when it began, in ticks since the machine's start; 0 where that cannot be known.
+    host: the machine's name, at most 30 letters, digits and underscores.
+    space: the PID namespace, in hexadecimal digits ("0" if unknown); containers of one machine may
+      share the host's name, but not this.
+    pid: the process number.
+    start: when the process began, in ticks since the machine's start; 0 if unknown.
   """
 
   host: str
@@ -37,31 +38,31 @@ class Process:
       space = f"{os.stat('/proc/self/ns/pid').st_ino:x}"
     except OSError:
       space = "0"
-    return cls(host, space, os.getpid(), _start(os.getpid()))
+    return cls(host, space, os.getpid(), _start_ticks(os.getpid()))
 
   @property
   def is_near(self) -> bool:
-    """Whether it ran, or runs, where this process can see it."""
+    """Whether it runs or ran on this machine and in this PID namespace."""
     here = Process.current()
     return (self.host, self.space) == (here.host, here.space)
 
   @property
   def has_ended(self) -> bool:
-    """Whether it is known to run no more; of a process elsewhere nothing is known."""
+    """Whether it is known to have ended; False for a process elsewhere, as nothing is known."""
     if not self.is_near:
       return False
     try:
       os.kill(self.pid, 0)
     except ProcessLookupError:
       return True
-    except OSError:  # somebody else's
+    except OSError:  # another user's
       pass
-    start = _start(self.pid)
-    return bool(self.start and start) and start != self.start  # another one has its number now
+    start = _start_ticks(self.pid)
+    return bool(self.start and start) and start != self.start  # else another process has the number
 
 
-def _start(pid: int) -> int:
-  """When a process began, in ticks; 0: not known; -1: only its exit code is left."""
+def _start_ticks(pid: int) -> int:
+  """When a process began, in ticks since the machine's start; 0 if unknown; -1 for a zombie."""
   try:
     fields = pathlib.Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
   except OSError:
@@ -70,18 +71,18 @@ def _start(pid: int) -> int:
 
 
 def start_worker() -> None:
-  """Makes this process a worker: it leaves signals to its parent, and ends when that has ended.
+  """Makes this process a worker: it ignores SIGINT and SIGTERM, and ends when its parent has ended.
 
-  For the beginning of a process that `multiprocessing` spawned.
+  To be called first in a process that `multiprocessing` spawned.
   """
   for number in (signal.SIGINT, signal.SIGTERM):  # they reach the parent, too, which ends workers
     signal.signal(number, signal.SIG_IGN)
   if parent := parent_process():
-    threading.Thread(target=_end_after, args=(parent.sentinel,), daemon=True).start()
+    threading.Thread(target=_exit_with_parent, args=(parent.sentinel,), daemon=True).start()
 
 
-def _end_after(sentinel: int) -> None:
-  """Waits for a parent to end, as it does when it is killed, too: a pipe to it closes."""
+def _exit_with_parent(sentinel: int) -> None:
+  """Ends this process once its parent has ended or was killed, which closes the pipe to it."""
   with contextlib.suppress(OSError):
     connection.wait([sentinel])
   os._exit(1)

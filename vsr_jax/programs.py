@@ -11,14 +11,15 @@ from vsr_jax.compiling import compiling
 
 
 class CompiledByShape:
-  """A jitted function of params and more, compiled before it runs, within `compiling`."""
+  """Calls a jitted function of params and arrays; compiles it per shape, within `compiling`."""
 
   def __init__(self, jitted: jax.stages.Wrapped, name: Callable[..., str]):
-    """Takes what `jax.jit` gave.
+    """Takes the function; nothing is compiled yet.
 
     Args:
-      jitted: its first argument is of the same shapes in every call; no argument is static.
-      name: from the other arguments to the name of what is compiled; see `compiling`.
+      jitted: from `jax.jit`; its first argument, the params, has the same shapes in every call;
+        no argument is static.
+      name: a function of the other arguments that names what is compiled; see `compiling`.
     """
     self._jitted, self._name = jitted, name
     self._programs: dict[Any, jax.stages.Compiled] = {}

@@ -1,4 +1,4 @@
-"""What a command tells of its way: progress, compiling, time and speed."""
+"""What a command prints while it works: progress, compiling, time and speed."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from vsr_jax import compiling
 
 
 class Clock:
-  """How long a command works; a context manager.
+  """A context manager that measures how long a command works.
 
-  Compiling that takes long is told above the progress bar; it is left out of the speed.
+  Compiling that takes long is reported above the progress bar; it is left out of the speed.
 
   Attributes:
-    began: as `time.monotonic` has it.
+    began: the start in seconds, by `time.monotonic`.
     compiled: seconds that compiling took.
   """
 
@@ -35,7 +35,7 @@ class Clock:
     self._listening.__exit__(*exception)
 
   def start(self) -> None:
-    """Begins anew, as entering the context does."""
+    """Starts the measurement anew, as entering the context does."""
     self.began, self.compiled = time.monotonic(), 0.0
 
   def _take(self, record: logging.LogRecord) -> None:
@@ -44,7 +44,7 @@ class Clock:
       tqdm.tqdm.write(record.getMessage(), file=sys.stderr)
 
   def speed(self, count: int) -> str:
-    """The end of a line on so many frames: the time and the speed."""
+    """The time and the speed for `count` frames, as the end of a line to print."""
     seconds = time.monotonic() - self.began
     each = max(seconds - self.compiled, 1e-6) / count
     rate = f"{1 / each:.2f} frames/s" if each <= 1 else f"{each:.2f} s/frame"
@@ -64,7 +64,7 @@ def bar(
 
 @contextlib.contextmanager
 def unpausing(made: tqdm.tqdm) -> Iterator[None]:
-  """Within it the time that compiling takes is taken out of a bar's."""
+  """A context in which the time that compiling takes does not count as the bar's."""
 
   def take(record: logging.LogRecord) -> None:
     if hasattr(record, "seconds"):
@@ -75,5 +75,5 @@ def unpausing(made: tqdm.tqdm) -> Iterator[None]:
 
 
 def tell_next(module: str, *arguments: object) -> None:
-  """Prints the command that comes after this one, to be copied; what is to be filled in is CAPS."""
+  """Prints the command to run next, for the user to copy; names in capitals are to be filled in."""
   print(f"next: {shlex.join(['python', '-m', module, *map(str, arguments)])}")

@@ -1,8 +1,8 @@
 """Settings of a whole process, for commands: compiled programs on disk, dispatch, freed memory.
 
 Nothing in the library calls them, so that importing a package or loading a model leaves a program
-as it is; docs/library.md tells which ones a program of one's own may want. Of the two settings for
-freed memory the one that was called last holds.
+as it is; docs/library.md tells which of them another program may want. Of the two settings for
+freed memory the one called last holds.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import jax
 
 # Parameters of mallopt(3).
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
-_DEFAULT_MMAP_MAX = 2**16  # glibc's own
+_DEFAULT_MMAP_MAX = 2**16  # glibc's default
 
 
 def compiler_options() -> dict[str, str]:
-  """Options for `jax.jit` of programs that restore frames; a value, which sets nothing."""
+  """Returns `compiler_options` of `jax.jit` for programs that restore frames; sets nothing."""
   if jax.default_backend() != "cpu":
     return {}
   # XLA's own loops (norms, activations, softmax) otherwise use half of an AVX-512 register.
@@ -46,17 +46,17 @@ def enable_compilation_cache() -> None:
 
 
 def return_freed_memory() -> None:
-  """Has arrays of 16 MB and more given back to the system when they are freed (glibc).
+  """Returns arrays of 16 MB and more to the system when they are freed (glibc).
 
-  For FMA-Net's streams, which then take no more memory for a long clip than for a short one. Of
-  itself glibc gives back only above the size of the largest one freed yet, up to 32 MB, and lays
+  For FMA-Net's streams, which then take no more memory for a long clip than for a short one. By
+  default glibc returns only arrays above the largest size freed so far, up to 32 MB, and puts
   the others into the heaps of its threads, whose holes add up over a long clip: FMA-Net's features
-  at 180x320 are of 21 MB. Smaller ones, such as the scratch of every convolution, had better stay:
-  the system would clear their pages anew each time. Where GLIBC_TUNABLES says something, that
-  holds.
+  at 180x320 take 21 MB. Smaller arrays, such as the scratch of every convolution, are better kept:
+  the system would clear their pages anew each time. If GLIBC_TUNABLES is set, nothing is
+  changed.
   """
-  # Setting one threshold ends glibc's adjustment of both, which would have come to this; the
-  # initial 128 KB have the heaps shrink and grow all the time.
+  # Setting one threshold ends glibc's own adjustment of both, so the other is set too: its initial
+  # 128 KB would make the heaps shrink and grow all the time.
   _set_allocator(mmap_max=_DEFAULT_MMAP_MAX, mmap_threshold=2**24, trim_threshold=2**24)
 
 
@@ -68,9 +68,9 @@ def keep_freed_memory() -> None:
   a quarter of a small model's step.
 
   Only the main thread's heap can grow to hold them, so programs are run by the thread that calls
-  them. (One heap for all threads would do as well, but what compiling leaves there in pieces makes
-  every later allocation slow: a step took 2.8 instead of 1.7 seconds.) Call it before JAX starts;
-  where GLIBC_TUNABLES says something, that holds.
+  them. (One heap for all threads would also do, but the fragments that compiling leaves there make
+  every later allocation slow: a step took 2.8 instead of 1.7 seconds.) To be called before JAX
+  starts; if GLIBC_TUNABLES is set, nothing is changed.
   """
   if "GLIBC_TUNABLES" not in os.environ:
     jax.config.update("jax_cpu_enable_async_dispatch", False)
@@ -78,7 +78,7 @@ def keep_freed_memory() -> None:
 
 
 def _set_allocator(*, mmap_max: int, mmap_threshold: int, trim_threshold: int) -> None:
-  """Sets all that either setting does, so that nothing of the other one is left."""
+  """Sets every parameter that either setting uses, so that nothing of the other one is left."""
   if "GLIBC_TUNABLES" in os.environ:
     return
   with contextlib.suppress(OSError, AttributeError):  # another C library

@@ -1,4 +1,4 @@
-"""The one device mesh, where params and batches live on it, and batches on their way there."""
+"""The device mesh, how params and batches are laid out on it, and placing batches there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vsr_jax.errors import UserError
 
 
 def make_mesh(model_parallel: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-  """A ("data", "model") mesh.
+  """Makes a mesh with the axes ("data", "model").
 
   `AxisType.Auto` is spelt out: jax.make_mesh's own default, Explicit, refuses ordinary video code
   such as a zeros scan carry or a pixel shuffle.
@@ -32,19 +32,21 @@ def make_mesh(model_parallel: int = 1, devices: Sequence[jax.Device] | None = No
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """The same array on every device."""
+  """The sharding that keeps the whole array on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Split over the data axis along the first (batch) axis."""
+  """The sharding that splits an array's first (batch) axis over the mesh's data axis."""
   return NamedSharding(mesh, PartitionSpec("data"))
 
 
 def param_sharding(
   mesh: Mesh, shape: tuple[int, ...], fsdp_min_size: int | None = None
 ) -> NamedSharding:
-  """Where an array of the state lives; a function of its shape, so moments follow their params.
+  """The sharding of an array of the training state; it depends on the shape only.
+
+  So the optimizer's moments are laid out like their params.
 
   Args:
     mesh: from `make_mesh`.
@@ -67,13 +69,13 @@ def place_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Ar
 
   Args:
     mesh: from `make_mesh`.
-    batch: arrays [b ...], b this host's share of the global batch.
+    batch: arrays [b ...] by name, where b is this host's share of the global batch.
 
   Returns:
-    Global arrays, split over the data axis.
+    Global arrays by name, split over the data axis.
 
   Raises:
-    UserError: the global batch does not divide among the data axis.
+    UserError: the devices along the data axis do not divide the global batch.
   """
   parts = mesh.shape["data"]
   for name, x in batch.items():

@@ -1,4 +1,4 @@
-"""Standard streams that nobody reads: what a command prints is lost there, its work is not."""
+"""Standard streams that are closed or not read any more: output is lost, the command goes on."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 
 def open_missing() -> None:
-  """Opens those of stdin, stdout and stderr that are closed (`>&-`), onto nothing.
+  """Opens those of stdin, stdout and stderr that are closed (`>&-`) as os.devnull.
 
-  Otherwise the next files that are opened have their numbers, and what libraries print goes there.
+  Otherwise the next files opened would get their descriptors, and what libraries print.
   """
   for number, name in enumerate(("stdin", "stdout", "stderr")):
     try:
@@ -31,7 +31,7 @@ def outlive_readers() -> None:
   for name in ("stdout", "stderr"):
     stream = getattr(sys, name)
     if stream is not getattr(sys, f"__{name}__") or not isinstance(stream, io.TextIOWrapper):
-      continue  # somebody has put another one there
+      continue  # a program has replaced it
     with contextlib.suppress(OSError):
       stream.flush()
     raw = _Outliving(stream.fileno(), "w", closefd=False)
@@ -46,7 +46,7 @@ def outlive_readers() -> None:
 
 
 class _Outliving(io.FileIO):
-  """A file that is led to nothing once it cannot be written."""
+  """A file that is redirected to os.devnull once it cannot be written."""
 
   def write(self, data: Any) -> int | None:  # type: ignore[override] # None: it would block
     try:

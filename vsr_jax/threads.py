@@ -1,4 +1,4 @@
-"""Work in threads of its own, so that it runs ahead and a signal always gets through."""
+"""Runs work in other threads, so that it runs ahead and signals are always handled."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-# Seconds to wait for a thread that was told to stop. A read of a disk that does not answer never
-# ends; what waits for it would be deaf to Ctrl-C.
+# Seconds to wait for a thread that was told to stop. A read from a disk that does not answer never
+# ends, and while the main thread waits for it Ctrl-C has no effect.
 PATIENCE = 2
 
 
@@ -19,11 +19,11 @@ def prefetch(items: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
 
   Args:
     items: what to iterate over.
-    depth: how many items at most are made before they are asked for.
+    depth: how many items are made ahead of the consumer, at most.
 
   Yields:
-    The items; an exception of theirs arrives in its place. When the consumer stops early the
-    thread ends after the item it is at; one that takes more than 2 seconds is not waited for.
+    The items; an exception that the iterator raises is raised here in its place. When the consumer
+    stops early the thread ends after its current item, for which at most 2 seconds are waited.
   """
   made: queue.SimpleQueue = queue.SimpleQueue()
   slots = threading.Semaphore(depth)
@@ -55,15 +55,15 @@ def prefetch(items: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
 
 
 def interruptible(function: Callable[..., T], *args: Any) -> T:
-  """Calls a function that may wait in a library, where Python does not hear of a signal.
+  """Calls a function that may block in a library, where Python cannot handle signals.
 
   Args:
-    function: what to call. In the main thread, which signals come to, it runs in a thread of its
-      own; when a signal raises an exception here it is left to itself.
+    function: what to call. Called from the main thread, which handles signals, it runs in a thread
+      of its own; when a signal raises an exception here that thread is abandoned.
     *args: its arguments.
 
   Returns:
-    What it returns; its exceptions are raised here.
+    The function's result; its exceptions are raised here.
   """
   if threading.current_thread() is not threading.main_thread():
     return function(*args)

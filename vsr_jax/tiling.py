@@ -1,4 +1,4 @@
-"""Restoring large frames by tiles, at a memory that does not grow with the clip.
+"""Restores large frames by tiles, in memory that does not grow with the clip.
 
 Nothing here knows a model: a restorer is any function that turns a stream of
 frames into a stream of frames `scale` times their size.
@@ -17,12 +17,13 @@ from vsr_jax.frames import Frame, as_frames_of_one_size, stream_frames
 
 Stream = Callable[[Iterable[np.ndarray]], Iterator[np.ndarray]]
 
-_CANVAS_BYTES = 2**28  # taken by finished frames while their tiles are made
-_CHUNK_FRAMES = (4, 32)  # at least, or context would cost as much as work; at most
+_CANVAS_BYTES = 2**28  # for finished frames whose tiles are being made
+# The least and the largest number of frames in a chunk; fewer would be mostly context.
+_CHUNK_FRAMES = (4, 32)
 
 
 def largest_tile(height: int, width: int, pixels: int) -> int:
-  """Side of the largest square tile of which no more than `pixels` lie in a frame."""
+  """Side of the largest square tile with at most `pixels` pixels inside a frame of that size."""
   side = math.isqrt(pixels)
   short = min(height, width)
   return side if side < short else pixels // short
@@ -59,26 +60,26 @@ def restore_tiled(
   context: int,
   scale: int,
 ) -> Iterator[np.ndarray] | Iterator[Frame]:
-  """Restores a stream tile by tile, at a memory that does not grow with the clip.
+  """Restores a stream tile by tile, in memory that does not grow with the clip.
 
   The stream is cut into chunks of frames; in every chunk each tile is restored
   as a stream of its own. Neighbouring tiles are blended linearly over what they
   share.
 
   Args:
-    restore: one output a frame, the ends of a stream continued by replication.
-    frames: all of one size, see `as_frames`; or of `Frame`, which keep their times.
+    restore: yields one output per frame, and continues the ends of a stream by replication.
+    frames: images of one size, see `as_frames`; or `Frame`s, which keep their times.
     tile: side of the square tiles, in input pixels.
     overlap: least number of input pixels that neighbours share, below `tile`.
     context: frames before and after a frame that its restoration sees.
-    scale: output pixels an input pixel.
+    scale: output size over input size along each axis.
 
   Returns:
-    uint8 [scale*h scale*w 3], one a frame, or `Frame`s of such images.
+    One uint8 image [scale*h scale*w 3] per frame, or `Frame`s with such images.
 
   Raises:
-    ValueError: from iteration: the overlap is negative or not smaller than the tile, or the frames
-      are of another form or of several sizes.
+    ValueError: raised on iteration if the overlap is negative or not smaller than the tile, or the
+      frames are of another form or of several sizes.
   """
 
   def restore_images(images):
@@ -107,7 +108,7 @@ def _restore_tiled(
   for chunk, before, after in _chunks(itertools.chain([first], frames), length, context):
     canvas = np.empty((len(chunk) - before - after, scale * h, scale * w, 3), np.uint8)
     for i, top in enumerate(rows):
-      # Whole rows of tiles first, for where four tiles meet the blend has to be bilinear.
+      # Rows of tiles are completed first: where four tiles meet the blend has to be bilinear.
       row = canvas if len(rows) == 1 else np.empty_like(canvas[:, : scale * tile])
       for j, left in enumerate(columns):
         part = [frame[top : top + tile, left : left + tile] for frame in chunk]
@@ -123,7 +124,7 @@ def _restore_tiled(
 
 
 def _lay_over(target: np.ndarray, tile: np.ndarray, start: int, shared: int) -> None:
-  """Puts a tile into a uint8 target from row `start` on; over `shared` rows it fades in."""
+  """Writes a tile into a uint8 target at row `start`; over its first `shared` rows it fades in."""
   place = target[start : start + len(tile)]
   place[shared:] = tile[shared:]
   ramp = ((np.arange(shared, dtype=np.float32) + 0.5) / max(shared, 1))[:, None, None]
@@ -134,7 +135,7 @@ def _lay_over(target: np.ndarray, tile: np.ndarray, start: int, shared: int) -> 
 def _chunks(
   frames: Iterator[np.ndarray], length: int, context: int
 ) -> Iterator[tuple[list[np.ndarray], int, int]]:
-  """Cuts a stream into (frames, how many of them lead, how many trail).
+  """Cuts a stream into chunks: (frames, how many of them lead, how many trail).
 
   Leading and trailing frames are context only; the `length` frames between them
   (fewer in the last chunk) are in no other chunk.

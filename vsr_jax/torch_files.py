@@ -1,8 +1,8 @@
-"""PyTorch's weight files (.pt, .pth) as numpy arrays, without PyTorch.
+"""Reads PyTorch's weight files (.pt, .pth) as NumPy arrays, without PyTorch.
 
 PyTorch as the package index serves it brings several gigabytes of CUDA
-libraries along, a lot for reading a file of 4 MB. A weight file is a pickle, and
-a pickle can run anything: only tensors and plain containers are admitted here
+libraries along, much for reading a file of 4 MB. A weight file is a pickle, and
+a pickle can run any code: only tensors and plain containers are admitted here
 (see `torch_pickle`), and no more is read or allocated than the file itself holds.
 """
 
@@ -26,7 +26,7 @@ from vsr_jax.torch_pickle import Storage, Tensor
 # The first pickle of a file written before PyTorch 1.6, or on request since.
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
-_MAX_DEPTH = 50  # containers within each other
+_MAX_DEPTH = 50  # of nested containers
 _MAX_DIRECTORY = 2**22  # bytes of a zip's list of contents: some 40,000 names
 
 
@@ -73,7 +73,7 @@ def open_regular(path: str | Path) -> BinaryIO:
 
   Raises:
     OSError: there is no such file, or it cannot be read.
-    UserError: it is a pipe or a device, in which nothing can be looked up.
+    UserError: it is a pipe or a device, which cannot be read at any position.
   """
   mode = os.stat(path).st_mode
   if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
@@ -82,7 +82,7 @@ def open_regular(path: str | Path) -> BinaryIO:
 
 
 def open_zip(file: BinaryIO) -> zipfile.ZipFile:
-  """Opens a zip file for reading, with a list of contents that is no longer than weights need.
+  """Opens a zip file for reading whose list of contents is no longer than a weight file needs.
 
   Raises:
     ValueError: the list is longer.
@@ -105,10 +105,10 @@ def unwrap(
     source: the file, for the error.
 
   Returns:
-    key to tensor, without the "module." that data-parallel training puts before every key.
+    Tensor by key, without the "module." that data-parallel training puts before every key.
 
   Raises:
-    UserError: there is something else than tensors among them, or nothing at all.
+    UserError: the state dict is empty or holds something else than tensors.
   """
   name = next((n for n in wrappers if isinstance(contents.get(n), Mapping)), None)
   state = contents if name is None else contents[name]
@@ -132,7 +132,7 @@ def _read_zip(path: str | Path, file: BinaryIO) -> Any:
       raise UserError(f"{path} is a zip file, but not PyTorch's; give a .pt or .pth file")
     if len(set(names)) < len(names):
       raise ValueError("several entries of one name")
-    # Entries could be made to share their bytes.
+    # A crafted file could have entries that share their bytes.
     if sum(entry.file_size for entry in archive.infolist()) > os.fstat(file.fileno()).st_size:
       raise ValueError("its entries are larger than the file")
     folder = pickles[0].removesuffix("data.pkl")
@@ -150,7 +150,7 @@ def _read_zip(path: str | Path, file: BinaryIO) -> Any:
 
 
 class _Bounded:
-  """What `zipfile` asks of a file, which it reads the list of contents from in one piece."""
+  """A file for `zipfile`, which reads the list of contents at once: larger reads are refused."""
 
   def __init__(self, file: BinaryIO):
     self._file = file
@@ -164,7 +164,7 @@ class _Bounded:
 
 
 def _entry(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
-  """A zip's entry of at most `limit` bytes."""
+  """Reads a zip's uncompressed entry of at most `limit` bytes."""
   entry = archive.getinfo(name)
   if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
     raise ValueError("its contents are compressed, which PyTorch does not do")
@@ -174,7 +174,7 @@ def _entry(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
 
 
 def _read_legacy(path: str | Path, file: BinaryIO) -> Any:
-  """Pickles in a row: a magic number, the version, the machine, the object, the storages' keys."""
+  """Reads the older format: pickles of a magic number, version, machine, object, storage keys."""
   stream = io.BytesIO(file.read(torch_pickle.MAX_BYTES))
   if torch_pickle.read(stream)[0] != LEGACY_MAGIC:
     raise UserError(f"{path} is no PyTorch file; give a .pt or .pth file")
@@ -187,7 +187,7 @@ def _read_legacy(path: str | Path, file: BinaryIO) -> Any:
   data: dict[str, bytes] = {}
   for key in keys:
     file.seek(position)
-    storage = storages.pop(key)  # once each
+    storage = storages.pop(key)  # a key that comes twice raises
     _check_length(storage, int.from_bytes(file.read(8), "little") * storage.dtype.itemsize)
     position += 8 + storage.nbytes
     if position > size:
@@ -208,7 +208,7 @@ def _check_length(storage: Storage, there: int) -> None:
 
 
 class _Arrays:
-  """Puts arrays in the places of tensors; what is shared is looked at once and stays shared."""
+  """Replaces the tensors in a tree by arrays; shared objects are done once and stay shared."""
 
   def __init__(self, data: Mapping[str, bytes]):
     self._data = data

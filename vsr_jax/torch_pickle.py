@@ -1,8 +1,8 @@
-"""The pickles inside PyTorch's files, read as data.
+"""Reads the pickles inside PyTorch's files as data, without running code.
 
 A pickle is a program for a machine with a stack. Python's own machine can call anything and asks
-for whatever memory the program names; this one knows the few operations that `torch.save` writes,
-builds nothing but plain values and descriptions of tensors, and counts what it does.
+for as much memory as the program wants; this one knows the few operations that `torch.save` writes,
+builds only plain values and descriptions of tensors, and limits the number of operations.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ DTYPES = {
   "BoolStorage": np.dtype("?"),
 }
 
-# A KEEP of 1,500 tensors takes 60,000 operations and 0.3 MB; with its optimizer thrice as many.
-MAX_BYTES = 2**24  # a pickle's
+# KEEP's 1,500 tensors take 60,000 operations and 0.3 MB; with the optimizer's three times as many.
+MAX_BYTES = 2**24  # of a pickle
 _MAX_OPERATIONS = 500_000
 _MAX_TENSORS = 20_000
 _MAX_DIMENSIONS = 16
 _MAX_NAME = 300  # characters of a dict's key
-# Several tensors may be views of one storage, but not so many that it is a trick: copies of all of
-# them take at most so many times the storages, and so many bytes more.
+# Several tensors may be views of one storage, but a crafted file could make their copies huge: all
+# tensors together take at most so many times the bytes of the storages, and so many bytes more.
 _MAX_SHARING, _SMALL = 4, 2**20
 
 _ADMITTED = {
@@ -60,7 +60,7 @@ class CodeError(ValueError):
 
 
 class Storage(NamedTuple):
-  """A flat array of the file, not read yet."""
+  """Describes a flat array in the file, which is not read yet."""
 
   dtype: np.dtype
   key: str
@@ -72,7 +72,7 @@ class Storage(NamedTuple):
 
 
 class Tensor(NamedTuple):
-  """A view of a storage that lies within it; offset and strides count elements."""
+  """Describes a tensor, a view within its storage; offset and strides count elements."""
 
   storage: Storage
   offset: int
@@ -90,26 +90,26 @@ class _Name:
 
 
 def shorten(text: str, limit: int = 60) -> str:
-  """A stranger's text fit for an error: printable, and no longer than the limit."""
+  """Makes untrusted text fit for an error: printable, cut after `limit` characters."""
   text = text[: limit + 1]
   text = text if text.isprintable() else ascii(text)[1:-1]
   return text if len(text) <= limit else f"{text[:limit]}..."
 
 
 def read(stream: io.BytesIO) -> tuple[Any, dict[str, Storage]]:
-  """Reads the pickle at the stream's position, and leaves the stream after it.
+  """Reads the pickle at the stream's position, and leaves the position after it.
 
   Args:
-    stream: at most `MAX_BYTES` and what follows the pickle.
+    stream: the pickle, within at most `MAX_BYTES` bytes, and whatever follows it.
 
   Returns:
-    Its value, made of dicts, lists, tuples, numbers, strings and `Tensor`s; its storages by key.
-    Containers can contain each other, and themselves.
+    The value, made of dicts, lists, tuples, numbers, strings and `Tensor`s, in which containers can
+    even contain themselves; and the storages by key.
 
   Raises:
-    CodeError: it names anything else; the text is that name.
-    ValueError, or another exception that bytes of no meaning lead to: it is damaged, or asks for
-      more than a weight file needs.
+    CodeError: the pickle names something that is not admitted; the text is that name.
+    ValueError, or any other exception that meaningless bytes lead to: the pickle is damaged, or
+      asks for more than a weight file needs.
   """
   machine = _Machine()
   for opcode, argument, _ in pickletools.genops(stream):
@@ -150,7 +150,7 @@ class _Machine:
           self._memo[len(self._memo)] = stack[-1]
         case "BINGET" | "LONG_BINGET":
           stack.append(self._memo[argument])
-        case "BINSTRING" | "SHORT_BINSTRING":  # Python 2's, which pickletools takes for Latin-1
+        case "BINSTRING" | "SHORT_BINSTRING":  # of Python 2; pickletools decodes them as Latin-1
           stack.append(argument.encode("latin-1").decode())
         case "MARK":
           self._marks.append(len(stack))
@@ -165,26 +165,26 @@ class _Machine:
           stack.append({})
         case "APPEND" | "APPENDS":
           values = self._since_mark() if operation == "APPENDS" else [stack.pop()]
-          _typed(stack[-1], list).extend(values)
+          _checked_type(stack[-1], list).extend(values)
         case "SETITEM" | "SETITEMS":
           if operation == "SETITEM":
             self._marks.append(len(stack) - 2)
           values = self._since_mark()
           for key, value in zip(values[::2], values[1::2], strict=True):
-            _put(_typed(stack[-1], dict), key, value)
+            _put(_checked_type(stack[-1], dict), key, value)
         case "BUILD":  # an OrderedDict's attributes, such as the versions of its modules
           stack.pop()
-          _typed(stack[-1], dict)
+          _checked_type(stack[-1], dict)
         case "GLOBAL":
           stack.append(_Name(*argument.split(" ", 1)))
         case "STACK_GLOBAL":
           name, module = stack.pop(), stack.pop()
-          stack.append(_Name(_typed(module, str), _typed(name, str)))
+          stack.append(_Name(_checked_type(module, str), _checked_type(name, str)))
         case "REDUCE":
-          arguments = _typed(stack.pop(), tuple)
-          stack.append(self._call(_typed(stack.pop(), _Name).name, arguments))
+          arguments = _checked_type(stack.pop(), tuple)
+          stack.append(self._call(_checked_type(stack.pop(), _Name).name, arguments))
         case "BINPERSID":
-          stack.append(self._storage(_typed(stack.pop(), tuple)))
+          stack.append(self._storage(_checked_type(stack.pop(), tuple)))
         case "PROTO" | "FRAME" | "STOP":
           pass
         case _:
@@ -200,37 +200,37 @@ class _Machine:
     match name:
       case "OrderedDict":
         made: dict[Any, Any] = {}
-        pairs = _typed(arguments[0], list) if arguments else []  # Python 2 gives them here
+        pairs = _checked_type(arguments[0], list) if arguments else []  # Python 2 gives them here
         self.spend(len(pairs))
         for key, value in pairs:
           _put(made, key, value)
         return made
       case "Size":
-        return _typed(arguments[0], tuple)
+        return _checked_type(arguments[0], tuple)
       case "device":
         kind, *number = arguments[:2]
-        return ":".join([_typed(kind, str), *(str(_count(n)) for n in number)])
+        return ":".join([_checked_type(kind, str), *(str(_checked_size(n)) for n in number)])
       case "_rebuild_tensor_v2":
         return self._tensor(*arguments[:4])
       case "_rebuild_parameter":
-        return _typed(arguments[0], Tensor)
+        return _checked_type(arguments[0], Tensor)
     raise ValueError(f"{name} is called")
 
   def _storage(self, pid: tuple) -> Storage:
     if not 5 <= len(pid) <= 6 or pid[0] != "storage" or pid[5:] not in ((), (None,)):
       raise ValueError("unknown reference")  # the sixth: views, in files older than PyTorch 0.4
-    dtype = DTYPES[_typed(pid[1], _Name).name]
-    storage = Storage(dtype, _typed(pid[2], str), _count(pid[4]))
+    dtype = DTYPES[_checked_type(pid[1], _Name).name]
+    storage = Storage(dtype, _checked_type(pid[2], str), _checked_size(pid[4]))
     if self.storages.setdefault(storage.key, storage) != storage:
       raise ValueError(f"storage {shorten(storage.key)} has two types or lengths")
     return storage
 
   def _tensor(self, storage: Any, offset: Any, shape: Any, strides: Any) -> Tensor:
-    storage, offset = _typed(storage, Storage), _count(offset)
-    shape, strides = _typed(shape, tuple), _typed(strides, tuple)
+    storage, offset = _checked_type(storage, Storage), _checked_size(offset)
+    shape, strides = _checked_type(shape, tuple), _checked_type(strides, tuple)
     if len(shape) > _MAX_DIMENSIONS or len(shape) != len(strides):
       raise ValueError(f"a tensor of {len(shape)} dimensions and {len(strides)} strides")
-    shape, strides = tuple(map(_count, shape)), tuple(map(_count, strides))
+    shape, strides = tuple(map(_checked_size, shape)), tuple(map(_checked_size, strides))
     size = math.prod(shape)
     last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
     # In an expanded tensor the same elements come again and again.
@@ -243,15 +243,15 @@ class _Machine:
     return tensor
 
 
-def _typed(value: Any, wanted: type) -> Any:
+def _checked_type(value: Any, wanted: type) -> Any:
   if type(value) is not wanted:
     raise ValueError(f"{type(value).__name__} in the place of {wanted.__name__}")
   return value
 
 
-def _count(value: Any) -> int:
-  """A size, an offset or a stride; even a product of several is no large number."""
-  if not 0 <= _typed(value, int) < 2**48:
+def _checked_size(value: Any) -> int:
+  """Checks a size, an offset or a stride: an integer from 0 to 2^48 - 1."""
+  if not 0 <= _checked_type(value, int) < 2**48:
     raise ValueError("a size that cannot be")
   return value
 

@@ -20,7 +20,7 @@ _LONGEST, _DEEPEST = 300, 20  # characters of a path, and names in it
 
 
 def table(tree: Any) -> dict[str, str]:
-  """Each leaf's path and its dtype and shape, as in {"net/conv/kernel": "float32[3,3,8,16]"}."""
+  """Each leaf's dtype and shape by its path, as in {"net/conv/kernel": "float32[3,3,8,16]"}."""
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   return {
     jax.tree_util.keystr(path, simple=True, separator="/"): (
@@ -44,13 +44,13 @@ def check_table(value: Any, where: str) -> None:
 
 
 def shape_and_dtype(spec: str) -> tuple[list[int], np.dtype]:
-  """An array's type and shape as a table shows them, such as "float32[3,3,8,16]"."""
+  """Parses a table's dtype and shape of an array, such as "float32[3,3,8,16]"."""
   dtype, shape = spec.rstrip("]").split("[")
   return [int(n) for n in shape.split(",") if n], jnp.dtype(dtype)
 
 
 def by_network(names: Mapping[str, str]) -> dict[str, dict[str, str]]:
-  """A params table, split at the first name of each path."""
+  """Splits a params table by the first name of each path, the sub-network's; paths stay whole."""
   tables: dict[str, dict[str, str]] = {}
   for name, spec in names.items():
     tables.setdefault(name.partition("/")[0], {})[name] = spec
@@ -58,7 +58,7 @@ def by_network(names: Mapping[str, str]) -> dict[str, dict[str, str]]:
 
 
 def template(names: Mapping[str, str]) -> dict[str, Any]:
-  """Nested dicts of unfilled arrays from a params table."""
+  """Makes nested dicts of uninitialised arrays from a params table."""
   tree: dict[str, Any] = {}
   for name, spec in names.items():
     *path, leaf = name.split("/")
@@ -83,12 +83,12 @@ def differences(want: dict[str, str], got: dict[str, str], first: int = 3) -> st
 
 
 def repeat_blocks(template: Mapping[str, Any], counts: Mapping[str, int]) -> dict[str, Any]:
-  """A template of many like blocks from that of a few: to trace each of them takes seconds.
+  """Makes a template of many equal blocks from that of a few, since tracing a block takes seconds.
 
   Args:
     template: nested dicts of abstract leaves.
-    counts: the last block that there is, and how many there are to be: with {"block_1": 4}
-      "block_1" stands for "block_2" and "block_3" too, wherever it is.
+    counts: the wanted number of blocks by the name of the last one in the template: with
+      {"block_1": 4} "block_1" is repeated as "block_2" and "block_3", at any depth.
 
   Returns:
     The template with all blocks.

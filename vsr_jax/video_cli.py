@@ -1,4 +1,4 @@
-"""What the commands that restore a video have in common."""
+"""Arguments and steps that the commands which restore a video share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LARGEST_SIDE = 16_384  # the largest side of a picture that x264 takes
 
 
 def add_video_arguments(parser: Parser, *, output_needed: bool = True) -> None:
-  """Adds what every one of them has: INPUT, OUTPUT, --dtype, --frames and the like."""
+  """Adds the arguments of every such command: INPUT, OUTPUT, --dtype, --frames and others."""
   parser.add_argument(
     "input",
     metavar="INPUT",
@@ -55,7 +55,7 @@ def add_video_arguments(parser: Parser, *, output_needed: bool = True) -> None:
 
 
 def frame_range(text: str) -> tuple[int, int | None]:
-  """The argument A:B, either of which may be left out; B is None then."""
+  """Parses A:B, of which either may be left out: A is 0 then, B None."""
   found = re.fullmatch(r"(\d*):(\d*)", text, re.ASCII)
   if not found:
     raise argparse.ArgumentTypeError(f"{text!r} is not of the form A:B")
@@ -66,7 +66,7 @@ def frame_range(text: str) -> tuple[int, int | None]:
 
 
 def _frame_number(digits: str) -> int:
-  """A number of 19 digits and more is that of no clip's frame; Python takes 4,300 at most."""
+  """Parses digits; 19 and more give sys.maxsize, as no clip is so long and Python limits digits."""
   digits = digits.lstrip("0") or "0"
   return int(digits) if len(digits) < 19 else sys.maxsize
 
@@ -85,13 +85,13 @@ def _pixels(text: str) -> int:
 
 @contextlib.contextmanager
 def readable(*paths: str | None) -> Iterator[dict[str, str | None]]:
-  """Within it inputs can be read as often as needed: what comes through a pipe is copied first.
+  """A context in which inputs can be read repeatedly: a pipe is first copied to a temporary file.
 
   Args:
     *paths: the inputs; None is left out.
 
   Yields:
-    Where each one was copied to, None for what is no pipe; see `video.open_reader`.
+    By input the path of its copy, None where it is no pipe; see `video.open_reader`.
   """
   with contextlib.ExitStack() as stack:
     copies = {}
@@ -105,12 +105,12 @@ def readable(*paths: str | None) -> Iterator[dict[str, str | None]]:
 def open_input(
   args: argparse.Namespace, *, context: tuple[int, int] = (0, 0), tell: bool = True
 ) -> video.Reader:
-  """Opens INPUT as the command line says.
+  """Opens INPUT with the options of the command line.
 
   Args:
     args: what `add_video_arguments` added, and `copies`, from `readable`.
-    context: frames around --frames that are read, too; see `video.open_reader`.
-    tell: print what is worth knowing of the clip and the output before work; once a run.
+    context: how many frames before and after --frames are read, too; see `video.open_reader`.
+    tell: whether to print notes on the clip and the output; to be done once per run.
 
   Returns:
     The reader.
@@ -135,7 +135,7 @@ def open_input(
 
 
 def frame_total(reader: video.Reader, start: int, stop: int | None) -> int | None:
-  """How many frames there will be, as far as the file tells."""
+  """How many frames of start:stop there are by the file's header; None if it states no count."""
   count = reader.info.frame_count
   if count is None:
     return None
@@ -151,7 +151,7 @@ def check_size(path: str, height: int, width: int) -> None:
 
 
 def counted_for(path: str | None, frames: Iterable[video.Frame]) -> Iterator[video.Frame]:
-  """The frames for an output; `UserError`, at once, if there are several for a picture."""
+  """Returns the frames; raises `UserError` at once if several are to go into one picture."""
   if path is None or not video.holds_one_frame(path):
     return iter(frames)
   held, count = [], 0
@@ -166,7 +166,7 @@ def counted_for(path: str | None, frames: Iterable[video.Frame]) -> Iterator[vid
 def accompanied(
   frames: Iterable[video.Frame], others: Iterator[video.Frame], path: str
 ) -> Iterator[video.Frame]:
-  """Passes frames on; `UserError` where the others, which the clip at `path` holds, end earlier."""
+  """Yields the frames; `UserError` if `others`, the frames of the clip at `path`, end earlier."""
   for frame in frames:
     if not frame.is_context and next(others, None) is None:
       raise UserError(f"{path}: ends before frame {frame.index}; give one that is as long")

@@ -4,8 +4,9 @@
     python -m fmanet_jax.train --config configs/fmanet/ablations.py:NAME,joint --workdir runs/NAME \
         --config.init_from runs/NAME_d ...
 
-`end_to_end` has one stage: the first command is all of it. The numbers are the paper's, of the
-restored frames of REDS4 (Tables 1, 3 and 4); those that it does not give are left out.
+`end_to_end` has one stage: the first command is all of it. The numbers are the paper's, for the
+restored frames of REDS4 (Tables 1, 3 and 4): PSNR in dB and SSIM, where higher is better, and tOF
+in pixels, where lower is. Numbers that it does not give are left out.
 
 | NAME               | change                                           | PSNR  | SSIM   | tOF   |
 |--------------------|--------------------------------------------------|-------|--------|-------|

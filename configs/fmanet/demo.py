@@ -6,7 +6,7 @@
         --config.init_from runs/demo_d --config.data.root data/train \
         --config.data.validation data/val
 
-docs/demo_weights.md tells the clips, the hours and the scores.
+docs/demo_weights.md has the clips, the training time and the scores.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Four steps of either stage by a tiny model: whether data and machine are ready, in minutes.
+"""Four steps of either stage with a tiny model: a check of data and machine in minutes.
 
     python -m fmanet_jax.train --config configs/fmanet/smoke.py:degradation --workdir runs/smoke_d \
         --config.data.root DATA --config.data.validation DATA

@@ -1,3 +1,3 @@
-"""Values of KEEP: its ablations."""
+"""KEEP's values: the changes of its ablations."""
 
 from __future__ import annotations

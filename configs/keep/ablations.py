@@ -2,8 +2,8 @@
 
     dataclasses.replace(keep_jax.architecture.RELEASED, **ablations.overrides("no_cfa"))
 
-The paper's numbers, on its mildly degraded VFHQ-Test (LPIPS and AKD: lower is better; IDS: higher);
-those that it does not give are left out.
+The paper's numbers, on its mildly degraded VFHQ-Test (LPIPS and AKD: lower is better; IDS: higher).
+Numbers that it does not give are left out.
 
 | NAME           | change                                                   | LPIPS | IDS   | AKD  |
 |----------------|----------------------------------------------------------|-------|-------|------|
@@ -41,7 +41,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 
 
 def overrides(name: str) -> dict[str, Any]:
-  """The changes of an ablation; `ValueError` if there is none of that name."""
+  """The changed fields of an ablation; `ValueError` if there is none of that name."""
   if name not in OVERRIDES:
     raise ValueError(f"{name!r} is no ablation of KEEP: must be one of {', '.join(OVERRIDES)}")
   return OVERRIDES[name]

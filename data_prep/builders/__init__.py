@@ -1,1 +1,1 @@
-"""Data sets as TFDS builders, each in a package of its own, and how their downloads are read."""
+"""Data sets as TFDS builders, each in its own package, and readers of their downloads."""

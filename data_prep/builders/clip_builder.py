@@ -1,9 +1,9 @@
-"""What the three data sets' builders share: features, and shards written one after the other.
+"""Code that the three data sets' builders share: features, and writing shards.
 
 A shard is the unit of work and of resuming. Its clips are read, checked and written in one go, in
 the order of their names, to a folder beside the final one; a note beside it, written last, says
-that it is whole and which clips were left out. A later run makes only the shards that have no such
-note, or whose clips were other ones, or that left clips out. When all are there, they are linked
+that it is complete and which clips were left out. A later run makes only the shards that have no
+such note, or were made of other clips, or left clips out. When all are there, they are linked
 into the data set's folder together with its description. So nothing is written twice, at no time
 is there a second copy, and the memory needed is that of a clip. (TFDS's own writer collects a
 whole split in temporary files first and starts anew after an interruption.)
@@ -43,7 +43,7 @@ from vsr_jax.files import write_whole
 from vsr_jax.json_files import array, fields, text
 from vsr_jax.locks import locked
 
-_TOLD = 1000  # characters of what is said of a clip
+_TOLD = 1000  # characters of the reason why a clip was left out, at most
 _NOTE = fields(  # "identity" holds the shard's fingerprint
   {"identity": text, "clips": array(built.BUILT_CLIP), "skipped": array(built.SKIPPED_CLIP)}
 )
@@ -61,9 +61,9 @@ class Shard:
   """A shard to be made.
 
   Attributes:
-    path: the file; beside it `path + ".json"`, its note, with `clips` (index entries in record
-      order) and `skipped` (name and reason of each clip left out).
-    clips: what it is to hold, before any is found bad.
+    path: the shard's file; beside it is `path + ".json"`, its note, with `clips` (index entries
+      in record order) and `skipped` (name and reason of each clip left out).
+    clips: the clips it is to hold, including any that turn out to be bad.
     streams: the data set's streams.
   """
 
@@ -82,7 +82,7 @@ class Shard:
 
 
 def features(streams: Sequence[str]) -> tfds.features.FeaturesDict:
-  """One example is one clip; frames are the files' bytes."""
+  """TFDS's features of one example, which is one clip; frames are the bytes of image files."""
   return tfds.features.FeaturesDict(
     {
       "name": tfds.features.Text(doc="unique within its split"),
@@ -106,11 +106,11 @@ def features(streams: Sequence[str]) -> tfds.features.FeaturesDict:
 class ClipBuilder(  # type: ignore[call-arg] # the base is unknown to the checker
   tfds.core.GeneratorBasedBuilder, skip_registration=True
 ):
-  """A data set of clips; subclasses say where they lie.
+  """A data set of clips; subclasses say where the clips are.
 
   Attributes:
-    CLIPS_PER_SHARD: so that a shard has about a gigabyte.
-    partial: set to True before preparing, to use what is there of an incomplete download.
+    CLIPS_PER_SHARD: number of clips in a shard, chosen for about a gigabyte.
+    partial: whether an incomplete download may be used; to be set before preparing.
   """
 
   VERSION = tfds.core.Version("1.0.0")
@@ -152,13 +152,13 @@ class ClipBuilder(  # type: ignore[call-arg] # the base is unknown to the checke
       yield clip.name, to_example(clip, self.builder_config.streams)
 
   def download_and_prepare(self, **kwargs: Any) -> None:
-    """See TFDS; what an interrupted run left is used, and removed at the end."""
+    """Builds the data set as TFDS does; uses what an interrupted run left, then removes it."""
     super().download_and_prepare(**kwargs)
     shutil.rmtree(self.unfinished, ignore_errors=True)
 
   @property
   def unfinished(self) -> pathlib.Path:
-    """The folder of the shards that are made until all are there."""
+    """The folder that holds finished shards until all are made."""
     final = pathlib.Path(self.data_dir_root, self.info.full_name)
     return final.with_name(f"{final.name}.unfinished")
 
@@ -174,7 +174,7 @@ class ClipBuilder(  # type: ignore[call-arg] # the base is unknown to the checke
     if not found:
       raise UserError(f"{dl_manager.manual_dir}: no clip of {self.info.full_name}")
     with locked(folder):
-      for left in folder.parent.glob(f"incomplete.*_{self.version}"):  # by a killed run
+      for left in folder.parent.glob(f"incomplete.*_{self.version}"):  # left by a killed run
         if left != pathlib.Path(self.data_dir):
           shutil.rmtree(left, ignore_errors=True)
       shards = {split: self._plan(folder, split, clips) for split, clips in found.items()}
@@ -198,7 +198,7 @@ class ClipBuilder(  # type: ignore[call-arg] # the base is unknown to the checke
     ]
 
   def _collect(self, shards: Mapping[str, Sequence[Shard]]) -> None:
-    """Links all shards into the data set's folder and tells TFDS and the index of them."""
+    """Links all shards into the data set's folder and writes TFDS's description and the index."""
     infos, index = [], {}
     for split, part in shards.items():
       notes = [_read_note(shard) for shard in part]
@@ -253,9 +253,9 @@ def make_shards(shards: Sequence[Shard], total: int, config: tfds.download.Downl
   """Writes shards, here one by one, or by Beam if the configuration names a runner or options.
 
   Args:
-    shards: those to be made.
-    total: their number together with those that are there.
-    config: TFDS's.
+    shards: the shards to make.
+    total: number of all shards, with those that exist.
+    config: TFDS's configuration.
   """
   for shard in shards:
     shard.note.unlink(missing_ok=True)
@@ -272,7 +272,7 @@ def make_shards(shards: Sequence[Shard], total: int, config: tfds.download.Downl
 
 
 def _make_by_beam(shards: Sequence[Shard], config: tfds.download.DownloadConfig) -> None:
-  import apache_beam as beam  # takes seconds
+  import apache_beam as beam  # the import takes seconds
 
   try:
     with beam.Pipeline(runner=config.beam_runner, options=config.beam_options) as pipeline:
@@ -286,7 +286,7 @@ def _make_by_beam(shards: Sequence[Shard], config: tfds.download.DownloadConfig)
 
 @contextlib.contextmanager
 def _watched(shards: Sequence[Shard], bar: tqdm.tqdm) -> Iterator[None]:
-  """Moves the bar as notes appear; Beam tells nothing meanwhile."""
+  """A context that moves the bar as notes appear, since Beam reports nothing while it works."""
   done = threading.Event()
   start = bar.n
 
@@ -308,7 +308,7 @@ def make_shard(shard: Shard) -> None:
   """Writes one shard and its note; both appear in one step, the note last.
 
   Raises:
-    OSError: they cannot be written.
+    OSError: the shard or its note cannot be written.
   """
   entries, skipped = [], []
   schema = features(shard.streams)
@@ -325,11 +325,11 @@ def read_clips(clips: Iterable[ReleasedClip], skipped: list[dict[str, str]]) -> 
   """Reads clips one after the other.
 
   Args:
-    clips: where they lie.
-    skipped: name and reason of each clip that cannot be used are added to it.
+    clips: where their files are.
+    skipped: a list to which name and reason of each clip that cannot be used are added.
 
   Yields:
-    Whole clips, in memory.
+    Clips whose frames are all in memory, encoded.
   """
   for clip in clips:
     try:
@@ -341,7 +341,7 @@ def read_clips(clips: Iterable[ReleasedClip], skipped: list[dict[str, str]]) -> 
 
 
 def to_example(clip: Clip, streams: Sequence[str]) -> dict[str, Any]:
-  """A clip as TFDS writes it; a stream of the data set that the clip has not is empty."""
+  """Converts a clip to TFDS's example; a stream that the clip does not have is empty."""
   return {
     "name": clip.name,
     "fps": clip.rate,

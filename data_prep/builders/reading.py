@@ -17,17 +17,17 @@ from vsr_jax.ops.resize import resize_bicubic
 
 
 def verified_size(data: bytes, label: object) -> tuple[int, int]:
-  """(height, width) of an encoded frame that is found to be whole.
+  """Reads the (height, width) of an encoded frame, and checks that it is undamaged.
 
   For a PNG every chunk's checksum is verified, which is far cheaper than decoding
   it; a JPEG, which has none, is decoded.
 
   Args:
     data: the file.
-    label: its name for the error.
+    label: the file's name for the error.
 
   Raises:
-    BadClip: it is damaged or neither PNG nor JPEG.
+    BadClip: the frame is damaged or neither PNG nor JPEG.
   """
   header = image_headers.read_header(data)
   if header is None or header.kind not in ("PNG", "JPEG"):
@@ -47,7 +47,7 @@ def read_clip(clip: ReleasedClip) -> Clip:
   """Reads a clip's parts, checks that they belong together, and makes the derived streams.
 
   Returns:
-    The clip, with its encoded frames in memory as they were found.
+    The clip, with its encoded frames in memory, unchanged; derived streams are encoded anew.
 
   Raises:
     BadClip: streams of unequal length or of other frames, frames of several sizes, a damaged
@@ -59,12 +59,14 @@ def read_clip(clip: ReleasedClip) -> Clip:
     frames[stream], sizes[stream] = _read_stream(listed)
   for stream, size in clip.size.items():
     if sizes[stream] != size:
-      raise BadClip(f"{clip.streams[stream]}: {_by(sizes[stream])} instead of {_by(size)} pixels")
+      raise BadClip(
+        f"{clip.streams[stream]}: {_size_text(sizes[stream])} instead of {_size_text(size)} pixels"
+      )
   for (large, small), ratio in clip.ratios.items():
     if sizes[large] != tuple(ratio * side for side in sizes[small]):
       raise BadClip(
-        f"{clip.streams[large]}: frames of {_by(sizes[large])}, which are not {ratio} times "
-        f"the {_by(sizes[small])} of {clip.streams[small]}"
+        f"{clip.streams[large]}: frames of {_size_text(sizes[large])}, which are not {ratio} times "
+        f"the {_size_text(sizes[small])} of {clip.streams[small]}"
       )
   for stream, (source, factor) in clip.derived.items():
     frames[stream] = [_reduce(data, factor) for data in frames[source]]
@@ -103,14 +105,16 @@ def _read_stream(stream: FileStream) -> tuple[list[bytes], tuple[int, int]]:
     path = stream.path(i)
     found = verified_size(data, path)
     if size is not None and found != size:
-      raise BadClip(f"{path} has {_by(found)} pixels, the frames before it {_by(size)}")
+      raise BadClip(
+        f"{path} has {_size_text(found)} pixels, the frames before it {_size_text(size)}"
+      )
     size = found
     frames.append(data)
   assert size is not None  # `_check_names` found frames
   return frames, size
 
 
-def _by(size: tuple[int, int]) -> str:
+def _size_text(size: tuple[int, int]) -> str:
   return f"{size[1]}x{size[0]}"
 
 

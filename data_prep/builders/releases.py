@@ -1,4 +1,4 @@
-"""Data sets as downloaded: clips whose frames lie in zips or folders, found alike."""
+"""Data sets as downloaded: clips whose frames are in zips or folders."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from vsr_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class ReleasedClip:
-  """A clip of a release: where its parts lie and what is known of it beforehand.
+  """A clip of a release: where its files are and what is known of it beforehand.
 
   Attributes:
     name: unique within its split.
-    rate: frames a second; 0 if the data set does not tell.
+    rate: frames per second; 0 if the data set does not state it.
     streams: frames by stream, those that `derived` names among them.
-    length: frames that it should have; None if unknown.
+    length: number of frames that it should have; None if unknown.
     size: (height, width) that frames of a stream should have, by stream, where it is known.
-    ratios: pairs of streams, the first of which is larger by a whole factor: sharp, its reduction.
-    derived: stream to be made, by MATLAB's bicubic, from another by an integer factor.
-    kept: streams to be written; the others only serve as sources of derived ones.
-    landmarks: the zip or folder, and the file within it, that has the five points by frame.
+    ratios: whole factor by which the first stream of a pair is larger than the second.
+    derived: streams to be made from others by MATLAB's bicubic reduction, by a whole factor.
+    kept: streams to be written; empty for all. The others are only sources of derived ones.
+    landmarks: the text file, in a zip or folder, with the five points by frame.
   """
 
   name: str
@@ -43,7 +43,7 @@ class ReleasedClip:
 
 @dataclasses.dataclass(frozen=True)
 class TextLandmarks:
-  """Landmarks in a text file, by frame float32 [5 2]; it is read when they are asked for.
+  """Landmarks in a text file, float32 [5 2] per frame; the file is read when they are asked for.
 
   Attributes:
     source: the zip or folder that holds the file.
@@ -66,9 +66,9 @@ class TextLandmarks:
 
 
 def pair_streams(found: Mapping[str, Mapping[str, FileStream]]) -> dict[str, dict[str, FileStream]]:
-  """From clips by stream to streams by clip, sorted by name.
+  """Turns clips by stream into streams by clip, sorted by name.
 
-  A stream that a clip lacks has no frames in it, which `reading.read_clip` finds.
+  A stream that a clip lacks becomes one without frames, which `reading.read_clip` reports.
   """
   names = sorted({name for clips in found.values() for name in clips})
   none = {stream: FileStream(pathlib.Path(stream), "", ()) for stream in found}
@@ -91,13 +91,13 @@ def check_complete(
 
 
 def read_landmarks(landmarks: TextLandmarks) -> tuple[float, np.ndarray]:
-  """Reads the file anew.
+  """Reads a landmarks file, without a cache.
 
   Returns:
-    Frames a second, 0 if the file does not tell, and float32 [n 5 2].
+    Frames per second, 0 if the file does not state them, and float32 [n 5 2].
 
   Raises:
-    BadClip: it is missing or damaged, or lacks a frame.
+    BadClip: the file is missing or damaged, or lacks a frame.
   """
   path = landmarks.source / landmarks.path
   try:

@@ -1,8 +1,8 @@
-"""Video files and folders of frames <-> uint8 RGB frames, as a stream in constant memory.
+"""Reads and writes clips as streams of uint8 RGB frames, in constant memory.
 
-The one door to codecs: PyAV behind it reads any common container, image files or a folder of them,
-and writes H.264 (mp4, mkv, mov) or PNG frames. Frames keep their times, the output its source's
-sound; what is written appears under its name only once it is complete.
+All use of codecs is in here. Read are videos in any common container, by PyAV, image files, and
+folders of them; written are H.264 (mp4, mkv, mov), a folder of PNGs, or one PNG or JPEG. Frames
+keep their times and a video its source's sound; an output gets its name only once it is complete.
 """
 
 from __future__ import annotations

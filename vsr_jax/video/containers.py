@@ -1,4 +1,4 @@
-"""Opens video files with PyAV: which containers, which picture stream, whether all is there."""
+"""Opens video files with PyAV: which containers are allowed, picture streams, truncation."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from vsr_jax.errors import UserError
 from vsr_jax.images import MAX_PIXELS
 
 # Containers that FFmpeg may open, by the names of its demuxers. All of them hold their pictures
-# themselves. Missing on purpose are those that open other files or addresses, which a file from
-# elsewhere could name: hls, dash, imf, concat, webm_dash_manifest, image2 (patterns of names),
-# vobsub, mlv, sdp, rtp, rtsp, sap, lavfi, alsa and other devices, svg_pipe. Nor
+# themselves. Left out on purpose are those that open other files or addresses, which an untrusted
+# file could name: hls, dash, imf, concat, webm_dash_manifest, image2 (patterns of names),
+# vobsub, mlv, sdp, rtp, rtsp, sap, lavfi, alsa and other devices, svg_pipe; and
 # tty, which draws text.
 _CONTAINERS = (
   *("mov", "matroska", "avi", "mpegts", "mpeg", "flv", "live_flv", "kux", "asf", "ogg", "mxf"),
@@ -31,7 +31,8 @@ _PICTURES = (
   *("j2k_pipe", "jpegxl_pipe", "jpegxl_anim", "dpx_pipe", "exr_pipe", "hdr_pipe", "qoi_pipe"),
   *("pam_pipe", "pbm_pipe", "pgm_pipe", "ppm_pipe", "pcx_pipe", "psd_pipe", "ico"),
 )
-_SOUND = ("wav", "w64", "mp3", "flac", "aac", "ac3", "eac3", "aiff", "caf", "amr")  # told as such
+# Sound files are opened too, so that the error for them says what they are.
+_SOUND = ("wav", "w64", "mp3", "flac", "aac", "ac3", "eac3", "aiff", "caf", "amr")
 _OPTIONS = {
   "format_whitelist": ",".join((*_CONTAINERS, *_BARE_STREAMS, *_PICTURES, *_SOUND)),
   "protocol_whitelist": "file",
@@ -41,21 +42,21 @@ _OPTIONS = {
 def open_container(
   path: str, name: str | None = None, max_pixels: int = MAX_PIXELS
 ) -> av.container.InputContainer:
-  """Opens a local file for demuxing, and no other one: not what a playlist names, no pipe.
+  """Opens a local file for demuxing, but nothing that it refers to, and no pipe.
 
   Args:
     path: a regular file.
     name: what errors call it, `path` if None.
-    max_pixels: the most that a frame may have which is decoded to know the streams.
+    max_pixels: the most pixels in a frame; to probe the streams some frames are decoded.
 
   Returns:
-    The file, its streams known.
+    The open file, its streams probed.
 
   Raises:
-    UserError: it is of another kind: a playlist, a device, a folder.
-    av.error.FFmpegError, ValueError: it cannot be read.
+    UserError: the file is of another kind: a playlist, a device, a folder.
+    av.error.FFmpegError, ValueError: the file cannot be read.
   """
-  if not stat.S_ISREG(os.stat(path).st_mode):  # reading another may wait for ever, deaf to signals
+  if not stat.S_ISREG(os.stat(path).st_mode):  # else reading may wait for ever, without signals
     raise UserError(f"{name or path}: is not a regular file; copy its content into one first")
   url = "file:" + path  # so that a colon in the name is not read as a protocol
   options = {"container_options": _OPTIONS, "options": {"max_pixels": str(max_pixels)}}
@@ -72,7 +73,7 @@ def open_container(
 
 
 def picture_streams(container: av.container.InputContainer) -> list[av.VideoStream]:
-  """The streams of moving pictures, covers left out; the one to take first: the default."""
+  """The streams of moving pictures, without covers; the default one, to be taken, comes first."""
   streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
   known = [s for s in streams if s.codec_context is not None]
   return sorted(known or streams, key=lambda s: not s.disposition & Disposition.default)
@@ -83,15 +84,15 @@ def is_cut(container: av.container.InputContainer, path: str) -> bool:
 
   Args:
     container: the open file.
-    path: where it is.
+    path: the file's path.
 
   Returns:
-    False also where the container states none: of AVI and Matroska it is known, and of a transport
-    stream, which is a row of packets.
+    Whether bytes are missing. AVI and Matroska state their size, and a transport stream consists of
+    packets of one size; False for all other containers and where no size is stated.
   """
   size = os.path.getsize(path)
   name = container.format.name
-  if name == "mpegts":  # packets as they are, with time code, with parity
+  if name == "mpegts":  # sizes of plain packets, with time code, with parity
     return all(size % length for length in (188, 192, 204))
   with open(path, "rb") as f:
     head = f.read(4096)
@@ -101,7 +102,7 @@ def is_cut(container: av.container.InputContainer, path: str) -> bool:
 
 
 def _matroska_size(head: bytes) -> int:
-  """The size of a Matroska file by the head of its Segment, 0 if that is not stated."""
+  """The size in bytes that the head of a Matroska file's Segment states; 0 if it states none."""
   at = 0
   while at + 16 <= len(head) and head[at]:
     element, at = _number(head, at)
@@ -114,6 +115,6 @@ def _matroska_size(head: bytes) -> int:
 
 
 def _number(data: bytes, at: int) -> tuple[int, int]:
-  """An EBML number of 1 to 8 bytes with its marker bit (the first 1), and where it ends."""
+  """Reads an EBML number of 1 to 8 bytes: its value with the marker bit (the first 1), its end."""
   end = at + 9 - (data[at] or 1).bit_length()
   return int.from_bytes(data[at:end], "big"), end

@@ -1,4 +1,4 @@
-"""Decodes one video file with PyAV: what is known of a clip, its good frames, their RGB."""
+"""Decodes one video file with PyAV: a clip's properties, and its undamaged frames as RGB."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vsr_jax.video.clock import bridged
 from vsr_jax.video.containers import is_cut, open_container, picture_streams
 from vsr_jax.video.filters import RgbConverter, deinterlaced
 
-# Rate of clips that do not tell one (FFmpeg's own choice for raw streams and image folders).
+# Frames per second of clips that state no rate: FFmpeg's choice for raw streams and image folders.
 DEFAULT_RATE = Fraction(25)
 
 # AVColorTransferCharacteristic of pictures in high dynamic range.
@@ -33,18 +33,18 @@ class VideoInfo:
   """What is known of a clip before its frames are read.
 
   Attributes:
-    path: where it is, as the caller named it.
+    path: the clip's path, as the caller gave it.
     height: pixels, after rotation.
     width: pixels, after rotation.
-    frame_rate: frames a second; the mean where the rate varies.
-    frame_count: from the header, so an estimate; None where the file does not tell.
-    has_audio: whether there is a sound track to take along.
-    is_folder: whether it is image files, which have no times of their own.
-    start_time: seconds, the file's own time of frame 0; the frames' times count from it.
+    frame_rate: frames per second; the mean where the rate varies.
+    frame_count: from the header, so an estimate; None where the file states none.
+    has_audio: whether there is a sound track that can be copied or coded anew.
+    is_folder: whether the clip is image files, one or a folder, which have no times of their own.
+    start_time: the file's own time of frame 0 in seconds; the frames' times count from it.
     pixel_aspect: width over height of a pixel as shown; 1 is square.
     stream: the index in the file of the stream that the pictures come from.
-    notes: lines, each naming the file, on what the frames will lack; to be told before work.
-    copy: the regular file that a pipe was copied into, if `path` is one; None if `path` is it.
+    notes: lines to print before work, each naming the file, on what the user should know of it.
+    copy: the regular file that a pipe at `path` was copied into; None if `path` is no pipe.
   """
 
   path: str
@@ -62,7 +62,7 @@ class VideoInfo:
 
   @property
   def file(self) -> str:
-    """What to open to read the clip again."""
+    """The path to open to read the clip again."""
     return self.copy or self.path
 
 
@@ -71,10 +71,10 @@ class VideoFile:
 
   Attributes:
     info: the clip's `VideoInfo`, known from the start.
-    names: None, always: frames have none.
-    warning: None, or one line that tells why frames are missing once `frames` has ended.
-    end: seconds after the first frame, when the last one's duration ends; None until `frames` has
-      ended and where the file does not tell.
+    names: always None: frames of a video have no names.
+    warning: one line on why frames are missing, set once `frames` has ended; None if none are.
+    end: when the last frame's duration ends, in seconds after the first frame; None until `frames`
+      has ended, and where the file does not state it.
   """
 
   names = None
@@ -91,17 +91,17 @@ class VideoFile:
 
     Args:
       path: the file.
-      copy: where the file's content is, if not in a regular file at `path`.
-      deinterlace: make whole pictures of fields.
-      max_pixels: the most in a frame.
+      copy: the file with the content of a pipe at `path`; None if `path` is a regular file.
+      deinterlace: whether to make whole pictures of fields.
+      max_pixels: the most pixels in a frame.
 
     Raises:
-      UserError: the file is no video, or has no frame that can be decoded, or larger ones.
+      UserError: the file is no video, has no frame that can be decoded, or larger frames.
     """
     self.warning: str | None = None
     self.end: Fraction | None = None
     self._damaged = False
-    self._packets_end: Fraction | None = None  # when the pictures' packets end
+    self._packets_end: Fraction | None = None  # when the last picture's packet ends, in seconds
     try:
       _check_picture(copy or path, path, max_pixels)
       self._container = open_container(copy or path, path, max_pixels)
@@ -115,7 +115,7 @@ class VideoFile:
       self._stream = _video_stream(self._container, path)
       coder = self._stream.codec_context
       check_pixels(coder.height, coder.width, path, max_pixels)
-      # And where the size changes, or only the stream itself tells it.
+      # The decoder checks it again, where the size changes or only the stream itself has it.
       coder.options = {"max_pixels": str(max_pixels)}
       self._good = self._good_frames()
       if deinterlace:
@@ -134,14 +134,14 @@ class VideoFile:
       raise
 
   def frames(self) -> Iterator[tuple[Fraction, Callable[[], np.ndarray]]]:
-    """Yields every good frame, in the order shown; can be called once.
+    """Yields the frames before the first damaged one, in the order shown; can be called once.
 
     Yields:
       The frame's time in seconds after the first frame (increasing), and a function that returns
-      it as uint8 RGB [h w 3]; a frame that is not asked for costs its decoding only.
+      it as uint8 RGB [h w 3]; a frame whose function is not called is only decoded.
     """
     first, self._first = self._first, None
-    size, start = (first.width, first.height), _stamp(first)
+    size, start = (first.width, first.height), _file_time(first)
     convert = RgbConverter()
 
     def load(frame: av.VideoFrame) -> np.ndarray:
@@ -149,11 +149,11 @@ class VideoFile:
         return _oriented(convert(frame), *self._orientation)
 
     time = None
-    for count, frame in enumerate(itertools.chain([first], self._further())):
+    for count, frame in enumerate(itertools.chain([first], self._remaining_frames())):
       if (frame.width, frame.height) != size:
         self._warn(count, f"the frame size changes to {frame.width}x{frame.height}")
         return
-      stamp = _stamp(frame)
+      stamp = _file_time(frame)
       if time is None:
         time = Fraction(0)
       elif stamp is None or start is None or stamp - start <= time:  # raw streams have no times
@@ -178,7 +178,7 @@ class VideoFile:
 
   def _make_info(self, path: str, copy: str | None, first: av.VideoFrame) -> VideoInfo:
     rate = _frame_rate(self._stream, has_times=first.pts is not None)
-    start = _stamp(first) or Fraction(0)
+    start = _file_time(first) or Fraction(0)
     height, width = first.height, first.width
     aspect = _fraction(self._stream.sample_aspect_ratio) or Fraction(1)
     if self._orientation[0]:
@@ -207,7 +207,7 @@ class VideoFile:
     return round(duration * rate) if duration else None
 
   def _notes(self, path: str, first: av.VideoFrame) -> Iterator[str]:
-    """What is worth knowing before work."""
+    """Yields the lines of `VideoInfo.notes`."""
     transfer = _HDR.get(int(self._stream.codec_context.color_trc or 0))
     if transfer:
       yield (
@@ -219,7 +219,7 @@ class VideoFile:
     if len(picture_streams(self._container)) > 1:
       yield f"{path}: has several picture tracks; stream {self._stream.index} is taken"
 
-  def _further(self) -> Iterator[av.VideoFrame]:
+  def _remaining_frames(self) -> Iterator[av.VideoFrame]:
     with _filter_errors(self.info.path):
       yield from self._good
 
@@ -235,7 +235,7 @@ class VideoFile:
         return
 
   def _decoded(self) -> Iterator[av.VideoFrame | None]:
-    """Yields every decoded frame, and None where one is missing or spoilt."""
+    """Yields every decoded frame, and None where one is missing or corrupt."""
     for packet in self._packets():
       failed = False
       try:
@@ -243,13 +243,13 @@ class VideoFile:
       except av.error.FFmpegError:
         failed, frames = True, []
         with contextlib.suppress(av.error.FFmpegError):
-          frames = self._stream.decode(None)  # what it still holds from before
+          frames = self._stream.decode(None)  # frames that the decoder still holds
         self._stream.codec_context.flush_buffers()
       for frame in frames:
         frame.time_base = self._stream.time_base  # PyAV leaves it out of the last ones
         if self._format == "avi":
-          # It stores no times. FFmpeg counts decoding times right; the others it guesses, wrong
-          # where frames are reordered.
+          # AVI stores no times. FFmpeg counts decoding times right, but guesses those of showing,
+          # wrongly where frames are reordered.
           frame.pts = frame.dts
         yield None if frame.is_corrupt else frame
       if failed:
@@ -270,10 +270,10 @@ class VideoFile:
     yield None
 
   def _ends_early(self) -> bool:
-    """Whether the file is not all there."""
+    """Whether the file ends before all pictures that its header promises."""
     if self._format != _MOV:
       return is_cut(self._container, self.info.file)
-    # The header promises more than the packets held, by over a frame and a half.
+    # By more than one and a half frames, to allow for rounding.
     promised = self._header_end() or _seconds(self._container.duration)
     held = self._packets_end
     if promised is None or held is None:
@@ -281,7 +281,7 @@ class VideoFile:
     return promised - held > Fraction(3, 2) / self.info.frame_rate
 
   def _end_of_last(self) -> Fraction | None:
-    """When the last picture has been shown, in the file's own time: it may stand for long."""
+    """When the last picture ends, in seconds of the file's own time; it may be shown for long."""
     if self._format == "avi":
       return self._header_end()
     if self._format == _MATROSKA and self._packets_end is not None:
@@ -289,14 +289,14 @@ class VideoFile:
     return self._packets_end
 
   def _header_end(self) -> Fraction | None:
-    """When the pictures end by the stream's header, in seconds."""
+    """When the pictures end by the stream's header, in seconds; None if not stated."""
     stream = self._stream
     if not stream.duration:
       return None
     return ((stream.start_time or 0) + stream.duration) * _fraction(stream.time_base)
 
   def _tagged_end(self) -> Fraction | None:
-    """When the pictures end by the tag that Matroska's muxers leave, in seconds."""
+    """When the pictures end according to the tag of Matroska's muxers, in seconds; None without."""
     tags = self._stream.metadata
     found = re.match(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)$", tags.get("DURATION", ""), re.ASCII)
     if not found:
@@ -313,7 +313,7 @@ class VideoFile:
 
 @contextlib.contextmanager
 def _filter_errors(path: str) -> Iterator[None]:
-  """Within it what FFmpeg's filters do not take is a `UserError`; decoding has no errors."""
+  """A context in which errors of FFmpeg's filters become `UserError`; decoding raises none here."""
   try:
     yield
   except av.error.FFmpegError as e:
@@ -323,15 +323,16 @@ def _filter_errors(path: str) -> Iterator[None]:
 
 
 def _check_picture(file: str, path: str, max_pixels: int) -> None:
-  """Raises `UserError` for a picture, such as a GIF, with more pixels, which FFmpeg tells late.
+  """Raises `UserError` for an image file, such as a GIF, with more pixels than `max_pixels`.
 
-  And for pages and a WebP's animation: FFmpeg shows one picture of them or none.
+  FFmpeg would find that late. Files with pages and animated WebP are refused as well, since FFmpeg
+  decodes one picture of them or none.
   """
   with open(file, "rb") as f:
     begin = f.read(2**20)
   header = read_header(read_file(file, path, max_pixels) if is_scattered(begin) else begin)
   if header is not None:
-    is_clip = header.kind == "PNG"  # however many it holds
+    is_clip = header.kind == "PNG"  # APNG is read as a video, whatever its number of pictures
     check_header(header._replace(pictures=1) if is_clip else header, path, max_pixels)
 
 
@@ -344,7 +345,7 @@ def _video_stream(container: av.container.InputContainer, path: str) -> av.Video
   return streams[0]
 
 
-def _stamp(frame: av.VideoFrame) -> Fraction | None:
+def _file_time(frame: av.VideoFrame) -> Fraction | None:
   """The file's own time of a frame, in seconds."""
   return None if frame.pts is None else frame.pts * _fraction(frame.time_base)
 
@@ -354,30 +355,30 @@ def _seconds(microseconds: int | None) -> Fraction | None:
 
 
 def _frame_rate(stream: av.VideoStream, has_times: bool) -> Fraction:
-  # For a raw stream the guess knows the codec's own rate; where there are times the mean is right.
+  # For a raw stream the guess knows the codec's rate; where frames have times the mean is right.
   mean, *guesses = map(_fraction, (stream.average_rate, stream.guessed_rate, stream.base_rate))
   if has_times and mean and 0 < mean <= 1000:
     return mean
   for rate in guesses:
-    if rate and 0 < rate < 1000:  # 1000 is the unit of the times
+    if rate and 0 < rate < 1000:  # 1000 is only the clock's ticks per second
       return rate
   return DEFAULT_RATE
 
 
 def _fraction(value) -> Fraction | None:
-  """A PyAV rational as a Fraction: to version 18 unset ones are None, later false."""
+  """A PyAV rational as a Fraction, None if unset, which in PyAV is None up to 18, later false."""
   return Fraction(value.numerator, value.denominator) if value else None
 
 
 def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
   """Reads the display matrix as (transpose, then mirror columns, then mirror rows)."""
-  # A pixel (x, y) is shown at (a x + c y, b x + d y); other angles than right ones are rounded.
+  # A pixel (x, y) is shown at (a x + c y, b x + d y); angles are rounded to quarter turns.
   a, b, c, d = 1, 0, 0, 1
   try:
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is not None:
       a, b, _, c, d = (int(v) for v in np.frombuffer(matrix, np.int32)[:5])
-  except ValueError:  # PyAV < 19 stumbles over side data that it does not know, such as EXIF
+  except ValueError:  # PyAV < 19 raises it for side data that it does not know, such as EXIF
     quarter_turns = round(frame.rotation / 90) % 4  # counterclockwise
     cos, sin = ((1, 0), (0, 1), (-1, 0), (0, -1))[quarter_turns]
     a, b, c, d = cos, -sin, sin, cos

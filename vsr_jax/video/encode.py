@@ -1,4 +1,4 @@
-"""Encodes one video file with PyAV: H.264 pictures, and what else the source holds in step."""
+"""Encodes one video file with PyAV: H.264 pictures, with the source's other tracks in step."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from vsr_jax.video.tracks import Tracks
 
 CONTAINERS = {".mp4": "mp4", ".mkv": "matroska", ".mov": "mov"}
 
-# Ticks a second at least: fine enough for the times of a variable frame rate.
+# Ticks per second of the output's clock, at least: fine enough for a variable frame rate.
 _MIN_TICKS = 90_000
-# The most in a rate: ticks stay below 2^31 then.
+# The largest numerator of a rate, so that the ticks per second stay below 2^31.
 _MAX_NUMERATOR = 1_000_000
 _MOV_LIMIT = 2**31 - 1  # ticks from one packet to the next
 _TIME_LIMIT = 2**32  # seconds after the first picture
 
 _NTSC_RATES = tuple(Fraction(n * 1000, 1001) for n in (24, 30, 48, 60, 120))
-_COARSE = Fraction(1, 10_000)  # seconds; a clock of such ticks is Matroska's, or FLV's
+_COARSE = Fraction(1, 10_000)  # seconds; clocks with longer ticks are Matroska's and FLV's
 _SHORT = Fraction(1, 100)  # seconds by which a header may be rounded
 
 
 class VideoSink:
-  """A video file while it is written; its colours are BT.709 in limited range, and say so."""
+  """A video file while it is written, tagged BT.709 in limited range unless it is lossless RGB."""
 
   def __init__(
     self,
@@ -47,13 +47,13 @@ class VideoSink:
     """Opens a video file for writing.
 
     Args:
-      path: the file, under whatever name.
+      path: the file; its name need not have the suffix.
       suffix: one of `CONTAINERS`.
-      height: pixels. Odd sizes are coded without chroma subsampling, which has no place for them.
+      height: pixels. Odd sizes are coded without chroma subsampling, which needs even ones.
       width: pixels.
-      frame_rate: frames a second, nominal.
+      frame_rate: frames per second, nominal.
       quality: H.264's constant rate factor, 1 to 51; 0 is lossless RGB.
-      source: where all but the pictures is taken from, and the pixel aspect, if there is one.
+      source: the clip from which all but the pictures is taken, and the pixel aspect; or None.
 
     Raises:
       OSError: the file cannot be written.
@@ -63,8 +63,8 @@ class VideoSink:
     """
     self._path = path
     self._first_time: Fraction | None = None
-    self._shown: tuple[int, int] | None = None  # the last picture's ticks, from and to
-    self._durations: dict[int, int] = {}  # by when a picture begins that is not written yet
+    self._shown: tuple[int, int] | None = None  # when the last picture begins and ends, in ticks
+    self._durations: dict[int, int] = {}  # in ticks, by begin, of pictures not written yet
     self._count = 0
     self._graph: Graph | None = None
     self._tracks: Tracks | None = None
@@ -95,8 +95,8 @@ class VideoSink:
     Args:
       image: uint8 RGB [h w 3].
       time: seconds; the file's time 0 is the first frame's time.
-      duration: seconds for which it is shown; of use where no other frame follows. None: one frame
-        at the nominal rate.
+      duration: seconds for which it is shown; used for the last frame only. None: one frame at the
+        nominal rate.
 
     Raises:
       OSError: the disk is full, or the file cannot hold such a time.
@@ -144,7 +144,7 @@ class VideoSink:
     _check(self._path, self._count, seconds)
 
   def abort(self) -> None:
-    """Gives up and closes the file, which is of no use then."""
+    """Closes the file without completing it."""
     if self._tracks:
       self._tracks.close()
     if self._container:
@@ -159,8 +159,8 @@ class VideoSink:
     quality: int,
     source: VideoInfo | None,
   ) -> None:
-    # No B-frames: mp4 counts durations by times of decoding, which Matroska's readers guess;
-    # where the rate varies both come out wrong.
+    # No B-frames: mp4 derives durations from decoding times, and readers of Matroska guess these;
+    # with B-frames both are wrong where the rate varies.
     options = {"crf": str(quality), "bf": "0"}
     if source:
       options["aspect"] = f"{source.pixel_aspect.numerator}/{source.pixel_aspect.denominator}"
@@ -178,7 +178,7 @@ class VideoSink:
     self._stream.codec_context.time_base = Fraction(1, self._pace.ticks)
 
   def _ticks(self, time: Fraction) -> int:
-    """Seconds after the first picture in the file's ticks."""
+    """Converts seconds after the first picture to ticks of the file."""
     if abs(time) > _TIME_LIMIT:
       raise OSError(errno.EINVAL, f"cannot show a picture at {float(time):.3g} s")
     return round(self._pace.place(time) * self._pace.ticks)
@@ -194,19 +194,19 @@ class VideoSink:
 
 
 class Pace:
-  """Puts the times of a constant rate back on its grid, off which a coarse clock has moved them.
+  """Moves times that a coarse clock has rounded back to the grid of a constant rate.
 
-  Once a time is further off the grid than the clock rounds, the rate is not constant: from there on
-  times are taken as they are.
+  Once a time is further off the grid than rounding explains, the rate is not constant: from there
+  on times are kept as they are.
 
   Attributes:
-    rate: frames a second, nominal.
-    ticks: how many a second the file's clock has; the grid is a whole number of them.
+    rate: frames per second, nominal.
+    ticks: ticks per second of the file's clock; a frame at `rate` is a whole number of them.
   """
 
   def __init__(self, rate: Fraction, tick: Fraction):
-    """Takes the clip's rate, frames a second, and the tick of its clock in seconds (0: exact)."""
-    if tick > _COARSE:  # the mean of rounded times is close to the rate that was meant, only
+    """Takes the clip's rate, frames per second, and the tick of its clock in seconds (0: exact)."""
+    if tick > _COARSE:  # the mean of rounded times is only close to the real rate
       standard = min(*_NTSC_RATES, Fraction(max(1, round(rate))), key=lambda r: abs(r - rate))
       rate = standard if abs(standard - rate) <= standard / 2000 else rate
     if rate.numerator > _MAX_NUMERATOR:
@@ -229,7 +229,7 @@ class Pace:
 
 @contextlib.contextmanager
 def _as_os_error() -> Iterator[None]:
-  """Makes every error of FFmpeg an `OSError`, which gets the file's name further up."""
+  """A context in which errors of FFmpeg become `OSError`; the caller adds the file's name."""
   try:
     yield
   except OSError:
@@ -240,12 +240,12 @@ def _as_os_error() -> Iterator[None]:
 
 
 def _check(path: str, count: int, seconds: Fraction) -> None:
-  """Raises `OSError` unless a file, read again, tells of all its pictures and shows the first."""
+  """Raises `OSError` unless the written file states all pictures and the first can be decoded."""
   reason = "no pictures"
   try:
     with open_container(path) as file:
       stream = file.streams.video[0]
-      found = stream.frames or count  # Matroska does not tell
+      found = stream.frames or count  # Matroska does not state it
       duration = Fraction(file.duration or 0, 1_000_000)
       if found != count or duration < seconds - _SHORT:
         reason = f"{found} of {count} pictures, {float(duration):.3f} of {float(seconds):.3f} s"

@@ -1,4 +1,4 @@
-"""FFmpeg's filters between a decoder or an encoder and RGB: colours, and interlaced pictures."""
+"""FFmpeg's filters for conversion from and to RGB, and for interlaced pictures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from av.filter import Graph
 
 from vsr_jax.images import from_16_bits
 
-# AVColorSpace -> the scale filter's name. Unlisted: unspecified, RGB (which needs none).
+# The scale filter's name by AVColorSpace; not listed are unspecified, and RGB, which needs none.
 _MATRICES = {
   1: "bt709",
   4: "fcc",
@@ -31,8 +31,7 @@ _SCALE_FLAGS = "flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
 def scale_graph(width: int, height: int, source: str, target: str, colors: str) -> Graph:
   """Builds a filter that converts frames between pixel formats without resizing.
 
-  The filter and not `VideoFrame.reformat`, because what that one makes of its colour arguments
-  differs between PyAV versions.
+  `VideoFrame.reformat` is not used because PyAV versions treat its colour arguments differently.
 
   Args:
     width: pixels.
@@ -55,10 +54,10 @@ def scale_graph(width: int, height: int, source: str, target: str, colors: str) 
 
 
 class RgbConverter:
-  """Makes decoded frames uint8 RGB [h w 3] by the matrix and range that they are tagged with.
+  """Converts decoded frames to uint8 RGB [h w 3] by the matrix and range that they are tagged with.
 
   Untagged frames are taken as BT.709 from 1280 columns or 577 rows on and as BT.601 below, in
-  limited range: what players do. Alpha is dropped, more than 8 bits are rounded, HDR is not
+  limited range, as players do. Alpha is dropped, more than 8 bits are rounded, HDR is not
   tone-mapped.
   """
 
@@ -71,7 +70,7 @@ class RgbConverter:
     name = frame.format.name
     full = int(frame.color_range) == _FULL_RANGE
     parts = frame.format.components
-    # The filter would make v / 256 of them, which is half a level too bright.
+    # The filter would reduce them to 8 bits by v / 256, which is half a level too bright.
     is_deep = parts[0].bits > 8 and (frame.format.is_rgb or len(parts) < 3)
     if self._key != (name, matrix, full):
       colors = f"in_color_matrix={matrix}:in_range={'full' if full else 'limited'}:out_range=full"
@@ -84,14 +83,14 @@ class RgbConverter:
 
 
 def deinterlaced(frames: Iterator[av.VideoFrame]) -> Generator[av.VideoFrame, None, None]:
-  """Makes whole pictures of frames that hold two fields, as many as there were, by FFmpeg's bwdif.
+  """Makes one whole picture of each frame, which holds two fields, with FFmpeg's bwdif.
 
   Args:
-    frames: decoded frames. If the first one is marked as interlaced only those that are so are
-      changed, otherwise all: whoever asks sees combs.
+    frames: decoded frames. If the first is marked as interlaced, only frames that are so marked are
+      changed; otherwise all are, as the marks seem to be missing.
 
   Yields:
-    The frames; their times are the same, in a time base of their own.
+    The frames, with the same times in another time base.
   """
   graph: Graph | None = None
   key = which = None
@@ -124,6 +123,6 @@ def _pulled(graph: Graph) -> Iterator[av.VideoFrame]:
   while True:
     try:
       frame = graph.pull()
-    except (BlockingIOError, EOFError):  # it waits for the next frame; it has no more
+    except (BlockingIOError, EOFError):  # more input is needed; or the end
       return
     yield frame

@@ -1,4 +1,4 @@
-"""Image files as a clip: reading a folder of frames or one picture, writing PNG frames."""
+"""Image files as a clip: reads a folder of frames or one picture, writes PNGs or one picture."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vsr_jax import image_headers, images
 from vsr_jax.errors import UserError
 from vsr_jax.video.decode import DEFAULT_RATE, VideoInfo
 
-# Behind the head of each PNG of a folder that we write, by which we know it again: a PNG's text.
+# A text chunk, behind the head of each PNG of a folder that we write, by which we recognise it.
 _HEAD = 33  # bytes: the signature and IHDR
 _TEXT = b"tEXt" + b"Software\0vsr_jax"
 _MARK = struct.pack(">I", len(_TEXT) - 4) + _TEXT + struct.pack(">I", zlib.crc32(_TEXT))
@@ -40,11 +40,12 @@ def output_names(names: Sequence[str]) -> tuple[list[str], str | None]:
   """The names of a folder's images once they are PNGs.
 
   Args:
-    names: the images', each once.
+    names: the images' file names, each once.
 
   Returns:
-    NAME.png for each NAME.jpg and the like; of several images NAME that differ in the extension
-    alone the others keep it, as NAME.jpg.png; and None, or what is to be told of those.
+    The names in the same order: NAME.png for each NAME.jpg and the like. Where several images
+    differ in the extension alone, NAME.png keeps its name and the others keep the extension, as
+    NAME.jpg.png. And a note on those images; None if there are none.
   """
   count = collections.Counter(os.path.splitext(name)[0] for name in names)
   plain = {name: os.path.splitext(name)[0] + ".png" for name in names}
@@ -71,9 +72,9 @@ class ImageFiles:
 
   Attributes:
     info: the clip's `VideoInfo`.
-    warning: None, always.
-    end: None, always: the last frame lasts as long as the others.
-    names: what each frame is to be called in a folder of PNGs.
+    warning: always None, as no frame is left out.
+    end: always None: the last frame lasts as long as the others.
+    names: the file name of each frame in a folder of PNGs.
   """
 
   warning = end = None
@@ -83,7 +84,7 @@ class ImageFiles:
 
     Args:
       path: the folder or file.
-      max_pixels: the most in an image; larger ones are refused before they are decoded.
+      max_pixels: the most pixels in an image; larger ones are refused before they are decoded.
 
     Raises:
       UserError: no image in the folder, or the first one cannot be read.
@@ -174,7 +175,7 @@ class ImageSink:
 
 
 def several_frames(path: str) -> UserError:
-  """What is wrong with a picture as the output of a clip."""
+  """The error for a picture as the output of a clip of several frames."""
   return UserError(
     f"{path}: one image cannot hold several frames; name a folder or an .mp4 as output"
   )
@@ -189,15 +190,15 @@ def remove_frames(folder: str, remains: bool = False) -> None:
   """Removes what `FolderSink` wrote, if there is any, and nothing else.
 
   Args:
-    folder: need not be there.
-    remains: remove, too, what may be the beginning of a frame, as a killed run leaves it.
+    folder: where the frames are; it need not exist.
+    remains: whether to remove also what may be the beginning of a frame, left by a killed run.
   """
   if os.path.isdir(folder):
     for name in os.listdir(folder):
       path = os.path.join(folder, name)
       if _is_ours(path) or (remains and _is_unfinished(path)):
         os.remove(path)
-    with contextlib.suppress(OSError):  # somebody put other files there: they stay
+    with contextlib.suppress(OSError):  # other files are in it: they stay
       os.rmdir(folder)
 
 
@@ -211,17 +212,17 @@ def remove(path: str) -> None:
 
 def _is_ours(path: str) -> bool:
   """Whether a file is a PNG of `FolderSink`."""
-  return (_begin(path) or b"")[_HEAD:] == _MARK
+  return (_first_bytes(path) or b"")[_HEAD:] == _MARK
 
 
 def _is_unfinished(path: str) -> bool:
-  """Whether a file is named like a frame, but holds not even the head of an image."""
-  begin = _begin(path) if path.endswith(".png") else None
+  """Whether a file has a PNG's name, but does not even hold the head of an image."""
+  begin = _first_bytes(path) if path.endswith(".png") else None
   return begin is not None and image_headers.read_header(begin) is None
 
 
-def _begin(path: str) -> bytes | None:
-  """The first bytes of a file, as many as a frame of ours is known by; None of what is no file."""
+def _first_bytes(path: str) -> bytes | None:
+  """The first bytes of a file, up to the end of `_MARK`; None if it is no file or a link."""
   if os.path.islink(path) or not os.path.isfile(path):
     return None
   try:

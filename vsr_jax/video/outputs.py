@@ -1,4 +1,4 @@
-"""Where a clip may be written: the kind of output that a name asks for, and what is in its way."""
+"""Checks where a clip may be written, and finds the kind of output that a name asks for."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def check_output(path: str, source: str | None = None) -> None:
 
   Args:
     path: the output, see `open_writer`.
-    source: the clip that it is made from.
+    source: the clip that it is made from; None to leave out that check.
 
   Raises:
     UserError: the extension is unknown, the folder to write in does not exist or cannot be written,
       the output is the source or contains it, or what is there already must not be replaced: a
       folder with other files than frames of an earlier run, something that is no file, or what
-      belongs to somebody else.
+      belongs to another user.
   """
   if path == spool.STDIN:
     raise UserError("-: frames are not written to standard output; name a file or a folder")
@@ -55,7 +55,11 @@ def holds_one_frame(path: str) -> bool:
 
 
 def output_form(path: str) -> str:
-  """The extension of a file to write, in lower case, or "" for a folder of frames."""
+  """The extension of a file to write, in lower case, or "" for a folder of frames.
+
+  Raises:
+    UserError: the extension is unknown.
+  """
   suffix = os.path.splitext(path)[1].lower()
   if path.endswith(("/", os.sep)) or os.path.isdir(path) or not suffix:
     return ""

@@ -27,9 +27,9 @@ class Reader(Iterator[Frame]):
   """The frames of a clip, in order; made by `open_reader`.
 
   Attributes:
-    info: the clip's `VideoInfo`; it describes the whole clip whatever the range.
-    warning: None, or after the last frame one line that tells why the rest of the clip is missing.
-    lead: how many frames come before the first one wanted, for its context.
+    info: the clip's `VideoInfo`; it describes the whole clip, not the range that is read.
+    warning: one line on why the rest of the clip is missing, set after the last frame; or None.
+    lead: how many context frames come before the first one wanted.
   """
 
   def __init__(
@@ -44,7 +44,7 @@ class Reader(Iterator[Frame]):
     self.warning: str | None = None
     self._lock = threading.Lock()  # a thread may be reading when another one closes
     self._range, self._context = wanted, context
-    self._ahead: collections.deque[Frame] = collections.deque()  # up to the first one wanted
+    self._ahead: collections.deque[Frame] = collections.deque()  # read already, for context
     self._frames: Generator[Frame, None, None] | None = None
     self._source: VideoFile | ImageFiles | None = None
     self._closing = contextlib.ExitStack()
@@ -66,8 +66,8 @@ class Reader(Iterator[Frame]):
     self.close()
 
   def close(self) -> None:
-    """Closes the file; there are no more frames then."""
-    if self._lock.acquire(timeout=threads.PATIENCE):  # else it is left to a read that never ends
+    """Closes the file; iteration then yields no more frames."""
+    if self._lock.acquire(timeout=threads.PATIENCE):  # else a read blocks, and keeps the file open
       try:
         self._ahead.clear()
         if self._frames:
@@ -100,7 +100,7 @@ class Reader(Iterator[Frame]):
   def _read(self, source: VideoFile | ImageFiles) -> Generator[Frame, None, None]:
     (start, stop), (before, after) = self._range, self._context
     end = None if stop is None else stop + after
-    # One frame ahead, whose time tells how long the one before it stands.
+    # One frame is read ahead, because its time ends the duration of the one before it.
     held = None
     for index, (time, load) in enumerate(source.frames()):
       if held and (frame := self._frame(source, *held, time)):
@@ -110,7 +110,7 @@ class Reader(Iterator[Frame]):
       held = (index, time, load) if index >= start - before else None
     if held and (frame := self._frame(source, *held, source.end)):
       yield frame
-    if held and stop is not None and held[0] + 1 >= stop:  # all that was wanted
+    if held and stop is not None and held[0] + 1 >= stop:  # all wanted frames were read
       return
     if source.warning:
       self.warning = source.warning
@@ -124,7 +124,7 @@ class Reader(Iterator[Frame]):
     load: Callable[[], np.ndarray],
     end: Fraction | None,
   ) -> Frame | None:
-    """A frame; None where a neighbour of those wanted cannot be read."""
+    """Makes the `Frame`, which lasts until `end`; None where a context frame cannot be read."""
     start, stop = self._range
     is_context = index < start or (stop is not None and index >= stop)
     duration = end - time if end is not None and end > time else 1 / source.info.frame_rate
@@ -150,27 +150,27 @@ def open_reader(
   """Opens a clip for reading frame by frame; use it as a context manager.
 
   Takes video files of the containers in `containers`, folders of image files (PNG, JPEG, BMP, TIFF,
-  WebP; frame2 before frame10; 25 frames a second), single image files, and pipes, which are copied
-  first. Frames are turned upright, alpha is dropped, more than 8 bits are rounded; see
+  WebP; frame2 before frame10; 25 frames per second), single image files, and pipes, which are
+  copied first. Frames are turned upright, alpha is dropped, more than 8 bits are rounded; see
   `filters` for colour.
 
   Args:
     path: the file, folder or pipe, `-` for standard input.
     start: number of the first frame wanted; the ones before it are decoded but not converted.
     stop: number of the frame to stop before, or None for all.
-    context: how many frames before `start`, and from `stop` on, are read, too, as far as they are
-      there and can be read; they are marked `is_context`.
-    max_pixels: the most in a frame; larger ones are refused before they are decoded.
-    copy: where `spool.copied` has put a pipe's content; who reads a pipe twice needs it.
-    deinterlace: make whole pictures of fields; for video files.
+    context: how many frames before `start`, and how many from `stop` on, are read, too, as far as
+      they exist and can be read; they are marked `is_context`.
+    max_pixels: the most pixels in a frame; larger ones are refused before they are decoded.
+    copy: where `spool.copied` has put a pipe's content, needed to read it twice; None to copy it.
+    deinterlace: whether to make whole pictures of fields; for video files.
 
   Returns:
-    The reader; the file is open and its first wanted frame decoded. A read that waits for a slow
-    disk ends with Ctrl-C or SIGTERM.
+    The reader; the file is open and its first wanted frame decoded. Ctrl-C and SIGTERM end a read
+    even while it waits for a slow disk.
 
   Raises:
     UserError: the clip is missing, unreadable, no video, or has none of the frames wanted. Later,
-      from iteration: an image file of a folder is damaged or differs in size.
+      during iteration: an image file of a folder is damaged or differs in size.
 
   Warns:
     UserWarning: after the last good frame of a damaged or truncated file.
@@ -181,7 +181,7 @@ def open_reader(
 
 
 def probe(path: str, max_pixels: int = MAX_PIXELS) -> VideoInfo:
-  """Tells what is known of a clip from its header and first frame; raises as `open_reader`."""
+  """Returns a clip's properties from its header and first frame; raises as `open_reader` does."""
   with open_reader(path, max_pixels=max_pixels) as reader:
     return reader.info
 
@@ -192,7 +192,7 @@ def _open_source(
   """Opens a video file, a folder of images or an image; the arguments are `video.open_reader`'s.
 
   Raises:
-    UserError: it is missing, empty, or cannot be read; or see the classes.
+    UserError: the file is missing, empty, or cannot be read; or see `VideoFile` and `ImageFiles`.
   """
   file = copy or path
   if not os.path.exists(file):
@@ -214,7 +214,7 @@ def _open_source(
 
 
 def _is_animation(begin: bytes) -> bool:
-  """Whether a file that begins so is a GIF or an APNG, which FFmpeg reads as videos."""
+  """Whether a file with this beginning is a GIF or an APNG, which FFmpeg reads as videos."""
   header = read_header(begin)
   if header is None:
     return False

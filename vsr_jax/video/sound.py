@@ -1,4 +1,4 @@
-"""Sound tracks on their way from one file into another, as they are or coded anew as AAC."""
+"""Copies sound tracks from one file into another, as they are or coded anew as AAC."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import av
 
 from vsr_jax.video.decode import VideoInfo
 
-# Seconds on the clip's own clock, its duration in seconds, and what is to be written then.
+# Begin in seconds on the clip's own clock, duration in seconds, and what is to be written.
 Item = tuple[Fraction, Fraction, av.Packet | av.AudioFrame]
 
 _AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
 _AAC_LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
 
-# Packets to keep for a decoder that cannot begin at any of them: TrueHD's are at most 128 apart.
+# Packets to keep for a decoder that cannot begin at any packet; TrueHD can within 128 packets.
 _LEAD = 256
 
 
@@ -28,35 +28,35 @@ def as_fraction(value: Any) -> Fraction:
 
 
 class SampleClock:
-  """The times of a track's packets or frames, counted by samples where the container agrees.
+  """Finds the times of a track's packets or frames, by counting samples where the container agrees.
 
   Containers round times to their own ticks, to milliseconds in Matroska, where TrueHD's packets of
-  0.83 ms share one; the coder's own count of samples does not. Some state no times of their own
-  for most packets, such as RealMedia; where times repeat or jump back the count goes on.
+  0.83 ms share a time; counting the samples is exact. Some containers, such as RealMedia, state no
+  times for most packets; where times repeat or jump back the count goes on.
 
   Attributes:
-    next: seconds, where what comes next would begin without a gap; None before the first.
-    fault: what was wrong with the time placed last, a few words; None if nothing was.
+    next: when the next packet would begin without a gap, in seconds; None before the first.
+    fault: what was wrong with the last time given to `place`, in a few words; None if nothing.
   """
 
   def __init__(self):
-    self._stated: Fraction | None = None  # the time by the container of the packet before
+    self._stated: Fraction | None = None  # by the container, of the packet before
     self._last: Fraction | None = None
     self._shift = self._former_shift = Fraction(0)  # from the container's times to ours
     self.next: Fraction | None = None
     self.fault: str | None = None
 
   def place(self, time: Fraction | None, duration: Fraction, tick: Fraction) -> Fraction | None:
-    """Tells when a packet begins.
+    """Finds when the next packet begins.
 
     Args:
-      time: what the container says, in seconds; None where it says nothing.
-      duration: seconds, by the number of samples.
-      tick: the container's clock's, in seconds.
+      time: the time that the container states, in seconds; None if it states none.
+      duration: the packet's duration in seconds, by its number of samples.
+      tick: the tick of the container's clock, in seconds.
 
     Returns:
-      Seconds, later than all before; None for a packet that is to be left out: by the container
-      another has its time, as where packets were stored twice.
+      When the packet begins, in seconds, later than all before; None for a packet to be left out,
+      whose time lies within earlier ones, as where packets were stored twice.
     """
     self.fault = None
     stated, self._stated = self._stated, self._stated if time is None else time
@@ -82,7 +82,7 @@ class SampleClock:
 
 
 class SoundTrack:
-  """One sound track while it is written, cut at whole packets."""
+  """One sound track while it is written; its ends are cut at whole packets."""
 
   def __init__(
     self,
@@ -95,9 +95,10 @@ class SoundTrack:
 
     Args:
       source: the clip.
-      stream: its track, which has a sample rate and channels.
+      stream: its sound track, with a known sample rate and channels.
       target: the file.
-      copy: copy the packets as they are, which the file takes; otherwise code them as AAC.
+      copy: whether to copy the packets, which the file must be able to hold; else they are coded
+        anew as AAC.
     """
     self._path, self._start = source.path, source.start_time
     self._stream, self._target, self._copies = stream, target, copy
@@ -115,14 +116,14 @@ class SoundTrack:
     self._lead: collections.deque = collections.deque(maxlen=_LEAD)
     self._last_ticks: int | None = None
     self._damaged = False
-    self._kind: tuple[str, str, int] | None = None  # what the frames are that are coded now
-    self._resampler: av.AudioResampler  # for those
+    self._kind: tuple[str, str, int] | None = None  # the frames' format, layout and rate
+    self._resampler: av.AudioResampler  # for frames of that kind
 
   def items(self, packet: av.Packet) -> Iterator[Item]:
-    """Yields what a packet of the track, or the empty last one, gives to `write`.
+    """Turns a packet of the track, or the empty last one, into the items for `write`.
 
     Yields:
-      The packet or, to be coded, its frames.
+      The packet itself if it is copied, else its decoded frames, with times and durations.
 
     Warns:
       UserWarning: the packet is damaged, or its time is wrong.
@@ -132,7 +133,7 @@ class SoundTrack:
     else:
       items = [(f, Fraction(f.samples, f.sample_rate)) for f in self._decode(packet)]
     for item, duration in items:
-      # PyAV leaves the time base out of a decoder's last frames; it is the stream's in all.
+      # PyAV leaves the time base out of a decoder's last frames; all have the stream's.
       time = None if item.pts is None else item.pts * self._tick
       time = self._clock.place(time, duration, self._tick)
       if self._clock.fault:
@@ -141,14 +142,14 @@ class SoundTrack:
         yield time, duration, item
 
   def write(self, item: Item, first: Fraction) -> None:
-    """Writes a packet or frame, unless it is over before the pictures begin.
+    """Writes a packet or frame, unless it ends before the pictures begin.
 
     Args:
-      item: one of `items`.
-      first: when the pictures begin, on the same clock.
+      item: one that `items` yielded.
+      first: when the pictures begin, in seconds on the same clock.
 
     Warns:
-      UserWarning: the packet is damaged, the file does not take it.
+      UserWarning: the packet is damaged, so that the file does not accept it.
 
     Raises:
       OSError: the disk is full, or the file cannot be written otherwise.
@@ -157,15 +158,15 @@ class SoundTrack:
     if not self._copies or data.is_keyframe:
       self._lead.clear()
     self._lead.append(item)
-    # The packet that ends just here comes along: decoding the next one may need it. So do those
-    # that players leave out by the header, who would leave out later ones in their place.
+    # The packet that ends just here is kept: decoding the next one may need it. So are those that
+    # the header tells players to skip, since players would skip later ones instead.
     if time + duration < first - self._tick - self._skipped:
       return
     while self._lead:
       self._mux(self._lead.popleft(), first)
 
   def finish(self) -> None:
-    """Writes what the encoder holds, if there is one."""
+    """Writes what the encoder still holds, if the track is coded anew."""
     if not self._copies and self._last_ticks is not None:
       for frame in (*self._resampled(None), None):
         self._target.mux(self.output.encode(frame))
@@ -174,7 +175,7 @@ class SoundTrack:
     time, duration, data = item
     ticks = round((time - first) * self._rate)
     if self._last_ticks is not None:
-      ticks = max(ticks, self._last_ticks + 1)  # not even rounding may halt the clock
+      ticks = max(ticks, self._last_ticks + 1)  # rounding must not make two times equal
     self._last_ticks = ticks
     data.time_base, data.pts = Fraction(1, self._rate), ticks
     if self._copies:
@@ -182,7 +183,7 @@ class SoundTrack:
       data.stream = self.output
     try:
       self._put(data)
-    except OSError:  # a full disk; that the pictures would not survive either
+    except OSError:  # a full disk, which ends the pictures, too
       raise
     except (ValueError, av.error.FFmpegError) as e:
       why = getattr(e, "strerror", None) or e
@@ -196,7 +197,7 @@ class SoundTrack:
       self._target.mux(self.output.encode(frame))
 
   def _resampled(self, frame: av.AudioFrame | None) -> Iterator[av.AudioFrame]:
-    """What the encoder takes; broadcasts change from mono to stereo to 5.1 and back."""
+    """Yields frames in the encoder's format; a broadcast's channels may change on the way."""
     kind = frame and (frame.format.name, frame.layout.name, frame.sample_rate)
     if kind != self._kind:
       if self._kind:
@@ -215,7 +216,8 @@ class SoundTrack:
       return exact
     if stated and self._tick * self._rate <= 1:
       return stated
-    # Coarse, unknown, or (of a last packet) wrong. Vorbis' first packet gives no samples.
+    # The stated duration is coarse, missing, or (for a last packet) wrong: the packet is decoded.
+    # Vorbis' first packet gives no samples.
     samples = sum(frame.samples for frame in self._decode(packet))
     return Fraction(samples, self._rate) if samples else stated
 
@@ -227,7 +229,7 @@ class SoundTrack:
       return []
 
   def _warn(self, time: Fraction, what: str, more: str = "") -> None:
-    """Tells once what is wrong with the sound at a time."""
+    """Warns of what is wrong with the sound at a time; only once per track."""
     if not self._damaged:
       self._damaged = True
       at = float(time - self._start)
@@ -235,9 +237,9 @@ class SoundTrack:
 
 
 def _skipped(stream: av.AudioStream) -> Fraction:
-  """How much of a track's begin is not heard, in seconds, where the header copied says so."""
+  """Seconds at a track's begin that a player skips, as an Opus header states; else 0."""
   header = bytes(stream.codec_context.extradata or b"")
   if not header.startswith(b"OpusHead"):
     return Fraction(0)
-  # The times of both ends of it are rounded.
+  # One tick more, because the times of both its ends are rounded.
   return Fraction(int.from_bytes(header[10:12], "little"), 48_000) + as_fraction(stream.time_base)

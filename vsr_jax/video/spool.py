@@ -1,4 +1,4 @@
-"""Pipes as input: copied into a temporary file, since a clip is read more than once."""
+"""Copies pipes that are inputs into temporary files, since a clip is read more than once."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ def is_pipe(path: str) -> bool:
 
 @contextlib.contextmanager
 def copied(path: str) -> Iterator[str | None]:
-  """Copies what a pipe gives into a file in the folder for temporary files (TMPDIR).
+  """A context in which a pipe's content is in a file in the folder for temporary files (TMPDIR).
 
   Args:
     path: `-` for standard input, a named pipe (`<(...)` is one too), or anything else.
 
   Yields:
-    The copy, which is removed on leaving the block; None if `path` is no pipe.
+    The copy's path; the copy is removed on leaving the block. None if `path` is no pipe.
 
   Raises:
-    UserError: the pipe is closed, a terminal, cannot be read, or gives more than the disk holds.
+    UserError: the pipe is closed, is a terminal, cannot be read, or holds more than the disk can.
   """
   if not is_pipe(path):
     yield None

@@ -1,4 +1,4 @@
-"""What a clip holds beside its pictures, on its way into another file: sound, subtitles, text."""
+"""Copies what a clip holds beside its pictures into another file: sound, subtitles, tags."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vsr_jax.video.containers import open_container
 from vsr_jax.video.decode import VideoInfo
 from vsr_jax.video.sound import Item, SoundTrack, as_fraction
 
-# Tags that speak of the file they are in, or that the pictures outdate (they are upright).
+# Tags that describe the source file itself, or no longer hold, such as the rotation.
 _STALE_TAGS = {
   "bps",
   "compatible_brands",
@@ -33,8 +33,8 @@ _STALE_TAGS = {
   "vendor_id",
 }
 
-# The languages of the old Macintosh, of which .mov takes no others, by FFmpeg's codes: some are of
-# its own, and of the two that ISO 639-2 has for a language it knows one.
+# The language codes of the old Macintosh, the only ones that .mov has, as FFmpeg spells them: some
+# spellings are FFmpeg's own, and where ISO 639-2 has two for a language FFmpeg knows one of them.
 _MAC_OWN = {"fao": "fo ", "gle": "iri", "hrv": "hr ", "pan": "pa ", "srp": "sr ", "swe": "sve"}
 _FROM_MAC = {theirs: code for code, theirs in _MAC_OWN.items()}
 _TO_MAC = (
@@ -45,10 +45,10 @@ _TO_MAC = (
   | {"zho": "chi"}
 )
 
-# What FFmpeg calls its own.
+# Handler names that FFmpeg writes itself.
 _HANDLERS = ("VideoHandler", "SoundHandler", "SubtitleHandler")
 
-# How far apart, in seconds, packets that belong together may be in a file.
+# How far apart, in seconds, packets of the same time may be stored in a file.
 _INTERLEAVED = 10
 
 
@@ -58,15 +58,15 @@ class Tracks:
   The default sound track comes first.
 
   Attributes:
-    tick: seconds between two times that the clock of the clip's pictures knows.
-    left_out: what the file cannot hold, a few words each.
+    tick: the tick of the clock of the clip's pictures, in seconds.
+    left_out: what the file cannot hold, a few words for each.
   """
 
   def __init__(self, source: VideoInfo):
-    """Opens a clip, a video file, which `close` closes.
+    """Opens the file of a clip, which `close` closes.
 
     Raises:
-      UserError: it is gone.
+      UserError: the file cannot be opened any more.
     """
     self._start = source.start_time
     self._source = source
@@ -86,7 +86,7 @@ class Tracks:
 
     Args:
       target: the file.
-      pictures: its track with the restored pictures.
+      pictures: the file's track with the restored pictures.
     """
     self._target = target
     self._add(pictures)
@@ -94,17 +94,17 @@ class Tracks:
     self._next = next(self._items, None)
 
   def write(self, first: Fraction, end: Fraction) -> None:
-    """Writes on up to a time.
+    """Writes what begins before `end` and was not written yet.
 
     Args:
       first: the time of the first picture written, in seconds after the source's first picture.
-      end: what begins at this time, counted likewise, or later is left for the next call.
+      end: the time up to which to write, counted likewise; what begins then is left for later.
 
     Raises:
       OSError: the file cannot be written.
     """
     while self._next is not None and self._next[1][0] < self._start + end:
-      self._pass(*self._next, first)
+      self._write_item(*self._next, first)
       self._next = next(self._items, None)
     self._flush_subtitles(first, end)
 
@@ -113,7 +113,7 @@ class Tracks:
 
     Args:
       first: see `write`.
-      end: when the last picture ends, in seconds after the begin of the source's first one.
+      end: when the last picture ends, in seconds after the source's first picture begins.
 
     Raises:
       OSError: the file cannot be written.
@@ -121,7 +121,7 @@ class Tracks:
     stop = self._start + end
     while self._next is not None and self._next[1][0] < stop + _INTERLEAVED:
       if self._next[1][0] < stop:
-        self._pass(*self._next, first)
+        self._write_item(*self._next, first)
       self._next = next(self._items, None)
     self._flush_subtitles(first, end, last=True)
     for track in self._tracks.values():
@@ -140,9 +140,9 @@ class Tracks:
     for stream in sorted(sounds, key=lambda s: not s.disposition & Disposition.default):
       self._add_sound(stream)
     for stream in self._input.streams:
-      if stream.type == "subtitle" and _takes(self._target, stream):
+      if stream.type == "subtitle" and _can_hold(self._target, stream):
         self._add_track(stream, _SubtitleTrack(stream, self._target))
-      elif stream.type == "attachment" and _takes(self._target, stream):
+      elif stream.type == "attachment" and _can_hold(self._target, stream):
         self._target.add_stream_from_template(stream)  # fonts; they have no packets
       elif stream.type != "audio" and stream.index != self._shown.index:
         self._leave_out(stream)
@@ -163,7 +163,7 @@ class Tracks:
       return
     # Few players take these in mp4, and FFmpeg not PCM of every source, nor Vorbis in step.
     rare = self._target.format.name == "mp4" and context.name.startswith(("pcm_", "vorbis"))
-    copy = not rare and _takes(self._target, stream)
+    copy = not rare and _can_hold(self._target, stream)
     self._add_track(stream, SoundTrack(self._source, stream, self._target, copy))
 
   def _add_track(self, stream: av.stream.Stream, track: SoundTrack | _SubtitleTrack) -> None:
@@ -171,7 +171,7 @@ class Tracks:
     self._describe(track.output, stream)
 
   def _describe(self, output: av.stream.Stream, stream: av.stream.Stream) -> None:
-    """Gives a track the tags and the disposition of the one that it is made from."""
+    """Gives an output track the tags and the disposition of the source's."""
     tags = _text_tags(stream.metadata)
     if "name" in tags:  # FFmpeg reads a title from mp4 under another name than it writes it
       tags.setdefault("title", tags.pop("name"))
@@ -183,7 +183,7 @@ class Tracks:
     if language != "und":
       tags["language"] = language
     output.metadata.update(tags)
-    output.disposition = stream.disposition.value  # in PyAV 17 a flag is no number
+    output.disposition = stream.disposition.value  # PyAV 17 does not take the flag itself
 
   def _leave_out(self, stream: av.stream.Stream) -> None:
     name = getattr(stream, "name", None) or "unknown"
@@ -196,7 +196,7 @@ class Tracks:
     self.left_out.append(f"{kind} ({name}{'' if language == 'und' else ', ' + language})")
 
   def _read(self) -> Iterator[tuple[SoundTrack | _SubtitleTrack, Item]]:
-    with contextlib.suppress(av.error.FFmpegError):  # the pictures end there too, and tell it
+    with contextlib.suppress(av.error.FFmpegError):  # the pictures end there too, and warn
       for packet in bridged(self._input):
         track = self._tracks.get(packet.stream.index)
         if track:
@@ -208,7 +208,7 @@ class Tracks:
       if isinstance(track, _SubtitleTrack):
         track.flush(self._start + first, self._start + end, last)
 
-  def _pass(self, track: SoundTrack | _SubtitleTrack, item: Item, first: Fraction) -> None:
+  def _write_item(self, track: SoundTrack | _SubtitleTrack, item: Item, first: Fraction) -> None:
     track.write(item, self._start + first)
 
   def _chapters(self, first: Fraction, end: Fraction) -> list[dict]:
@@ -247,7 +247,7 @@ class _SubtitleTrack:
     self._waiting.append(item)
 
   def flush(self, first: Fraction, end: Fraction, last: bool) -> None:
-    """Writes what is over at a time; at last the others too, cut there."""
+    """Writes the subtitles that are over at `end`; with `last` the others too, cut at `end`."""
     while self._waiting:
       time, duration, packet = self._waiting[0]
       if time + duration > end and not last:
@@ -268,8 +268,8 @@ def _title(chapter: dict) -> str:
   return chapter["metadata"].get("title", "")
 
 
-def _takes(target: av.container.OutputContainer, stream: av.stream.Stream) -> bool:
-  """Whether a kind of file takes a track as it is, by writing a header to memory."""
+def _can_hold(target: av.container.OutputContainer, stream: av.stream.Stream) -> bool:
+  """Whether files of the target's kind can hold a track as it is; tried on a file in memory."""
   trial = av.open(io.BytesIO(), "w", format=target.format.name)
   try:
     trial.add_stream_from_template(stream)
@@ -285,15 +285,15 @@ def _takes(target: av.container.OutputContainer, stream: av.stream.Stream) -> bo
 def _lost_tags(
   target: av.container.OutputContainer, tags: dict[str, str], tracks: list[dict[str, str]]
 ) -> list[list[str]]:
-  """Which tags a kind of file has no place for, by writing a small one to memory.
+  """Finds tags that files of the target's kind cannot hold; tried on a small file in memory.
 
   Args:
-    target: the kind of container.
-    tags: the file's.
+    target: a file of that kind.
+    tags: the file's tags.
     tracks: the tags of each track.
 
   Returns:
-    The names of the file's tags and then those of each track's.
+    Lists of names: the lost tags of the file, then those of each track.
   """
   if target.format.name == "matroska":  # it takes all
     return [[] for _ in (tags, *tracks)]
@@ -321,7 +321,7 @@ def _tag_name(key: str, value: str) -> str:
 
 
 def _text_tags(tags: dict[str, str]) -> dict[str, str]:
-  """The tags but those of `_STALE_TAGS`, which may bear a language, as in DURATION-eng."""
+  """The tags to copy: not FFmpeg's, nor `_STALE_TAGS`, also with a language (DURATION-eng)."""
   return {
     key: value
     for key, value in tags.items()

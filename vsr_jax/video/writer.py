@@ -21,7 +21,7 @@ from vsr_jax.video.outputs import check_output, output_form
 
 
 class Writer:
-  """Takes the frames of a clip; made by `open_writer`. A thread of its own encodes them."""
+  """Takes the frames of a clip, which another thread encodes; made by `open_writer`."""
 
   def __init__(self, sink: Any, path: str, height: int, width: int, frame_rate: Fraction):
     self._sink = sink
@@ -44,11 +44,11 @@ class Writer:
     """Hands over the next frame.
 
     Args:
-      image: uint8 RGB [h w 3] of the size that was announced; not to be changed afterwards.
-      time: seconds, growing: a `Frame`'s time, so that pictures and sound stay together. None:
-        the frames written so far at the nominal rate.
-      duration: seconds that it stands if it is the last one; None: a frame's at the nominal rate.
-      name: what its file in a folder is called, not given twice; None: its number, 00000000.png.
+      image: uint8 RGB [h w 3] of the size given to `open_writer`; not to be changed afterwards.
+      time: seconds, increasing: a `Frame`'s time, so that pictures and sound stay together. None:
+        the time that follows from the number of frames so far and the nominal rate.
+      duration: seconds for which the last frame is shown; None: one frame at the nominal rate.
+      name: the frame's unique file name in a folder; None: its number, 00000000.png.
 
     Raises:
       ValueError: the image has another shape or type.
@@ -77,7 +77,7 @@ class Writer:
     self._error = self._error or RuntimeError("the writer was stopped")
     with contextlib.suppress(queue.Full):
       self._stop(threads.PATIENCE)
-    if not self._thread.is_alive():  # else the file is left to a read or write that never ends
+    if not self._thread.is_alive():  # else it hangs in a read or write
       self._sink.abort()
 
   def _stop(self, patience: float | None = None) -> None:
@@ -87,7 +87,7 @@ class Writer:
 
   def _work(self) -> None:
     for frame in iter(self._frames.get, None):
-      if self._error is None:  # else only make room, so that no `put` waits for ever
+      if self._error is None:  # else drop frames, so that no `put` waits for ever
         try:
           with naming(self._path):
             self._sink.write(*frame)
@@ -107,17 +107,18 @@ def open_writer(
 ) -> Iterator[Writer]:
   """Opens an output for writing frame by frame, as a context manager.
 
-  The form follows from the name: .mp4, .mkv or .mov (H.264 with the source's sound), .png or .jpg
-  (one frame), and a folder of PNG frames for a name without extension, one that ends with a slash
-  or an existing folder. It is written beside (see `files`) and put in its place on leaving the
-  block; when an exception leaves the block it is removed, and what was there stays.
+  The form follows from the name: .mp4, .mkv or .mov (H.264 with the source's sound), .png, .jpg or
+  .jpeg (one frame), and a folder of PNG frames for a name without extension, one that ends with a
+  slash or an existing folder. The output is written beside its place (see `files`) and moved there
+  on leaving the block; when an exception leaves the block it is removed, and what was there stays.
 
   Args:
     path: the output.
-    height: pixels; `width` likewise.
-    frame_rate: frames a second.
-    source: the clip that the frames come from, which is not overwritten: its sound while they are
-      shown comes along, and subtitles, chapters, tags and pixel aspect where the container can.
+    height: pixels.
+    width: pixels.
+    frame_rate: frames per second, nominal.
+    source: the clip that the frames come from, which must not be the output. Its sound during these
+      frames is copied, and subtitles, chapters, tags and pixel aspect where the container can.
     quality: H.264's constant rate factor, 1 (best) to 51; 0 is lossless RGB.
 
   Yields:
@@ -128,7 +129,7 @@ def open_writer(
     OSError: the disk is full (ENOSPC), or writing failed otherwise.
 
   Warns:
-    UserWarning: the container does not take all of the source, or its sound is damaged.
+    UserWarning: the container cannot hold all that the source does, or the sound is damaged.
   """
   check_output(path, source.path if source else None)
   target, suffix = os.path.realpath(path), output_form(path)

@@ -71,7 +71,7 @@ class Builder(ClipBuilder):
     return {split: [self._kept(clip) for clip in clips] for split, clips in found.items()}
 
   def _kept(self, clip: ReleasedClip) -> ReleasedClip:
-    """The clip, told which streams to make of its own, and which to write."""
+    """The clip with the streams to derive from its own, and those to write."""
     kept, derived = self.builder_config.streams, {}
     if "blur_bicubic" in kept:
       derived = {f"{stream}_bicubic": (stream, SCALE) for stream in clip.streams}

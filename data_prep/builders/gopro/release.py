@@ -23,12 +23,12 @@ def is_there(root: pathlib.Path) -> bool:
 
 
 def list_clips(root: pathlib.Path, blur: str, *, partial: bool) -> dict[str, list[ReleasedClip]]:
-  """The clips of each split, sorted by name, with the streams sharp and blur.
+  """Lists the clips of each split, sorted by name, with the streams sharp and blur.
 
   Args:
     root: the folder of downloads.
-    blur: the folder of the blurry frames: "blur", or "blur_gamma", whose mean was over light.
-    partial: whether what is there of an incomplete download will do.
+    blur: the folder of the blurry frames: "blur", or "blur_gamma", averaged in linear light.
+    partial: whether an incomplete download is accepted.
 
   Raises:
     UserError: something is missing.
@@ -59,7 +59,7 @@ def list_clips(root: pathlib.Path, blur: str, *, partial: bool) -> dict[str, lis
 
 
 def open_split(root: pathlib.Path, split: str) -> list[ReleasedClip]:
-  """The clips of a split, "train" or "test", that are there."""
+  """Lists the existing clips of a split, "train" or "test"."""
   found = list_clips(root, "blur", partial=True)
   if split not in found:
     raise UserError(f"{root}: has no split {split}, only {' and '.join(found)}")

@@ -1,4 +1,4 @@
-"""REDS as released: which archives or folders hold which clips, of training, test and REDS4.
+"""REDS as released: which archives or folders hold which clips, for training, test and REDS4.
 
 The training split of video super-resolution is 266 clips: REDS's 240 training clips without 000,
 011, 015 and 020, which are the test set REDS4, and its 30 validation clips, here named 240..269.
@@ -23,7 +23,7 @@ from vsr_jax.errors import UserError
 
 REDS4 = ("000", "011", "015", "020")
 FIRST_VAL = 240  # the name of validation clip 000 in the training split
-RATE = 24.0  # the frames are every fifth of a recording at 120 frames a second
+RATE = 24.0  # every fifth frame of a recording at 120 frames per second
 FRAMES = 100
 CLIPS = {"train": 240, "val": 30, "test": 30}
 STREAMS = ("sharp", "sharp_bicubic", "blur_bicubic", "blur")
@@ -41,14 +41,14 @@ def is_there(root: pathlib.Path) -> bool:
 def list_clips(
   root: pathlib.Path, streams: Sequence[str], *, official: bool, partial: bool
 ) -> dict[str, list[ReleasedClip]]:
-  """The clips of each split, sorted by name.
+  """Lists the clips of each split, sorted by name.
 
   Args:
     root: the folder of downloads.
     streams: which of `STREAMS`, the largest frames first.
     official: whether the splits are the challenge's: train, validation and test; otherwise train
       and test, the 266 training clips and REDS4.
-    partial: whether what is there of an incomplete download will do.
+    partial: whether an incomplete download is accepted.
 
   Raises:
     UserError: something is missing.
@@ -73,7 +73,7 @@ def list_clips(
 
 
 def open_split(root: pathlib.Path, split: str, streams: Sequence[str] | None) -> list[ReleasedClip]:
-  """The clips of a split, "train" or "test", that are there; see `list_clips`.
+  """Lists the existing clips of a split, "train" or "test"; see `list_clips`.
 
   Args:
     root: the folder of downloads.
@@ -96,9 +96,9 @@ def open_split(root: pathlib.Path, split: str, streams: Sequence[str] | None) ->
 
 
 def find_flow(root: pathlib.Path, clip: ReleasedClip) -> pathlib.Path | None:
-  """The folder of the released flow labels of a clip, from `open_split`, if there is one.
+  """Finds the folder of the released flow labels of a clip from `open_split`; None without.
 
-  It is laid out as the folder of the clip's frames.
+  The labels' folders are laid out as those of the frames.
   """
   frames = next(frames for frames in clip.streams.values() if len(frames))
   place = (frames.source / frames.folder).relative_to(root).as_posix()
@@ -140,7 +140,7 @@ def _find(root: pathlib.Path, subset: str, streams: Sequence[str], partial: bool
 
 
 def _pair(found: _Subset, partial: bool) -> list[ReleasedClip]:
-  """The clips of a subset; one that lacks a stream is found bad when it is read."""
+  """Makes the clips of a subset; one that lacks a stream is reported when it is read."""
   large, *small = found
   ratio = 4 if large == "sharp" and "sharp_bicubic" in small else 1
   return [

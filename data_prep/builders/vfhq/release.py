@@ -1,4 +1,4 @@
-"""VFHQ as released: which zips and folders hold which clips, of training and of the test."""
+"""VFHQ as released: which zips and folders hold which clips, for training and for the test."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def is_there(root: pathlib.Path) -> bool:
 
 
 def list_clips(root: pathlib.Path, split: str, *, partial: bool) -> list[ReleasedClip]:
-  """The clips of a split, sorted by name, with their landmarks.
+  """Lists the clips of a split, sorted by name, with their landmarks.
 
   Args:
     root: the folder of downloads.
     split: "train", the clips of 512x512, with the stream sharp; "test", with low_quality, too.
-    partial: whether what is there of an incomplete download will do.
+    partial: whether an incomplete download is accepted.
 
   Raises:
     UserError: something is missing.
@@ -59,7 +59,7 @@ def list_clips(root: pathlib.Path, split: str, *, partial: bool) -> list[Release
 
 
 def open_split(root: pathlib.Path, split: str) -> list[ReleasedClip]:
-  """The clips of a split, "train" or "test", that are there, with the landmarks that are there."""
+  """Lists the existing clips of a split, "train" or "test", with the landmarks that exist."""
   if split not in ("train", "test"):
     raise UserError(f"{root}: has no split {split}, only train and test")
   found, folder, _ = _find(root, split, partial=True)
@@ -111,7 +111,7 @@ def _training_places(root: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _find_training_clips(root: pathlib.Path) -> dict[str, FileStream]:
-  """Clips of the zips and the folders alike."""
+  """Finds the training clips in zips and folders."""
   found: dict[str, FileStream] = {}
   places = _training_places(root)
   for source in places:
