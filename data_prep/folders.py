@@ -23,6 +23,8 @@ from vsr_jax.video import frames_folder
 IMAGES = (".png", ".jpg", ".jpeg")
 LARGEST_SIDE = 2**16  # pixels; the largest height or width of a frame
 _LARGEST = 256 << 20  # bytes that a frame's file, or that of a clip's landmarks, may have
+# What zipfile raises of a damaged or unsupported archive, once it is open or while it is opened.
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, struct.error, RuntimeError)
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # both can be unpacked in part
 # A zipped file may not be larger than this times its packed bytes, plus some bytes: real frames
 # never are, and so a small crafted zip cannot take much memory.
@@ -209,7 +211,7 @@ def _plain_streams(path: pathlib.Path) -> Iterator[tuple[str, FileStream]]:
 def _open_zip(path: pathlib.Path) -> zipfile.ZipFile:
   try:
     return zipfile.ZipFile(path)
-  except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as e:
+  except _DAMAGED as e:
     raise UserError(f"{path}: not a whole zip ({e}); download it again") from e
   except OSError as e:
     if e.filename:  # it cannot be opened; the error names it
@@ -241,7 +243,7 @@ def _bad_if_unreadable(path: pathlib.Path) -> Iterator[None]:
     raise BadClip(f"{path} is missing") from None
   except TooLarge as e:
     raise BadClip(f"{path}: {e}") from e
-  except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, struct.error, RuntimeError) as e:
+  except _DAMAGED as e:
     raise BadClip(f"{path} is damaged ({e})") from e
   except OSError as e:
     if e.filename:  # it cannot be opened; the error names it

@@ -99,11 +99,11 @@ class Restorer:
     replicated = by_frame = None
     if mesh is not None:
       replicated, by_frame = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
-    reach = model.arch.frames // 2
-    # A window reaches 2 * reach frames back from its last frame: into `before` earlier groups, of
+    radius = model.arch.frames // 2
+    # A window reaches 2 * radius frames back from its last frame: into `before` earlier groups, of
     # which the first `past` hold no centre frame, so that their F^0 is not needed.
-    before = -(-2 * reach // self.group_size)
-    past = (before * self.group_size - reach) // self.group_size
+    before = -(-2 * radius // self.group_size)
+    past = (before * self.group_size - radius) // self.group_size
     self._groups_held, self._groups_with_f0 = before + 1, before + 1 - past
     self._by_frame = by_frame
     self._params = jax.device_put(params, replicated)
@@ -135,12 +135,12 @@ class Restorer:
 
   def _stream_images(self, frames: Any) -> Iterator[np.ndarray]:
     frames = as_frames_of_one_size(frames)
-    reach = self.model.arch.frames // 2
+    radius = self.model.arch.frames // 2
     held = collections.deque(maxlen=self._groups_held)
     groups_f0 = collections.deque(maxlen=self._groups_with_f0)
     last: list[np.ndarray] = []
     pending: tuple[jax.Array, int] | None = None
-    padded = _replicate_ends(frames, (self._groups_held - 1) * self.group_size - reach, reach)
+    padded = _replicate_ends(frames, (self._groups_held - 1) * self.group_size - radius, radius)
     for group, count in _groups(padded, self.group_size):
       # Padding repeats the same array: its features are those of the group before.
       if not last or any(a is not b for a, b in zip(group, last, strict=True)):
