@@ -6,7 +6,7 @@ import argparse
 import re
 from collections.abc import Callable
 
-from keep_jax import streaming
+from keep_jax import background, streaming
 from vsr_jax import cli
 from vsr_jax.faces import detector, sharpness
 
@@ -53,7 +53,7 @@ def add_arguments(parser: cli.Parser) -> None:
   )
   _add_choice_arguments(add)
   add("--upscale", type=float, default=1.0, metavar="S", help="enlarge frames so much; default: 1")
-  add("--background", metavar="VIDEO", help="what to paste into: the whole clip, enlarged")
+  background.add_arguments(parser)
   add("--detector", choices=detector.NAMES, default="mtcnn", help="default: mtcnn, which ships")
   add("--detector-weights", metavar="FILE", help="the checkpoint of another detector")
   add(
@@ -117,8 +117,10 @@ def check_arguments(parser: cli.Parser, args: argparse.Namespace) -> None:
     for name in (*whole, "min_face", "min_score", "skip_sharp"):
       if getattr(args, name):
         parser.error(f"--{name.replace('_', '-')} is for whole frames, not for --aligned")
-    if args.upscale != 1:
-      parser.error("--upscale is for whole frames, not for --aligned")
+    for name, default in (("upscale", 1), ("background_model", background.LANCZOS)):
+      if getattr(args, name) != default:
+        parser.error(f"--{name.replace('_', '-')} is for whole frames, not for --aligned")
+  background.check_arguments(parser, args)
   if not 2 <= args.window <= streaming.LONGEST_WINDOW:
     parser.error(f"--window {args.window}: must be 2 to {streaming.LONGEST_WINDOW}")
   if args.mode == "stream" and not 0 <= args.look_ahead < args.window - 1:

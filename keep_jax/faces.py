@@ -135,10 +135,11 @@ def restore_faces(
     size: the aligned crops' side, in pixels, as in `find_faces`.
     upscale: S >= 1, by which frames are enlarged.
     background: what each frame is to show around the faces, uint8 RGB, resized to S h x S w
-      where it is not of that size; None: the frame itself, enlarged by Lanczos.
+      where it is not of that size (see `paste.enlarge`); None: the frame itself, enlarged by
+      Lanczos.
     masks: makes masks of restored faces, such as `parsenet.face_masks`; None: the feathered square
       alone.
-    seconds: counters "align" and "paste", to which the time of that work is added.
+    seconds: counters "align", "background" and "paste", to which the time of that work is added.
 
   Yields:
     The frames in order. Pixels outside the faces are those of the enlarged frame; grey faces stay
@@ -159,6 +160,10 @@ def restore_faces(
       yield crops, (frame, matrices, crops)
 
   for restored, (frame, matrices, crops) in paired(restore, aligned()):
+    upscaler = None
+    if background is not None:
+      with _timed(seconds, "background"):
+        upscaler = _constant_upscaler(_next_image(background, frame))
     with _timed(seconds, "paste"):
       restored = {i: _match_grey(crops[i], face) for i, face in restored.items()}
       parts = _make_masks(restored, masks)
@@ -167,7 +172,7 @@ def restore_faces(
         [restored.get(i) for i in matrices],
         list(matrices.values()),
         upscale,
-        upscaler=None if background is None else _constant_upscaler(_next_image(background, frame)),
+        upscaler=upscaler,
         masks=[parts.get(i) for i in matrices],
         apart=True,
       )
