@@ -75,30 +75,44 @@ def _parse() -> argparse.Namespace:
   add("stills", metavar="STILLS", type=pathlib.Path, help="portraits and index.csv")
   add("out", metavar="OUT", type=pathlib.Path, help="the clip set to write or add to")
   add("--split", default="train", help="default: train")
-  add("--frames", type=int, default=24, metavar="N", help="of a clip, 25 a second; default: 24")
-  add("--size", type=int, default=128, metavar="N", help="side of a frame; default: 128")
+  add_size_arguments(parser)
   add("--amplitude", type=float, default=1.0, metavar="A", help="of the motion, 0 to 2; default: 1")
-  add("--seed", type=int, default=0, metavar="N")
   add("--count", type=int, metavar="N", help="use N portraits, spread evenly; default: all")
   add("--takes", type=int, default=1, metavar="N", help="clips of each portrait; default: 1")
   add("--names", type=pathlib.Path, metavar="FILE", help="use the portraits that this text lists")
   add("--strip", type=pathlib.Path, metavar="FILE.png", help="a picture of some clips")
   args = parser.parse_args()
-  for name, low, high in (
-    ("frames", 1, 10_000),
-    ("size", 16, 1024),
-    ("seed", 0, 2**32 - 1),
-    ("takes", 1, 100),
-    ("count", 1, 10**6),
-  ):
-    value = getattr(args, name)
-    if value is not None and not low <= value <= high:
-      parser.error(f"--{name} {value}: must be {low} to {high}")
+  check_size_arguments(parser, args)
+  for name in ("takes", "count"):
+    _check_range(parser, args, name, 1, 10_000)
   if not 0 <= args.amplitude <= 2:
     parser.error(f"--amplitude {args.amplitude:g}: must be 0 to 2")
   if args.strip and args.strip.suffix.lower() != ".png":
     parser.error(f"{args.strip}: the strip is a .png")
   return args
+
+
+def add_size_arguments(parser: cli.Parser) -> None:
+  """Adds the options for the number and size of frames, and the seed."""
+  add = parser.add_argument
+  add("--frames", type=int, default=24, metavar="N", help="of a clip, 25 a second; default: 24")
+  add("--size", type=int, default=128, metavar="N", help="side of a frame; default: 128")
+  add("--seed", type=int, default=0, metavar="N")
+
+
+def check_size_arguments(parser: cli.Parser, args: argparse.Namespace) -> None:
+  """Raises `UserError` for values that `add_size_arguments` cannot take."""
+  _check_range(parser, args, "frames", 1, 10_000)
+  _check_range(parser, args, "size", 16, 1024)
+  _check_range(parser, args, "seed", 0, 2**32 - 1)
+
+
+def _check_range(
+  parser: cli.Parser, args: argparse.Namespace, name: str, low: int, high: int
+) -> None:
+  value = getattr(args, name)
+  if value is not None and not low <= value <= high:
+    parser.error(f"--{name} {value}: must be {low} to {high}")
 
 
 def read_index(folder: pathlib.Path, split: str) -> list[pathlib.Path]:
