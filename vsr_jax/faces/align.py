@@ -38,7 +38,11 @@ _MAX_DISAGREEMENT = 0.35
 
 
 def fit(
-  landmarks: np.ndarray, size: int = SIZE, *, robust: bool = True
+  landmarks: np.ndarray,
+  size: int = SIZE,
+  *,
+  robust: bool = True,
+  template: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Finds the similarity that brings each face's landmarks to the template.
 
@@ -54,6 +58,8 @@ def fit(
       robust fit jumps when it ignores other landmarks than in the frame before. On a moving head
       with smoothed landmarks, the crop's displacement per frame changed by up to 29 crop pixels
       from one frame to the next, with least squares by 3.
+    template: where the landmarks lie in the crop, [5 2] in its pixels; None: `TEMPLATE`'s share of
+      `size`.
 
   Returns:
     Matrices [n 2 3] float64, and whether each comes from a fallback [n].
@@ -64,7 +70,8 @@ def fit(
   points = np.asarray(landmarks, np.float64)
   if points.ndim != 3 or points.shape[1:] != TEMPLATE.shape:
     raise ValueError(f"landmarks of shape {points.shape}, not [n 5 2]")
-  template = TEMPLATE * (size / SIZE)
+  if template is None:
+    template = TEMPLATE * (size / SIZE)
   plain, spread = _least_squares(points, template)
   possible = np.isfinite(points).all((1, 2)) & (spread >= _MIN_SPREAD)
   if not possible.any():
