@@ -105,21 +105,23 @@ def add(
   """
   target = out / SHARP / origin.name
   part = pathlib.Path(files.part_name(target))
-  names, shape = [], ()
+  names, height, width = [], 0, 0
   try:
     part.mkdir()
     for image in frames:
       names.append(f"{len(names):08d}.png")
-      shape = image.shape
+      height, width = image.shape[:2]
       with files.naming(part / names[-1]):
         (part / names[-1]).write_bytes(encode_image(image))
+    if not names:
+      raise ValueError(f"clip {origin.name} has no frames")
     points = dict(zip(names, landmarks, strict=True))
     entry = {
       "name": origin.name,
       "frames": len(names),
       "rate": rate,
-      "height": shape[0],
-      "width": shape[1],
+      "height": height,
+      "width": width,
       "aligned": True,
       "origin": origin._asdict(),
     }

@@ -200,9 +200,9 @@ def make_set(
     todo = aligned_clips.missing(out, entries, origins)
     with progress.bar("animating", len(todo), unit="clip") as bar:
       for origin in todo:
-        still = read_still(pathlib.Path(origin.path))
-        motion = draw_motion(still, detect, origin)
-        frames = render(still, motion, settings["size"])
+        image = read_still(pathlib.Path(origin.path))
+        motion = draw_motion(image, detect, origin)
+        frames = render(image, motion, settings["size"])
         points = head_motion.moved_landmarks(motion) * settings["size"] - 0.5
         aligned_clips.add(out, entries, origin, frames, points, settings["rate"])
         bar.update()
