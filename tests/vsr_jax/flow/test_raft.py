@@ -66,12 +66,21 @@ def test_equals_the_released_code_with_released_weights(shared, key, iterations)
   assert error(flow, reference) < 1e-4  # required: 1e-3; measured 5e-6
 
 
-def test_finds_a_known_motion(shared):
-  net, params = raft_conversion.load(shared / "weights" / "raft-small.pth")
-  frame = images()[0]
-  flow = run(net, params, frame, jnp.roll(frame, (-2, 3), (1, 2)), 12)
+def test_the_packaged_weights_find_a_known_motion():
+  frame, params = images()[0], raft_conversion.load_small()
+  flow = run(raft.SMALL, params, frame, jnp.roll(frame, (-2, 3), (1, 2)), 12)
   inner = np.asarray(flow)[0, 24:-24, 24:-24]
   np.testing.assert_allclose(np.median(inner, axis=(0, 1)), [3, -2], atol=0.25)
+
+
+def test_the_packaged_weights_are_the_released_ones(shared):
+  _, released = raft_conversion.load(shared / "weights" / "raft-small.pth")
+  packaged = raft_conversion.load_small()
+  jax.tree.map(
+    lambda a, b: np.testing.assert_array_equal(a, np.float16(b).astype(np.float32)),
+    packaged,
+    released,
+  )
 
 
 @pytest.mark.parametrize(
