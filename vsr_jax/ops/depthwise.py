@@ -33,6 +33,21 @@ def depthwise_convolve_definition(x: jax.Array, kernel: jax.Array) -> jax.Array:
   )
 
 
+def depthwise_convolve_strided(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+  """`depthwise_convolve` at every `stride`-th pixel: [b h w c] -> [b ceil(h/stride) ... c].
+
+  Also shifted multiply-adds, of which only those pixels are computed.
+  """
+  if stride == 1:
+    return depthwise_convolve(x, kernel)
+  kernel = kernel.astype(x.dtype)
+  taps = [
+    tap[:, ::stride, ::stride] * kernel[i, j].reshape(1, 1, 1, -1)
+    for i, j, tap in _neighbours(_zero_border(x))
+  ]
+  return sum(taps[1:], taps[0])
+
+
 @jax.custom_vjp
 def convolve_bordered(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """`depthwise_convolve` of images that are already zero-padded, [b h+2 w+2 c] -> [b h w c].
