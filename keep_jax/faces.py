@@ -160,10 +160,8 @@ def restore_faces(
       yield crops, (frame, matrices, crops)
 
   for restored, (frame, matrices, crops) in paired(restore, aligned()):
-    upscaler = None
-    if background is not None:
-      with _timed(seconds, "background"):
-        upscaler = _constant_upscaler(_next_image(background, frame))
+    with _timed(seconds, "background"):
+      upscaler = _next_upscaler(background, frame)
     with _timed(seconds, "paste"):
       restored = {i: _match_grey(crops[i], face) for i, face in restored.items()}
       parts = _make_masks(restored, masks)
@@ -195,11 +193,14 @@ def _match_grey(crop: np.ndarray, face: np.ndarray) -> np.ndarray:
   return paste.to_grey(face) if paste.is_grey(crop) else face
 
 
-def _next_image(background: Iterator[np.ndarray], frame: Frame) -> np.ndarray:
+def _next_upscaler(background: Iterator[np.ndarray] | None, frame: Frame) -> paste.Upscaler | None:
+  """What makes a frame's background: the next image, where there are any."""
+  if background is None:
+    return None
   image = next(background, None)
   if image is None:
     raise UserError(f"the background ends before frame {frame.index}; make it of all frames")
-  return image
+  return lambda _: image
 
 
 def identity(
@@ -207,10 +208,6 @@ def identity(
 ) -> Iterator[Mapping[int, np.ndarray]]:
   """The identity instead of a network: shows what aligning and pasting alone do to a frame."""
   yield from frames
-
-
-def _constant_upscaler(image: np.ndarray) -> paste.Upscaler:
-  return lambda _: image
 
 
 @contextlib.contextmanager

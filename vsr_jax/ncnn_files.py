@@ -25,6 +25,9 @@ _KINDS = ("Convolution", "PReLU", *_WITHOUT_WEIGHTS)
 _STORED = {0x01306B47: "<f2", 0: "<f4"}
 
 
+Option = float | tuple[float, ...]
+
+
 class Layer(NamedTuple):
   """A layer of a network.
 
@@ -43,7 +46,7 @@ class Layer(NamedTuple):
   name: str
   inputs: tuple[str, ...]
   outputs: tuple[str, ...]
-  options: dict[int, float | tuple[float, ...]]
+  options: dict[int, Option]
   weights: dict[str, np.ndarray]
 
 
@@ -95,13 +98,16 @@ def _parse_layer(line: str) -> Layer:
   return Layer(kind, name, tuple(rest[:first]), tuple(rest[first:last]), options, {})
 
 
-def _parse_option(text: str) -> tuple[int, float | tuple[float, ...]]:
+def _parse_option(text: str) -> tuple[int, Option]:
   """NUMBER=VALUE, or -23300-NUMBER=LENGTH,VALUE,VALUE."""
   found = re.fullmatch(r"(-?\d{1,6})=([-+.,e\d]{1,200})", text, re.ASCII)
   if not found:
     raise ValueError(f"{guards.shorten(text)} is no option")
   number, values = int(found[1]), tuple(map(float, found[2].split(",")))
-  return (-23300 - number, values[1:]) if number < 0 else (number, *values)
+  if number < 0:
+    return -23300 - number, values[1:]
+  (value,) = values
+  return number, value
 
 
 class _Data:

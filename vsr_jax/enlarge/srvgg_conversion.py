@@ -28,7 +28,7 @@ WEAK = _ASSETS / "RealESRGAN_General_WDN_x4_v3.param"
 _MAX_CONVS, _MAX_FEATURES, _MAX_SCALE = 128, 512, 8  # several times those of any released file
 
 _NAME = "a SRVGGNetCompact of Real-ESRGAN"
-_Described = tuple[str, Mapping[int, float], tuple[int, ...]]  # kind, options, sources
+_Described = tuple[str, Mapping[int, Any], tuple[int, ...]]  # kind, options, sources
 
 RULES = [
   *with_bias(r"body\.(\d*[02468])", r"conv\1"),
@@ -99,7 +99,7 @@ def from_state_dict(
 def _from_layers(layers: Sequence[ncnn_files.Layer], source: str) -> dict[str, np.ndarray]:
   """The state dict of ncnn's layers; `UserError` if these compute anything else."""
   with reading_shapes(source, _NAME):
-    widths = [int(x.options[0]) for x in layers if x.kind == "Convolution"]
+    widths = [len(layer.weights["weight"]) for layer in layers if layer.kind == "Convolution"]
     wanted = _chain(widths[0], len(widths) - 2, math.isqrt(widths[-1] // 3))
     found = _described(layers)
     for i, (theirs, ours) in enumerate(zip(found, wanted, strict=False)):

@@ -162,11 +162,13 @@ def _low_pass(image: np.ndarray, along_x: float, along_y: float) -> np.ndarray:
   By Lanczos kernels, cut off at the highest frequency that the reduced image can show; a ratio of 1
   or less leaves that axis as it is.
   """
-  kernels = [_lanczos_kernel(ratio) if ratio > 1 else np.ones(1) for ratio in (along_x, along_y)]
-  return cv2.sepFilter2D(image, -1, *kernels, borderType=cv2.BORDER_REPLICATE)
+  kernel_x, kernel_y = _lanczos_kernel(along_x), _lanczos_kernel(along_y)
+  return cv2.sepFilter2D(image, -1, kernel_x, kernel_y, borderType=cv2.BORDER_REPLICATE)
 
 
 def _lanczos_kernel(width: float) -> np.ndarray:
+  if width <= 1:
+    return np.ones(1)
   radius = int(3 * width)
   x = np.arange(-radius, radius + 1) / width
   kernel = np.sinc(x) * np.sinc(x / 3)
