@@ -107,6 +107,49 @@ def open_clips(
   return dataclasses.replace(opened, clips=clips, left_out=left_out)
 
 
+def choose_clips(
+  path: str | pathlib.Path,
+  *,
+  split: str,
+  streams: Sequence[str] | None,
+  num_frames: int = 1,
+  names: str | None = None,
+  frames: int | None = None,
+) -> tuple[list[Clip], dict[str, str]]:
+  """Opens the clips that are to be evaluated.
+
+  Args:
+    path: see `open_clips`, as for the next three.
+    split: the split.
+    streams: the streams that are needed.
+    num_frames: the fewest frames of a clip.
+    names: names of the clips, separated by commas; None for all.
+    frames: how many of a clip's first frames are left in it; None for all.
+
+  Returns:
+    The clips; and by the name of each other clip asked for, why it cannot be used.
+
+  Raises:
+    UserError: see `open_clips`; or there is no clip of a name, or none that can be used.
+  """
+  if frames is not None and frames < num_frames:
+    raise UserError(f"--frames {frames}: at least {num_frames} are needed to score one")
+  opened = open_clips(path, split=split, streams=streams, num_frames=num_frames)
+  # Damaged clips are left out; a table of REDS4 without one of them has to say so.
+  listed = sorted([*(clip.name for clip in opened.clips), *opened.left_out])
+  wanted = names.split(",") if names is not None else listed
+  if unknown := [name for name in wanted if name not in listed]:
+    raise UserError(f"{path}: no clip {' '.join(unknown)}; there are {' '.join(listed)}")
+  chosen = [
+    dataclasses.replace(clip, length=min(clip.length, frames or clip.length))
+    for clip in opened.clips
+    if clip.name in wanted
+  ]
+  if not chosen:
+    raise UserError(f"{path}: {' '.join(wanted)} cannot be read; prepare or extract it again")
+  return chosen, {name: reason for name, reason in opened.left_out.items() if name in wanted}
+
+
 def _reduced(clip: Clip, streams: Sequence[str]) -> Clip:
   """The clip with these streams only."""
   kept = {stream: clip.streams[stream] for stream in streams}

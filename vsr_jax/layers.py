@@ -72,6 +72,15 @@ class Conv(nn.Module):
     return y
 
 
+class PRelu(nn.Module):
+  """Leaky ReLU with a learned slope a channel, [... c] -> [... c]."""
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    slope = self.param("slope", nn.initializers.constant(0.25), x.shape[-1:])
+    return jnp.where(x >= 0, x, x * broadcast_channels(slope, x))
+
+
 class FrozenBatchNorm(nn.Module):
   """Batch normalisation of [b h w c] with stored statistics, which are parameters here.
 
