@@ -38,19 +38,22 @@ class KEEP:
     arch: sizes and choices.
     dtype: type in which convolutions and matrix products are computed; latents and logits are
       float32 whatever it is.
+    remat: recompute activations of residual blocks in the backward pass, to save memory.
   """
 
   arch: Architecture = RELEASED
   dtype: jnp.dtype = jnp.float32
+  remat: bool = False
 
   @property
   def encoder(self) -> Encoder:
     a = self.arch
-    return Encoder(a.width, a.multiples, a.emb_dim, a.res_blocks, self.dtype)
+    return Encoder(a.width, a.multiples, a.emb_dim, a.res_blocks, self.dtype, self.remat)
 
   @property
   def generator(self) -> Generator:
-    return Generator(self.arch.width, self.arch.multiples, self.arch.res_blocks, self.dtype)
+    a = self.arch
+    return Generator(a.width, a.multiples, a.res_blocks, self.dtype, self.remat)
 
   @property
   def code_predictor(self) -> CodePredictor:
