@@ -32,6 +32,7 @@ from vsr_jax import cli, evaluation, files, given_outputs, runtime, video
 from vsr_jax.data_prep.clip import BLUR_BICUBIC, SHARP, Clip
 from vsr_jax.data_prep.folders import FileStream
 from vsr_jax.data_prep.opening import choose_clips
+from vsr_jax.enlarge import enlarger
 from vsr_jax.errors import UserError
 from vsr_jax.evaluation import Job
 from vsr_jax.given_outputs import GivenOutputs
@@ -149,10 +150,10 @@ def restore_and_save(
       path = _saved_clip(folder, clip)
       writer = stack.enter_context(video.open_writer(path, *clip.sizes[SHARP], SAVED_RATE))
     frames = clip.decode_each(BLUR_BICUBIC, range(clip.length))
-    tile = streaming.fitting_tile(restorer, *clip.sizes[BLUR_BICUBIC])
+    tile = enlarger.fitting_tile(restorer, *clip.sizes[BLUR_BICUBIC])
     if tile:
       tqdm.tqdm.write(f"note: {clip.name} does not fit whole, restored by tiles of {tile} pixels")
-    for number, output in enumerate(streaming.restore_frames(restorer, frames, tile)):
+    for number, output in enumerate(enlarger.enlarge_frames(restorer, frames, tile)):
       if writer:
         writer.write(output)
       yield number, output

@@ -8,7 +8,7 @@ import shutil
 import signal
 import sys
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
 
@@ -30,15 +30,15 @@ class StandIn:
   """Takes the place of `fmanet_jax.streaming`: restores by repeating pixels."""
 
   def __init__(self):
-    self.arch = Architecture()
-    self.before = lambda frame: None  # called with every frame that is about to be restored
+    self.arch, self.before = Architecture(), lambda frame: None  # called before every frame
 
   def load(self, checkpoint, dtype):
     self.checkpoint = checkpoint
-    return FMANet(self.arch, jnp.dtype(dtype)), {}
+    return FMANet(self.arch, jax.numpy.dtype(dtype)), {}
 
   def Restorer(self, model, params):
-    self.model, self.mesh, self.group_size = model, None, 1
+    self.model, self.scale, self.context, self.overlap = model, 4, 1, 16
+    self.device, self.memory_needed = jax.devices()[0], lambda height, width: 0
     return self
 
   def stream(self, frames):
@@ -106,7 +106,7 @@ def check(row, wanted, method="FMA-Net"):
 
 @pytest.mark.parametrize("tile", [None, 20])  # by itself where whole frames do not fit
 def test_interior_frames_are_scored_as_the_metrics_say(run, data, monkeypatch, tile):
-  monkeypatch.setattr(evaluate.streaming, "fitting_tile", lambda *_: tile)
+  monkeypatch.setattr(evaluate.enlarger, "fitting_tile", lambda *_: tile)
   found = run(data)
   assert found["complete"]
   assert found["skipped"] == {}
@@ -143,10 +143,10 @@ def test_longer_windows_leave_out_more_frames(run, data, stand_in):
 def test_checkpoint_and_dtype_reach_the_restorer(run, data, stand_in):
   found = run(data, "--checkpoint", "weights", "--dtype", "bfloat16")
   assert stand_in.checkpoint == found["checkpoint"] == "weights"
-  assert stand_in.model.dtype == jnp.bfloat16
+  assert stand_in.model.dtype == jax.numpy.bfloat16
   found = run(data)
   assert stand_in.checkpoint is found["checkpoint"] is None
-  assert stand_in.model.dtype == jnp.float32
+  assert stand_in.model.dtype == jax.numpy.float32
 
 
 def test_the_table_shows_what_the_json_holds(run, data, tmp_path, capsys):

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vsr_jax import torch_files
+from vsr_jax import array_files, torch_files
 from vsr_jax.errors import UserError
 from vsr_jax.flow import (
   gmflow_conversion,
@@ -34,7 +34,7 @@ def load(path: str | Path) -> tuple[Network, dict[str, Any]]:
   """
   source = str(path)
   if Path(path).suffix == ".npz":
-    state = spynet_conversion.read_npz(path)
+    state = array_files.read(path)
   else:
     state = torch_files.unwrap(torch_files.load(path), ("model", "state_dict", "params"), source)
   return from_state_dict(state, source)
