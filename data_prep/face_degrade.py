@@ -92,6 +92,16 @@ class Degradation:
         f"degradation: kernel_size = {self.kernel_size} must be odd, scale = {self.scale} positive"
       )
 
+  def at_size(self, size: int) -> Degradation:
+    """The same blur for faces of `size` pixels instead of 512, in parts of the face.
+
+    Widths of the blur are multiplied by size / 512, and the kernel's side likewise, to an odd one.
+    """
+    part = size / 512
+    ranges = {name: tuple(part * x for x in getattr(self, name)) for name in ("sigma_x", "sigma_y")}
+    kernel = max(3, 2 * round((self.kernel_size * part - 1) / 2) + 1)
+    return self if part == 1 else dataclasses.replace(self, **ranges, kernel_size=kernel)
+
 
 PRESETS = {
   # The released training configuration.

@@ -65,7 +65,7 @@ class KEEP:
     a = self.arch
     sizes = (a.heads, a.gain_head_dim, a.gain_layers)
     return {
-      "network": kalman.GainNetwork(*sizes, self.dtype, a.attend_first_frame),
+      "network": kalman.GainNetwork(*sizes, self.dtype, a.attend_first_frame, a.causal),
       "constant": kalman.ConstantGain(),
       "fixed": kalman.FixedGain(a.fixed_gain),
       "none": kalman.FixedGain(0.0),
