@@ -97,10 +97,12 @@ class Degradation:
 
     Widths of the blur are multiplied by size / 512, and the kernel's side likewise, to an odd one.
     """
+    if size == 512:
+      return self
     part = size / 512
-    ranges = {name: tuple(part * x for x in getattr(self, name)) for name in ("sigma_x", "sigma_y")}
+    sigma_x, sigma_y = ((part * x[0], part * x[1]) for x in (self.sigma_x, self.sigma_y))
     kernel = max(3, 2 * round((self.kernel_size * part - 1) / 2) + 1)
-    return self if part == 1 else dataclasses.replace(self, **ranges, kernel_size=kernel)
+    return dataclasses.replace(self, sigma_x=sigma_x, sigma_y=sigma_y, kernel_size=kernel)
 
 
 PRESETS = {
