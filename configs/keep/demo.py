@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from vsr_jax.configs.keep import base
 
-STEPS = {"vqgan": 20_000, "prediction": 6_000, "fusion": 2_000}
+STEPS = {"vqgan": 8_000, "prediction": 4_000, "fusion": 1_000}
 
 
 def get_config(stage: str = "vqgan") -> ConfigDict:
@@ -27,12 +27,12 @@ def get_config(stage: str = "vqgan") -> ConfigDict:
   c = base.defaults(stage)
   c.steps = STEPS[stage]
 
-  c.model.update(image_size=128, width=32, multiples=(1, 2, 2, 4), res_blocks=1)
+  c.model.update(image_size=128, width=32, multiples=(1, 2, 2, 3), res_blocks=1)
   c.model.update(emb_dim=64, codes=512, dim=128, heads=4, layers=4)
   c.model.update(gain_head_dim=16, gain_layers=1, flow="raft_small")
   c.model.update(cfa_head_dim=32)
   if stage == "fusion":
-    c.model.update(cft=(16, 32, 64), cfa=(16, 32))
+    c.model.update(cft=(16, 32), cfa=(16, 32))
 
   c.data.batch = 4 if stage == "vqgan" else 1
   c.data.frames = 6
@@ -50,7 +50,7 @@ def get_config(stage: str = "vqgan") -> ConfigDict:
   c.discriminator.width = 32 if stage == "vqgan" else 16
   c.discriminator.layers = 3
   # A discriminator that starts early keeps a small codebook from forming.
-  c.discriminator.start = {"vqgan": 8_000, "fusion": 200}.get(stage, 0)
+  c.discriminator.start = {"vqgan": 4_000, "fusion": 100}.get(stage, 0)
   if stage == "vqgan":
     c.train.restart_below = 0.02
   c.train.clip_norm = 1.0

@@ -44,21 +44,21 @@ def stage_1_fixture():
   template = {name: template[name] for name in ("codebook", "generator")}
   template["hq_encoder"] = param_shapes(model)["encoder"]
   params = convert(part("vqgan"), table, template, "keep_stage1")
-  _, discriminator = golden.patch_discriminator(part("discriminator"), "keep_stage1")
-  return data, model, params, table, discriminator
+  _, variables = golden.patch_discriminator(part("discriminator"), "keep_stage1")
+  return data, model, params, table, variables["params"]
 
 
 @functools.cache
 def stage_1_step():
   """Total, terms, contest, gradients of both networks and the variables after a step."""
-  data, model, params, _, variables = stage_1_fixture()
+  data, model, params, _, discriminator = stage_1_fixture()
   weights = {"pixel": 1.0, "perceptual": 0.0, "codebook": 1.0, "adversarial": 0.8}
   stage = stages.make_stage(
     "vqgan", model, stages.Options(weights, adaptive=True),
     {"networks": lambda _: 0.0, "discriminator": lambda _: 0.0}, discriminator_size=(32, 4),
   )  # fmt: skip
   truth = golden.channels_last(data["input"])
-  own = {"discriminator": {"batch_stats": variables["batch_stats"]}} | stage.variables()
+  own = {"discriminator": stage.opponent.init(jax.random.key(0))[1]} | stage.variables()
 
   @jax.jit  # what runs backwards is slow without LLVM's optimizations
   def run(params, discriminator, own, truth):
@@ -72,7 +72,7 @@ def stage_1_step():
     (total, (terms, contest)), gradients = jax.value_and_grad(loss, has_aux=True)(params)
     return total, terms, contest, gradients, opponent_gradients(judge, contest)
 
-  return run(params, variables["params"], own, truth)
+  return run(params, discriminator, own, truth)
 
 
 def test_stage_1_terms():
@@ -149,7 +149,7 @@ def test_dead_codes_restart_at_latents_of_the_batch():
 
 def test_the_adaptive_weight_costs_less_than_a_fifth_of_the_step():
   """It needs two gradients at the last kernel, and no pass backwards of its own."""
-  _, model, params, _, variables = stage_1_fixture()
+  _, model, params, _, discriminator = stage_1_fixture()
   flops = {}
   for adaptive in (False, True):
     weights = {"pixel": 1.0, "perceptual": 0.0, "codebook": 1.0, "adversarial": 0.8}
@@ -157,7 +157,7 @@ def test_the_adaptive_weight_costs_less_than_a_fifth_of_the_step():
       "vqgan", model, stages.Options(weights, adaptive=adaptive),
       {"networks": lambda _: 0.0, "discriminator": lambda _: 0.0}, discriminator_size=(32, 4),
     )  # fmt: skip
-    own = {"discriminator": {"batch_stats": variables["batch_stats"]}} | stage.variables()
+    own = {"discriminator": stage.opponent.init(jax.random.key(0))[1]} | stage.variables()
 
     def gradients(params, discriminator, own, truth, stage=stage):
       judge = Judge(stage.opponent, discriminator, own, jnp.int32(0))
@@ -170,7 +170,7 @@ def test_the_adaptive_weight_costs_less_than_a_fifth_of_the_step():
       return got, terms, opponent_gradients(judge, contest)
 
     truth = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.uint8)
-    lowered = jax.jit(gradients).lower(params, variables["params"], own, truth)
+    lowered = jax.jit(gradients).lower(params, discriminator, own, truth)
     flops[adaptive] = lowered.cost_analysis()["flops"]
   assert flops[False] < flops[True] < 1.02 * flops[False]
 
