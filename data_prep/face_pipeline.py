@@ -188,13 +188,13 @@ def fit(clip: Clip, frames: Sequence[int] | np.ndarray, size: int) -> np.ndarray
     size: side of an aligned frame, in pixels.
 
   Returns:
-    float64 [t 2 3], see `faces.align.fit`; None for a clip without landmarks.
+    float64 [t 2 3], see `faces.align.fit`; None for a clip that is aligned or without landmarks.
 
   Raises:
     UserError: a frame has no landmarks, or no frame has those of a face.
   """
   count = len(clip.landmarks)
-  if not count:
+  if clip.aligned or not count:
     return None
   if missing := [index for index in frames if index >= count]:
     raise UserError(f"clip {clip.name}, frame {missing[0]}: has no landmarks; make landmarks again")
@@ -232,16 +232,18 @@ def _align_all(
   size: int,
   scale: int,
 ) -> np.ndarray:
-  """Aligns images of a clip; of a clip without landmarks they have to be aligned already."""
+  """Aligns images of a clip; without matrices they have to be aligned already."""
   if matrices is not None:
     pairs = zip(images, matrices, strict=True)
     return np.stack([align(image, matrix, size, scale) for image, matrix in pairs])
   side = size // scale
   for index, image in zip(frames, images, strict=True):
     if image.shape != (side, side, 3):
+      what = f"clip {clip.name}, frame {index}: {image.shape[1]}x{image.shape[0]}"
+      if clip.aligned:
+        raise UserError(f"{what} is aligned at another size than {side}x{side}; make it at that")
       raise UserError(
-        f"clip {clip.name}, frame {index}: {image.shape[1]}x{image.shape[0]} without landmarks is "
-        f"no aligned face of {side}x{side}; make landmarks first"
+        f"{what} without landmarks is no aligned face of {side}x{side}; make landmarks first"
       )
   return np.array(images)
 

@@ -105,12 +105,12 @@ def face_clip(clip: Clip, low_quality: str | Degradation, size: int | None) -> F
 
 
 def aligned_size(clip: Clip) -> int | None:
-  """The side of a clip of faces that are aligned already; None for one with landmarks.
+  """The side of a clip of faces that are aligned already; None for one to be aligned.
 
   Raises:
     UserError: its frames are damaged, or not square.
   """
-  if len(clip.landmarks):
+  if len(clip.landmarks) and not clip.aligned:
     return None
   height, width, _ = clip.decode(SHARP, 0).shape
   if height != width:

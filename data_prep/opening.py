@@ -6,7 +6,7 @@
 A path may be one of these, tried in this order:
 
   a built set   the folder of a version that `data_prep.build` made, such as data/reds/x4/1.0.0
-  a clip set    what `data_prep.prepare` wrote, see `clip_set.py`
+  a clip set    what `prepare`, `animate` or `align` of data_prep wrote, see `clip_set.py`
   a release     the downloads of REDS, GoPro or VFHQ, see the `release.py` of each builder
   plain frames  a folder of images, a zip, or a folder of such folders and zips: the stream sharp
 """
@@ -17,9 +17,9 @@ import dataclasses
 import logging
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from vsr_jax.data_prep import built, clip_set, flow_store
+from vsr_jax.data_prep import built, clip_set, flow_store, meta_info
 from vsr_jax.data_prep.builders.gopro import release as gopro
 from vsr_jax.data_prep.builders.reds import release as reds
 from vsr_jax.data_prep.builders.releases import ReleasedClip, TextLandmarks
@@ -215,18 +215,12 @@ class _Found(NamedTuple):
   sizes: Mapping[str, tuple[int, int]] | None = None
   landmarks: Landmarks = ()
   released_flow: pathlib.Path | None = None
+  aligned: bool = False
 
 
 def _list(path: pathlib.Path, split: str, streams: Sequence[str] | None) -> list[_Found]:
   if (path / clip_set.INDEX).exists():
-    return [
-      _Found(
-        name := entry["name"],
-        clip_set.find_streams(path, name, streams or STREAMS),
-        entry.get("rate", 0.0),
-      )
-      for entry in clip_set.read_index(path)
-    ]
+    return [_found_in_clip_set(path, entry, streams) for entry in clip_set.read_index(path)]
   if reds.is_there(path):
     return [
       _Found(clip.name, clip.streams, clip.rate, released_flow=reds.find_flow(path, clip))
@@ -253,6 +247,18 @@ def _list(path: pathlib.Path, split: str, streams: Sequence[str] | None) -> list
       "(dataset_info.json), nor REDS (train_blur_bicubic/...), GoPro or VFHQ"
     )
   return [_Found(name, {SHARP: frames}, sizes={}) for name, frames in plain.items()]
+
+
+def _found_in_clip_set(
+  path: pathlib.Path, entry: Mapping[str, Any], streams: Sequence[str] | None
+) -> _Found:
+  name, aligned = entry["name"], entry.get("aligned", False)
+  found = clip_set.find_streams(path, name, streams or ((SHARP,) if aligned else STREAMS))
+  text = f"{meta_info.FOLDER}/{name}.txt"
+  points: Landmarks = ()
+  if SHARP in found and (path / text).is_file():
+    points = TextLandmarks(path, text, found[SHARP].names)
+  return _Found(name, found, entry.get("rate", 0.0), landmarks=points, aligned=aligned)
 
 
 def _asked_streams(clip: ReleasedClip, streams: Sequence[str] | None) -> Mapping[str, FileStream]:
@@ -287,7 +293,8 @@ def _open_files(found: _Found, labels: Labels | None) -> Clip:
     _check_sizes(found.streams, sizes)
   if labels is None and found.released_flow and BLUR_BICUBIC in sizes:
     labels = ReleasedFlow(found.released_flow, tuple(stems), *sizes[BLUR_BICUBIC])
-  return Clip(found.name, len(longest), found.streams, found.rate, sizes, found.landmarks, labels)
+  points, aligned = found.landmarks, found.aligned
+  return Clip(found.name, len(longest), found.streams, found.rate, sizes, points, labels, aligned)
 
 
 def _check_sizes(streams: Mapping[str, FileStream], sizes: Mapping[str, tuple[int, int]]) -> None:

@@ -174,6 +174,14 @@ def test_depthwise_convolution(shape):
   assert_forms_agree(*forms, normal(0, *shape, 6), normal(1, 3, 3, 6))
 
 
+@pytest.mark.parametrize(("shape", "start"), [((1, 6, 7), 0), ((2, 5, 4), 1)])
+def test_strided_depthwise_convolution(shape, start):
+  x, kernel = normal(0, *shape, 6), normal(1, 3, 3, 6)
+  want = depthwise.depthwise_convolve_definition(x, kernel)[:, start::2, start::2]
+  got = depthwise.depthwise_convolve_strided(x, kernel, 2, start)
+  np.testing.assert_allclose(got, want, **CLOSE)
+
+
 def weights(seed, *shape, bias=False):
   kernel = normal(seed, *shape) / np.sqrt(np.prod(shape[:-1])).astype(np.float32)
   return KernelAndBias(kernel, normal(seed + 50, shape[-1]) if bias else None)
