@@ -198,7 +198,7 @@ def test_a_causal_model_restores_each_frame_as_it_comes():
   model, params = tiny.load(tiny.change(causal=True))
   clip = tiny.as_uint8(tiny.clip())
   taken = []
-  stream = Restorer(model, params, window=3).stream(
+  stream = Restorer(model, params, window=3, look_ahead=1).stream(
     taken.append(i) or x for i, x in enumerate(clip)
   )
   next(stream)
