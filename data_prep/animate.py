@@ -260,10 +260,7 @@ def find_landmarks(still: np.ndarray, detect: detector.Detector) -> np.ndarray:
 
 
 def render(still: np.ndarray, motion: Motion, size: int) -> Iterator[np.ndarray]:
-  """Renders the frames of a clip, each from the still itself.
-
-  Points are sampled at least as densely as the still's pixels, by cubic interpolation (positions
-  are rounded to 1/32 of its pixel), and averaged over each pixel of the frame.
+  """Renders the frames of a clip; see `render_part`.
 
   Args:
     still: uint8 RGB [n n 3].
@@ -273,17 +270,45 @@ def render(still: np.ndarray, motion: Motion, size: int) -> Iterator[np.ndarray]
   Yields:
     t frames, uint8 RGB [size size 3].
   """
-  side = len(still)
-  line = (np.arange(size * (factor := math.ceil(side / size)), dtype=np.float32) + 0.5) / (
-    size * factor
-  )
-  points = np.stack(np.meshgrid(line, line), -1)
-  coarse = points.reshape(size, factor, size, factor, 2).mean((1, 3))
-  colours = still.astype(np.float32)
+  return render_part(still, (0, 0, len(still)), motion, (size, size), (0, 0, size))
+
+
+def render_part(
+  picture: np.ndarray,
+  still: tuple[int, int, int],
+  motion: Motion,
+  shape: tuple[int, int],
+  place: tuple[int, int, int],
+) -> Iterator[np.ndarray]:
+  """Renders the frames of a clip, each from the picture itself.
+
+  Points are sampled at least as densely as the picture's pixels, by cubic interpolation (positions
+  are rounded to 1/32 of its pixel), and averaged over each pixel of the frame.
+
+  Args:
+    picture: uint8 RGB [h w 3], which holds the still; beyond its border it is mirrored.
+    still: left, top and side of the aligned still in the picture, in pixels.
+    motion: of t frames.
+    shape: height and width of a frame, in pixels.
+    place: left, top and side of the aligned still in a frame without motion, in pixels.
+
+  Yields:
+    t frames, uint8 RGB [*shape 3].
+  """
+  factor = math.ceil(still[2] / place[2])
+  height, width = shape
+  lines = [
+    ((np.arange(factor * length) + 0.5) / factor - start) / place[2]
+    for length, start in zip((width, height), place, strict=False)
+  ]
+  points = np.stack(np.meshgrid(*lines), -1).astype(np.float32)
+  coarse = points.reshape(height, factor, width, factor, 2).mean((1, 3))
+  corner = np.array(still[:2], np.float32) - 0.5
+  colours = picture.astype(np.float32)
   for t in range(len(motion)):
-    places = side * head_motion.source_points(motion, t, points) - np.float32(0.5)
+    places = still[2] * head_motion.source_points(motion, t, points) + corner
     image = cv2.remap(colours, places, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
-    image = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
+    image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
     image *= head_motion.light(motion, t, coarse)
     yield np.clip(np.rint(image), 0, 255).astype(np.uint8)
 

@@ -279,7 +279,11 @@ def moved_landmarks(motion: Motion) -> np.ndarray:
 
 
 def light(motion: Motion, frame: int, points: np.ndarray) -> np.ndarray:
-  """By what the light multiplies the colours at points [... 2] of a frame: float64 RGB [... 3]."""
+  """By what the light multiplies the colours at points [... 2] of a frame: float RGB [... 3].
+
+  Beyond the portrait it is as at its border.
+  """
+  points = np.clip(points, 0, 1)
   at = {name: motion.curves[name][frame] for name in LIGHT}
   slope = at["slope_x"] * (points[..., 0] - 0.5) + at["slope_y"] * (points[..., 1] - 0.5)
   colour = np.array([at["warmth"], 0.0, -at["warmth"]])

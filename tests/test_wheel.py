@@ -66,6 +66,13 @@ def test_a_wheel_has_no_names_but_the_packages(installed):
 
 
 @pytest.mark.slow
+def test_a_wheel_holds_the_weights_that_ship(installed):
+  assets = {name for name in tracked() if "/assets/" in name}
+  assert {"vsr_jax/faces/assets/mesh.npz", "vsr_jax/flow/assets/raft_small.npz"} <= assets
+  assert assets <= set(zipfile.ZipFile(installed[0]).namelist())
+
+
+@pytest.mark.slow
 def test_strangers_packages_of_our_folders_names_stay_theirs(installed):
   program = """
 import fmanet_jax.evaluate, fmanet_jax.train, keep_jax.restore

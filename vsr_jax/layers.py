@@ -127,3 +127,18 @@ class DepthwiseNorm(nn.Module):
     kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, x.shape[-1]))
     x = depthwise_convolve_strided(x, kernel, self.stride)
     return FrozenBatchNorm(self.epsilon, name="norm")(x)
+
+
+class DenseOfImage(nn.Module):
+  """A vector of `features` from all of an image: [n h w c] -> [n features]."""
+
+  features: int
+  use_bias: bool = False
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    kernel = self.param("kernel", nn.initializers.lecun_normal(), (*x.shape[1:], self.features))
+    y = jnp.einsum("nhwc,hwcd->nd", x, kernel)
+    if self.use_bias:
+      y += self.param("bias", nn.initializers.zeros, (self.features,))[None]
+    return y

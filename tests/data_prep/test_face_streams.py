@@ -73,6 +73,9 @@ def test_low_quality_frames_of_the_set():
 def test_the_size_of_aligned_clips():
   assert aligned_size(clip_of(64, 64)) == 64
   assert aligned_size(clip_of(96, 128, landmarks())) is None
+  aligned = dataclasses.replace(clip_of(64, 64, landmarks()), aligned=True)
+  assert aligned_size(aligned) == 64
+  assert face_clip(aligned, MILD, 64).matrices is None
   with pytest.raises(UserError, match="clip anna: 128x96 without landmarks is no aligned face"):
     aligned_size(clip_of(96, 128))
 

@@ -31,7 +31,7 @@ from vsr_jax.conversion import (
   with_bias,
 )
 from vsr_jax.faces import align as similarity
-from vsr_jax.layers import ConvNorm, DepthwiseNorm, FrozenBatchNorm, PRelu
+from vsr_jax.layers import ConvNorm, DenseOfImage, DepthwiseNorm, FrozenBatchNorm, PRelu
 
 ASSET = Path(__file__).parent / "assets" / "mobileface.npz"
 
@@ -50,21 +50,6 @@ TEMPLATE = np.array(
 )
 
 Params = Mapping[str, Any]
-
-
-class DenseOfImage(nn.Module):
-  """A vector of `features` from all of an image: [n h w c] -> [n features]."""
-
-  features: int
-  use_bias: bool = False
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    kernel = self.param("kernel", nn.initializers.lecun_normal(), (*x.shape[1:], self.features))
-    y = jnp.einsum("nhwc,hwcd->nd", x, kernel)
-    if self.use_bias:
-      y += self.param("bias", nn.initializers.zeros, (self.features,))[None]
-    return y
 
 
 class InvertedResidual(nn.Module):

@@ -150,11 +150,12 @@ def test_depthwise_convolution(shape):
   assert_forms_agree(*forms, normal(0, *shape, 6), normal(1, 3, 3, 6))
 
 
-@pytest.mark.parametrize("shape", [(1, 6, 7), (2, 5, 4)])
-def test_strided_depthwise_convolution(shape):
+@pytest.mark.parametrize(("shape", "start"), [((1, 6, 7), 0), ((2, 5, 4), 1)])
+def test_strided_depthwise_convolution(shape, start):
   x, kernel = normal(0, *shape, 6), normal(1, 3, 3, 6)
-  want = depthwise.depthwise_convolve_definition(x, kernel)[:, ::2, ::2]
-  np.testing.assert_allclose(depthwise.depthwise_convolve_strided(x, kernel, 2), want, **CLOSE)
+  want = depthwise.depthwise_convolve_definition(x, kernel)[:, start::2, start::2]
+  got = depthwise.depthwise_convolve_strided(x, kernel, 2, start)
+  np.testing.assert_allclose(got, want, **CLOSE)
 
 
 def weights(seed, *shape, bias=False):
