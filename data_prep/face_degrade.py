@@ -92,6 +92,18 @@ class Degradation:
         f"degradation: kernel_size = {self.kernel_size} must be odd, scale = {self.scale} positive"
       )
 
+  def at_size(self, size: int) -> Degradation:
+    """The same blur for faces of `size` pixels instead of 512, in parts of the face.
+
+    Widths of the blur are multiplied by size / 512, and the kernel's side likewise, to an odd one.
+    """
+    if size == 512:
+      return self
+    part = size / 512
+    sigma_x, sigma_y = ((part * x[0], part * x[1]) for x in (self.sigma_x, self.sigma_y))
+    kernel = max(3, 2 * round((self.kernel_size * part - 1) / 2) + 1)
+    return dataclasses.replace(self, sigma_x=sigma_x, sigma_y=sigma_y, kernel_size=kernel)
+
 
 PRESETS = {
   # The released training configuration.

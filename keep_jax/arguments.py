@@ -9,7 +9,7 @@ import argparse
 import re
 from collections.abc import Callable
 
-from keep_jax import streaming
+from keep_jax import background, streaming
 from vsr_jax import cli
 from vsr_jax.faces import detector, sharpness
 
@@ -28,7 +28,7 @@ def add_arguments(parser: cli.Parser) -> None:
   add_network_arguments(parser)
   _add_choice_arguments(add)
   add("--upscale", type=float, default=1.0, metavar="S", help="enlarge frames so much; default: 1")
-  add("--background", metavar="VIDEO", help="what to paste into: the whole clip, enlarged")
+  background.add_arguments(parser)
   add("--detector", choices=detector.NAMES, default="mtcnn", help="default: mtcnn, which ships")
   add("--detector-weights", metavar="FILE", help="the checkpoint of another detector")
   add(
@@ -136,8 +136,10 @@ def check_arguments(parser: cli.Parser, args: argparse.Namespace) -> None:
     for name in (*whole, "min_face", "min_score", "skip_sharp"):
       if getattr(args, name):
         parser.error(f"--{name.replace('_', '-')} is for whole frames, not for --aligned")
-    if args.upscale != 1:
-      parser.error("--upscale is for whole frames, not for --aligned")
+    for name, default in (("upscale", 1), ("background_model", background.LANCZOS)):
+      if getattr(args, name) != default:
+        parser.error(f"--{name.replace('_', '-')} is for whole frames, not for --aligned")
+  background.check_arguments(parser, args)
   check_network_arguments(parser, args)
   if not args.min_face >= 0:
     parser.error(f"--min-face {args.min_face:g}: must be 0 or more")

@@ -20,7 +20,7 @@ import pytest
 
 from tests.support.torch_writer import save_state_dict
 from tests.vsr_jax.ops import numeric
-from vsr_jax import array_files, convert_lpips, lpips, lpips_conversion
+from vsr_jax import convert_lpips, lpips, lpips_conversion
 from vsr_jax.errors import UserError
 
 PARITY = Path(__file__).parents[1] / "parity" / "face_networks.npz"
@@ -224,13 +224,3 @@ def test_a_package_of_something_else_is_refused(tmp_path, run_main):
     said = run_main(convert_lpips.main, tmp_path / "damaged.tar.gz", code=2)
     assert "damaged.tar.gz" in said.err
   assert not (tmp_path / "new").exists()
-
-
-def test_weights_are_stored_whole_or_not_at_all(tmp_path):
-  params = {"alexnet": {"conv0": {"bias": np.arange(3.0)}}}
-  array_files.save_params(params, tmp_path / "x.npz", np.float16)
-  with np.load(tmp_path / "x.npz") as file:
-    assert file["alexnet/conv0/bias"].dtype == np.float16
-  with pytest.raises(OSError, match="missing"):
-    array_files.save_params(params, tmp_path / "missing" / "x.npz")
-  assert [path.name for path in tmp_path.iterdir()] == ["x.npz"]

@@ -220,11 +220,9 @@ def from_mxnet(state: Mapping[str, np.ndarray], source: str = "state dict") -> d
   return convert(state, mobileface_rules(), mobileface_template(), source)
 
 
-def from_state_dict(
-  state: Mapping[str, np.ndarray], source: str = "state dict", net: IRSE50 | None = None
-) -> dict[str, Any]:
-  """Converts a state dict of IR-SE50; `net` has the sizes where they are not the released ones."""
-  return convert(state, ir_se50_rules(), _template("ir_se50", net or IRSE50()), source)
+def from_state_dict(state: Mapping[str, np.ndarray], source: str = "state dict") -> dict[str, Any]:
+  """Converts a state dict of IR-SE50."""
+  return convert(state, ir_se50_rules(), _template("ir_se50", IRSE50()), source)
 
 
 def _template(name: str, net: MobileFace | IRSE50) -> dict[str, Any]:
