@@ -76,7 +76,8 @@ def face_clip(clip: Clip, low_quality: str | Degradation, size: int | None) -> F
 
   Args:
     clip: a clip of faces: with landmarks, or aligned already.
-    low_quality: the stream that has the low-quality frames, or how to make them.
+    low_quality: the stream that has the low-quality frames, or how to make them of frames whose
+      faces are of 512 pixels; for clips that are aligned at another size, see `at_size`.
     size: side of the aligned faces, in pixels; None for whole frames.
 
   Raises:
@@ -94,6 +95,9 @@ def face_clip(clip: Clip, low_quality: str | Degradation, size: int | None) -> F
       )
   else:
     scale = low_quality.scale
+  aligned = clip.aligned or (size is not None and not len(clip.landmarks))
+  if aligned and isinstance(low_quality, Degradation):
+    low_quality = low_quality.at_size(height)
   if size is None:
     points = _landmarks(clip)
     return FaceClip(clip, low_quality, scale, (height, width), None, points)
