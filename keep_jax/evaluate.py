@@ -299,7 +299,7 @@ def make_table(
   methods = [BICUBIC, *setting.methods]
   if "flow" in measuring.names:
     methods.append(TRUTH)
-    notes.append(f"Row {TRUTH}: its own warping error; a blurred clip's is smaller.")
+    notes.append(f"Row {TRUTH}: its own warping error; that of a blurred clip can be smaller.")
   notes += evaluation_networks.describe(measuring)
   return ScoreTable(methods, measuring.metrics, entries, notes, mean_of_clips=True)
 
