@@ -13,15 +13,17 @@ import shutil
 import signal
 import sys
 import tempfile
+import types
 from collections.abc import Callable, Iterator
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most programs here run once, on small arrays: they compile five times as fast without LLVM's
 # optimisations and without emitters that go through MLIR (which jaxlib 0.12 always uses; an unknown
-# extra option is passed over, an unknown flag ends the process). `make test-full` leaves both on.
+# extra option is passed over, an unknown flag ends the process), and in one piece instead of 32,
+# which other threads would compile. `make test-full` leaves all that as it is.
 os.environ.setdefault(
   "XLA_FLAGS",
-  "--xla_backend_optimization_level=0"
+  "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
   " --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters",
 )
 # Programs that several tests, workers or commands compile: one folder a session, none of the user.
@@ -41,6 +43,9 @@ import jax
 import pytest
 
 from vsr_jax import cli, memory, video
+
+# TensorBoard reads events by TensorFlow where that is installed: seconds to import, and 0.4 GB.
+sys.modules["tensorboard.compat.notf"] = types.ModuleType("tensorboard.compat.notf")
 
 jax.config.update("jax_num_cpu_devices", 8)
 # Again, since a plugin of pytest may have imported JAX before this file.
