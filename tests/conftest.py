@@ -62,8 +62,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("suite")
 
-# Bytes of a worker above which compiled programs are dropped after a test file; were they always
-# dropped, every file would compile its small operations anew.
+# Bytes of a worker above which compiled programs and caches of the tests are dropped after a test
+# file; were they always dropped, every file would compile its small operations anew.
 MAX_RESIDENT = 1.5e9
 
 # The files that take longest, in that order. They begin first, so that in the end no process works
@@ -107,10 +107,14 @@ def shared() -> pathlib.Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def bounded_memory() -> Iterator[None]:
-  """Frees what a file's tests compiled, where that is much."""
+  """Frees what a file's tests compiled and keep, where that is much."""
   yield
   pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
   if pages * os.sysconf("SC_PAGE_SIZE") > MAX_RESIDENT:
+    for name in [name for name in sys.modules if name.startswith("tests.")]:
+      for value in vars(sys.modules[name]).values():
+        if hasattr(value, "cache_clear"):  # `functools.cache` of models, fixtures, programs
+          value.cache_clear()
     jax.clear_caches()
     gc.collect()
     memory.release_freed_memory()

@@ -19,16 +19,15 @@ def jit(function: Callable, **options: Any) -> Callable:
   return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0}, **options)
 
 
-def random_params(init: Callable[[jax.Array], Any]) -> Any:
+def random_params(shapes: Any) -> Any:
   """Parameters in which nothing is zero, with outputs of about the size of the inputs.
 
   By NumPy: initialisers take far longer to compile than a small model to run. A leaf's values
   follow from its name and shape, so that the same one is the same in every architecture.
 
   Args:
-    init: makes the parameters of a key; it is only asked for their shapes.
+    shapes: nested dicts of `jax.ShapeDtypeStruct`.
   """
-  shapes = jax.eval_shape(init, jax.random.key(0))
   return jax.tree_util.tree_map_with_path(_random_leaf, shapes)
 
 
@@ -38,7 +37,7 @@ def _random_leaf(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
   if leaf.ndim > 1:
     noise /= np.sqrt(np.prod(leaf.shape[:-1]))
   else:
-    noise = 0.1 * noise + name.endswith("scale")
+    noise = 0.1 * noise + name.endswith(("scale", "temperature"))
   return jnp.asarray(noise, leaf.dtype)
 
 
