@@ -37,7 +37,7 @@ def _random_leaf(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
   if leaf.ndim > 1:
     noise /= np.sqrt(np.prod(leaf.shape[:-1]))
   else:
-    noise = 0.1 * noise + name.endswith(("scale", "temperature"))
+    noise = 0.1 * noise + name.endswith("scale")
   return jnp.asarray(noise, leaf.dtype)
 
 
