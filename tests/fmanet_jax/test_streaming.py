@@ -179,8 +179,8 @@ def test_a_stream_is_read_only_as_far_as_its_windows_reach():
     assert taken <= i + 3  # one frame ahead for the window, one for the step that runs ahead
 
 
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (5, 3)])
-def test_tiny_frames_are_restored_and_compiling_is_told(height, width, caplog):
+def test_tiny_frames_are_restored_and_compiling_is_told(caplog):
+  height, width = 1, 2
   frames = noise(2, height, width)
   with caplog.at_level(logging.DEBUG, "vsr_jax.compiling"):
     results = list(one_device().stream(frames))
@@ -203,25 +203,25 @@ def natural_clip(size):
   return np.stack([resize_bicubic(view, 0.25) for view in views])
 
 
-def random_weights():
-  return fmanet.load(
-    dataclasses.replace(TINY, dim=12, scale=4, kernel_down=4, heads=2, frma_blocks=2)
-  )
+@functools.cache
+def of_scale_4():
+  """The most for K^R."""
+  return Restorer(*fmanet.load(dataclasses.replace(TINY, scale=4, kernel_down=4, kernel_up=3)))
 
 
-def demo_weights():
+def demonstration():
   if not streaming.DEMO_WEIGHTS.is_dir():
     pytest.skip("the demonstration weights are missing")
-  return streaming.load()
+  return Restorer(*streaming.load())
 
 
-@pytest.mark.parametrize(
-  ("make", "size", "tile"),
-  [(random_weights, 96, 64), pytest.param(demo_weights, 96, 64, marks=pytest.mark.slow)],
-)
-def test_tiles_show_no_seams(make, size, tile):
-  restorer = Restorer(*make())
-  frames, s = natural_clip(size), restorer.model.arch.scale
+TILE = 64
+
+
+@pytest.mark.parametrize("make", [of_scale_4, pytest.param(demonstration, marks=pytest.mark.slow)])
+def test_tiles_show_no_seams(make):
+  restorer, tile = make(), TILE
+  frames, s = natural_clip(96), restorer.model.arch.scale
   whole, tiled = (
     np.array(list(restore_frames(restorer, frames, size))).astype(np.float32)
     for size in (None, tile)
@@ -239,19 +239,16 @@ def test_tiles_show_no_seams(make, size, tile):
     assert steeper[0] / steeper[1] == pytest.approx(1, abs=0.05)
 
 
-@pytest.mark.parametrize(
-  "arch",
-  [
-    dataclasses.replace(TINY, scale=4, kernel_down=4, kernel_up=3),  # most for K^R
-    pytest.param(  # most for the alignment
-      dataclasses.replace(TINY, dim=30, frma_blocks=3, frames=5), marks=pytest.mark.slow
-    ),
-  ],
-)
-def test_the_estimated_memory_is_about_what_xla_takes(arch):
-  model, params = fmanet.load(arch)
-  restorer = Restorer(model, params)
-  h, w = 48, 64
+def of_5_frames():
+  """The most for the alignment."""
+  return Restorer(*fmanet.load(dataclasses.replace(TINY, dim=30, frma_blocks=3, frames=5)))
+
+
+@pytest.mark.parametrize("make", [of_scale_4, pytest.param(of_5_frames, marks=pytest.mark.slow)])
+def test_the_estimated_memory_is_about_what_xla_takes(make):
+  restorer = make()
+  model = restorer.model
+  h, w = TILE, TILE  # tiles are compiled already
   _, (group, f0) = restorer._shapes(h, w)
   held = (group,) * restorer._groups_held, (f0,) * restorer._groups_with_f0
   _, program = restorer._compiled(h, w)

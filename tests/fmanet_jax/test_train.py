@@ -35,8 +35,8 @@ ROOT = pathlib.Path(__file__).parents[2]
 SMALL = {
   "model.dim": 6,
   "model.kernel_down": 4,
-  "model.kernel_up": 3,
-  "model.flows": 2,
+  "model.kernel_up": 1,
+  "model.flows": 1,
   "model.frma_blocks": 1,
   "model.rdb_blocks": 1,
   "model.attention_blocks": 1,
