@@ -38,13 +38,14 @@ def time_steps(args: argparse.Namespace) -> dict[str, Any]:
   state = init_state(stage, init, key, shapes, params)
   batch = place_batch(mesh, workload.training_batch(arch.frames, arch.scale, args.batch, args.crop))
   start = time.perf_counter()
-  step = jit_train_step(make_train_step(stage), mesh, shapes).lower(state, batch, key).compile()
+  inputs = batch, key, {}
+  step = jit_train_step(make_train_step(stage), mesh, shapes).lower(state, *inputs).compile()
   compiling = time.perf_counter() - start
   release_freed_memory()  # as the trainer does
   seconds, losses = [], []
   for _ in range(args.steps):
     start = time.perf_counter()
-    state, logs = step(state, batch, key)
+    state, logs = step(state, *inputs)
     jax.block_until_ready((state, logs))
     seconds.append(time.perf_counter() - start)
     losses.append(float(logs["loss"]))

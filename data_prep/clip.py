@@ -48,6 +48,7 @@ class Clip:
     landmarks: by frame float32 [5 2]: eyes, nose and mouth's corners, (x, y) in pixels of the
       sharp frames; empty if there are none.
     flow: flow labels; None when there are none.
+    aligned: whether the frames are aligned faces, although they have landmarks.
   """
 
   name: str
@@ -57,6 +58,7 @@ class Clip:
   sizes: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
   landmarks: Landmarks = ()
   flow: Labels | None = None
+  aligned: bool = False
 
   @property
   def scale(self) -> int:

@@ -20,7 +20,7 @@ import dataclasses
 import itertools
 import math
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -31,7 +31,7 @@ import numpy as np
 from vsr_jax import cli, files, video
 from vsr_jax.errors import UserError
 from vsr_jax.files import write_whole
-from vsr_jax.images import encode_image
+from vsr_jax.images import encode_image, resized
 
 REDUCTIONS = (cv2.INTER_AREA, cv2.INTER_LINEAR, cv2.INTER_CUBIC)
 _STEPS = 16  # parts of a level to which values are rounded before they are summed with weights
@@ -92,6 +92,18 @@ class Degradation:
         f"degradation: kernel_size = {self.kernel_size} must be odd, scale = {self.scale} positive"
       )
 
+  def at_size(self, size: int) -> Degradation:
+    """The same blur for faces of `size` pixels instead of 512, in parts of the face.
+
+    Widths of the blur are multiplied by size / 512, and the kernel's side likewise, to an odd one.
+    """
+    if size == 512:
+      return self
+    part = size / 512
+    sigma_x, sigma_y = ((part * x[0], part * x[1]) for x in (self.sigma_x, self.sigma_y))
+    kernel = max(3, 2 * round((self.kernel_size * part - 1) / 2) + 1)
+    return dataclasses.replace(self, sigma_x=sigma_x, sigma_y=sigma_y, kernel_size=kernel)
+
 
 PRESETS = {
   # The released training configuration.
@@ -127,22 +139,52 @@ def degrade(clip: np.ndarray, rng: np.random.Generator, settings: Degradation) -
   Raises:
     ValueError: the clip is empty, no uint8 RGB, or its sizes cannot be reduced to even ones.
   """
-  t, h, w, c = clip.shape
-  if clip.dtype != np.uint8 or c != 3 or not t:
+  if clip.ndim != 4 or not len(clip):
     raise ValueError(f"a clip is uint8 [t h w 3] with t > 0, not {clip.dtype} {clip.shape}")
-  if h % (2 * settings.scale) or w % (2 * settings.scale):
-    raise ValueError(f"frames of {w}x{h} cannot be reduced by {settings.scale} to even sizes")
+  return np.stack(list(degrade_frames(clip, rng, settings)))
+
+
+def degrade_frames(
+  frames: Iterable[np.ndarray], rng: np.random.Generator, settings: Degradation
+) -> Iterator[np.ndarray]:
+  """`degrade` as a stream: the same low-quality frames, one after the other.
+
+  No more frames are held than the codec looks ahead, some 50 low-quality ones.
+
+  Args:
+    frames: uint8 RGB [s*h s*w 3] each, of one size, h and w even.
+    rng: see `degrade`.
+    settings: likewise.
+
+  Yields:
+    uint8 RGB [h w 3], one a frame.
+
+  Raises:
+    ValueError: a frame is no uint8 RGB, or its sizes cannot be reduced to even ones.
+  """
   kernel = draw_kernel(rng, settings)
   reduction = int(rng.choice(3, p=np.array(settings.reductions) / sum(settings.reductions)))
   crf = int(rng.integers(*settings.crf))
-  small = np.empty((t, h // settings.scale, w // settings.scale, 3), np.uint8)
-  for i, frame in enumerate(clip):  # one at a time: floats of a long clip are much memory
-    image = add_noise(blur(frame, kernel, settings.kernel_size), rng, settings)
-    image = add_noise(reduce(image, settings.scale, REDUCTIONS[reduction]), rng, settings)
-    small[i] = image if settings.as_released else np.rint(image)
-  if settings.as_released:
-    return compress(small[..., ::-1], crf)[..., ::-1]
-  return compress(small, crf)
+  order = slice(None, None, -1) if settings.as_released else slice(None)  # of the channels
+
+  def reduced() -> Iterator[np.ndarray]:
+    for frame in frames:
+      _check_frame(frame, settings.scale)
+      image = add_noise(blur(frame, kernel, settings.kernel_size), rng, settings)
+      image = add_noise(reduce(image, settings.scale, REDUCTIONS[reduction]), rng, settings)
+      image = image if settings.as_released else np.rint(image)
+      yield image.astype(np.uint8)[..., order]
+
+  for image in compress(reduced(), crf):
+    yield image[..., order]
+
+
+def _check_frame(frame: np.ndarray, scale: int) -> None:
+  if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+    raise ValueError(f"a frame is uint8 [h w 3], not {frame.dtype} {frame.shape}")
+  h, w, _ = frame.shape
+  if h % (2 * scale) or w % (2 * scale):
+    raise ValueError(f"frames of {w}x{h} cannot be reduced by {scale} to even sizes")
 
 
 def draw_kernel(rng: np.random.Generator, settings: Degradation) -> Kernel:
@@ -214,11 +256,10 @@ def reduce(image: np.ndarray, scale: int, reduction: int) -> np.ndarray:
   return cv2.resize(image, (w // scale, h // scale), interpolation=reduction)
 
 
-def compress(clip: np.ndarray, crf: int) -> np.ndarray:
-  """Passes a clip through H.264: uint8 RGB [t h w 3], h and w even; `crf` is 0 to 51."""
-  t, h, w, _ = clip.shape
+def compress(frames: Iterable[np.ndarray], crf: int) -> Iterator[np.ndarray]:
+  """Passes frames through H.264: uint8 RGB [h w 3] each, h and w even; `crf` is 0 to 51."""
   encoder = av.CodecContext.create("libx264", "w")
-  encoder.width, encoder.height, encoder.pix_fmt = w, h, "yuv420p"
+  encoder.pix_fmt = "yuv420p"
   # KEEP's rate of one frame per second: x264 spends more bits on frames that are shown longer.
   encoder.time_base = encoder.framerate = Fraction(1)
   # With its assembly x264 gave a different stream in up to 8 % of encodings of the same clip, in
@@ -226,18 +267,21 @@ def compress(clip: np.ndarray, crf: int) -> np.ndarray:
   encoder.options = {"crf": str(crf), "threads": "1", "x264-params": "asm=0"}
   decoder = av.CodecContext.create("h264", "r")
   decoder.thread_count = 1
-  result = []
-  for i, planes in enumerate(itertools.chain(map(to_planes, clip), [None])):
+  taken = given = 0
+  for image in itertools.chain(frames, [None]):
     frame = None
-    if planes is not None:
-      frame = av.VideoFrame.from_ndarray(planes, format="yuv420p")
-      frame.pts = i
-    for packet in encoder.encode(frame):
-      result += decoder.decode(packet)
-  result += decoder.decode(None)
-  if len(result) != t:
-    raise RuntimeError(f"the decoder gave {len(result)} of {t} frames")
-  return np.stack([from_planes(frame.to_ndarray(), h) for frame in result])
+    if image is not None:
+      if not taken:
+        encoder.height, encoder.width = image.shape[:2]
+      frame = av.VideoFrame.from_ndarray(to_planes(image), format="yuv420p")
+      frame.pts = taken
+      taken += 1
+    decoded = [found for packet in encoder.encode(frame) for found in decoder.decode(packet)]
+    for found in decoded if frame is not None else [*decoded, *decoder.decode(None)]:
+      given += 1
+      yield from_planes(found.to_ndarray(), encoder.height)
+  if given != taken:
+    raise RuntimeError(f"the decoder gave {given} of {taken} frames")
 
 
 # BT.601 in limited range, in 1/65536: luma from 16 to 235, chroma around 128. Sums stay below 2^31.
@@ -329,8 +373,7 @@ def _central_squares(path: str, start: int, count: int, size: int) -> Iterator[n
       side = min(h, w)
       top, left = (h - side) // 2, (w - side) // 2
       square = frame.image[top : top + side, left : left + side]
-      how = cv2.INTER_AREA if side > size else cv2.INTER_CUBIC
-      yield cv2.resize(square, (size, size), interpolation=how)
+      yield resized(square, size, size)
 
 
 if __name__ == "__main__":

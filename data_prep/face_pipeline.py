@@ -13,14 +13,14 @@ Stage I takes single images, stages II and III clips:
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import grain
 import numpy as np
 
 from vsr_jax.data_prep.batching import Padded, Windows, batch
 from vsr_jax.data_prep.clip import SHARP, Clip
-from vsr_jax.data_prep.face_degrade import PRESETS, Degradation, degrade
+from vsr_jax.data_prep.face_degrade import PRESETS, Degradation, degrade_frames
 from vsr_jax.errors import UserError
 from vsr_jax.faces import align as face_align
 from vsr_jax.faces.align import SIZE
@@ -112,12 +112,13 @@ def evaluation_batches(
   low_quality: str | Degradation,
   batch_size: int = 1,
   chunk: int = CHUNK,
+  interval: int = 1,
   size: int = SIZE,
   stream: str = SHARP,
   host: int = 0,
   hosts: int = 1,
 ) -> grain.MapDataset:
-  """Makes evaluation batches: every frame of every clip once, in chunks without overlap.
+  """Makes evaluation batches: the frames of every clip once, in chunks without overlap.
 
   A clip's last chunk is filled up with its last frame, the last batches with the last chunk. (The
   released code makes the last chunk shorter; the model's output for a chunk's real frames may
@@ -129,6 +130,8 @@ def evaluation_batches(
       whole clip at once; the random seed is the clip's name, so that they are always the same.
     batch_size: this host's chunks b per batch.
     chunk: t, the frames of a chunk.
+    interval: distance in frames between neighbours of a chunk; with 15 every 15th frame is taken,
+      as in the released validation.
     size: side of the good faces, in pixels.
     stream: the stream that has the good frames.
     host: this host's index, from 0.
@@ -146,10 +149,10 @@ def evaluation_batches(
     UserError: there is no frame; later, a frame is damaged or neither aligned nor alignable.
   """
   lengths = enumerate(_lengths(source))
-  starts = [(i, first) for i, length in lengths for first in range(0, length, chunk)]
+  starts = [(i, first) for i, length in lengths for first in range(0, length, chunk * interval)]
   if not starts:
     raise UserError("no clip has a frame to evaluate")
-  load = _LoadChunk(source, low_quality, chunk, size, stream)
+  load = _LoadChunk(source, low_quality, chunk, interval, size, stream)
   chunks = grain.MapDataset.source(Padded(starts, batch_size * hosts)).map(load)
   return batch(chunks, batch_size, host=host, hosts=hosts)
 
@@ -185,22 +188,37 @@ def fit(clip: Clip, frames: Sequence[int] | np.ndarray, size: int) -> np.ndarray
     size: side of an aligned frame, in pixels.
 
   Returns:
-    float64 [t 2 3], see `faces.align.fit`; None for a clip without landmarks.
+    float64 [t 2 3], see `faces.align.fit`; None for a clip that is aligned or without landmarks.
 
   Raises:
     UserError: a frame has no landmarks, or no frame has those of a face.
+  """
+  points = None if clip.aligned else landmarks_of(clip, frames)
+  return None if points is None else fit_landmarks(clip, points, size)[0]
+
+
+def landmarks_of(clip: Clip, frames: Sequence[int] | np.ndarray) -> np.ndarray | None:
+  """The landmarks of t frames, [t 5 2] in their pixels; None for a clip without landmarks.
+
+  Raises:
+    UserError: a frame has none, while others do.
   """
   count = len(clip.landmarks)
   if not count:
     return None
   if missing := [index for index in frames if index >= count]:
     raise UserError(f"clip {clip.name}, frame {missing[0]}: has no landmarks; make landmarks again")
+  return np.stack([clip.landmarks[index] for index in frames])
+
+
+def fit_landmarks(
+  clip: Clip, points: np.ndarray, size: int, *, robust: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+  """`faces.align.fit` for landmarks of a clip; `UserError` where none are those of a face."""
   try:
-    return face_align.fit(np.stack([clip.landmarks[index] for index in frames]), size)[0]
+    return face_align.fit(points, size, robust=robust)
   except ValueError as e:
-    raise UserError(
-      f"clip {clip.name}, frame {frames[0]}: its landmarks are no face; make landmarks again"
-    ) from e
+    raise UserError(f"clip {clip.name}: its landmarks are no face; make landmarks again") from e
 
 
 def align(image: np.ndarray, matrix: np.ndarray, size: int, scale: int) -> np.ndarray:
@@ -229,16 +247,18 @@ def _align_all(
   size: int,
   scale: int,
 ) -> np.ndarray:
-  """Aligns images of a clip; of a clip without landmarks they have to be aligned already."""
+  """Aligns images of a clip; without matrices they have to be aligned already."""
   if matrices is not None:
     pairs = zip(images, matrices, strict=True)
     return np.stack([align(image, matrix, size, scale) for image, matrix in pairs])
   side = size // scale
   for index, image in zip(frames, images, strict=True):
     if image.shape != (side, side, 3):
+      what = f"clip {clip.name}, frame {index}: {image.shape[1]}x{image.shape[0]}"
+      if clip.aligned:
+        raise UserError(f"{what} is aligned at another size than {side}x{side}; make it at that")
       raise UserError(
-        f"clip {clip.name}, frame {index}: {image.shape[1]}x{image.shape[0]} without landmarks is "
-        f"no aligned face of {side}x{side}; make landmarks first"
+        f"{what} without landmarks is no aligned face of {side}x{side}; make landmarks first"
       )
   return np.array(images)
 
@@ -282,7 +302,7 @@ class _LoadClip:
     length = len(clip.stream(self._stream))
     frames = draw_frames(rng, length, centre, *self._drawn)
     good = clip.decode_all(self._stream, frames)
-    low = _degrade(clip, good, rng, self._degradation)
+    low = list(low_quality_frames(clip, good, rng, self._degradation))
     matrices = fit(clip, frames, self._size)
     return {
       "gt": _align_all(clip, frames, good, matrices, self._size, 1),
@@ -294,11 +314,17 @@ class _LoadChunk:
   """Decodes and aligns a chunk's frames; caches the low-quality frames made for the last clip."""
 
   def __init__(
-    self, source: Sequence[Clip], low_quality: str | Degradation, chunk: int, size: int, stream: str
+    self,
+    source: Sequence[Clip],
+    low_quality: str | Degradation,
+    chunk: int,
+    interval: int,
+    size: int,
+    stream: str,
   ):
     self._source = source
     self._low_quality = low_quality
-    self._chunk = chunk
+    self._offsets = interval * np.arange(chunk)
     self._size = size
     self._stream = stream
     self._made: tuple[int, np.ndarray] | None = None
@@ -307,8 +333,8 @@ class _LoadChunk:
     (i, first), real = position
     clip = self._source[i]
     length = len(clip.stream(self._stream))
-    wanted = np.arange(first, first + self._chunk)
-    frames = np.minimum(wanted, length - 1)
+    wanted = first + self._offsets
+    frames = np.where(wanted < length, wanted, wanted[wanted < length][-1])
     good = clip.decode_all(self._stream, frames)
     low = self._low_quality_frames(i, clip, frames)
     scale = good[0].shape[0] // low[0].shape[0]
@@ -325,17 +351,22 @@ class _LoadChunk:
     if isinstance(self._low_quality, str):
       return clip.decode_all(self._low_quality, frames)
     if self._made is None or self._made[0] != i:
-      count = len(clip.stream(self._stream))
-      good = clip.decode_all(self._stream, range(count))
-      rng = np.random.default_rng(zlib.crc32(clip.name.encode()))
-      self._made = i, _degrade(clip, good, rng, self._low_quality)
+      good = clip.decode_each(self._stream, range(len(clip.stream(self._stream))))
+      made = low_quality_frames(clip, good, evaluation_rng(clip), self._low_quality)
+      self._made = i, np.stack(list(made))
     return self._made[1][frames]
 
 
-def _degrade(
-  clip: Clip, good: np.ndarray, rng: np.random.Generator, degradation: Degradation
-) -> np.ndarray:
+def evaluation_rng(clip: Clip) -> np.random.Generator:
+  """What draws an evaluated clip's degradation: seeded by its name, hence always the same."""
+  return np.random.default_rng(zlib.crc32(clip.name.encode()))
+
+
+def low_quality_frames(
+  clip: Clip, good: Iterable[np.ndarray], rng: np.random.Generator, degradation: Degradation
+) -> Iterator[np.ndarray]:
+  """`degrade_frames` for frames of a clip; `UserError` where they cannot be reduced."""
   try:
-    return degrade(good, rng, degradation)
+    yield from degrade_frames(good, rng, degradation)
   except ValueError as e:
     raise UserError(f"clip {clip.name}: {e}; prepare it at another size") from e

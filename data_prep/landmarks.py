@@ -161,7 +161,7 @@ def clip_landmarks(
     per second, 0 if unknown.
   """
   found: list[Detections] = []
-  with _open(source) as (rate, images):
+  with open_frames(source) as (rate, images):
     for image in images:
       height, width = image.shape[:2]
       found.append(detect(image))
@@ -172,7 +172,7 @@ def clip_landmarks(
 
 
 @contextlib.contextmanager
-def _open(source: Source) -> Iterator[tuple[float, Iterator[np.ndarray]]]:
+def open_frames(source: Source) -> Iterator[tuple[float, Iterator[np.ndarray]]]:
   """A context with the frames per second, 0 if unknown, and the frames, uint8 RGB [h w 3]."""
   if source.clip:
     images = source.clip.decode_each(SHARP, range(source.clip.length))
@@ -201,13 +201,24 @@ def _parse() -> argparse.Namespace:
     help="folders or zips of frames, or videos",
   )
   add("--out", type=pathlib.Path, metavar="DIR", required=True, help="gets meta_info/CLIP.txt")
+  add_detector_arguments(parser)
+  args = parser.parse_args()
+  check_detector_arguments(parser, args)
+  return args
+
+
+def add_detector_arguments(parser: cli.Parser) -> None:
+  """Adds the options for how landmarks are found."""
+  add = parser.add_argument
   add("--detector", choices=detector.NAMES, default="mtcnn", help="default: mtcnn, which ships")
   add("--detector-weights", metavar="FILE", help="the checkpoint of another detector")
   add("--sigma", type=float, default=5.0, metavar="S", help="smoothing in frames; default: 5")
-  args = parser.parse_args()
+
+
+def check_detector_arguments(parser: cli.Parser, args: argparse.Namespace) -> None:
+  """Raises `UserError` for values that `add_detector_arguments` cannot take."""
   if not 0 <= args.sigma <= 1000:
     parser.error(f"--sigma {args.sigma:g}: must be 0 to 1000 frames")
-  return args
 
 
 if __name__ == "__main__":

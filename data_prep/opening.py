@@ -6,7 +6,7 @@
 A path may be one of these, tried in this order:
 
   a built set   the folder of a version that `data_prep.build` made, such as data/reds/x4/1.0.0
-  a clip set    what `data_prep.prepare` wrote, see `clip_set.py`
+  a clip set    what `prepare`, `animate` or `align` of data_prep wrote, see `clip_set.py`
   a release     the downloads of REDS, GoPro or VFHQ, see the `release.py` of each builder
   plain frames  a folder of images, a zip, or a folder of such folders and zips: the stream sharp
 """
@@ -17,9 +17,9 @@ import dataclasses
 import logging
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from vsr_jax.data_prep import built, clip_set, flow_store
+from vsr_jax.data_prep import built, clip_set, flow_store, meta_info
 from vsr_jax.data_prep.builders.gopro import release as gopro
 from vsr_jax.data_prep.builders.reds import release as reds
 from vsr_jax.data_prep.builders.releases import ReleasedClip, TextLandmarks
@@ -107,6 +107,49 @@ def open_clips(
   return dataclasses.replace(opened, clips=clips, left_out=left_out)
 
 
+def choose_clips(
+  path: str | pathlib.Path,
+  *,
+  split: str,
+  streams: Sequence[str] | None,
+  num_frames: int = 1,
+  names: str | None = None,
+  frames: int | None = None,
+) -> tuple[list[Clip], dict[str, str]]:
+  """Opens the clips that are to be evaluated.
+
+  Args:
+    path: see `open_clips`, as for the next three.
+    split: the split.
+    streams: the streams that are needed.
+    num_frames: the fewest frames of a clip.
+    names: names of the clips, separated by commas; None for all.
+    frames: how many of a clip's first frames are left in it; None for all.
+
+  Returns:
+    The clips; and by the name of each other clip asked for, why it cannot be used.
+
+  Raises:
+    UserError: see `open_clips`; or there is no clip of a name, or none that can be used.
+  """
+  if frames is not None and frames < num_frames:
+    raise UserError(f"--frames {frames}: at least {num_frames} are needed to score one")
+  opened = open_clips(path, split=split, streams=streams, num_frames=num_frames)
+  # Damaged clips are left out; a table of REDS4 without one of them has to say so.
+  listed = sorted([*(clip.name for clip in opened.clips), *opened.left_out])
+  wanted = names.split(",") if names is not None else listed
+  if unknown := [name for name in wanted if name not in listed]:
+    raise UserError(f"{path}: no clip {' '.join(unknown)}; there are {' '.join(listed)}")
+  chosen = [
+    dataclasses.replace(clip, length=min(clip.length, frames or clip.length))
+    for clip in opened.clips
+    if clip.name in wanted
+  ]
+  if not chosen:
+    raise UserError(f"{path}: {' '.join(wanted)} cannot be read; prepare or extract it again")
+  return chosen, {name: reason for name, reason in opened.left_out.items() if name in wanted}
+
+
 def _reduced(clip: Clip, streams: Sequence[str]) -> Clip:
   """The clip with these streams only."""
   kept = {stream: clip.streams[stream] for stream in streams}
@@ -172,18 +215,12 @@ class _Found(NamedTuple):
   sizes: Mapping[str, tuple[int, int]] | None = None
   landmarks: Landmarks = ()
   released_flow: pathlib.Path | None = None
+  aligned: bool = False
 
 
 def _list(path: pathlib.Path, split: str, streams: Sequence[str] | None) -> list[_Found]:
   if (path / clip_set.INDEX).exists():
-    return [
-      _Found(
-        name := entry["name"],
-        clip_set.find_streams(path, name, streams or STREAMS),
-        entry.get("rate", 0.0),
-      )
-      for entry in clip_set.read_index(path)
-    ]
+    return [_found_in_clip_set(path, entry, streams) for entry in clip_set.read_index(path)]
   if reds.is_there(path):
     return [
       _Found(clip.name, clip.streams, clip.rate, released_flow=reds.find_flow(path, clip))
@@ -210,6 +247,18 @@ def _list(path: pathlib.Path, split: str, streams: Sequence[str] | None) -> list
       "(dataset_info.json), nor REDS (train_blur_bicubic/...), GoPro or VFHQ"
     )
   return [_Found(name, {SHARP: frames}, sizes={}) for name, frames in plain.items()]
+
+
+def _found_in_clip_set(
+  path: pathlib.Path, entry: Mapping[str, Any], streams: Sequence[str] | None
+) -> _Found:
+  name, aligned = entry["name"], entry.get("aligned", False)
+  found = clip_set.find_streams(path, name, streams or ((SHARP,) if aligned else STREAMS))
+  text = f"{meta_info.FOLDER}/{name}.txt"
+  points: Landmarks = ()
+  if SHARP in found and (path / text).is_file():
+    points = TextLandmarks(path, text, found[SHARP].names)
+  return _Found(name, found, entry.get("rate", 0.0), landmarks=points, aligned=aligned)
 
 
 def _asked_streams(clip: ReleasedClip, streams: Sequence[str] | None) -> Mapping[str, FileStream]:
@@ -244,7 +293,8 @@ def _open_files(found: _Found, labels: Labels | None) -> Clip:
     _check_sizes(found.streams, sizes)
   if labels is None and found.released_flow and BLUR_BICUBIC in sizes:
     labels = ReleasedFlow(found.released_flow, tuple(stems), *sizes[BLUR_BICUBIC])
-  return Clip(found.name, len(longest), found.streams, found.rate, sizes, found.landmarks, labels)
+  points, aligned = found.landmarks, found.aligned
+  return Clip(found.name, len(longest), found.streams, found.rate, sizes, points, labels, aligned)
 
 
 def _check_sizes(streams: Mapping[str, FileStream], sizes: Mapping[str, tuple[int, int]]) -> None:

@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def _prepare(args: argparse.Namespace, sources: dict[str, pathlib.Path]) -> None:
-  finished = _read_finished(args.out)
+  finished = clip_set.read_finished(args.out)
   names = ("halve", "subframes", "shutter", "stride", "shake", "gamma", "scale", "frames")
   settings = {name: getattr(args, name) for name in names}
   origins = [
@@ -74,7 +74,7 @@ def _prepare(args: argparse.Namespace, sources: dict[str, pathlib.Path]) -> None
   ]
   for origin in origins:
     for entry in finished:
-      _check_origin(args.out, entry["name"], origin, entry["origin"])
+      clip_set.check_origin(args.out, entry["name"], origin, entry["origin"])
   jobs = [o for o in origins if all(entry["origin"] != o for entry in finished)]
   print(f"{_input_count_text(len(jobs))} to do, {len(origins) - len(jobs) or 'none'} done before")
   skipped = _run(args.out, jobs, finished, args.workers)
@@ -94,23 +94,6 @@ def _prepare(args: argparse.Namespace, sources: dict[str, pathlib.Path]) -> None
 
 def _input_count_text(count: int) -> str:
   return f"{count} input{'s' * (count != 1)}"
-
-
-def _read_finished(out: pathlib.Path) -> list[dict]:
-  """Reads the entries of existing clips; each has to state its origin."""
-  finished = clip_set.read_index(out) if (out / clip_set.INDEX).exists() else []
-  if strange := [entry["name"] for entry in finished if "origin" not in entry]:
-    raise UserError(f"{out}: clip {strange[0]} has no origin in its index; use another --out")
-  return finished
-
-
-def _check_origin(out: pathlib.Path, clip: str, new: dict, old: dict) -> None:
-  """Checks that a clip is replaced only by one of the same source; settings may differ."""
-  if new["name"] in (clip, old["name"]) and new["path"] != str(pathlib.Path(old["path"]).resolve()):
-    raise UserError(
-      f"{new['path']}: {out} has a clip {clip} already, made from {old['path']}; rename one or use "
-      "another --out"
-    )
 
 
 def _parse() -> argparse.Namespace:

@@ -26,6 +26,7 @@ from vsr_jax import cli, files
 from vsr_jax.data_prep import built
 from vsr_jax.data_prep.clip import Clip
 from vsr_jax.data_prep.opening import OpenedSet, open_clips
+from vsr_jax.drawing import write_text
 from vsr_jax.errors import UserError
 from vsr_jax.files import write_whole
 from vsr_jax.images import encode_image
@@ -114,7 +115,7 @@ def _columns(clip: Clip) -> list[int]:
 def _rows(clip: Clip) -> np.ndarray:
   title = np.zeros((TITLE, COLUMNS * (WIDTH + MARGIN), 3), np.uint8)
   rate = f"{clip.rate:g} frames a second" if clip.rate else "rate unknown"
-  _write(title, f"{clip.name}: {clip.length} frames, {rate}")
+  write_text(title, f"{clip.name}: {clip.length} frames, {rate}")
   rows, columns = [title], _columns(clip)
   images = {
     stream: clip.decode_all(stream, columns)
@@ -127,7 +128,7 @@ def _rows(clip: Clip) -> np.ndarray:
   for stream, row in images.items():
     points = [clip.landmarks[i] * (WIDTH / full) if len(clip.landmarks) else () for i in columns]
     rows.append(np.concatenate([_tile(*tile) for tile in zip(row, points, strict=True)], axis=1))
-    _write(rows[-1], stream)
+    write_text(rows[-1], stream)
   return np.concatenate(rows)
 
 
@@ -140,14 +141,6 @@ def _tile(image: np.ndarray, points: Sequence[np.ndarray]) -> np.ndarray:
   for (x, y), colour in zip(points, COLOURS, strict=False):
     cv2.circle(image, (round(float(x)), round(float(y))), 3, colour, -1, cv2.LINE_AA)
   return cv2.copyMakeBorder(image, 0, MARGIN, 0, MARGIN, cv2.BORDER_CONSTANT)
-
-
-def _write(image: np.ndarray, text: str) -> None:
-  """Writes white text on black into the upper left corner of an image, in place."""
-  for colour, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):
-    cv2.putText(
-      image, text, (5, 15), cv2.FONT_HERSHEY_SIMPLEX, 0.45, colour, thickness, cv2.LINE_AA
-    )
 
 
 if __name__ == "__main__":

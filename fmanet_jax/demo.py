@@ -21,12 +21,12 @@ from fractions import Fraction
 import cv2
 import numpy as np
 
-from fmanet_jax import score_table, streaming
-from fmanet_jax.score_table import ScoreTable
-from vsr_jax import cli, files, progress, runtime, video
+from fmanet_jax import streaming
+from vsr_jax import cli, evaluation, files, progress, runtime, score_table, video
 from vsr_jax.errors import UserError
-from vsr_jax.metrics import ClipScore, motion, rgb_psnr
+from vsr_jax.metrics import ClipScore, clip_score, motion, rgb_psnr
 from vsr_jax.ops.resize import resize_bicubic
+from vsr_jax.score_table import ScoreTable
 
 CLIP = pathlib.Path(__file__).parent / "assets" / "demo_clip"
 ZOOM = 4  # how many times details are enlarged
@@ -60,14 +60,14 @@ def main() -> None:
   files.make_folder(args.out)
   video.check_output(str(args.out / "side_by_side.png"))
   files.remove_left(args.out)
-  table = ScoreTable(
-    "FMA-Net", {"data": CLIP.name, "checkpoint": args.checkpoint, "left_out_at_each_end": 0}
-  )
+  setting = {"data": CLIP.name, "checkpoint": args.checkpoint, "left_out_at_each_end": 0}
+  methods, notes = [evaluation.BICUBIC, "FMA-Net"], [clip_score.describe("all frames")]
+  table = ScoreTable(methods, clip_score.METRICS, setting, notes)
   picture = restore_clip(restorer, args.out, table)
   write_image(args.out / "side_by_side.png", side_by_side(picture.images))
   table.complete = True
   score_table.write(args.out, table)
-  print(score_table.to_markdown(score_table.to_json(table)))
+  print(score_table.to_markdown(table))
   print(f"\nwritten to {args.out}: restored.mp4, side_by_side.mp4 (bicubic | restored),")
   print("side_by_side.png (bicubic | restored | truth), metrics.json and metrics.md")
 
@@ -107,7 +107,8 @@ def restore_clip(restorer: streaming.Restorer, out: pathlib.Path, table: ScoreTa
         picture = Picture(gain, (enlarged, output, truth))
       previous = truth
       bar.update()
-  table.scores["bigbuckbunny"] = bicubic.score, restored.score
+  scores = zip(table.methods, (bicubic.score, restored.score), strict=True)
+  table.scores["bigbuckbunny"] = dict(scores)
   return picture
 
 

@@ -1,82 +1,12 @@
-"""Checks of a config before data are read, and messages for flags that cannot be parsed."""
+"""Checks of a recipe of FMA-Net before data are read."""
 
 from __future__ import annotations
 
-import difflib
-import functools
-import math
-import operator
-import os
-import pathlib
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
-import jax
 from ml_collections import ConfigDict
 
-import vsr_jax
-from vsr_jax.errors import UserError
-from vsr_jax.memory import free_memory
-
-DTYPES = ("float32", "bfloat16")
-LARGEST_SEED = 2**32 - 1  # the data order's shuffle takes no larger one
-LARGEST_STEP = 2**31 - 1  # steps are counted in int32
-MOST_WORKERS = 512  # processes a host
-
-PACKAGED = pathlib.Path(vsr_jax.__file__).parent  # its configs are those of a checkout
-
-_FLAG = re.compile(r"--?(?:no)?config\.([^=]+)")
-
-
-class Condition(NamedTuple):
-  """A condition on a value: in words, for the error, and as a predicate that is False for NaN."""
-
-  words: str
-  holds: Callable[[Any], bool]
-
-
-def _from(low: int) -> Condition:
-  return Condition(f"at least {low}", lambda x: low <= x < math.inf)
-
-
-def _between(low: int, high: int) -> Condition:
-  return Condition(f"{low} to {high}", lambda x: low <= x <= high)
-
-
-_POSITIVE = Condition("above 0 and finite", lambda x: 0 < x < math.inf)
-_NOT_NEGATIVE = Condition("at least 0 and finite", lambda x: 0 <= x < math.inf)
-_STEPS = Condition(
-  "whole numbers of steps, at least 0, such as (2000,3000)",
-  lambda x: isinstance(x, Iterable) and all(type(n) is int and n >= 0 for n in x),
-)
-
-# By key of the flattened config. `_OPTIM` is for the optimizers of both networks. A value of None,
-# "not used", passes every condition.
-_CONDITIONS = {
-  "seed": _between(0, LARGEST_SEED),
-  "steps": Condition(f"at least 1 and at most {LARGEST_STEP}", lambda x: 1 <= x <= LARGEST_STEP),
-  "data.crop": _from(1),
-  "data.batch": _from(1),
-  "data.workers": _between(0, MOST_WORKERS),
-  "train.accumulate": _from(1),
-  "train.clip_norm": _POSITIVE,
-  "train.ema_decay": Condition("at least 0 and below 1", lambda x: 0 <= x < 1),
-  "train.fsdp_min_size": _from(1),
-  "train.log_every": _from(1),
-  "train.image_every": _from(0),
-  "train.checkpoint_every": _from(0),
-  "train.keep": _from(1),
-  "train.evaluate_every": _from(0),
-  "train.evaluate_windows": _from(1),
-}
-_OPTIM = {
-  "lr": _NOT_NEGATIVE,
-  "boundaries": _STEPS,
-  "factor": _POSITIVE,
-  "start": _from(0),
-  "speed": _NOT_NEGATIVE,
-}
+from vsr_jax.train import recipe
 
 
 def check(config: ConfigDict, stages: Sequence[str]) -> None:
@@ -89,130 +19,13 @@ def check(config: ConfigDict, stages: Sequence[str]) -> None:
   Raises:
     UserError: its line names each wrong value and what it must be.
   """
-  values, conditions = flat(config), dict(_CONDITIONS)
-  for name, choices in (("stage", stages), ("dtype", DTYPES)):
-    conditions[name] = Condition(
-      f"one of {', '.join(choices)}", functools.partial(operator.contains, choices)
-    )
-  for key in values:
-    group, _, name = key.rpartition(".")
-    if group.startswith("optim."):
-      conditions[key] = _OPTIM[name]
-    elif group == "loss":
-      conditions[key] = _NOT_NEGATIVE
-  wrong = [
-    f"{key} = {_short_repr(values[key])}: must be {condition.words}"
-    for key, condition in conditions.items()
-    if values[key] is not None and not condition.holds(values[key])
-  ]
-  if wrong:
-    raise UserError("; ".join(wrong))
-  _check_batch(config)
-
-
-def _short_repr(value: Any) -> str:
-  text = repr(value)
-  return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _check_batch(config: ConfigDict) -> None:
-  """Raises `UserError` if a batch does not divide among the devices, or its images do not fit."""
-  batch, accumulate = config.data.batch, config.train.accumulate
-  parts = jax.device_count() * accumulate
-  if batch % parts:
-    raise UserError(
-      f"data.batch = {batch}: must be a multiple of {parts}, the {jax.device_count()} devices "
-      f"times train.accumulate = {accumulate}"
-    )
-  device = jax.local_devices()[0]
-  share = batch // (jax.process_count() if device.platform == "cpu" else jax.device_count())
-  model = config.model
-  pixels = model.frames * config.data.crop**2
+  conditions = {
+    "stage": recipe.one_of(stages),
+    "data.crop": recipe.at_least(1),
+    "train.evaluate_windows": recipe.at_least(1),
+  }
+  recipe.check(config, conditions)
+  pixels = config.model.frames * config.data.crop**2
   # Bytes: blurry, sharp_lr and sharp as uint8, and the flow as float32.
-  size = share * pixels * (3 * (2 + model.scale**2) + 2 * 4)
-  free = free_memory(device)
-  if size > free:
-    raise UserError(
-      f"data.batch = {batch}: its frames alone take {size / 1e9:.1f} GB of the {free / 1e9:.1f} GB "
-      "of memory that are free; lower it, or data.crop"
-    )
-
-
-def flat(config: Mapping[str, Any], group: str = "") -> dict[str, Any]:
-  """Nested fields as "a.b" -> value."""
-  found = {}
-  for key, value in config.items():
-    if isinstance(value, ConfigDict):
-      found |= flat(value, f"{group}{key}.")
-    else:
-      found[f"{group}{key}"] = value
-  return found
-
-
-def find_packaged(arguments: Sequence[str]) -> list[str]:
-  """A command's arguments, a recipe configs/... led to the installed one if there is none here."""
-
-  def found(name: str, value: str) -> str:
-    path = value.partition(":")[0]
-    is_ours = name.lstrip("-") == "config" and path.startswith("configs/")
-    return str(PACKAGED / value) if is_ours and not os.path.exists(path) else value
-
-  led = list(arguments)
-  for i, argument in enumerate(led):
-    name, equals, value = argument.partition("=")
-    if equals:
-      led[i] = f"{name}={found(name, value)}"
-    elif i + 1 < len(led):
-      led[i + 1] = found(name, led[i + 1])
-  return led
-
-
-def explain(error: Exception, arguments: Sequence[str], known: ConfigDict) -> str:
-  """One line that says what is wrong with a command line that could not be parsed.
-
-  Args:
-    error: what parsing it raised.
-    arguments: the command's.
-    known: the default config, which has all fields.
-  """
-  wrong = [*_wrong_file(error, arguments), *_unknown_fields(arguments, known)]
-  return "; ".join(wrong) or f"{_reason(error)}; see the fields in configs/fmanet/base.py"
-
-
-def _wrong_file(error: Exception, arguments: Sequence[str]) -> Iterator[str]:
-  for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
-    name, _, value = argument.partition("=")
-    if name.lstrip("-") != "config":
-      continue
-    path, _, variant = (value or following).partition(":")
-    if not os.path.isfile(path) or not path.endswith(".py"):
-      yield f"--config {path!r}: no such file of a recipe; give one like configs/fmanet/joint.py"
-    elif "has no attribute 'get_config'" in str(error):
-      yield f"--config {path}: is no recipe, which has a function get_config"
-    elif variant and "get_config() takes 0 positional" in str(error):
-      yield f"--config {path}: has no variants; leave :{variant} out"
-
-
-def _unknown_fields(arguments: Sequence[str], known: ConfigDict) -> Iterator[str]:
-  fields = {field: field.rpartition(".")[2] for field in flat(known)}
-  groups = {field.rpartition(".")[0] for field in fields} | {"optim"}
-  for argument in arguments:
-    found = _FLAG.match(argument)
-    if not found or found[1] in fields or found[1] in groups:
-      continue
-    key = found[1]
-    # The nearest keys, and the same or nearly the same name in another group.
-    names = difflib.get_close_matches(key.rpartition(".")[2], sorted(set(fields.values())))
-    near = difflib.get_close_matches(key, fields) + [f for f in fields if fields[f] in names]
-    near = near or difflib.get_close_matches(key, fields, cutoff=0)
-    listed = ", ".join(list(dict.fromkeys(near))[:4])
-    yield f"--config.{key}: a recipe has no such field; the nearest are {listed}"
-
-
-def _reason(error: Exception) -> str:
-  """An error's text, without the traceback that config_flags puts before what a recipe raised."""
-  text = str(error.args[0] if isinstance(error, KeyError) else error)  # str() would quote it
-  lines = text.splitlines()
-  if "Traceback" in text:
-    lines = lines[1 + max(i for i, line in enumerate(lines) if line.startswith("  ")) :]
-  return " ".join(lines) or type(error).__name__
+  size = pixels * (3 * (2 + config.model.scale**2) + 2 * 4)
+  recipe.check_batch(config, size, "data.crop")

@@ -17,13 +17,12 @@ if __name__ == "__main__":
 import argparse
 import contextlib
 
-import jax
 import numpy as np
 
 from fmanet_jax import streaming
 from vsr_jax import cli, progress, runtime, video, video_cli
+from vsr_jax.enlarge import enlarger
 from vsr_jax.ops.resize import resize_bicubic
-from vsr_jax.sharding import make_mesh
 
 
 def main() -> None:
@@ -45,14 +44,12 @@ def restore_video(reader: video.Reader, args: argparse.Namespace) -> None:
   frames = video_cli.counted_for(args.output, reader)
   runtime.enable_compilation_cache()
   runtime.return_freed_memory()
-  model, params = streaming.load(args.checkpoint, args.dtype)
-  mesh = make_mesh() if jax.device_count() > 1 else None
-  restorer = streaming.Restorer(model, params, mesh)
+  restorer = streaming.open_restorer(args.checkpoint, args.dtype)
   info = reader.info
-  height, width = (model.arch.scale * size for size in (info.height, info.width))
+  height, width = (restorer.scale * size for size in (info.height, info.width))
   shown_width = 2 * width if args.side_by_side else width
   video_cli.check_size(args.output, height, shown_width)
-  tile = args.tile or streaming.fitting_tile(restorer, info.height, info.width)
+  tile = args.tile or enlarger.fitting_tile(restorer, info.height, info.width)
   if tile != args.tile:
     print(f"note: whole frames do not fit the memory; restoring by tiles of {tile} pixels")
   count = 0
@@ -64,13 +61,13 @@ def restore_video(reader: video.Reader, args: argparse.Namespace) -> None:
     contextlib.closing(video.prefetch(frames)) as read,
     progress.bar("restoring", total) as bar,
   ):
-    for frame in streaming.restore_frames(restorer, read, tile):
+    for frame in enlarger.enlarge_frames(restorer, read, tile):
       if frame.is_context:
         continue
       image = frame.image
       if args.side_by_side:
         assert frame.restored_from is not None  # set in every restored `Frame`
-        image = np.hstack([resize_bicubic(frame.restored_from, model.arch.scale), image])
+        image = np.hstack([resize_bicubic(frame.restored_from, restorer.scale), image])
       writer.write(image, frame.time, frame.duration, frame.name)
       count += 1
       bar.update()

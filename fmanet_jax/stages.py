@@ -7,7 +7,7 @@ uint8 [b t h w 3], "sharp" uint8 [b t sh sw 3] and, where the flow loss is used,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -127,31 +127,6 @@ def make_images(model: FMANet, joint: bool) -> Callable:
     return {name: jnp.clip(x, 0, 1) for name, x in columns.items()}
 
   return images
-
-
-def step_schedule(
-  lr: float, boundaries: Sequence[int], factor: float = 0.5, start: int = 0, speed: float = 1
-) -> optax.Schedule:
-  """Multiplies the learning rate by `factor` at every boundary.
-
-  Args:
-    lr: rate of the first steps.
-    boundaries: schedule steps at which the rate changes.
-    factor: what the rate is multiplied by at each boundary.
-    start: the schedule's step at the first training step (the released stage 2 continues the
-      schedule from stage 1's best checkpoint).
-    speed: schedule steps per training step (2 for Net^D in the released stage 2).
-
-  Returns:
-    step -> rate.
-  """
-  edges = jnp.asarray(tuple(boundaries), jnp.float32)
-
-  def schedule(step):
-    at = start + speed * jnp.asarray(step, jnp.float32)
-    return jnp.float32(lr) * jnp.float32(factor) ** jnp.sum(at >= edges).astype(jnp.float32)
-
-  return schedule
 
 
 def make_stage(

@@ -25,15 +25,12 @@ from vsr_jax.checkpoint import read_meta, restore_params
 from vsr_jax.compiling import compiling
 from vsr_jax.errors import UserError
 from vsr_jax.frames import Frame, as_frames_of_one_size, stream_frames
-from vsr_jax.memory import free_memory, release_freed_memory
+from vsr_jax.memory import release_freed_memory
 from vsr_jax.runtime import compiler_options
-from vsr_jax.tiling import largest_tile, restore_tiled
+from vsr_jax.sharding import make_mesh
 
 DEMO_WEIGHTS = pathlib.Path(__file__).parent / "assets" / "demo_weights"
 OVERLAP = 16  # input pixels that neighbouring tiles share and are blended over
-
-_SMALLEST_TILE = 2 * OVERLAP
-_USED_PART = 0.8  # of the free memory; the rest is for errors of the estimate and other processes
 
 
 def load(
@@ -90,7 +87,10 @@ class Restorer:
     mesh: each device of its "data" axis restores one frame of a group; None for
       one device.
     group_size: number of frames in a group, one per device.
+    overlap: see `enlarge.enlarger.Enlarger`, which this is.
   """
+
+  overlap = OVERLAP
 
   def __init__(self, model: FMANet, params: Params, mesh: Mesh | None = None):
     self.model = model
@@ -109,6 +109,26 @@ class Restorer:
     self._params = jax.device_put(params, replicated)
     self._folded = jax.device_put(fold_kernels(model, params), replicated)
     self._programs: dict[tuple[int, int], tuple[Compiled, Compiled]] = {}
+
+  @property
+  def scale(self) -> int:
+    return self.model.arch.scale
+
+  @property
+  def context(self) -> int:
+    return self.model.arch.frames // 2
+
+  @property
+  def device(self) -> jax.Device:
+    return jax.devices()[0] if self.mesh is None else self.mesh.devices.flat[0]
+
+  def memory_needed(self, height: int, width: int) -> int:
+    """`estimate_memory`; that of all devices where they share the memory, which those of a CPU do.
+
+    Without the params.
+    """
+    sharing = self.group_size if self.device.platform == "cpu" else 1
+    return sharing * estimate_memory(self.model, height, width)
 
   def _on_mesh(self) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
@@ -200,6 +220,12 @@ class Restorer:
     return images(3, np.uint8), ((images(3, np.float32), others, others), (feature, feature))
 
 
+def open_restorer(checkpoint: str | pathlib.Path | None = None, dtype: str = "float32") -> Restorer:
+  """A `Restorer` on all devices, of what `load` loads; arguments and errors are those of `load`."""
+  model, params = load(checkpoint, dtype)
+  return Restorer(model, params, make_mesh() if jax.device_count() > 1 else None)
+
+
 def _encode_group(model: FMANet, params: Params, frames: jax.Array) -> Any:
   """uint8 [b h w 3] -> (frames in [0, 1], F^1..F^M of Net^D, of Net^R), (F^0 of Net^D, of Net^R).
 
@@ -267,40 +293,6 @@ def _to_host(images: jax.Array, count: int) -> Iterator[np.ndarray]:
   yield from np.asarray(images)[:count]
 
 
-@overload
-def restore_frames(
-  restorer: Restorer, frames: Iterable[Frame], tile: int | None = None
-) -> Iterator[Frame]: ...
-@overload
-def restore_frames(
-  restorer: Restorer, frames: Any, tile: int | None = None
-) -> Iterator[np.ndarray]: ...
-def restore_frames(
-  restorer: Restorer, frames: Any, tile: int | None = None
-) -> Iterator[np.ndarray] | Iterator[Frame]:
-  """Restores a stream whole or, with `tile`, by overlapping tiles of that side.
-
-  Args:
-    restorer: the restorer.
-    frames: as `Restorer.stream` takes them.
-    tile: side of a tile in input pixels, above `OVERLAP`; None for whole frames.
-
-  Returns:
-    uint8 RGB [sh sw 3], one a frame, or `Frame`s of such images.
-  """
-  if tile is None:
-    return restorer.stream(frames)
-  arch = restorer.model.arch
-  return restore_tiled(
-    restorer.stream,
-    frames,
-    tile=tile,
-    overlap=OVERLAP,
-    context=arch.frames // 2,
-    scale=arch.scale,
-  )
-
-
 def estimate_memory(model: FMANet, height: int, width: int) -> int:
   """Bytes, without the params, that a device needs to restore frames of [height width].
 
@@ -320,23 +312,3 @@ def estimate_memory(model: FMANet, height: int, width: int) -> int:
   temporary = max(aligning, upsampling)
   outputs = 2 * 3 * a.scale**2
   return height * width * ((a.frames + 1) * features + temporary + outputs)
-
-
-def fitting_tile(restorer: Restorer, height: int, width: int) -> int | None:
-  """Side of the largest tile that fits the free memory; None if frames [height width] fit whole.
-
-  Raises:
-    UserError: there is no room even for a small tile.
-  """
-  device = jax.devices()[0] if restorer.mesh is None else restorer.mesh.devices.flat[0]
-  free = _USED_PART * free_memory(device)
-  if device.platform == "cpu":
-    free /= restorer.group_size  # the devices of a mesh share it
-  if estimate_memory(restorer.model, height, width) <= free:
-    return None
-  tile = largest_tile(height, width, int(free / estimate_memory(restorer.model, 1, 1)))
-  if tile < _SMALLEST_TILE:
-    raise UserError(
-      f"{free / 2**20:.0f} MB of free memory are not enough to restore even by tiles; free some"
-    )
-  return tile

@@ -13,15 +13,13 @@ if __name__ == "__main__":
 
 import dataclasses
 import pathlib
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from fmanet_jax import recipe, stages
 from fmanet_jax.architecture import Architecture
@@ -34,33 +32,18 @@ from fmanet_jax.model import (
   param_shapes,
   restore,
 )
-from vsr_jax import cli, errors, progress, runtime
+from vsr_jax import cli, errors, progress
 from vsr_jax.checkpoint import read_meta, restore_params
 from vsr_jax.configs.fmanet import base
 from vsr_jax.data_prep import batching, blur_pipeline
 from vsr_jax.data_prep.clip import Clip
 from vsr_jax.data_prep.opening import open_clips
+from vsr_jax.train import command
 from vsr_jax.train.loop import fit
+from vsr_jax.train.schedules import step_schedule
 from vsr_jax.train.stage import Stage
 
-_CONFIG = config_flags.DEFINE_config_file("config", help_string="The recipe's file.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; a run in it is resumed.")
-_MULTIHOST = flags.DEFINE_bool("multihost", False, "One of several hosts, as on a pod.")
-
-_HELP = """\
-usage: python -m fmanet_jax.train --config FILE[:VARIANT] --workdir DIR [--config.KEY=VALUE ...]
-                                  [--[no]multihost]
-
-Trains a stage of FMA-Net.
-
-options:
-  --config FILE[:VARIANT]  the recipe, such as configs/fmanet/demo.py:joint
-  --workdir DIR            the run's folder; a run in it is resumed
-  --[no]multihost          one of several hosts, as on a pod
-  --config.KEY=VALUE       changes a field of the recipe
-
-The fields, which configs/fmanet/base.py explains, and what they are unless a recipe says otherwise:
-"""
+_EXAMPLE = "configs/fmanet/demo.py:joint"
 
 TRAINED = {  # stage -> the networks it trains
   "degradation": ("net_d",),
@@ -71,34 +54,7 @@ TRAINED = {  # stage -> the networks it trains
 
 def main() -> None:
   """Reads the flags and trains."""
-  if {"-h", "--help"} & set(sys.argv[1:]):
-    fields = recipe.flat(base.defaults())
-    print(_HELP, *(f"  --config.{key}={value}" for key, value in fields.items()), sep="\n")
-    return
-  config = _read_flags()
-  if config is None or _WORKDIR.value is None:
-    raise errors.UserError("give --config FILE and --workdir DIR; --help tells the rest")
-  if _MULTIHOST.value:
-    jax.distributed.initialize()
-  runtime.keep_freed_memory()
-  runtime.enable_compilation_cache()  # a resumed run does not compile its step again
-  train(config, _WORKDIR.value)
-
-
-def _read_flags() -> ConfigDict | None:
-  """Parses the command line; the recipe with its changes, or None if there is no --config."""
-  try:
-    _, *rest = flags.FLAGS(recipe.find_packaged(sys.argv))
-    config = _CONFIG.value
-    if config is not None:
-      str(config.stage)  # a file that cannot be read is told only when its fields are
-  except Exception as e:  # a recipe is a program, and may fail in any way
-    raise errors.UserError(recipe.explain(e, sys.argv[1:], base.defaults())) from None
-  if rest:
-    raise errors.UserError(
-      f"{rest[0]!r} belongs to no option; a truth value is set as --config.train.remat=True"
-    )
-  return config
+  command.run("fmanet_jax.train", "Trains a stage of FMA-Net.", _EXAMPLE, base.defaults, train)
 
 
 def train(config: ConfigDict, workdir: str) -> None:
@@ -172,13 +128,13 @@ def _print_summary(config: ConfigDict, workdir: str, step: int) -> None:
 
 def stage_from_config(model: FMANet, config: ConfigDict) -> Stage:
   """The `Stage` of a config; the weights of L_D are multiplied by `loss.degradation` (lambda_6)."""
-  schedules = {net: stages.step_schedule(**config.optim[net]) for net in TRAINED[config.stage]}
+  rates = {net: step_schedule(**config.optim[net]) for net in TRAINED[config.stage]}
   weights = dict(config.loss)
   degradation_weight = weights.pop("degradation")
   if config.stage != "degradation":
     for name in ("recon", "hr_warp", "flow", "anchor_d"):
       weights[name] *= degradation_weight
-  return stages.make_stage(config.stage, model, weights, schedules)
+  return stages.make_stage(config.stage, model, weights, rates)
 
 
 def make_evaluate(

@@ -61,6 +61,7 @@ class Architecture:
   # How the Kalman gain is obtained; "none": no Kalman filter, latents are the observations.
   gain: Literal["network", "constant", "fixed", "none"] = "network"
   fixed_gain: float = 0.5  # where gain is "fixed"
+  causal: bool = False  # whether gains see no later frame, for live use; not so as released
   attend_first_frame: bool = True  # whether each frame attends to the first one in the gain network
   flow: Literal["gmflow", "pwcnet", "spynet", "raft_small", "raft_large", "none"] = "gmflow"
 

@@ -1,4 +1,7 @@
-"""The arguments of `keep_jax.restore`, beside those of every command that restores a video."""
+"""The arguments of `keep_jax.restore`, beside those of every command that restores a video.
+
+`keep_jax.evaluate` takes those of the network, too.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import argparse
 import re
 from collections.abc import Callable
 
-from keep_jax import streaming
+from keep_jax import background, streaming
 from vsr_jax import cli
 from vsr_jax.faces import detector, sharpness
 
@@ -22,12 +25,34 @@ def add_arguments(parser: cli.Parser) -> None:
     help="change no face: try detection, alignment and pasting",
   )
   add("--aligned", action="store_true", help="the input is one aligned face, the output too")
+  add_network_arguments(parser)
+  _add_choice_arguments(add)
+  add("--upscale", type=float, default=1.0, metavar="S", help="enlarge frames so much; default: 1")
+  background.add_arguments(parser)
+  add("--detector", choices=detector.NAMES, default="mtcnn", help="default: mtcnn, which ships")
+  add("--detector-weights", metavar="FILE", help="the checkpoint of another detector")
+  add(
+    "--alignment",
+    choices=("lmeds", "least_squares"),
+    default="lmeds",
+    help="robust, as released; or by all five landmarks, which is steadier",
+  )
+  add("--parsenet", metavar="FILE", help="parsing_parsenet.pth: paste only what is face and hair")
+  add("--draw-boxes", action="store_true", help="draw the faces found over the output")
+  add("--save-crops", metavar="DIR", help="write the aligned and the restored faces as PNGs")
+  add("--strip", metavar="FILE.png", help="a picture of a few frames: input, aligned, restored")
+  add("--side-by-side", action="store_true", help="put the input at the left")
+
+
+def add_network_arguments(parser: cli.Parser, mode: streaming.Mode = "stream") -> None:
+  """Adds the options for how the network runs over a clip; `mode` is the default."""
+  add = parser.add_argument
   add(
     "--mode",
     choices=streaming.MODES,
-    default="stream",
+    default=mode,
     help="state carried over the whole clip; or chunks of --window frames, as in the released code "
-    "or (experimental) restored from both directions",
+    f"or (experimental) restored from both directions; default: {mode}",
   )
   add(
     "--window",
@@ -51,22 +76,16 @@ def add_arguments(parser: cli.Parser) -> None:
     metavar="W",
     help="from 0, the codebook's face, to 1, the input's; default: 1",
   )
-  _add_choice_arguments(add)
-  add("--upscale", type=float, default=1.0, metavar="S", help="enlarge frames so much; default: 1")
-  add("--background", metavar="VIDEO", help="what to paste into: the whole clip, enlarged")
-  add("--detector", choices=detector.NAMES, default="mtcnn", help="default: mtcnn, which ships")
-  add("--detector-weights", metavar="FILE", help="the checkpoint of another detector")
-  add(
-    "--alignment",
-    choices=("lmeds", "least_squares"),
-    default="lmeds",
-    help="robust, as released; or by all five landmarks, which is steadier",
-  )
-  add("--parsenet", metavar="FILE", help="parsing_parsenet.pth: paste only what is face and hair")
-  add("--draw-boxes", action="store_true", help="draw the faces found over the output")
-  add("--save-crops", metavar="DIR", help="write the aligned and the restored faces as PNGs")
-  add("--strip", metavar="FILE.png", help="a picture of a few frames: input, aligned, restored")
-  add("--side-by-side", action="store_true", help="put the input at the left")
+
+
+def check_network_arguments(parser: cli.Parser, args: argparse.Namespace) -> None:
+  """Raises `UserError` for values that `add_network_arguments` cannot take."""
+  if not 2 <= args.window <= streaming.LONGEST_WINDOW:
+    parser.error(f"--window {args.window}: must be 2 to {streaming.LONGEST_WINDOW}")
+  if args.mode == "stream" and not 0 <= args.look_ahead < args.window - 1:
+    parser.error(f"--look-ahead {args.look_ahead}: must be 0 to --window {args.window} - 2")
+  if not 0 <= args.fidelity <= 1:
+    parser.error(f"--fidelity {args.fidelity:g}: must be 0 to 1")
 
 
 def _add_choice_arguments(add: Callable) -> None:
@@ -117,15 +136,12 @@ def check_arguments(parser: cli.Parser, args: argparse.Namespace) -> None:
     for name in (*whole, "min_face", "min_score", "skip_sharp"):
       if getattr(args, name):
         parser.error(f"--{name.replace('_', '-')} is for whole frames, not for --aligned")
-    if args.upscale != 1:
-      parser.error("--upscale is for whole frames, not for --aligned")
-  if not 2 <= args.window <= streaming.LONGEST_WINDOW:
-    parser.error(f"--window {args.window}: must be 2 to {streaming.LONGEST_WINDOW}")
-  if args.mode == "stream" and not 0 <= args.look_ahead < args.window - 1:
-    parser.error(f"--look-ahead {args.look_ahead}: must be 0 to --window {args.window} - 2")
+    for name, default in (("upscale", 1), ("background_model", background.LANCZOS)):
+      if getattr(args, name) != default:
+        parser.error(f"--{name.replace('_', '-')} is for whole frames, not for --aligned")
+  background.check_arguments(parser, args)
+  check_network_arguments(parser, args)
   if not args.min_face >= 0:
     parser.error(f"--min-face {args.min_face:g}: must be 0 or more")
   if not 0 <= args.min_score <= 1:
     parser.error(f"--min-score {args.min_score:g}: must be 0 to 1")
-  if not 0 <= args.fidelity <= 1:
-    parser.error(f"--fidelity {args.fidelity:g}: must be 0 to 1")

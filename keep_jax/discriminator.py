@@ -11,6 +11,33 @@ _SLOPE = 0.2  # below zero, in every LeakyReLU
 _EPSILON = 1e-12  # added to norms in a power iteration
 
 
+class BatchNorm(nn.Module):
+  """Batch normalisation of [b h w c], whose running variance is the unbiased one, as in PyTorch.
+
+  The statistics are those of the global batch, however it is split over devices.
+  """
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    c = x.shape[-1]
+    scale = self.param("scale", nn.initializers.ones, (c,))
+    bias = self.param("bias", nn.initializers.zeros, (c,))
+    running_mean = self.variable("batch_stats", "mean", jnp.zeros, (c,))
+    running_var = self.variable("batch_stats", "var", jnp.ones, (c,))
+    mean, var = running_mean.value, running_var.value
+    if train:
+      y = x.astype(jnp.float32)
+      mean = y.mean((0, 1, 2))
+      var = jnp.square(y - mean.reshape(1, 1, 1, c)).mean((0, 1, 2))
+      count = x.size // c
+      running_mean.value = 0.9 * running_mean.value + 0.1 * lax.stop_gradient(mean)
+      unbiased = lax.stop_gradient(var) * (count / max(count - 1, 1))
+      running_var.value = 0.9 * running_var.value + 0.1 * unbiased
+    factor = scale * lax.rsqrt(var + 1e-5)
+    y = x * factor.reshape(1, 1, 1, c) + (bias - mean * factor).reshape(1, 1, 1, c)
+    return y.astype(x.dtype)
+
+
 class PatchDiscriminator(nn.Module):
   """PatchGAN of VQGAN: images [b h w 3] in [-1, 1] -> a map of scores [b h' w' 1].
 
@@ -35,7 +62,7 @@ class PatchDiscriminator(nn.Module):
       stride = 2 if i < self.layers else 1
       features = min(2**i, 8) * self.width
       x = conv(features, stride, use_bias=False, name=f"conv_{i}")(x)
-      x = nn.BatchNorm(not train, momentum=0.9, epsilon=1e-5, name=f"norm_{i}")(x)
+      x = BatchNorm(name=f"norm_{i}")(x, train)
       x = nn.leaky_relu(x, _SLOPE)
     return conv(1, 1, name="scores")(x)
 

@@ -135,10 +135,11 @@ def restore_faces(
     size: the aligned crops' side, in pixels, as in `find_faces`.
     upscale: S >= 1, by which frames are enlarged.
     background: what each frame is to show around the faces, uint8 RGB, resized to S h x S w
-      where it is not of that size; None: the frame itself, enlarged by Lanczos.
+      where it is not of that size (see `paste.enlarge`); None: the frame itself, enlarged by
+      Lanczos.
     masks: makes masks of restored faces, such as `parsenet.face_masks`; None: the feathered square
       alone.
-    seconds: counters "align" and "paste", to which the time of that work is added.
+    seconds: counters "align", "background" and "paste", to which the time of that work is added.
 
   Yields:
     The frames in order. Pixels outside the faces are those of the enlarged frame; grey faces stay
@@ -159,6 +160,8 @@ def restore_faces(
       yield crops, (frame, matrices, crops)
 
   for restored, (frame, matrices, crops) in paired(restore, aligned()):
+    with _timed(seconds, "background"):
+      upscaler = _next_upscaler(background, frame)
     with _timed(seconds, "paste"):
       restored = {i: _match_grey(crops[i], face) for i, face in restored.items()}
       parts = _make_masks(restored, masks)
@@ -167,7 +170,7 @@ def restore_faces(
         [restored.get(i) for i in matrices],
         list(matrices.values()),
         upscale,
-        upscaler=None if background is None else _constant_upscaler(_next_image(background, frame)),
+        upscaler=upscaler,
         masks=[parts.get(i) for i in matrices],
         apart=True,
       )
@@ -190,11 +193,14 @@ def _match_grey(crop: np.ndarray, face: np.ndarray) -> np.ndarray:
   return paste.to_grey(face) if paste.is_grey(crop) else face
 
 
-def _next_image(background: Iterator[np.ndarray], frame: Frame) -> np.ndarray:
+def _next_upscaler(background: Iterator[np.ndarray] | None, frame: Frame) -> paste.Upscaler | None:
+  """What makes a frame's background: the next image, where there are any."""
+  if background is None:
+    return None
   image = next(background, None)
   if image is None:
     raise UserError(f"the background ends before frame {frame.index}; make it of all frames")
-  return image
+  return lambda _: image
 
 
 def identity(
@@ -202,10 +208,6 @@ def identity(
 ) -> Iterator[Mapping[int, np.ndarray]]:
   """The identity instead of a network: shows what aligning and pasting alone do to a frame."""
   yield from frames
-
-
-def _constant_upscaler(image: np.ndarray) -> paste.Upscaler:
-  return lambda _: image
 
 
 @contextlib.contextmanager

@@ -50,6 +50,7 @@ class UncertaintyLayer(nn.Module):
   head_dim: int
   dtype: jnp.dtype = jnp.float32
   attend_first_frame: bool = True
+  causal: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -61,15 +62,15 @@ class UncertaintyLayer(nn.Module):
     )(y)
     x += GEGLUFeedForward(self.dtype, name="feed_forward")(LayerNorm(name="norm2")(x))
     y = LayerNorm(name="norm3")(x).swapaxes(1, 2).reshape(b * n, t, c)
-    y = Attention(*sizes, name="temporal_attention")(y)
+    y = Attention(*sizes, self.causal, name="temporal_attention")(y)
     return x + y.reshape(b, n, t, c).swapaxes(1, 2)
 
 
 class GainNetwork(nn.Module):
   """The paper's Kalman gain network: latents [b t h w c] to gains [b t h w 1] in [0, 1].
 
-  The uncertainty network (`UncertaintyLayer`s), then the gain network. Attention over time sees all
-  frames it is given: gains are not causal.
+  The uncertainty network (`UncertaintyLayer`s), then the gain network. As released, attention over
+  time sees all frames it is given, later ones too; with `causal` none that comes later.
   """
 
   heads: int
@@ -77,13 +78,14 @@ class GainNetwork(nn.Module):
   layers: int
   dtype: jnp.dtype = jnp.float32
   attend_first_frame: bool = True
+  causal: bool = False
 
   @nn.compact
   def __call__(self, latents: jax.Array) -> jax.Array:
     b, t, h, w, c = latents.shape
     x = latents.reshape(b, t, h * w, c).astype(self.dtype)
     for i in range(self.layers):
-      sizes = (self.heads, self.head_dim, self.dtype, self.attend_first_frame)
+      sizes = (self.heads, self.head_dim, self.dtype, self.attend_first_frame, self.causal)
       x = UncertaintyLayer(*sizes, name=f"uncertainty_{i}")(x)
     x = x.reshape(b * t, h, w, c)
     for i in range(3):

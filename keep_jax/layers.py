@@ -73,12 +73,14 @@ class Attention(nn.Module):
   heads: int
   head_dim: int
   dtype: jnp.dtype = jnp.float32
+  causal: bool = False  # whether token i sees tokens 0 to i only
 
   @nn.compact
   def __call__(self, x: jax.Array, y: jax.Array | None = None) -> jax.Array:
     y = x if y is None else y
     q, k, v = self.project(x, "query"), self.project(y, "key"), self.project(y, "value")
-    return nn.Dense(x.shape[-1], dtype=self.dtype, name="out")(attend_heads(q, k, v))
+    y = attend_heads(q, k, v, causal=self.causal)
+    return nn.Dense(x.shape[-1], dtype=self.dtype, name="out")(y)
 
   def project(self, x: jax.Array, name: str) -> jax.Array:
     """[... c] -> [... heads head_dim]."""
@@ -86,11 +88,11 @@ class Attention(nn.Module):
     return y.reshape(*x.shape[:-1], self.heads, self.head_dim)
 
 
-def attend_heads(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+def attend_heads(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool = False) -> jax.Array:
   """Scaled dot-product attention: q [b n heads d], k and v [b m heads d] -> [b n heads*d]."""
   # JAX's implementation promotes bfloat16, which strict promotion, set by the tests, would refuse.
   with jax.numpy_dtype_promotion("standard"):
-    y = jax.nn.dot_product_attention(q, k, v)
+    y = jax.nn.dot_product_attention(q, k, v, is_causal=causal)
   return y.reshape(*y.shape[:2], -1)
 
 

@@ -38,19 +38,22 @@ class KEEP:
     arch: sizes and choices.
     dtype: type in which convolutions and matrix products are computed; latents and logits are
       float32 whatever it is.
+    remat: recompute activations of residual blocks in the backward pass, to save memory.
   """
 
   arch: Architecture = RELEASED
   dtype: jnp.dtype = jnp.float32
+  remat: bool = False
 
   @property
   def encoder(self) -> Encoder:
     a = self.arch
-    return Encoder(a.width, a.multiples, a.emb_dim, a.res_blocks, self.dtype)
+    return Encoder(a.width, a.multiples, a.emb_dim, a.res_blocks, self.dtype, self.remat)
 
   @property
   def generator(self) -> Generator:
-    return Generator(self.arch.width, self.arch.multiples, self.arch.res_blocks, self.dtype)
+    a = self.arch
+    return Generator(a.width, a.multiples, a.res_blocks, self.dtype, self.remat)
 
   @property
   def code_predictor(self) -> CodePredictor:
@@ -62,7 +65,7 @@ class KEEP:
     a = self.arch
     sizes = (a.heads, a.gain_head_dim, a.gain_layers)
     return {
-      "network": kalman.GainNetwork(*sizes, self.dtype, a.attend_first_frame),
+      "network": kalman.GainNetwork(*sizes, self.dtype, a.attend_first_frame, a.causal),
       "constant": kalman.ConstantGain(),
       "fixed": kalman.FixedGain(a.fixed_gain),
       "none": kalman.FixedGain(0.0),

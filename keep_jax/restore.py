@@ -1,6 +1,7 @@
 """Command: restores the faces of a video with KEEP.
 
   python -m keep_jax.restore INPUT OUTPUT --checkpoint DIR [--faces largest|all] [--upscale S]
+    [--background VIDEO | --background-model realesrgan|fmanet]
     [--tracks 0,2] [--min-face PIXELS] [--min-score S] [--skip-sharp]
     [--mode stream|as_released|bidirectional] [--aligned] [--draw-boxes] [--save-crops DIR]
     [--strip FILE.png] [--side-by-side]
@@ -33,10 +34,11 @@ from typing import TypeVar
 import cv2
 import numpy as np
 
-from keep_jax import arguments, show, streaming
+from keep_jax import arguments, background, show, streaming
 from keep_jax.choice import Choice, FaceTrack
 from keep_jax.faces import RestoredFrame, StreamTracks, find_faces, identity, restore_faces
 from vsr_jax import cli, files, progress, runtime, video, video_cli
+from vsr_jax.enlarge.enlarger import Enlarger
 from vsr_jax.errors import UserError
 from vsr_jax.faces import align, detector, parsenet, paste, rotated, tracks
 from vsr_jax.frames import paired
@@ -50,7 +52,7 @@ def main() -> None:
   _check_paths(args)
   with (
     video_cli.readable(args.input, args.background) as args.copies,
-    cli.memory_errors(args.input, "try --dtype bfloat16"),
+    cli.memory_errors(args.input, "try --dtype bfloat16 or a smaller --background-tile"),
     progress.Clock() as args.clock,
   ):
     run = list_faces if args.list_faces else restore_aligned if args.aligned else restore_frames
@@ -74,6 +76,7 @@ def _check_paths(args: argparse.Namespace) -> None:
 
 def restore_aligned(args: argparse.Namespace) -> None:
   """Restores a clip that is one aligned face."""
+  _choose_settings(args)
   restore, size = _network(args)
   with video_cli.open_input(args, context=(0, _look_ahead(args))) as reader:
     info = reader.info
@@ -113,7 +116,7 @@ def list_faces(args: argparse.Namespace) -> None:
   print(show.table(faces, args.frames[0]))
   if args.strip and faces:
     with (
-      _reopen_input(args, warning) as reader,
+      _reopen_input(args, warning, (0, _look_ahead(args))) as reader,
       contextlib.closing(video.prefetch(reader)) as frames,
       contextlib.closing(_with_progress(frames, "drawing faces", total)) as counted,
     ):
@@ -122,7 +125,9 @@ def list_faces(args: argparse.Namespace) -> None:
 
 def restore_frames(args: argparse.Namespace) -> None:
   """Restores the faces of whole frames."""
+  _choose_settings(args)
   restore, size = _network(args)
+  enlarger = background.open_enlarger(args)
   masks = None
   if args.parsenet:
     masks = functools.partial(parsenet.face_masks, parsenet.load(args.parsenet))
@@ -133,17 +138,14 @@ def restore_frames(args: argparse.Namespace) -> None:
   strip = show.Strip(faces, total)
   without = shown = 0
   with contextlib.ExitStack() as stack:
-    reader = stack.enter_context(_reopen_input(args, warning))
+    reader = stack.enter_context(_reopen_input(args, warning, (0, _look_ahead(args))))
     height, width = paste.enlarged_size(reader.info.height, reader.info.width, args.upscale)
     width *= 2 if args.side_by_side else 1
     writer = stack.enter_context(_writer(args, height, width, reader.info))
     crops = show.Crops(args.save_crops, faces, size, reader.info.frame_rate, stack)
-    background = None
-    if args.background:
-      behind = stack.enter_context(_open_background(args))
-      background = (frame.image for frame in behind)
+    behind = stack.enter_context(_images_behind(args, enlarger, warning))
     frames = stack.enter_context(contextlib.closing(video.prefetch(reader)))
-    options = {"size": size, "upscale": args.upscale, "background": background, "masks": masks}
+    options = {"size": size, "upscale": args.upscale, "background": behind, "masks": masks}
     results = restore_faces(frames, faces, restore, seconds=seconds, **options)
     counted = stack.enter_context(contextlib.closing(_with_progress(results, "restoring", total)))
     for t, result in enumerate(counted):
@@ -159,11 +161,13 @@ def restore_frames(args: argparse.Namespace) -> None:
     strip.save(args.strip)
   seconds["restore"] = time.monotonic() - args.clock.began - sum(seconds.values())
   count = sum(len(face.frames) > 0 for face in faces)
+  behind_took = f", enlarging the background {seconds['background']:.1f} s" if enlarger else ""
   print(
     f"{args.output}: {shown} frames of {width}x{height}, {count} face "
     f"track{'s' * (count != 1)}, {without} frames without a face{args.clock.speed(shown)} "
     f"(finding faces {seconds['detect']:.1f} s, aligning {seconds['align']:.1f} s, "
-    f"restoring and writing {seconds['restore']:.1f} s, pasting {seconds['paste']:.1f} s)"
+    f"restoring and writing {seconds['restore']:.1f} s{behind_took}, "
+    f"pasting {seconds['paste']:.1f} s)"
   )
 
 
@@ -222,6 +226,17 @@ def _output_image(
   return image
 
 
+def _choose_settings(args: argparse.Namespace) -> None:
+  """The process's settings for the networks that will run; before JAX starts."""
+  if not args.no_network or args.background_model != background.LANCZOS:
+    runtime.enable_compilation_cache()
+  if args.background_model != background.LANCZOS:
+    runtime.return_freed_memory()
+  elif not args.no_network:
+    # Otherwise allocating 0.5 GB of temporaries anew for each frame takes a twelfth of its time.
+    runtime.keep_freed_memory()
+
+
 def _network(args: argparse.Namespace) -> tuple[StreamTracks, int]:
   """The function that restores streams of faces, or the identity; and the faces' side in pixels."""
   if args.no_network:
@@ -232,9 +247,6 @@ def _network(args: argparse.Namespace) -> tuple[StreamTracks, int]:
       "keep_jax.convert and name it with --checkpoint, or try the way without a network: "
       "--no-network"
     )
-  runtime.enable_compilation_cache()
-  # Otherwise allocating 0.5 GB of temporaries anew for each frame takes a twelfth of its time.
-  runtime.keep_freed_memory()
   model, params = streaming.load(args.checkpoint, args.dtype)
   restorer = streaming.Restorer(
     model, params, args.mode, args.window, args.look_ahead, args.fidelity
@@ -251,14 +263,35 @@ def _writer(
 
 
 @contextlib.contextmanager
-def _reopen_input(args: argparse.Namespace, warning: str | None) -> Iterator[video.Reader]:
-  """Opens the clip for the second pass, without repeating `warning`, the one of the first."""
+def _reopen_input(
+  args: argparse.Namespace, warning: str | None, context: tuple[int, int]
+) -> Iterator[video.Reader]:
+  """Opens the clip once more, without repeating `warning`, the one of the first pass."""
   with warnings.catch_warnings():
     if warning:
       warnings.filterwarnings("ignore", message=re.escape(warning))
-    context = (0, _look_ahead(args))
     with video_cli.open_input(args, context=context, tell=False) as reader:
       yield reader
+
+
+@contextlib.contextmanager
+def _images_behind(
+  args: argparse.Namespace, enlarger: Enlarger | None, warning: str | None
+) -> Iterator[Iterator[np.ndarray] | None]:
+  """What is shown around the faces, an image a frame; None: the frames, enlarged by Lanczos."""
+  if args.background:
+    with _open_background(args) as reader:
+      yield (frame.image for frame in reader)
+  elif enlarger:
+    context = enlarger.context, enlarger.context
+    with (
+      _reopen_input(args, warning, context) as reader,
+      contextlib.closing(video.prefetch(reader)) as frames,
+    ):
+      size = reader.info.height, reader.info.width
+      yield background.enlarged_images(enlarger, frames, size, args.background_tile)
+  else:
+    yield None
 
 
 def _open_background(args: argparse.Namespace) -> video.Reader:

@@ -7,12 +7,12 @@ import os
 from collections.abc import Iterable
 from fractions import Fraction
 
-import cv2
 import numpy as np
 
 from keep_jax.choice import FaceTrack
 from keep_jax.faces import RestoredFrame
 from vsr_jax import video
+from vsr_jax.drawing import at_height
 from vsr_jax.faces import align, detections
 
 STRIP_FRAMES = 5  # rows of the picture strip
@@ -77,7 +77,9 @@ def save_sheet(path: str, frames: Iterable[video.Frame], faces: list[FaceTrack])
     for i in wanted.get(t, ()):
       whole, matrix = draw_faces(frame.image, faces, t), faces[i].matrix(t)
       assert matrix is not None  # the frame was chosen from the face's own track
-      rows[i] = np.hstack([_at_height(x) for x in (whole, align.align(frame.image, matrix))])
+      rows[i] = np.hstack(
+        [at_height(x, STRIP_HEIGHT) for x in (whole, align.align(frame.image, matrix))]
+      )
   _save(path, [rows[i] for i in sorted(rows)])
 
 
@@ -101,7 +103,7 @@ class Strip:
     i = max(matrices, key=lambda i: -align.scale(matrices[i]))  # the largest
     whole = draw_faces(result.frame.image, self._faces, t)
     self.rows.append(
-      np.hstack([_at_height(x) for x in (whole, result.crops[i], result.restored[i])])
+      np.hstack([at_height(x, STRIP_HEIGHT) for x in (whole, result.crops[i], result.restored[i])])
     )
 
   def save(self, path: str) -> None:
@@ -113,11 +115,6 @@ def _save(path: str, rows: list[np.ndarray]) -> None:
   height, width, _ = picture.shape
   with video.open_writer(path, height, width, Fraction(1)) as target:
     target.write(picture)
-
-
-def _at_height(image: np.ndarray) -> np.ndarray:
-  width = max(1, round(image.shape[1] * STRIP_HEIGHT / image.shape[0]))
-  return cv2.resize(image, (width, STRIP_HEIGHT), interpolation=cv2.INTER_AREA)
 
 
 class Crops:

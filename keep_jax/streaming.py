@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-import operator
 import pathlib
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar, overload
@@ -38,6 +37,7 @@ from vsr_jax.frames import Frame, as_frames, as_frames_of_one_size, stream_frame
 from vsr_jax.memory import release_freed_memory
 from vsr_jax.programs import CompiledByShape
 from vsr_jax.runtime import compiler_options
+from vsr_jax.trees import join, split
 
 WINDOW = 20  # frames that the gain network sees at a time, as released
 LONGEST_WINDOW = 1000  # a window's frames and observations are held in memory
@@ -48,7 +48,6 @@ Mode = Literal["stream", "as_released", "bidirectional"]
 
 T = TypeVar("T")
 Name = TypeVar("Name", bound=Hashable)
-Tree = TypeVar("Tree")
 
 
 def load(checkpoint: str | pathlib.Path, dtype: str = "float32") -> tuple[KEEP, Params]:
@@ -140,7 +139,7 @@ class Restorer:
     window: frames that a gain sees.
     look_ahead: in mode "stream", most frames after a frame that its gain sees. Gains are computed
       for `look_ahead` + 1 frames at a time, so that each sees 0 to `look_ahead` later ones. In the
-      first window every gain sees the whole window.
+      first window every gain sees the whole window. A causal model restores every frame at once.
   """
 
   def __init__(
@@ -269,10 +268,16 @@ class Restorer:
         face = _PendingFace(observations[i], features[i], flows[i])
         track.waiting.append(face)
         taken[name] = track, face
-        whole = self.mode != "stream" or track.first_latent is None
-        if len(track.waiting) == (self.window if whole else self.look_ahead + 1):
+        if len(track.waiting) == self._group_size(track):
           self._finish_group(track)
     return taken
+
+  def _group_size(self, track: _TrackState) -> int:
+    """How many frames of a track get gains at once (mode "bidirectional": are restored)."""
+    if self.mode == "stream" and self.model.arch.causal:
+      return 1  # no gain would see a later frame
+    whole = self.mode != "stream" or track.first_latent is None
+    return self.window if whole else self.look_ahead + 1
 
   def _finish_group(self, track: _TrackState) -> None:
     """Computes the gains of a track's waiting frames, or restores them (mode "bidirectional")."""
@@ -310,7 +315,10 @@ class Restorer:
         latents = latents[1:] if attend_first_frame else latents
       track.latest.extend(latents)
       window = [track.first_latent, *track.latest] if attend_first_frame else list(track.latest)
-      gains = self._gains(self._params, window)[-len(group) :]
+      seen = len(window)
+      if self.model.arch.causal:  # what comes after makes no difference: one program for all
+        window += [window[-1]] * (self.window - seen)
+      gains = self._gains(self._params, window)[seen - len(group) : seen]
     for face, gain in zip(group, gains, strict=False):
       face.gain = gain
 
@@ -350,16 +358,6 @@ def _count_faces(items: Sequence[Any]) -> str:
   return f"{len(items)} face{'s' * (len(items) != 1)}"
 
 
-def _join(trees: Sequence[Tree]) -> Tree:
-  """Trees with leading axis [1] -> one with [b]."""
-  return jax.tree.map(lambda *x: jnp.concatenate(x), *trees)
-
-
-def _split(tree: Tree, count: int) -> tuple[Tree, ...]:
-  """A tree with leading axis [b] -> trees with [1]."""
-  return tuple(jax.tree.map(operator.itemgetter(slice(i, i + 1)), tree) for i in range(count))
-
-
 def _observe_faces(
   model: KEEP, params: Params, frames: jax.Array
 ) -> tuple[tuple[Observation, ...], tuple[Features, ...]]:
@@ -369,13 +367,13 @@ def _observe_faces(
   if x.shape[1:3] != (size, size):
     x = jax.image.resize(x, (len(x), size, size, 3), "linear", antialias=False)
   observation, features = observe(model, params, x), flow_features(model, params, x)
-  return _split(observation, len(x)), _split(features, len(x))
+  return split(observation, len(x)), split(features, len(x))
 
 
 def _flows(
   model: KEEP, params: Params, features: Sequence[Features], before: Sequence[Features]
 ) -> tuple[jax.Array, ...]:
-  return _split(flow_between(model, params, _join(features), _join(before)), len(features))
+  return split(flow_between(model, params, join(features), join(before)), len(features))
 
 
 def _gains_of_window(
@@ -393,5 +391,5 @@ def _restore_faces(
   inputs: Sequence[tuple[Observation, jax.Array, jax.Array]],
 ) -> tuple[tuple[State, ...], tuple[jax.Array, ...]]:
   """One step of b faces: their states, and their images as uint8 [h w 3]."""
-  state, restored = step(model, params, _join(states), *_join(inputs), fidelity)
-  return _split(state, len(states)), tuple(to_uint8(restored.image))
+  state, restored = step(model, params, join(states), *join(inputs), fidelity)
+  return split(state, len(states)), tuple(to_uint8(restored.image))

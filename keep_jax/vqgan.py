@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from keep_jax.layers import GroupNorm, attend_heads, conv
+from vsr_jax.ops.convolution import convolve
 
 FuseFunction = Callable[[int, jax.Array], jax.Array]  # (side of the feature, feature) -> feature
 FeaturesBySide = dict[int, jax.Array]  # side of the feature -> feature [b h w c]
@@ -81,13 +82,7 @@ class Upsample(nn.Module):
     # One convolution for the four: 2.4 times as fast on CPU as one each. Its output is a row and a
     # column larger than x; every sub-pixel takes its part of that.
     kernels = [subpixel_kernel(kernel, i, j) for i in range(2) for j in range(2)]
-    y = lax.conv_general_dilated(
-      x.astype(self.dtype),
-      jnp.concatenate(kernels, axis=-1).astype(self.dtype),
-      (1, 1),
-      ((1, 1), (1, 1)),
-      dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+    y = convolve(x.astype(self.dtype), jnp.concatenate(kernels, axis=-1), ((1, 1), (1, 1)))
     y = y.reshape(b, h + 1, w + 1, 4, c)
     rows = [
       jnp.stack([y[:, i : i + h, j : j + w, 2 * i + j] for j in range(2)], axis=3) for i in range(2)
@@ -117,6 +112,7 @@ class Encoder(nn.Module):
     multiples: channels over `width`, by level; each level but the last halves the sides.
     emb_dim: channels of the latent.
     res_blocks: residual blocks a level.
+    remat: recompute a residual block's activations in the backward pass, to save memory.
   """
 
   width: int
@@ -124,15 +120,17 @@ class Encoder(nn.Module):
   emb_dim: int
   res_blocks: int
   dtype: jnp.dtype = jnp.float32
+  remat: bool = False
 
   def setup(self):
     d = {"dtype": self.dtype}
+    res_block = nn.remat(ResBlock) if self.remat else ResBlock
     blocks: list[nn.Module] = [conv(self.width, **d)]
     skip_blocks = []  # index of the block whose output is a level's skip feature
     last = len(self.multiples) - 1
     for level, multiple in enumerate(self.multiples):
       for i in range(self.res_blocks):
-        blocks.append(ResBlock(multiple * self.width, **d))
+        blocks.append(res_block(multiple * self.width, **d))
         if i == self.res_blocks - 1:
           skip_blocks.append(len(blocks) - 1)
         if level == last:
@@ -140,7 +138,7 @@ class Encoder(nn.Module):
       if level != last:
         blocks.append(Downsample(**d))
     c = self.multiples[-1] * self.width
-    blocks += [ResBlock(c, **d), AttentionBlock(**d), ResBlock(c, **d)]
+    blocks += [res_block(c, **d), AttentionBlock(**d), res_block(c, **d)]
     # The latent is small and everything depends on it: computing it in float32 costs little.
     blocks += [GroupNorm(), conv(self.emb_dim, dtype=jnp.float32)]
     self.blocks = blocks
@@ -160,23 +158,25 @@ class Encoder(nn.Module):
 
 
 class Generator(nn.Module):
-  """Latents to images; `width`, `multiples` and `res_blocks` are those of the `Encoder`."""
+  """Latents to images; the attributes are those of the `Encoder`."""
 
   width: int
   multiples: tuple[int, ...]
   res_blocks: int
   dtype: jnp.dtype = jnp.float32
+  remat: bool = False
 
   def setup(self):
     d = {"dtype": self.dtype}
+    res_block = nn.remat(ResBlock) if self.remat else ResBlock
     c = self.multiples[-1] * self.width
-    blocks: list[nn.Module] = [conv(c, **d), ResBlock(c, **d), AttentionBlock(**d)]
-    blocks.append(ResBlock(c, **d))
+    blocks: list[nn.Module] = [conv(c, **d), res_block(c, **d), AttentionBlock(**d)]
+    blocks.append(res_block(c, **d))
     fused_blocks = []  # index of the block after which a level's feature may be fused
     last = len(self.multiples) - 1
     for level in reversed(range(len(self.multiples))):
       for i in range(self.res_blocks):
-        blocks.append(ResBlock(self.multiples[level] * self.width, **d))
+        blocks.append(res_block(self.multiples[level] * self.width, **d))
         if i == (self.res_blocks - 1 if level == last else 0):
           fused_blocks.append(len(blocks) - 1)
         if level == last:
@@ -193,12 +193,27 @@ class Generator(nn.Module):
     `fuse` replaces the feature of each level: after the level's first residual block, but in the
     smallest level after its last one, before attention.
     """
+    return self.to_image(self.last_feature(z, fuse))
+
+  def last_feature(self, z: jax.Array, fuse: FuseFunction | None = None) -> jax.Array:
+    """What the last convolution sees, [b h w width] at the images' size."""
     x = z
-    for i, block in enumerate(self.blocks):
+    for i, block in enumerate(self.blocks[:-1]):
       x = block(x)
       if fuse is not None and i in self.fused_blocks:
         x = fuse(x.shape[2], x)
     return x
+
+  def to_image(self, x: jax.Array) -> jax.Array:
+    """The last convolution, from `last_feature`; its own params suffice to apply it."""
+    return self.blocks[-1](x)
+
+  @property
+  def last_name(self) -> str:
+    """The name of the last convolution among the params."""
+    levels = len(self.multiples)
+    blocks = 4 + levels * self.res_blocks + self.res_blocks + (levels - 1) + 2
+    return f"blocks_{blocks - 1}"
 
 
 def nearest_code(latent: jax.Array, codebook: jax.Array) -> jax.Array:

@@ -66,6 +66,13 @@ def test_a_wheel_has_no_names_but_the_packages(installed):
 
 
 @pytest.mark.slow
+def test_a_wheel_holds_the_weights_that_ship(installed):
+  assets = {name for name in tracked() if "/assets/" in name}
+  assert {"vsr_jax/faces/assets/mesh.npz", "vsr_jax/flow/assets/raft_small.npz"} <= assets
+  assert assets <= set(zipfile.ZipFile(installed[0]).namelist())
+
+
+@pytest.mark.slow
 def test_strangers_packages_of_our_folders_names_stay_theirs(installed):
   program = """
 import fmanet_jax.evaluate, fmanet_jax.train, keep_jax.restore
@@ -85,6 +92,14 @@ def test_a_recipe_of_the_wheel_is_found(installed):
   recipe = ["--config", "configs/fmanet/smoke.py:degradation", "--workdir", "run"]
   data = "--config.data.root=missing"
   assert "missing" in run(installed[1], "-m", "fmanet_jax.train", *recipe, data, code=2).stderr
+
+
+@pytest.mark.slow
+def test_one_system_offers_itself_to_the_other(installed):
+  options = run(installed[1], "-m", "keep_jax.restore", "--help").stdout
+  assert "--background-model {lanczos,realesrgan,fmanet}" in options
+  load = "from vsr_jax.enlarge import realesrgan as r; print(r.open_enlarger().scale)"
+  assert run(installed[1], "-c", load).stdout == "4\n"
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Checkpoints as folders: reading one, and writing params to be shipped.
 
-A checkpoint is a folder with one item each: `params`, `ema` and `opt_state` (arrays), `meta`
+A checkpoint is a folder with one item each: `params`, `ema`, `opt_state` and, of a stage with an
+opponent, `variables` (arrays), `meta`
 (`meta.json`: step, stage, the caller's own entries, and every array's name, dtype, shape and
 checksum) and `data` (the position of each process's data iterator). A run keeps them in
 WORKDIR/checkpoints/STEP, see `train/checkpoints.py`; an exported folder holds `params` and `meta`
@@ -32,7 +33,7 @@ from vsr_jax.errors import UserError, is_full
 from vsr_jax.orbax_threads import drop_late_reports, let_end, quiet
 from vsr_jax.trees import by_network, check_table, differences, table, template
 
-ARRAYS = ("params", "ema", "opt_state")
+ARRAYS = ("params", "ema", "opt_state", "variables")
 _META = json_files.fields(
   {"arrays": json_files.fields({"params": check_table}, dict.fromkeys(ARRAYS, check_table))},
   {

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import shutil
+from collections.abc import Iterator
 
 from vsr_jax.errors import UserError
 
@@ -19,6 +21,35 @@ def is_name(text: str) -> bool:
   except UnicodeEncodeError:  # a lone surrogate
     return False
   return 0 < size <= 255 and text not in (".", "..") and not {"/", "\0"} & set(text)
+
+
+def shorten(text: str, limit: int = 60) -> str:
+  """Makes untrusted text fit for an error: printable, cut after `limit` characters."""
+  text = text[: limit + 1]
+  text = text if text.isprintable() else ascii(text)[1:-1]
+  return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+@contextlib.contextmanager
+def reading(path: str | pathlib.Path, kind: str, example: str) -> Iterator[None]:
+  """A context in which whatever a damaged file raises becomes a `UserError` that names the file.
+
+  Bytes that are not what they should be can raise anything at all while they are read as it.
+
+  Args:
+    path: the file.
+    kind: what it should be, such as "PyTorch file".
+    example: what to give instead, such as "a .pt or .pth file".
+  """
+  try:
+    yield
+  except UserError:
+    raise
+  except OSError as e:
+    raise UserError(f"{path} cannot be read: {e.strerror or e}; give {example}") from e
+  except Exception as e:
+    reason = shorten(str(e.args[0] if e.args else type(e).__name__), 200)
+    raise UserError(f"{path} is damaged or no {kind} ({reason}); fetch it again") from e
 
 
 class TooLarge(Exception):

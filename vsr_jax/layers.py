@@ -12,7 +12,7 @@ from jax import lax
 
 from vsr_jax.ops.channels import broadcast_channels
 from vsr_jax.ops.convolution import convolve
-from vsr_jax.ops.depthwise import KernelAndBias
+from vsr_jax.ops.depthwise import KernelAndBias, depthwise_convolve_strided
 
 
 def uniform_by_fan_in(
@@ -72,11 +72,22 @@ class Conv(nn.Module):
     return y
 
 
-class FrozenBatchNorm(nn.Module):
-  """Batch normalisation of [b h w c] with stored statistics, which are parameters here.
+class PRelu(nn.Module):
+  """Leaky ReLU with a learned slope a channel, [... c] -> [... c]."""
 
-  Inference only; epsilon is 1e-5, PyTorch's default.
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    slope = self.param("slope", nn.initializers.constant(0.25), x.shape[-1:])
+    return jnp.where(x >= 0, x, x * broadcast_channels(slope, x))
+
+
+class FrozenBatchNorm(nn.Module):
+  """Batch normalisation of [... c] with stored statistics, which are parameters here.
+
+  Inference only; epsilon is PyTorch's default.
   """
+
+  epsilon: float = 1e-5
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -85,5 +96,49 @@ class FrozenBatchNorm(nn.Module):
     var = self.param("var", nn.initializers.ones, shape)
     scale = self.param("scale", nn.initializers.ones, shape)
     bias = self.param("bias", nn.initializers.zeros, shape)
-    factor = scale * lax.rsqrt(var + 1e-5)
-    return x * factor[None, None, None] + (bias - mean * factor)[None, None, None]
+    factor = scale * lax.rsqrt(var + self.epsilon)
+    return x * broadcast_channels(factor, x) + broadcast_channels(bias - mean * factor, x)
+
+
+class ConvNorm(nn.Module):
+  """A size x size convolution, zero-padded by size // 2, and a batch norm: [b h w c]."""
+
+  features: int
+  size: int = 3
+  stride: int = 1
+  use_bias: bool = False  # the convolution's
+  epsilon: float = 1e-5
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    size, stride, pad = (self.size,) * 2, (self.stride,) * 2, self.size // 2
+    x = nn.Conv(self.features, size, stride, pad, use_bias=self.use_bias, name="conv")(x)
+    return FrozenBatchNorm(self.epsilon, name="norm")(x)
+
+
+class DepthwiseNorm(nn.Module):
+  """A depthwise 3x3 convolution without bias, zero-padded, and a batch norm: [b h w c]."""
+
+  stride: int = 1
+  epsilon: float = 1e-5
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, x.shape[-1]))
+    x = depthwise_convolve_strided(x, kernel, self.stride)
+    return FrozenBatchNorm(self.epsilon, name="norm")(x)
+
+
+class DenseOfImage(nn.Module):
+  """A vector of `features` from all of an image: [n h w c] -> [n features]."""
+
+  features: int
+  use_bias: bool = False
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    kernel = self.param("kernel", nn.initializers.lecun_normal(), (*x.shape[1:], self.features))
+    y = jnp.einsum("nhwc,hwcd->nd", x, kernel)
+    if self.use_bias:
+      y += self.param("bias", nn.initializers.zeros, (self.features,))[None]
+    return y

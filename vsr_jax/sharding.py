@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -62,6 +63,14 @@ def param_sharding(
     return replicated(mesh)
   axis = max(fits, key=lambda axis: shape[axis])
   return NamedSharding(mesh, PartitionSpec(*(None,) * axis, "data"))
+
+
+def place_everywhere(mesh: Mesh, tree: Any) -> Any:
+  """Puts whole arrays on every device of the mesh; every host gives the same ones."""
+  everywhere = replicated(mesh)
+  return jax.tree.map(
+    lambda x: jax.make_array_from_callback(x.shape, everywhere, np.asarray(x).__getitem__), tree
+  )
 
 
 def place_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:

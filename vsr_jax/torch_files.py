@@ -19,8 +19,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from vsr_jax import torch_pickle
+from vsr_jax import guards, torch_pickle
 from vsr_jax.errors import UserError
+from vsr_jax.pickle_machine import CodeError
 from vsr_jax.torch_pickle import Storage, Tensor
 
 # The first pickle of a file written before PyTorch 1.6, or on request since.
@@ -45,24 +46,16 @@ def load(path: str | Path) -> dict[str, Any]:
     UserError: the file is missing, truncated, no PyTorch file, or holds anything
       but tensors and plain values. Nothing of it has been run then.
   """
-  try:
-    with open_regular(path) as file:
-      zipped = file.read(4) == b"PK\x03\x04"
-      file.seek(0)
+  with guards.reading(path, "PyTorch file", "a .pt or .pth file"), open_regular(path) as file:
+    zipped = file.read(4) == b"PK\x03\x04"
+    file.seek(0)
+    try:
       contents = _read_zip(path, file) if zipped else _read_legacy(path, file)
-  except OSError as e:
-    raise UserError(f"{path} cannot be read: {e.strerror or e}; give a .pt or .pth file") from e
-  except UserError:
-    raise
-  except torch_pickle.CodeError as e:
-    raise UserError(
-      f"{path} holds code that is not a plain tensor file's ({e}), refused; "
-      "save only the state dict"
-    ) from None
-  # Bytes that are no pickle can raise anything at all while they are read as one.
-  except Exception as e:
-    reason = torch_pickle.shorten(str(e.args[0] if e.args else type(e).__name__), 200)
-    raise UserError(f"{path} is damaged or no PyTorch file ({reason}); fetch it again") from e
+    except CodeError as e:
+      raise UserError(
+        f"{path} holds code that is not a plain tensor file's ({e}), refused; "
+        "save only the state dict"
+      ) from None
   if not isinstance(contents, dict):
     raise UserError(f"{path} holds a {type(contents).__name__}; give a file with a state dict")
   return contents
@@ -169,7 +162,7 @@ def _entry(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
   if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
     raise ValueError("its contents are compressed, which PyTorch does not do")
   if entry.file_size > limit:
-    raise ValueError(f"{torch_pickle.shorten(name)} has more than {limit} bytes")
+    raise ValueError(f"{guards.shorten(name)} has more than {limit} bytes")
   return archive.read(entry)
 
 
@@ -203,7 +196,7 @@ def _check_order(path: str | Path, little: bool) -> None:
 
 def _check_length(storage: Storage, there: int) -> None:
   if there != storage.nbytes:
-    key = torch_pickle.shorten(storage.key)
+    key = guards.shorten(storage.key)
     raise ValueError(f"storage {key} has {there} bytes of {storage.nbytes}")
 
 

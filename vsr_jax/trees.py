@@ -1,17 +1,20 @@
-"""Names, dtypes and shapes of a tree's arrays, and how two trees differ, in one line."""
+"""Trees of arrays: names, dtypes and shapes; how two differ, in one line; joining and splitting."""
 
 from __future__ import annotations
 
 import math
+import operator
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from vsr_jax.json_files import BadJson, mapping, text
+
+Tree = TypeVar("Tree")
 
 _DTYPES = "bool|bfloat16|u?int(?:8|16|32|64)|float(?:16|32|64)"
 _SPEC = re.compile(rf"(?:{_DTYPES})\[((?:\d{{1,12}}(?:,\d{{1,12}})*)?)\]")
@@ -101,3 +104,13 @@ def repeat_blocks(template: Mapping[str, Any], counts: Mapping[str, int]) -> dic
     if name in counts:
       whole |= {f"{stem}_{i}": tree for i in range(int(first), counts[name])}
   return whole
+
+
+def join(trees: Sequence[Tree]) -> Tree:
+  """Trees with leading axis [1] -> one with [b]."""
+  return jax.tree.map(lambda *x: jnp.concatenate(x), *trees)
+
+
+def split(tree: Tree, count: int) -> tuple[Tree, ...]:
+  """A tree with leading axis [b] -> trees with [1]."""
+  return tuple(jax.tree.map(operator.itemgetter(slice(i, i + 1)), tree) for i in range(count))

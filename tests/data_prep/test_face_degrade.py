@@ -36,6 +36,10 @@ def degrade(clip, seed=0, **changes):
   return face_degrade.degrade(clip, np.random.default_rng(seed), drawn)
 
 
+def compress(clip, crf):
+  return np.stack(list(face_degrade.compress(clip, crf)))
+
+
 @given(st.floats(0.5, 12), st.floats(0.5, 12), st.floats(-np.pi, np.pi))
 @settings(max_examples=30)
 def test_kernels_are_samples_of_the_normal_density(sigma_x, sigma_y, angle):
@@ -175,13 +179,13 @@ def test_compression_keeps_frames_in_order_and_loses_more_at_a_higher_factor():
   clip = moving(20)
   errors = []
   for crf in (1, 20, 35, 50):
-    got = face_degrade.compress(clip, crf)
+    got = compress(clip, crf)
     assert got.shape == clip.shape
     errors.append(np.abs(got.astype(int) - clip).mean((1, 2, 3)))
   means = np.mean(errors, axis=1)
   assert (np.diff(means) > 0).all()
   # With the least loss a frame is nearest to itself among all.
-  got = face_degrade.compress(clip, 1).astype(int)
+  got = compress(clip, 1).astype(int)
   distances = [[np.abs(a - b).mean() for b in clip] for a in got]
   assert np.argmin(distances, axis=1).tolist() == list(range(20))
 
@@ -189,7 +193,7 @@ def test_compression_keeps_frames_in_order_and_loses_more_at_a_higher_factor():
 def test_codec_is_given_the_released_rate():
   # One frame a second, as the released code: at 25 the same factor gives another stream.
   clip = moving(8)
-  got = face_degrade.compress(clip, 30)
+  got = compress(clip, 30)
   np.testing.assert_array_equal(got, reference_codec(clip, 30, rate=1))
   assert (got != reference_codec(clip, 30, rate=25)).any()
 
@@ -212,11 +216,17 @@ def reference_codec(clip, crf, rate):
 
 def test_order_is_blur_noise_reduction_noise_codec(monkeypatch):
   calls = []
-  for name in ("blur", "add_noise", "reduce", "compress"):
+  for name in ("blur", "add_noise", "reduce"):
     real = getattr(face_degrade, name)
     monkeypatch.setattr(
       face_degrade, name, lambda *args, n=name, f=real: (calls.append(n), f(*args))[1]
     )
+  codec = face_degrade.compress
+  monkeypatch.setattr(
+    face_degrade,
+    "compress",
+    lambda frames, crf: codec([*frames, calls.append("compress")][:-1], crf),
+  )
   got = degrade(moving(2))
   assert calls == ["blur", "add_noise", "reduce", "add_noise"] * 2 + ["compress"]
   assert got.shape == (2, 16, 24, 3)
@@ -337,3 +347,24 @@ def test_command_says_what_is_wrong_in_one_line(tmp_path):
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert message in done.stderr
+
+
+@pytest.mark.parametrize("as_released", [False, True])
+def test_a_stream_gives_the_same_frames_and_holds_few(as_released):
+  clip = moving(90, 32, 32)
+  held = 0
+
+  def frames():
+    nonlocal held
+    for frame in clip:
+      held += 1
+      yield frame
+
+  drawn = dataclasses.replace(Degradation(), as_released=as_released)
+  most, streamed = 0, []
+  for frame in face_degrade.degrade_frames(frames(), np.random.default_rng(0), drawn):
+    most = max(most, held)
+    streamed.append(frame)
+    held -= 1
+  np.testing.assert_array_equal(np.stack(streamed), degrade(clip, as_released=as_released))
+  assert most <= 60

@@ -253,6 +253,27 @@ def test_evaluation_shows_each_frame_once_in_order():
   assert seen == [(0, i) for i in range(60)] + [(1, i) for i in range(8)]
 
 
+def test_evaluation_of_every_15th_frame():
+  batches = face_pipeline.evaluation_batches(
+    [*SOURCE, numbered_clip("cleo", 50, red=200)],
+    low_quality=GENTLE,
+    chunk=3,
+    interval=15,
+    size=SIZE,
+  )
+  seen = [(int(b["clip"][0]), [int(x) // 4 for x in b["gt"][0, :, 0, 0, 1]]) for b in batches]
+  assert seen == [
+    (0, [0, 15, 30]),
+    (0, [45, 45, 45]),
+    (1, [0, 0, 0]),
+    (2, [0, 15, 30]),
+    (2, [45, 45, 45]),
+  ]
+  assert [int(b["mask"].sum()) for b in batches] == [3, 1, 1, 3, 1]
+  every = face_pipeline.evaluation_batches(SOURCE[:1], low_quality=GENTLE, chunk=60, size=SIZE)
+  np.testing.assert_array_equal(batches[0]["lq"][0], every[0]["lq"][0, [0, 15, 30]])
+
+
 def test_evaluation_fills_up_for_all_hosts_alike():
   parts = [
     face_pipeline.evaluation_batches(
@@ -297,7 +318,7 @@ def broken(**changes):
     ),
     (broken(streams={"sharp": [b""] * 8}), r"clip anna, frame \d of sharp: cannot be"),
     (broken(landmarks=np.zeros((3, 5, 2))), r"clip anna, frame \d: has no landmarks|are no face"),
-    (broken(landmarks=np.zeros((8, 5, 2))), r"clip anna, frame \d: its landmarks are no face"),
+    (broken(landmarks=np.zeros((8, 5, 2))), "clip anna: its landmarks are no face"),
     (
       [textured_clip("anna", 8, 72)],
       r"clip anna, frame \d: 72x72 without landmarks is no aligned",

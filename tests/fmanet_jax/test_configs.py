@@ -10,13 +10,14 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from fmanet_jax import stages, train
+from fmanet_jax import train
 from fmanet_jax.architecture import Architecture
 from fmanet_jax.model import FMANet, param_shapes
 from tests.support import commands
 from vsr_jax.configs.fmanet import ablations, base, demo
 from vsr_jax.configs.fmanet.as_released import degradation as released_degradation
 from vsr_jax.errors import UserError
+from vsr_jax.train.schedules import step_schedule
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -140,7 +141,7 @@ def test_unknown_ablation_is_an_error(variant):
 
 
 def rates(config: ConfigDict, net: str, steps: list[int]) -> list[float]:
-  schedule = stages.step_schedule(**config.optim[net])
+  schedule = step_schedule(**config.optim[net])
   return [float(schedule(step)) for step in steps]
 
 

@@ -8,17 +8,17 @@ import shutil
 import signal
 import sys
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
 
-from fmanet_jax import evaluate, score_table
+from fmanet_jax import evaluate
 from fmanet_jax.architecture import Architecture
 from fmanet_jax.model import FMANet
 from tests.data_prep.helpers import texture, write_clip, write_clip_set, write_png
 from vsr_jax.data_prep.clip import BLUR_BICUBIC, SHARP, STREAMS
 from vsr_jax.images import read_image
-from vsr_jax.metrics import ClipScore, Score, rgb_psnr, ssim, tof
+from vsr_jax.metrics import ClipScore, rgb_psnr, ssim, tof
 from vsr_jax.ops.resize import resize_bicubic
 
 
@@ -30,15 +30,15 @@ class StandIn:
   """Takes the place of `fmanet_jax.streaming`: restores by repeating pixels."""
 
   def __init__(self):
-    self.arch = Architecture()
-    self.before = lambda frame: None  # called with every frame that is about to be restored
+    self.arch, self.before = Architecture(), lambda frame: None  # called before every frame
 
   def load(self, checkpoint, dtype):
     self.checkpoint = checkpoint
-    return FMANet(self.arch, jnp.dtype(dtype)), {}
+    return FMANet(self.arch, jax.numpy.dtype(dtype)), {}
 
   def Restorer(self, model, params):
-    self.model, self.mesh, self.group_size = model, None, 1
+    self.model, self.scale, self.context, self.overlap = model, 4, 1, 16
+    self.device, self.memory_needed = jax.devices()[0], lambda height, width: 0
     return self
 
   def stream(self, frames):
@@ -94,19 +94,19 @@ def expected(data, name, span=slice(1, -1)):
   truths, blurry = (frames_of(data, stream, name)[span] for stream in ("sharp", "blur_bicubic"))
   bicubic = scores(truths, [resize_bicubic(frame, 4) for frame in blurry])
   restored = scores(truths, [repeated(frame) for frame in blurry])
-  difference = {key: restored[key] - bicubic[key] for key in restored}
-  return {"bicubic": bicubic, "restored": restored, "difference": difference}
+  return {"bicubic": bicubic, "FMA-Net": restored}
 
 
-def check(row, wanted):
-  for column, means in wanted.items():
+def check(row, wanted, method="FMA-Net"):
+  assert list(row["scores"]) == ["bicubic", method]
+  for found, means in zip(row["scores"].values(), wanted.values(), strict=True):
     # Sums of the same float64 numbers, in another order.
-    assert row[column] == pytest.approx(means, rel=1e-12, abs=1e-12), column
+    assert found == pytest.approx(means, rel=1e-12, abs=1e-12)
 
 
 @pytest.mark.parametrize("tile", [None, 20])  # by itself where whole frames do not fit
 def test_interior_frames_are_scored_as_the_metrics_say(run, data, monkeypatch, tile):
-  monkeypatch.setattr(evaluate.streaming, "fitting_tile", lambda *_: tile)
+  monkeypatch.setattr(evaluate.enlarger, "fitting_tile", lambda *_: tile)
   found = run(data)
   assert found["complete"]
   assert found["skipped"] == {}
@@ -117,8 +117,8 @@ def test_interior_frames_are_scored_as_the_metrics_say(run, data, monkeypatch, t
 
 def test_the_total_is_a_mean_over_frames_and_over_pairs(run, data):
   found = run(data)
-  alley, beach = (row["restored"] for row in found["clips"])
-  total = found["total"]["restored"]
+  alley, beach = (row["scores"]["FMA-Net"] for row in found["clips"])
+  total = found["total"]["scores"]["FMA-Net"]
   assert found["total"]["frames"] == 6
   assert total["psnr"] == pytest.approx((2 * alley["psnr"] + 4 * beach["psnr"]) / 6, rel=1e-12)
   assert total["ssim"] == pytest.approx((2 * alley["ssim"] + 4 * beach["ssim"]) / 6, rel=1e-12)
@@ -143,56 +143,49 @@ def test_longer_windows_leave_out_more_frames(run, data, stand_in):
 def test_checkpoint_and_dtype_reach_the_restorer(run, data, stand_in):
   found = run(data, "--checkpoint", "weights", "--dtype", "bfloat16")
   assert stand_in.checkpoint == found["checkpoint"] == "weights"
-  assert stand_in.model.dtype == jnp.bfloat16
+  assert stand_in.model.dtype == jax.numpy.bfloat16
   found = run(data)
   assert stand_in.checkpoint is found["checkpoint"] is None
-  assert stand_in.model.dtype == jnp.float32
+  assert stand_in.model.dtype == jax.numpy.float32
 
 
 def test_the_table_shows_what_the_json_holds(run, data, tmp_path, capsys):
   found = run(data)
   path = tmp_path / "out" / "metrics.md"
-  lines = [line for line in path.read_text().splitlines() if line.startswith("|")]
-  rows = {name: cells for name, *cells in (line.strip("| ").split(" | ") for line in lines)}
-  assert rows["clip"] == ["frames"] + [
-    f"{column} {metric}"
-    for column in ("bicubic", "FMA-Net", "difference")
-    for metric in ("PSNR", "SSIM", "tOF")
+  rows = [
+    line.strip("| ").split(" | ") for line in path.read_text().splitlines() if line.startswith("|")
   ]
-  assert list(rows) == ["clip", "---", "alley", "beach", "total"]
-  for row in [*found["clips"], {"name": "total", **found["total"]}]:
-    cells = rows[row["name"]]
-    assert cells[0] == str(row["frames"])
-    numbers = [row[column] for column in ("bicubic", "restored", "difference")]
-    shown = [f"{n['psnr']:.2f} {n['ssim']:.4f} {n['tof']:.3f}" for n in numbers[:2]]
-    shown.append("{psnr:+.2f} {ssim:+.4f} {tof:+.3f}".format(**numbers[2]))
-    assert " ".join(cells[1:]) == " ".join(shown)
+  assert rows[0] == ["clip", "method", "frames", "PSNR ↑", "SSIM ↑", "tOF ↓"]
+  parts = [{"name": "total", **found["total"]}, *found["clips"]]
+  assert [row[:3] for row in rows[2:]] == [
+    [part["name"], method, str(part["frames"])] for part in parts for method in found["methods"]
+  ]
+  for part, bicubic, ours in zip(parts, rows[2::2], rows[3::2], strict=True):
+    base, x = (part["scores"][name] for name in ("bicubic", "FMA-Net"))
+    gain = {name: x[name] - base[name] for name in x}
+    assert bicubic[3:] == "{psnr:.2f} {ssim:.4f} {tof:.3f}".format(**base).split()
+    shown = "{psnr:.2f} {ssim:.4f} {tof:.3f}".format(**x).split()
+    gains = "{psnr:+.2f} {ssim:+.4f} {tof:+.3f}".format(**gain).split()
+    assert ours[3:] == [f"{a} ({b})" for a, b in zip(shown, gains, strict=True)]
   assert path.read_text() in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-  ("score", "none", "cells"),
-  [
-    (Score(np.inf, 2.0, 2, 0.0, 1), "psnr", "– | 1.0000 | 0.000"),
-    (Score(40.0, 0.9, 1), "tof", "40.00 | 0.9000 | –"),
-  ],
-  ids=["a perfect frame", "a single frame"],
-)
-def test_numbers_that_are_none_become_null(score, none, cells):
-  report = score_table.ScoreTable("a|b", {"left_out_at_each_end": 1}, {"clip": (Score(), score)})
-  found = score_table.to_json(report)
-  row = json.loads(json.dumps(found, allow_nan=False))["clips"][0]
-  assert [key for key, value in row["restored"].items() if value is None] == [none]
-  assert list(row["bicubic"].values()) == list(row["difference"].values()) == [None] * 3
-  head, _, shown, *_ = score_table.to_markdown(found).splitlines()
-  assert r"| a\|b PSNR |" in head
-  assert shown == f"| clip | {score.frames} | – | – | – | {cells} | – | – | – |"
 
 
 def test_the_truth_as_output_is_perfect(run, data):
   found = run(data, "--outputs", data / "sharp")
-  assert found["method"] == "sharp"
-  assert found["clips"][1]["restored"] == {"psnr": None, "ssim": pytest.approx(1), "tof": 0.0}
+  assert found["methods"] == ["bicubic", "sharp"]
+  scores = found["clips"][1]["scores"]["sharp"]
+  assert scores == {"psnr": None, "ssim": pytest.approx(1), "tof": 0.0}
+
+
+def test_several_methods_are_rows_of_one_table(run, data):
+  outputs = "--outputs", data / "sharp", "--outputs", f"mine={data / 'sharp'}"
+  found = run(data, "--checkpoint", "weights", *outputs)
+  assert found["methods"] == ["bicubic", "FMA-Net", "sharp", "mine"]
+  for row in [*found["clips"], found["total"]]:
+    assert row["scores"]["sharp"] == row["scores"]["mine"]
+  scores = found["clips"][0]["scores"]
+  ours = {"scores": {name: scores[name] for name in ("bicubic", "FMA-Net")}}
+  check(ours, expected(data, "alley"))
 
 
 def test_saved_frames_score_the_same(run, data, tmp_path):
@@ -200,11 +193,10 @@ def test_saved_frames_score_the_same(run, data, tmp_path):
   saved = frames_of(tmp_path, "saved", "beach")
   blurry = frames_of(data, "blur_bicubic", "beach")
   np.testing.assert_array_equal(saved, [repeated(frame) for frame in blurry])
-  second = run(data, "--outputs", tmp_path / "saved", out="out2")
+  second = run(data, "--outputs", f"FMA-Net={tmp_path / 'saved'}", out="out2")
   assert (second["clips"], second["total"]) == (first["clips"], first["total"])
-  assert second["method"] == "saved"
   third = run(data, "--outputs", tmp_path / "saved", "--clips", "beach", "--frames", 4)
-  check(third["total"], expected(data, "beach", slice(1, 3)))
+  check(third["total"], expected(data, "beach", slice(1, 3)), "saved")
 
 
 @pytest.mark.parametrize(
@@ -221,7 +213,7 @@ def test_outputs_of_other_methods_are_found(run, data, tmp_path, names):
     if name:
       write_png(tmp_path / "theirs" / "alley" / name, repeated(blurry))
   found = run(data, "--outputs", tmp_path / "theirs", "--clips", "alley")
-  check(found["clips"][0], expected(data, "alley"))
+  check(found["clips"][0], expected(data, "alley"), "theirs")
 
 
 def reds_folder(root, stream, name):
@@ -241,13 +233,13 @@ def test_reds4_as_released(run, reds):
   found = run(reds)
   assert [row["name"] for row in found["clips"]] == ["000", "011", "015", "020"]
   assert {row["frames"] for row in found["clips"]} == {1}
-  assert found["total"]["restored"]["tof"] is None  # one frame a clip has no pair
+  assert found["total"]["scores"]["FMA-Net"]["tof"] is None  # one frame a clip has no pair
   truth, blurry = (
     read_image(reds_folder(reds, stream, "015") / "00000001.png")
     for stream in (SHARP, BLUR_BICUBIC)
   )
   psnr = rgb_psnr(truth, repeated(blurry))
-  assert found["clips"][2]["restored"]["psnr"] == pytest.approx(psnr, rel=1e-12)
+  assert found["clips"][2]["scores"]["FMA-Net"]["psnr"] == pytest.approx(psnr, rel=1e-12)
 
 
 def test_a_damaged_clip_of_reds4_is_told_in_the_report(run, reds, tmp_path):
@@ -371,11 +363,16 @@ BAD_INPUT = {
     "data --save-frames saved",
     "saved/beach/: the folder holds other files",
   ),
+  "two rows of one name": (
+    None,
+    "data --outputs data/sharp --outputs data/sharp",
+    "sharp: two rows have this name; give NAME=DIR",
+  ),
   "no outputs": (None, "data --outputs theirs", "restore alley or leave it out"),
   "too few outputs": (
     too_few_outputs,
     "data --outputs theirs",
-    "theirs/beach: 3 PNGs, but beach has 6 frames of which 4 are scored",
+    "theirs/beach: 3 images, but the clip has 6 frames of which 4 are scored",
   ),
 }
 

@@ -35,9 +35,9 @@ def test_a_built_set_is_found_and_read_as_its_folders(tmp_path):
       )
 
   # Its frames have no names; another method's are told by their number.
-  shutil.copytree(data / "sharp" / "alley", tmp_path / "theirs")
+  shutil.copytree(data / "sharp" / "alley", tmp_path / "theirs" / "alley")
   outputs = evaluate.find_outputs(tmp_path / "theirs", found[0], 1)
-  assert [path.name for path in outputs] == ["00000001.png", "00000002.png"]
+  assert [path.name for path in outputs.images] == ["00000001.png", "00000002.png"]
 
   with pytest.raises(UserError, match="has no split test, only validation"):
     evaluate.find_scored(argparse.Namespace(data=folder, **chosen | {"split": "test"}), 3)

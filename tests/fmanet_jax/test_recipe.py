@@ -11,6 +11,7 @@ import pytest
 from fmanet_jax import recipe, train
 from vsr_jax.configs.fmanet import base, demo
 from vsr_jax.errors import UserError
+from vsr_jax.train import recipe as recipes
 
 
 def make(changes):
@@ -89,7 +90,9 @@ def test_values_that_are_left_out_and_the_ends_of_ranges_are_taken():
   ],
 )
 def test_a_wrong_flag_is_told_with_what_is_nearest(flag, message):
-  said = recipe.explain(KeyError("'x'"), ["--config.steps=3", flag], base.defaults())
+  said = recipes.explain(
+    KeyError("'x'"), ["--config.steps=3", flag], base.defaults(), "configs/fmanet/base.py"
+  )
   assert "\n" not in said
   assert "steps:" not in said
   assert re.search(message, said), said
@@ -99,12 +102,19 @@ def test_a_file_that_is_no_recipe_is_told(tmp_path):
   path = tmp_path / "recipe.py"
   path.touch()
   error = AttributeError("module 'config_config' has no attribute 'get_config'")
-  said = recipe.explain(error, ["--config", str(path)], base.defaults())
+  said = recipes.explain(error, ["--config", str(path)], base.defaults(), "configs/fmanet/base.py")
   assert said == f"--config {path}: is no recipe, which has a function get_config"
   error = TypeError("get_config() takes 0 positional arguments but 1 was given")
-  said = recipe.explain(error, [f"--config={path}:joint"], base.defaults())
+  said = recipes.explain(
+    error, [f"--config={path}:joint"], base.defaults(), "configs/fmanet/base.py"
+  )
   assert said == f"--config {path}: has no variants; leave :joint out"
-  said = recipe.explain(SyntaxError("invalid syntax"), ["--config", str(path)], base.defaults())
+  said = recipes.explain(
+    SyntaxError("invalid syntax"),
+    ["--config", str(path)],
+    base.defaults(),
+    "configs/fmanet/base.py",
+  )
   assert said == "invalid syntax; see the fields in configs/fmanet/base.py"
 
 
@@ -122,10 +132,10 @@ def test_a_run_ends_with_what_was_written_and_the_next_command(capsys):
 
 def test_a_recipe_that_is_not_here_is_that_of_the_package(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  found = str(recipe.PACKAGED / "configs/fmanet/demo.py:joint")
+  found = str(recipes.PACKAGED / "configs/fmanet/demo.py:joint")
   assert pathlib.Path(found.removesuffix(":joint")).is_file()
   here = "configs/fmanet/demo.py:joint"
-  assert recipe.find_packaged(["--config", here]) == ["--config", found]
-  assert recipe.find_packaged([f"--config={here}"]) == [f"--config={found}"]
+  assert recipes.find_packaged(["--config", here]) == ["--config", found]
+  assert recipes.find_packaged([f"--config={here}"]) == [f"--config={found}"]
   same = ["--config", "own.py", "--workdir=configs/x", "--config.data.root", "configs/y"]
-  assert recipe.find_packaged(same) == same
+  assert recipes.find_packaged(same) == same

@@ -21,6 +21,7 @@ from tests.support.interrupts import send_when_seen
 from tests.vsr_jax.clips import encode, moving_waves
 from vsr_jax import video, video_cli
 from vsr_jax.checkpoint import export_params
+from vsr_jax.enlarge import enlarger
 from vsr_jax.images import encode_image
 from vsr_jax.ops.resize import resize_bicubic
 
@@ -123,9 +124,9 @@ def test_side_by_side_has_the_enlarged_input_at_the_left(run, restorer, clip, tm
 
 def test_by_tiles_on_demand_and_where_frames_do_not_fit(run, restorer, clip, tmp_path, monkeypatch):
   run(clip, tmp_path / "tiled", "--tile", "20", "--frames", ":3")
-  expected = list(streaming.restore_frames(restorer, read(clip)[1][:4], 20))[:3]
+  expected = list(enlarger.enlarge_frames(restorer, read(clip)[1][:4], 20))[:3]
   np.testing.assert_array_equal(read(tmp_path / "tiled")[1], expected)
-  monkeypatch.setattr(streaming, "fitting_tile", lambda *_: 20)
+  monkeypatch.setattr(enlarger, "fitting_tile", lambda *_: 20)
   said = run(clip, tmp_path / "alone", "--frames", ":3")
   assert "note: whole frames do not fit the memory; restoring by tiles of 20 pixels" in said.out
   np.testing.assert_array_equal(read(tmp_path / "alone")[1], expected)
@@ -258,7 +259,7 @@ def test_a_device_without_enough_memory_is_told(run, clip, tmp_path, monkeypatch
   def exhausted(*_):
     raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte")
 
-  monkeypatch.setattr(streaming, "restore_frames", exhausted)
+  monkeypatch.setattr(enlarger, "enlarge_frames", exhausted)
   said = run(clip, tmp_path / "out.mp4", code=2)
   assert "the device's memory is too small for this; give a smaller --tile" in said.err
   assert os.listdir(tmp_path) == ["clip.mkv"]

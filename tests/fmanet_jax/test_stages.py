@@ -16,6 +16,7 @@ from fmanet_jax.model import FMANet, param_shapes
 from tests.fmanet_jax import golden
 from tests.support.fmanet import SMALLEST, TINY, load
 from vsr_jax import losses
+from vsr_jax.train.schedules import step_schedule
 
 WEIGHTS_D = {"recon": 1.0, "hr_warp": 0.1, "flow": 1e-4, "anchor_d": 0.1}
 JOINT_WEIGHTS = WEIGHTS_D | {"restoration": 1.0, "lr_warp": 0.1, "anchor_r": 0.1}
@@ -114,21 +115,21 @@ def test_l1_is_a_mean_in_float32():
 
 
 def test_schedule():
-  schedule = stages.step_schedule(0.8, (10, 20, 20), factor=0.5)
+  schedule = step_schedule(0.8, (10, 20, 20), factor=0.5)
   assert [float(schedule(step)) for step in (0, 9, 10, 19, 20, 1000)] == pytest.approx(
     [0.8, 0.8, 0.4, 0.4, 0.1, 0.1]
   )
-  faster = stages.step_schedule(0.8, (10, 20), start=4, speed=2)
+  faster = step_schedule(0.8, (10, 20), start=4, speed=2)
   assert [float(faster(step)) for step in (0, 2, 3, 7, 8)] == pytest.approx(
     [0.8, 0.8, 0.4, 0.4, 0.2]
   )
-  assert float(stages.step_schedule(0.8, ())(10**6)) == pytest.approx(0.8)
+  assert float(step_schedule(0.8, ())(10**6)) == pytest.approx(0.8)
   traced = jax.jit(schedule)(jnp.int32(10))
   assert (traced.dtype, float(traced)) == (jnp.float32, pytest.approx(0.4))
 
 
 def test_networks_are_trained_by_their_own_rates():
-  rates = {net: stages.step_schedule(lr, ()) for net, lr in (("net_d", 1e-3), ("net_r", 1e-2))}
+  rates = {net: step_schedule(lr, ()) for net, lr in (("net_d", 1e-3), ("net_r", 1e-2))}
   stage = stages.make_stage("joint", FMANet(TINY), JOINT_WEIGHTS, rates)
   assert stage.optimizers.keys() == stage.schedules.keys() == rates.keys()
   for net, rate in (("net_d", 1e-3), ("net_r", 1e-2)):

@@ -16,10 +16,12 @@ import skimage
 
 from fmanet_jax import streaming
 from fmanet_jax.model import FMANet, learn_degradation, restore
-from fmanet_jax.streaming import OVERLAP, Restorer, estimate_memory, fitting_tile, restore_frames
+from fmanet_jax.streaming import OVERLAP, Restorer, estimate_memory
 from tests.support import fmanet
 from tests.support.fmanet import SMALLEST as TINY
 from vsr_jax.checkpoint import export_params
+from vsr_jax.enlarge import enlarger
+from vsr_jax.enlarge.enlarger import enlarge_frames, fitting_tile
 from vsr_jax.errors import UserError
 from vsr_jax.ops.resize import resize_bicubic
 from vsr_jax.sharding import make_mesh
@@ -192,7 +194,7 @@ def test_tiny_frames_are_restored_and_compiling_is_told(caplog):
 
 def test_a_tile_that_holds_the_frame_changes_nothing():
   frames = noise(6)
-  results = restore_frames(one_device(), frames, tile=OVERLAP + 1)
+  results = enlarge_frames(one_device(), frames, tile=OVERLAP + 1)
   np.testing.assert_array_equal(list(results), list(one_device().stream(frames)))
 
 
@@ -223,7 +225,7 @@ def test_tiles_show_no_seams(make):
   restorer, tile = make(), TILE
   frames, s = natural_clip(96), restorer.model.arch.scale
   whole, tiled = (
-    np.array(list(restore_frames(restorer, frames, size))).astype(np.float32)
+    np.array(list(enlarge_frames(restorer, frames, size))).astype(np.float32)
     for size in (None, tile)
   )
   assert np.abs(whole - tiled).mean() <= 1
@@ -265,7 +267,7 @@ def test_frames_that_do_not_fit_are_tiled(monkeypatch, mesh):
   devices = restorer.group_size  # of a CPU: they share its memory
 
   def with_memory(count):
-    monkeypatch.setattr(streaming, "free_memory", lambda device: count)
+    monkeypatch.setattr(enlarger, "free_memory", lambda device: count)
     return fitting_tile(restorer, 1000, 2000)
 
   whole = devices * estimate_memory(restorer.model, 1000, 2000)
@@ -343,7 +345,7 @@ def test_what_is_no_frames_is_refused_before_anything_is_compiled(tile):
   restorer = Restorer(*tiny())
   for wrong, told in ((noise(3).swapaxes(1, 3), "channels first"), ("clip.mp4", "holds no frames")):
     with pytest.raises(ValueError, match=told):
-      next(restore_frames(restorer, wrong, tile))
+      next(enlarge_frames(restorer, wrong, tile))
   assert not restorer._programs
   with pytest.raises(ValueError, match="frame 1 is 9x8, the first 10x8"):
     list(one_device().stream([*noise(1), noise(1)[0, :, :9]]))

@@ -273,7 +273,7 @@ def test_devices_exchange_gradients_only_and_sum_them_to_those_of_one(clip_set):
     shapes = abstract_state(stage, init, mesh)
     state = init_state(stage, init, jax.random.key(0), shapes)
     key = jax.device_put(jax.random.key(1), replicated(mesh))
-    inputs = state, place_batch(mesh, batch), key
+    inputs = state, place_batch(mesh, batch), key, {}
     with jax.set_mesh(mesh):
       step = jit_train_step(make_train_step(stage), mesh, shapes).lower(*inputs).compile()
       state, logs = step(*inputs)

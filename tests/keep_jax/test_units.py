@@ -9,11 +9,11 @@ import pytest
 
 from keep_jax import conversion, kalman, vqgan
 from keep_jax.code_predictor import SelfAttentionLayer
-from keep_jax.discriminator import PatchDiscriminator, SpectralConv, VideoDiscriminator
+from keep_jax.discriminator import SpectralConv, VideoDiscriminator
 from keep_jax.fusion import ControllableFeatureTransform, CrossFrameAttention
 from keep_jax.model import Architecture
 from tests.keep_jax import golden
-from vsr_jax.conversion import conv3d, convert, norm, with_bias
+from vsr_jax.conversion import conv3d, convert, with_bias
 
 UNIT = 1e-5
 
@@ -112,29 +112,11 @@ def test_autoencoder():
   assert golden.relative_error(golden.channels_first(out), want["out"]) < UNIT
 
 
-def patch_discriminator(unit):
-  """The fixture's discriminator as Flax variables."""
-  state = golden.state_dict(unit)
-  numbers = {2: 1, 5: 2, 8: 3, 11: 4}
-  rules = [*with_bias(r"main\.0", "params/conv_0")]
-  for theirs, ours in numbers.items():
-    rules += with_bias(rf"main\.{theirs}", f"params/conv_{ours}")
-    batch_norm = rf"main\.{theirs + 1}"
-    rules += norm(batch_norm, f"params/norm_{ours}")
-    rules.append(conversion.Rule(rf"{batch_norm}\.running_mean", f"batch_stats/norm_{ours}/mean"))
-    rules.append(conversion.Rule(rf"{batch_norm}\.running_var", f"batch_stats/norm_{ours}/var"))
-    rules.append(conversion.Rule(rf"{batch_norm}\.num_batches_tracked", None))
-  rules += with_bias(r"main\.14", "params/scores")
-  net = PatchDiscriminator(32)
-  template = jax.eval_shape(lambda: net.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3))))
-  return net, convert(state, rules, template, unit)
-
-
 @pytest.mark.parametrize(
   ("unit", "train"), [("discriminator", False), ("discriminator_train", True)]
 )
 def test_patch_discriminator(unit, train):
-  net, variables = patch_discriminator(unit)
+  net, variables = golden.patch_discriminator(golden.state_dict(unit), unit)
   image = golden.channels_last(golden.inputs((2, 3, 64, 64), 10))
 
   @golden.jit

@@ -43,6 +43,8 @@ COUNTS = {
   "no_first_frame": 158_485_860,
   "constant_gain": 150_210_404,
   "fixed_gain": 150_210_403,
+  "causal": 158_485_860,
+  "end_to_end": 158_485_860,
 }
 UNUSED = {
   "no_kfn": {"gain", "hq_encoder", "flow"},
@@ -176,6 +178,30 @@ def test_without_the_first_frame_only_frames_after_the_second_differ():
   two = latents[:, :2]
   gains = [golden.jit(functools.partial(calculate_gains, m))(params, two) for m in (model, without)]
   np.testing.assert_allclose(*gains, rtol=0, atol=1e-5)
+
+
+def test_causal_gains_see_no_later_frame():
+  model, params = tiny.load(tiny.change(causal=True))
+  calculate = golden.jit(functools.partial(calculate_gains, model))
+  latents = jax.random.normal(jax.random.key(3), (1, 3, 4, 4, 32))
+  other = latents.at[:, 2].set(latents[:, 0, ::-1])
+  before, after = calculate(params, latents), calculate(params, other)
+  np.testing.assert_allclose(before[:, :2], after[:, :2], rtol=0, atol=1e-6)
+  assert np.abs(before[:, 2] - after[:, 2]).max() > 1e-4
+  as_released = golden.jit(functools.partial(calculate_gains, tiny.load()[0]))
+  before, after = as_released(params, latents), as_released(params, other)
+  assert np.abs(before[:, :2] - after[:, :2]).max() > 1e-4
+
+
+def test_a_causal_model_restores_each_frame_as_it_comes():
+  model, params = tiny.load(tiny.change(causal=True))
+  clip = tiny.as_uint8(tiny.clip())
+  taken = []
+  stream = Restorer(model, params, window=3, look_ahead=1).stream(
+    taken.append(i) or x for i, x in enumerate(clip)
+  )
+  next(stream)
+  assert len(taken) < len(clip)  # one frame is computed while the one before is handed out
 
 
 def test_without_cfa_is_cfa_at_its_start():

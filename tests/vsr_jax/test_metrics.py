@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from vsr_jax.metrics import ClipScore, Score, rgb_psnr, ssim, tof
+from vsr_jax.metrics import ClipScore, Metric, Score, Sums, clip_score, rgb_psnr, ssim, tof
+from vsr_jax.metrics.sums import compute, mean_over_clips
 
 PARITY = pathlib.Path(__file__).resolve().parents[1] / "parity"
 
@@ -154,53 +155,61 @@ def test_metrics_refuse_frames_smaller_than_the_border():
     ssim(a, b)
 
 
+def means(score: Score) -> dict[str, float]:
+  return compute(clip_score.METRICS, score)
+
+
 def test_clip_score_totals_over_frames_and_pairs():
   data = golden()
   clip = ClipScore()
   parts = [clip.add(a, b) for a, b in zip(data["a"], data["b"], strict=True)]
-  assert [part.pairs for part in parts] == [0, 1, 1, 1]
+  assert [part.sums["tof"].count for part in parts] == [0, 1, 1, 1]
   assert clip.score == sum(parts, Score())
-  means = clip.score.compute()
-  assert means["psnr"] == pytest.approx(data["rgb_psnr/4"].mean(), rel=1e-9)
-  assert means["ssim"] == pytest.approx(data["ssim/4"].mean(), rel=1e-9)
-  assert means["tof"] == pytest.approx(data["tof"].mean(), rel=1e-6)
+  found = means(clip.score)
+  assert clip.score.frames == 4
+  assert found["psnr"] == pytest.approx(data["rgb_psnr/4"].mean(), rel=1e-9)
+  assert found["ssim"] == pytest.approx(data["ssim/4"].mean(), rel=1e-9)
+  assert found["tof"] == pytest.approx(data["tof"].mean(), rel=1e-6)
 
 
-scores = st.builds(
-  Score,
-  psnr_sum=st.floats(0, 1e4),
-  ssim_sum=st.floats(-100, 100),
-  frames=st.integers(1, 100),
-  tof_sum=st.floats(0, 1e3),
-  pairs=st.integers(1, 99),
-)
+values = st.lists(st.floats(-1e4, 1e4), max_size=20)
 
 
 @settings(max_examples=50)
-@given(parts=st.lists(scores, min_size=1, max_size=8), data=st.data())
+@given(parts=st.lists(values, min_size=1, max_size=8), data=st.data())
 def test_merging_in_any_split_and_order_equals_the_whole(parts, data):
-  whole = sum(parts, Score()).compute()
-  shuffled = data.draw(st.permutations(parts))
+  whole = np.concatenate(parts)
+  shuffled = [Score(len(p), {"x": Sums.of(p)}) for p in data.draw(st.permutations(parts))]
   split = data.draw(st.integers(0, len(parts)))
   merged = sum(shuffled[:split], Score()) + sum(shuffled[split:], Score())
-  # Sums of the same numbers in another order: float64 rounding of at most 1e4.
-  assert merged.compute() == pytest.approx(whole, rel=1e-12, abs=1e-9)
+  mean = Metric("mean", "", 0, True, "x")
+  spread = Metric("spread", "", 0, True, "x", spread=True)
+  assert merged.frames == len(whole)
+  if not len(whole):
+    assert all(math.isnan(x) for x in compute([mean, spread], merged).values())
+    return
+  # Sums of the same numbers in another order: float64 rounding of at most 1e4, and its square.
+  assert mean.compute(merged) == pytest.approx(whole.mean(), rel=1e-12, abs=1e-9)
+  assert spread.compute(merged) == pytest.approx(whole.std(), rel=1e-4, abs=1e-3)
 
 
-def test_total_is_a_mean_over_frames_not_over_clips():
-  long = Score(psnr_sum=90.0, ssim_sum=1.5, frames=3, tof_sum=2.0, pairs=2)
-  short = Score(psnr_sum=10.0, ssim_sum=0.5, frames=1)
-  assert (long + short).compute() == {"psnr": 25.0, "ssim": 0.5, "tof": 1.0}
+def test_a_total_is_a_mean_over_frames_or_over_clips():
+  long = Score(3, {"psnr": Sums.of([30, 30, 30]), "tof": Sums.of([1, 3])})
+  short = Score(1, {"psnr": Sums.of([10]), "tof": Sums()})
+  assert means(long + short) == {"psnr": 25, "ssim": pytest.approx(np.nan, nan_ok=True), "tof": 2}
+  by_clip = mean_over_clips(clip_score.METRICS, [long, short])
+  assert (by_clip["psnr"], by_clip["tof"]) == (20, 2)  # the short clip has no pair
 
 
 def test_equal_frames_make_the_mean_psnr_infinite():
   a, b = frames(0)
   clip = ClipScore()
   clip.add(a, a)
-  assert clip.score.compute()["psnr"] == math.inf
-  assert math.isnan(clip.score.compute()["tof"])  # one frame has no pair
-  assert (clip.score + Score(rgb_psnr(a, b), ssim(a, b), 1)).compute()["psnr"] == math.inf
+  assert means(clip.score)["psnr"] == math.inf
+  assert math.isnan(means(clip.score)["tof"])  # one frame has no pair
+  other = Score(1, {"psnr": Sums.of([rgb_psnr(a, b)])})
+  assert means(clip.score + other)["psnr"] == math.inf
 
 
 def test_mean_over_nothing_is_nan():
-  assert all(math.isnan(value) for value in Score().compute().values())
+  assert all(math.isnan(value) for value in means(Score()).values())

@@ -6,6 +6,7 @@ coordinates. It is always a similarity. Images are RGB.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import cv2
@@ -37,7 +38,11 @@ _MAX_DISAGREEMENT = 0.35
 
 
 def fit(
-  landmarks: np.ndarray, size: int = SIZE, *, robust: bool = True
+  landmarks: np.ndarray,
+  size: int = SIZE,
+  *,
+  robust: bool = True,
+  template: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Finds the similarity that brings each face's landmarks to the template.
 
@@ -53,6 +58,8 @@ def fit(
       robust fit jumps when it ignores other landmarks than in the frame before. On a moving head
       with smoothed landmarks, the crop's displacement per frame changed by up to 29 crop pixels
       from one frame to the next, with least squares by 3.
+    template: where the landmarks lie in the crop, [5 2] in its pixels; None: `TEMPLATE`'s share of
+      `size`.
 
   Returns:
     Matrices [n 2 3] float64, and whether each comes from a fallback [n].
@@ -63,7 +70,8 @@ def fit(
   points = np.asarray(landmarks, np.float64)
   if points.ndim != 3 or points.shape[1:] != TEMPLATE.shape:
     raise ValueError(f"landmarks of shape {points.shape}, not [n 5 2]")
-  template = TEMPLATE * (size / SIZE)
+  if template is None:
+    template = TEMPLATE * (size / SIZE)
   plain, spread = _least_squares(points, template)
   possible = np.isfinite(points).all((1, 2)) & (spread >= _MIN_SPREAD)
   if not possible.any():
@@ -129,6 +137,29 @@ def align(
     uint8 RGB [size size 3].
   """
   return cv2.warpAffine(frame, matrix, (size, size), flags=cv2.INTER_LINEAR, borderValue=border)
+
+
+def align_reduced(
+  frame: np.ndarray,
+  matrix: np.ndarray,
+  size: int = SIZE,
+  border: tuple[int, int, int] = BORDER,
+) -> np.ndarray:
+  """Cuts a face out of its frame, each pixel of the crop an average where the crop is smaller.
+
+  `align` takes single points, so that a crop much smaller than the face has aliases. Here as many
+  points are sampled as the frame has pixels, by cubic interpolation. Arguments as of `align`.
+
+  Returns:
+    uint8 RGB [size size 3].
+  """
+  factor = max(1, math.ceil(1 / float(scale(matrix)) - 0.01))
+  finer = factor * np.asarray(matrix, np.float64)
+  finer[:, 2] += (factor - 1) / 2  # centres of pixels have whole coordinates
+  image = cv2.warpAffine(
+    frame, finer, (factor * size, factor * size), flags=cv2.INTER_CUBIC, borderValue=border
+  )
+  return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
 
 
 def align_frames(

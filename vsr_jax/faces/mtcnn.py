@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vsr_jax.faces.detections import Detections, none_found, suppress
+from vsr_jax.layers import PRelu
 
 THRESHOLDS = (0.6, 0.7, 0.7)  # least score after each of the networks
 FACTOR = 0.709  # between the pyramid's levels: half the area
@@ -31,15 +32,6 @@ _REFINE_BATCH, _OUTPUT_BATCH = 32, 8  # crops of one compiled call; the last is 
 
 Params = Mapping[str, Any]
 Maps = Sequence[tuple[np.ndarray, np.ndarray]]  # by level, scores [h w], corrections [h w 4]
-
-
-class PRelu(nn.Module):
-  """Leaky ReLU with a learned slope a channel."""
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    slope = self.param("slope", nn.initializers.constant(0.25), x.shape[-1:])
-    return jnp.where(x >= 0, x, x * slope.reshape((1,) * (x.ndim - 1) + (-1,)))
 
 
 def _conv(features: int, size: int, name: str) -> nn.Conv:

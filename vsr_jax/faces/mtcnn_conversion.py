@@ -9,11 +9,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import traverse_util
 
-from vsr_jax import torch_files
+from vsr_jax import array_files, torch_files
 from vsr_jax.conversion import Rule, Transform, convert, dense, with_bias
-from vsr_jax.errors import UserError
 from vsr_jax.faces import mtcnn
 
 ASSET = Path(__file__).parent / "assets" / "mtcnn.npz"
@@ -34,10 +32,8 @@ def load(path: str | Path | None = None) -> dict[str, Any]:
     UserError: a file is missing, damaged or holds another model's weights.
   """
   if path is None:
-    with np.load(ASSET, allow_pickle=False) as file:
-      params = traverse_util.unflatten_dict(dict(file), sep="/")
-  else:
-    params = from_state_dicts({n: torch_files.load(Path(path) / f) for n, f in FILES.items()}, path)
+    return array_files.load_params(ASSET, jax.eval_shape(mtcnn.init, jax.random.key(0)))
+  params = from_state_dicts({n: torch_files.load(Path(path) / f) for n, f in FILES.items()}, path)
   return jax.tree.map(jax.numpy.asarray, params)
 
 
@@ -52,15 +48,6 @@ def from_state_dicts(
   }
   template = jax.eval_shape(mtcnn.init, jax.random.key(0))
   return convert(state, rules(), template, str(source))
-
-
-def save(params: Mapping[str, Any], path: str | Path) -> None:
-  """Writes parameters as the file that ships."""
-  flat: dict[str, Any] = traverse_util.flatten_dict(jax.tree.map(np.asarray, params), sep="/")
-  try:
-    np.savez_compressed(path, **flat)
-  except OSError as e:
-    raise UserError(f"{path} cannot be written: {e.strerror or e}; name another file") from e
 
 
 def rules() -> list[Rule]:

@@ -65,8 +65,8 @@ def enlarge(frame: np.ndarray, upscale: float, upscaler: Upscaler | None = None)
   Args:
     frame: uint8 RGB [h w 3].
     upscale: S >= 1.
-    upscaler: what enlarges the frame; a result of another size is resized by Lanczos. None: Lanczos
-      alone.
+    upscaler: what enlarges the frame; a result that is too small is enlarged by Lanczos, one that
+      is too large is low-pass filtered and reduced bicubically. None: Lanczos alone.
 
   Returns:
     uint8 RGB [int(S h) int(S w) 3], an array of its own.
@@ -82,7 +82,11 @@ def enlarge(frame: np.ndarray, upscale: float, upscaler: Upscaler | None = None)
     raise ValueError(f"the upscaler returned {image.dtype} {image.shape}, not uint8 [h w 3]")
   if image.shape[:2] == (height, width):
     return image.copy()
-  return cv2.resize(image, (width, height), interpolation=cv2.INTER_LANCZOS4)
+  ratios = image.shape[1] / width, image.shape[0] / height
+  if max(ratios) <= 1:
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_LANCZOS4)
+  image = _low_pass(image, *ratios)
+  return cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
 def to_frame(matrix: np.ndarray, upscale: float, offset: float | None = None) -> np.ndarray:
@@ -152,20 +156,23 @@ def feather(inverse: np.ndarray, size: int, upscale: float, frame: tuple[int, in
   return ramp.clip(0, 1).astype(np.float32)
 
 
-def _low_pass(face: np.ndarray, ratio: float) -> np.ndarray:
-  """Low-pass filters a face that will be made `ratio` times smaller, against aliasing.
+def _low_pass(image: np.ndarray, along_x: float, along_y: float) -> np.ndarray:
+  """Low-pass filters an image before it is reduced by these ratios, against aliasing.
 
-  A Lanczos kernel, used above a ratio of 3/2. It keeps the frequencies that the frame can show, so
-  that an aligned face that was not changed loses almost nothing.
+  By Lanczos kernels, cut off at the highest frequency that the reduced image can show; a ratio of 1
+  or less leaves that axis as it is.
   """
-  width = ratio / 1.5
+  kernel_x, kernel_y = _lanczos_kernel(along_x), _lanczos_kernel(along_y)
+  return cv2.sepFilter2D(image, -1, kernel_x, kernel_y, borderType=cv2.BORDER_REPLICATE)
+
+
+def _lanczos_kernel(width: float) -> np.ndarray:
   if width <= 1:
-    return face
+    return np.ones(1)
   radius = int(3 * width)
   x = np.arange(-radius, radius + 1) / width
   kernel = np.sinc(x) * np.sinc(x / 3)
-  kernel /= kernel.sum()
-  return cv2.sepFilter2D(face, -1, kernel, kernel, borderType=cv2.BORDER_REPLICATE)
+  return kernel / kernel.sum()
 
 
 def _blend(
@@ -191,7 +198,10 @@ def _blend(
   alpha = np.outer(ramp, ramp)
   if mask is not None:
     alpha = np.minimum(alpha, mask)
-  face = _low_pass(face, 1 / float(align.scale(inverse)))
+  # Less by a third than the ratio asks for: an unchanged face then loses almost nothing.
+  reduction = 1 / float(align.scale(inverse)) / 1.5
+  if reduction > 1:
+    face = _low_pass(face, reduction, reduction)
   inverse = inverse - [[0, 0, left], [0, 0, top]]
   window = int(right - left), int(bottom - top)
   # What lies outside the crop has no weight: any border will do that leaves its edge as it is.

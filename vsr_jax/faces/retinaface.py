@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vsr_jax.faces.detections import Detections, suppress
-from vsr_jax.layers import FrozenBatchNorm
+from vsr_jax.layers import ConvNorm, DepthwiseNorm
 
 THRESHOLD = 0.8  # least score of a face
 IOU_THRESHOLD = 0.4  # intersection over union above which two boxes are one face
@@ -29,42 +29,6 @@ _VARIANCES = (0.1, 0.2)  # units of offsets and of the logarithms of sizes
 
 def _leaky(x: jax.Array, slope: float) -> jax.Array:
   return nn.leaky_relu(x, slope) if slope else nn.relu(x)
-
-
-class ConvNorm(nn.Module):
-  """A k x k convolution without bias, zero-padded, and a batch norm."""
-
-  features: int
-  size: int = 3
-  stride: int = 1
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    pad, stride = self.size // 2, self.stride
-    conv = nn.Conv(self.features, (self.size,) * 2, (stride,) * 2, pad, use_bias=False, name="conv")
-    return FrozenBatchNorm(name="norm")(conv(x))
-
-
-class DepthwiseNorm(nn.Module):
-  """A depthwise 3x3 convolution without bias, zero-padded, and a batch norm.
-
-  Nine shifted multiply-adds, which on CPU are far faster than a grouped convolution.
-  """
-
-  stride: int
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    b, h, w, c = x.shape
-    kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, c))
-    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    step = self.stride
-    taps = [
-      x[:, i : i + h : step, j : j + w : step] * kernel[i, j].reshape(1, 1, 1, c)
-      for i in range(3)
-      for j in range(3)
-    ]
-    return FrozenBatchNorm(name="norm")(sum(taps[1:], taps[0]))
 
 
 class SeparableBlock(nn.Module):

@@ -1,4 +1,8 @@
-"""The released RAFT checkpoints as parameters: the tables and the loader."""
+"""RAFT's weights: the tables of the released checkpoints, and the small variant's, which ship.
+
+What ships is stored as float16, which moves the flow of a real pair of frames by 0.0006 pixels on
+average, and by 0.02 at most where it was tried (four pairs of 128x160 to 256x256).
+"""
 
 from __future__ import annotations
 
@@ -11,17 +15,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vsr_jax import torch_files
+from vsr_jax import array_files, torch_files
 from vsr_jax.conversion import Rule, batch_norm, convert, with_bias
 from vsr_jax.errors import UserError
 from vsr_jax.flow import raft
 
+ASSET = Path(__file__).parent / "assets" / "raft_small.npz"
 
-def load(path: str | Path) -> tuple[raft.Raft, dict[str, Any]]:
-  """Reads a released checkpoint, such as raft-small.pth or raft-sintel.pth.
+
+def load(path: str | Path | None = None) -> tuple[raft.Raft, dict[str, Any]]:
+  """Reads RAFT's parameters.
 
   Args:
-    path: the file, its keys with or without "module.".
+    path: None for raft-small.pth's, which ship; or a released checkpoint, such as raft-sintel.pth,
+      its keys with or without "module.".
 
   Returns:
     the variant, which the keys tell, and its parameters.
@@ -29,6 +36,8 @@ def load(path: str | Path) -> tuple[raft.Raft, dict[str, Any]]:
   Raises:
     UserError: the file is missing, damaged or holds another model's weights.
   """
+  if path is None:
+    return raft.SMALL, array_files.load_params(ASSET, _template(raft.SMALL))
   state = torch_files.unwrap(torch_files.load(path), source=str(path))
   net, params = from_state_dict(state, str(path))
   return net, jax.tree.map(jnp.asarray, params)
@@ -41,8 +50,11 @@ def from_state_dict(
   large = any(key.startswith("update_block.mask.") for key in state)
   net, rules = (raft.LARGE, raft_large_rules()) if large else (raft.SMALL, raft_small_rules())
   _check_repeated(state, source)
-  template = jax.eval_shape(functools.partial(raft.init, net), jax.random.key(0))
-  return net, convert(state, rules, template, source)
+  return net, convert(state, rules, _template(net), source)
+
+
+def _template(net: raft.Raft) -> dict[str, Any]:
+  return jax.eval_shape(functools.partial(raft.init, net), jax.random.key(0))
 
 
 def raft_small_rules() -> list[Rule]:

@@ -33,6 +33,32 @@ def depthwise_convolve_definition(x: jax.Array, kernel: jax.Array) -> jax.Array:
   )
 
 
+def depthwise_convolve_strided(
+  x: jax.Array, kernel: jax.Array, stride: int, start: int = 0
+) -> jax.Array:
+  """`depthwise_convolve` at every `stride`-th pixel from `start` on, of both axes.
+
+  Also shifted multiply-adds, of which only those pixels are computed.
+
+  Args:
+    x: [b h w c].
+    kernel: [3 3 c].
+    stride: distance of the pixels.
+    start: the first of them: 0, or stride - 1 where only the ends of even sides are padded.
+
+  Returns:
+    [b h' w' c], h' = ceil((h - start) / stride).
+  """
+  if stride == 1:
+    return depthwise_convolve(x, kernel)
+  kernel = kernel.astype(x.dtype)
+  taps = [
+    tap[:, start::stride, start::stride] * kernel[i, j].reshape(1, 1, 1, -1)
+    for i, j, tap in _neighbours(_zero_border(x))
+  ]
+  return sum(taps[1:], taps[0])
+
+
 @jax.custom_vjp
 def convolve_bordered(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """`depthwise_convolve` of images that are already zero-padded, [b h+2 w+2 c] -> [b h w c].

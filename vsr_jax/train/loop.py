@@ -25,7 +25,7 @@ from vsr_jax.errors import SAME_SIGNAL, Terminated, UserError
 from vsr_jax.json_files import BadJson
 from vsr_jax.locks import locked
 from vsr_jax.memory import release_freed_memory
-from vsr_jax.sharding import make_mesh, place_batch, replicated
+from vsr_jax.sharding import make_mesh, place_batch, place_everywhere, replicated
 from vsr_jax.train.checkpoints import Checkpoints, make_folder
 from vsr_jax.train.report import Evaluate, Report
 from vsr_jax.train.stage import Params, Stage
@@ -54,6 +54,7 @@ def fit(
   seed: int = 0,  # for the initialisation and every stream of random numbers
   mesh: Mesh | None = None,  # from make_mesh; None: all devices
   init_from: Params | None = None,  # params of some or all sub-networks to start from
+  auxiliary: Params | None = None,  # params of networks that only the loss uses; not saved
   log_every: int = 50,  # steps to a row of mean logs
   image_every: int | None = None,  # steps between image panels; there is one at the end anyway
   checkpoint_every: int = 1000,  # steps between checkpoints; there is one at the end anyway
@@ -100,7 +101,8 @@ def fit(
     recorder = Recorder(workdir, int(state.step), log_every=log_every, running_sums=running_sums)
     with Report(stage, mesh, steps, checkpoints, recorder, evaluate, meta or {}) as report:
       feed = _Feed(mesh, batches)
-      return _run(train_step, state, _key(mesh, seed, 1), feed, report, steps, every)
+      inputs = _key(mesh, seed, 1), place_everywhere(mesh, auxiliary or {})
+      return _run(train_step, state, inputs, feed, report, steps, every)
 
 
 def _check_options(
@@ -182,13 +184,17 @@ def _compiled(train_step: Wrapped, *args: Any) -> Compiled:
 def _run(
   train_step: Wrapped,
   state: TrainState,
-  root: jax.Array,
+  inputs: tuple[jax.Array, Params],
   feed: _Feed,
   report: Report,
   steps: int,
   every: Mapping[str, int | None],
 ) -> TrainState:
-  """The steps that are left; `every` says how often a panel, evaluation or checkpoint is due."""
+  """The steps that are left.
+
+  `inputs` are what every step gets beside its batch: the root key and the auxiliary params; `every`
+  says how often a panel, evaluation or checkpoint is due.
+  """
 
   def due(what: str) -> bool:
     interval = every[what]
@@ -200,8 +206,8 @@ def _run(
       batch = feed.take()
       with jax.transfer_guard("disallow"):
         if program is None:
-          program = _compiled(train_step, state, batch, root)
-        state, logs = program(state, batch, root)
+          program = _compiled(train_step, state, batch, *inputs)
+        state, logs = program(state, batch, *inputs)
       if step < steps:
         try:
           feed.fetch()  # The next batch is made and copied while this step runs.
@@ -211,7 +217,7 @@ def _run(
           raise
       report.add(step, logs)
       if due("panel"):
-        report.panel(step, state, batch)
+        report.panel(step, state, batch, inputs[1])
       metrics = report.evaluation(step, state) if due("evaluation") else None
       stop = interrupt.arrived(step)
       if stop or due("checkpoint"):

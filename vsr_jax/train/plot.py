@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from vsr_jax import cli
 from vsr_jax.errors import UserError
 from vsr_jax.json_files import fields, integer, load_lines
+from vsr_jax.plotting import new_figure
 
 _ROW = fields({"step": integer()}, more=True)
 _NOT_LOSSES = ("step", "seconds")
@@ -58,11 +59,7 @@ def draw(runs: Sequence[tuple[str, dict]], out: pathlib.Path) -> None:
   Raises:
     UserError: matplotlib is not installed.
   """
-  try:
-    from matplotlib import figure
-  except ImportError:
-    raise UserError('matplotlib is missing; install the extra: pip install -e ".[plot]"') from None
-  page = figure.Figure(figsize=(11, 3.5 * len(runs)), layout="constrained")
+  page = new_figure(11, 3.5 * len(runs))
   axes = page.subplots(len(runs), 2, squeeze=False)
   for (title, series), (left, right) in zip(runs, axes, strict=True):
     for name, (steps, values) in sorted(series.items()):

@@ -85,12 +85,15 @@ class Report:
   def _rates(self, step: int) -> dict[str, float]:
     return {name: float(rate(step - 1)) for name, rate in self._stage.schedules.items()}
 
-  def panel(self, step: int, state: TrainState, batch: Mapping[str, jax.Array]) -> None:
+  def panel(
+    self, step: int, state: TrainState, batch: Mapping[str, jax.Array], auxiliary: Params
+  ) -> None:
     """Shows the stage's images of a batch."""
     if self._jitted_images:
       self._flush()
       self._recorder.panel(
-        step, jax.device_get(self._jitted_images(_evaluation_params(state), batch))
+        step,
+        jax.device_get(self._jitted_images(_evaluation_params(state) | dict(auxiliary), batch)),
       )
 
   def evaluation(self, step: int, state: TrainState) -> dict[str, float] | None:
@@ -110,6 +113,7 @@ class Report:
     """Saves a checkpoint; raises UserError if any number in it is not finite."""
     self._flush()
     trees = {"params": state.params, "ema": state.ema, "optimizer": state.opt_state}
+    trees["variables"] = state.variables
     finite = jax.device_get(_finite(trees))
     self._stop_if(step, [name for name, good in finite.items() if not good])
     meta = {**self._meta, "stage": self._stage.name, "log": self._recorder.running_sums}

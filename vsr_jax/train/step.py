@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -13,10 +14,13 @@ from jax.stages import Wrapped
 
 from vsr_jax.errors import UserError
 from vsr_jax.sharding import batch_sharding, replicated
+from vsr_jax.train.opponent import Judge, opponent_gradients
 from vsr_jax.train.stage import Batch, Params, Stage, split_nets
 from vsr_jax.train.state import TrainState
 
-TrainStep = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
+TrainStep = Callable[
+  [TrainState, Batch, jax.Array, Params], tuple[TrainState, dict[str, jax.Array]]
+]
 
 
 def keys_for(root: jax.Array, streams: tuple[str, ...], draw: jax.Array) -> dict[str, jax.Array]:
@@ -36,49 +40,57 @@ def make_train_step(
   clip_norm: float | None = None,
   ema_decay: float | None = None,
 ) -> TrainStep:
-  """Builds `(state, batch, root_key) -> (state, logs)`.
+  """Builds `(state, batch, root_key, auxiliary) -> (state, logs)`.
 
   Args:
     stage: what is trained.
     accumulate: micro-batches that the batch is split into; the gradient is their mean, equal to
-      that of the whole batch for a loss that is a mean over the batch.
-    clip_norm: largest global norm of the gradients of all trainable sub-networks together.
+      that of the whole batch for a loss that is a mean over the batch. An opponent's batch
+      statistics are those of each micro-batch, one after the other.
+    clip_norm: largest global norm of the gradients of all trainable sub-networks together; an
+      opponent's gradients have a norm of their own.
     ema_decay: decay of the params' moving average; None when the state has none.
 
   Returns:
-    The step. Its logs are float32 scalars: "loss", the stage's terms and, of the gradients
+    The step. `auxiliary` are params of networks that only the loss uses, by name; they are neither
+    changed nor saved. The logs are float32 scalars: "loss", the stage's terms and, of the gradients
     before clipping, "grad_norm/SUB_NETWORK".
   """
+  optimizers = stage.all_optimizers
 
-  def train_step(state: TrainState, batch: Batch, root: jax.Array):
-    train, frozen = split_nets(state.params, stage.optimizers)
-
-    def total_and_logs(
-      train: dict[str, Any], batch: Batch, draw: jax.Array
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-      total, terms = stage.loss(train | frozen, batch, keys_for(root, stage.streams, draw))
-      logs = {"loss": total, **terms}
-      return total, jax.tree.map(lambda x: x.astype(jnp.float32), logs)
-
-    grads, logs = _mean_gradients(total_and_logs, train, batch, state.step, accumulate)
+  def train_step(state: TrainState, batch: Batch, root: jax.Array, auxiliary: Params):
+    train, frozen = split_nets(state.params, optimizers)
+    gradients = functools.partial(_gradients, stage, train, {**frozen, **auxiliary}, root)
+    if accumulate == 1:
+      grads, logs, variables = gradients(state.variables, batch, state.step, state.step)
+    else:
+      grads, logs, variables = _mean_gradients(
+        gradients, state.variables, batch, state.step, accumulate
+      )
     norms = {name: optax.tree.norm(grad) for name, grad in grads.items()}
     if clip_norm is not None:
-      norm = jnp.sqrt(sum(norm**2 for norm in norms.values()))
-      scale = clip_norm / jnp.maximum(norm, clip_norm)
-      grads = jax.tree.map(lambda x: x * scale, grads)
-    params, opt_state = dict(frozen), {}
+      grads = _clip(grads, norms, clip_norm, stage)
+    params: dict[str, Any] = dict(frozen)
+    opt_state = {}
     for name, grad in grads.items():
       # Optax counts in int32 and raises a float to that power, which strict promotion forbids.
       with jax.numpy_dtype_promotion("standard"):
-        updates, opt_state[name] = stage.optimizers[name].update(
-          grad, state.opt_state[name], train[name]
-        )
+        updates, opt_state[name] = optimizers[name].update(grad, state.opt_state[name], train[name])
       params[name] = optax.apply_updates(train[name], updates)
+    if stage.opponent is not None and stage.opponent.start:
+      # A gradient of zero would move Adam's counts and averages before the opponent takes part.
+      name, wait = stage.opponent.network, state.step < stage.opponent.start
+      before = train[name], state.opt_state[name]
+      params[name], opt_state[name] = jax.tree.map(
+        lambda old, new: jnp.where(wait, old, new), before, (params[name], opt_state[name])
+      )
+    if stage.adjust is not None:
+      params, variables = stage.adjust(params, variables)
     ema = {}
     if ema_decay is not None:
       ema = {name: _average(ema_decay, ema, params[name]) for name, ema in state.ema.items()}
     logs |= {f"grad_norm/{name}": norm for name, norm in norms.items()}
-    return TrainState(state.step + 1, params, opt_state, ema), logs
+    return TrainState(state.step + 1, params, opt_state, ema, variables), logs
 
   return train_step
 
@@ -87,31 +99,74 @@ def _average(decay: float, ema: Any, params: Any) -> Any:
   return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, params)
 
 
+def _clip(
+  grads: Params, norms: Mapping[str, jax.Array], largest: float, stage: Stage
+) -> dict[str, Any]:
+  """Scales the gradients of the stage's sub-networks together, and the opponent's on their own."""
+  clipped = {}
+  for group in (set(stage.optimizers), set(grads) - set(stage.optimizers)):
+    norm = jnp.sqrt(sum((norms[name] ** 2 for name in group), start=jnp.zeros(())))
+    scale = largest / jnp.maximum(norm, largest)
+    clipped |= {name: jax.tree.map(lambda x, s=scale: x * s, grads[name]) for name in group}
+  return {name: clipped[name] for name in grads}
+
+
+def _gradients(
+  stage: Stage,
+  train: Params,
+  frozen: Params,
+  root: jax.Array,
+  variables: dict[str, Any],
+  batch: Batch,
+  step: jax.Array,
+  draw: jax.Array,
+) -> tuple[dict[str, Any], dict[str, jax.Array], dict[str, Any]]:
+  """Gradients of the trainable sub-networks and of the opponent, logs, and the variables after."""
+  own = {name: net for name, net in train.items() if name in stage.optimizers}
+  keys, opponent = keys_for(root, stage.streams, draw), stage.opponent
+  judge = None
+  if opponent is not None:
+    judge = Judge(opponent, train[opponent.network], variables, step)
+
+  def loss(own: Params):
+    if judge is None:
+      total, terms = stage.loss({**frozen, **own}, batch, keys)
+      return total, (terms, None)
+    total, terms, contest = stage.loss({**frozen, **own}, batch, keys, judge)
+    return total, (terms, contest)
+
+  (total, (terms, contest)), grads = jax.value_and_grad(loss, has_aux=True)(own)
+  logs = {"loss": total, **terms}
+  if judge is not None:
+    grads[judge.opponent.network], terms, variables = opponent_gradients(judge, contest)
+    logs |= terms
+  return grads, jax.tree.map(lambda x: x.astype(jnp.float32), logs), variables
+
+
 def _mean_gradients(
-  total_and_logs: Callable, train: Params, batch: Batch, step: jax.Array, accumulate: int
-) -> tuple[Params, dict[str, jax.Array]]:
-  """Gradients and logs, averaged over `accumulate` micro-batches."""
-  gradients = jax.value_and_grad(total_and_logs, has_aux=True)
-  if accumulate == 1:
-    (_, logs), grads = gradients(train, batch, step)
-    return grads, logs
-
-  def micro(i_and_batch: tuple[jax.Array, Batch]) -> tuple[dict[str, jax.Array], Params]:
-    i, batch = i_and_batch
-    (_, logs), grads = gradients(train, batch, step * accumulate + i)
-    return grads, logs
-
+  gradients: Callable, variables: dict[str, Any], batch: Batch, step: jax.Array, accumulate: int
+) -> tuple[dict[str, Any], dict[str, jax.Array], dict[str, Any]]:
+  """Gradients and logs, averaged over `accumulate` micro-batches, and the variables after them."""
   # Every device cuts its own samples: sample s goes to micro-batch s mod n, so that the batch
   # axis stays split over the devices as it came.
   sizes = {len(x) for x in jax.tree.leaves(batch)}
   if any(size % accumulate for size in sizes):
     raise UserError(f"a batch of {max(sizes)} does not divide into {accumulate} micro-batches")
   parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0), batch)
+
+  def add(carry: Any, i_and_part: tuple[jax.Array, Batch]) -> tuple[Any, None]:
+    sums, variables = carry
+    i, part = i_and_part
+    grads, logs, variables = gradients(variables, part, step, step * accumulate + i)
+    return (jax.tree.map(jnp.add, sums, (grads, logs)), variables), None
+
   xs = (jnp.arange(accumulate, dtype=jnp.int32), parts)
-  shapes = jax.eval_shape(micro, jax.tree.map(lambda x: x[0], xs))
+  first = jax.tree.map(lambda x: x[0], parts)
+  shapes = jax.eval_shape(lambda: gradients(variables, first, step, step)[:2])
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-  sums, _ = jax.lax.scan(lambda s, x: (jax.tree.map(jnp.add, s, micro(x)), None), zeros, xs)
-  return jax.tree.map(lambda x: x / accumulate, sums)
+  (sums, variables), _ = jax.lax.scan(add, (zeros, variables), xs)
+  grads, logs = jax.tree.map(lambda x: x / accumulate, sums)
+  return grads, logs, variables
 
 
 def jit_train_step(train_step: TrainStep, mesh: Mesh, shapes: TrainState) -> Wrapped:
@@ -126,7 +181,7 @@ def jit_train_step(train_step: TrainStep, mesh: Mesh, shapes: TrainState) -> Wra
   everywhere = replicated(mesh)
   return jax.jit(
     train_step,
-    in_shardings=(where, batch_sharding(mesh), everywhere),
+    in_shardings=(where, batch_sharding(mesh), everywhere, everywhere),
     out_shardings=(where, everywhere),
     donate_argnums=0,
   )

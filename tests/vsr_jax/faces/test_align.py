@@ -150,3 +150,19 @@ def test_frames_of_any_size(shape):
   assert faces.shape == (2, 512, 512, 3)
   for frame, matrix, face in zip(frames, matrices, faces, strict=True):
     np.testing.assert_array_equal(face, align.align(frame, matrix))
+
+
+def test_a_crop_much_smaller_than_the_face_has_no_aliases():
+  """Stripes finer than the crop's pixels turn grey; coarse ones stay where they are."""
+  x = np.arange(512)
+  fine = np.where(x % 2 == 0, 255, 0).astype(np.uint8)
+  coarse = np.rint(127.5 + 100 * np.sin(2 * np.pi * (x + 0.5) / 128)).astype(np.uint8)
+  matrix = np.array([[0.25, 0, -0.375], [0, 0.25, -0.375]])  # keeps the frame's corner
+  frames = [np.broadcast_to(line[None, :, None], (512, 512, 3)) for line in (fine, coarse)]
+  grey, waves = (align.align_reduced(np.ascontiguousarray(f), matrix, 128) for f in frames)
+  assert np.abs(grey[4:-4, 4:-4].astype(int) - 127).max() <= 3
+  want = 127.5 + 100 * np.sin(2 * np.pi * (np.arange(128) + 0.5) / 32)
+  assert np.abs(waves[64, 4:-4, 0] - want[4:-4]).max() < 2
+  same = np.array([[1.0, 0, 3], [0, 1, -2]])
+  moved = align.align_reduced(np.ascontiguousarray(frames[1]), same, 512)
+  np.testing.assert_array_equal(moved[:500, 3:], frames[1][:500, :-3])

@@ -19,7 +19,7 @@ import pytest
 import skimage
 
 from tests.support.torch_writer import save_state_dict
-from vsr_jax import video
+from vsr_jax import array_files, video
 from vsr_jax.conversion import to_state_dict
 from vsr_jax.errors import UserError
 from vsr_jax.faces import mtcnn, mtcnn_conversion
@@ -169,7 +169,7 @@ def test_facenet_pytorchs_files_become_what_ships(tmp_path):
     save_state_dict(tmp_path / mtcnn_conversion.FILES[net], state)
   loaded = mtcnn_conversion.load(tmp_path)
   jax.tree.map(np.testing.assert_array_equal, loaded, params())
-  mtcnn_conversion.save(loaded, tmp_path / "mtcnn.npz")
+  array_files.save_params(loaded, tmp_path / "mtcnn.npz")
   with np.load(tmp_path / "mtcnn.npz") as ours, np.load(mtcnn_conversion.ASSET) as shipped:
     assert set(ours) == set(shipped)
     assert sum(ours[key].size for key in ours) == 495_850

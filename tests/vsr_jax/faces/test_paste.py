@@ -311,6 +311,20 @@ def test_an_upscaler_of_any_factor():
     paste.enlarge(frame, 2, lambda image: image / 255)
 
 
+@pytest.mark.parametrize("upscale", [1, 1.5, 2])
+def test_what_an_upscaler_enlarges_too_much_is_reduced_without_aliasing(upscale):
+  """Waves that the output can show stay as they are, finer ones become grey."""
+  x = np.arange(400) / 4 * upscale  # an upscaler x4; in pixels of the output
+
+  def result(period):
+    wave = np.rint(127.5 + 100 * np.sin(2 * np.pi * x / period)).astype(np.uint8)
+    image = np.broadcast_to(wave[:, None], (160, 400, 3))
+    return paste.enlarge(np.zeros((40, 100, 3), np.uint8), upscale, lambda _: image)
+
+  assert result(3)[:, 10:-10].std() == pytest.approx(100 / np.sqrt(2), rel=0.1)
+  assert result(1.3)[:, 10:-10].std() < 5
+
+
 def test_an_upscaler_may_return_its_input():
   frame = picture(200, 200)
   before = frame.copy()

@@ -95,11 +95,35 @@ def test_gradient_of_convolve(k, c, d, shape):
 
   def gradients(x, kernel, pull):
     dx, dkernel = jax.vjp(convolution.convolve, x, kernel)[1](pull)
-    on_accelerators = convolution.kernel_gradient_definition(k, x, pull)
+    same = ((k // 2, k // 2),) * 2
+    on_accelerators = convolution.kernel_gradient_definition(k, same, x, pull)
     return (dx, dkernel, on_accelerators), jax.vjp(plain, x, kernel)[1](pull)
 
   got, (dx, dkernel) = golden.jit(gradients)(x, kernel, pull)
   assert_same_sums(got, (dx, dkernel, dkernel))
+
+
+@pytest.mark.parametrize(("c", "d"), [(2, 5), (5, 2)])
+@pytest.mark.parametrize(
+  ("k", "padding"),
+  [(2, ((1, 1), (1, 1))), (2, ((0, 1), (1, 0))), (3, ((0, 0), (2, 1))), (4, ((1, 1), (1, 1)))],
+)
+def test_convolve_with_other_padding(k, padding, c, d):
+  x, kernel = normal(0, 2, 6, 5, c), normal(1, k, k, c, d)
+
+  def plain(x, kernel):
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=numbers)
+
+  @golden.jit
+  def both(x, kernel):
+    y, pull = jax.vjp(lambda *args: convolution.convolve(*args, padding), x, kernel)
+    want, pull_plain = jax.vjp(plain, x, kernel)
+    on_accelerators = convolution.kernel_gradient_definition(k, padding, x, want)
+    return (y, *pull(want), on_accelerators), (want, *pull_plain(want))
+
+  got, (y, dx, dkernel) = both(x, kernel)
+  assert_same_sums(got, (y, dx, dkernel, dkernel))
 
 
 def test_gradient_of_convolve_in_bfloat16():
@@ -148,6 +172,14 @@ def assert_forms_agree(form, definition, *args):
 def test_depthwise_convolution(shape):
   forms = depthwise.depthwise_convolve, depthwise.depthwise_convolve_definition
   assert_forms_agree(*forms, normal(0, *shape, 6), normal(1, 3, 3, 6))
+
+
+@pytest.mark.parametrize(("shape", "start"), [((1, 6, 7), 0), ((2, 5, 4), 1)])
+def test_strided_depthwise_convolution(shape, start):
+  x, kernel = normal(0, *shape, 6), normal(1, 3, 3, 6)
+  want = depthwise.depthwise_convolve_definition(x, kernel)[:, start::2, start::2]
+  got = depthwise.depthwise_convolve_strided(x, kernel, 2, start)
+  np.testing.assert_allclose(got, want, **CLOSE)
 
 
 def weights(seed, *shape, bias=False):

@@ -47,7 +47,7 @@ def run(stage=STAGE, steps=1, **options):
   state = jax.device_put(before, jax.tree.map(lambda x: x.sharding, shapes))
   data, logs = batches(16), []
   for _ in range(steps):
-    state, log = step(state, place_batch(mesh, next(data)), ROOT())
+    state, log = step(state, place_batch(mesh, next(data)), ROOT(), {})
     logs.append({name: float(x) for name, x in log.items()})
   return before, state, logs
 
@@ -158,7 +158,7 @@ def test_small_gradients_are_not_clipped():
 def test_the_old_state_is_donated():
   mesh, shapes, _, step = compile_toy(ema_decay=0.9)
   state = init_state(STAGE, init_params, jax.random.key(0), shapes)
-  step(state, place_batch(mesh, next(batches())), ROOT())
+  step(state, place_batch(mesh, next(batches())), ROOT(), {})
   assert all(x.is_deleted() for x in jax.tree.leaves(state))
 
 
@@ -210,7 +210,7 @@ def test_given_params_replace_the_initialised_ones_and_are_left_alone():
   state = init_state(STAGE, init_params, jax.random.key(0), shapes, given)
   jax.tree.map(np.testing.assert_array_equal, state.params["encoder"], given["encoder"])
   jax.tree.map(np.testing.assert_array_equal, state.params["decoder"], fresh.params["decoder"])
-  step(state, place_batch(mesh, next(batches())), ROOT())
+  step(state, place_batch(mesh, next(batches())), ROOT(), {})
   assert not any(x.is_deleted() for x in jax.tree.leaves(given))
 
 

@@ -1,0 +1,1 @@
+"""The recipes that the released training code follows, where it differs from the paper."""

@@ -1,0 +1,18 @@
+"""Stage II as the released code trains it.
+
+Its L1 loss of the frames is left out: the argmax between logits and frames stops its gradient.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from vsr_jax.configs.keep import base
+
+
+def get_config() -> ConfigDict:
+  """The locked recipe."""
+  c = base.defaults("prediction")
+  c.steps = 500_000
+  c.optim.networks.boundaries = (200_000, 400_000)
+  return c

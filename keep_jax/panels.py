@@ -1,0 +1,64 @@
+"""The pictures that training shows of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from keep_jax import forward
+from keep_jax.model import KEEP, Params
+from vsr_jax.train.stage import Batch
+
+
+def make_images(model: KEEP, single: bool) -> Callable:
+  """Makes `Stage.images`.
+
+  Args:
+    model: the model.
+    single: whether batches are stage I's single images: columns restored and truth. Otherwise a
+      clip's middle frame: input, restored, truth, the gain and the flow to the frame before.
+  """
+
+  def of_images(params: Params, batch: Batch) -> dict[str, jax.Array]:
+    truth = forward.to_signed(batch["gt"])
+    _, feature, _, _ = forward.reconstruct(model, params, truth)
+    net = {"params": params["generator"]}
+    image = model.generator.apply(net, feature, method="to_image")
+    return {"restored": _to_unit(image), "truth": _to_unit(truth)}
+
+  def of_clips(params: Params, batch: Batch) -> dict[str, jax.Array]:
+    restored, _, gains, flows = forward.restore_batch(model, params, batch, remat=False)
+    middle = batch["gt"].shape[1] // 2
+    return {
+      "input": _to_unit(forward.to_signed(batch["lq"][:, middle])),
+      "restored": _to_unit(restored.image[:, middle]),
+      "truth": _to_unit(forward.to_signed(batch["gt"][:, middle])),
+      "gain": heat(gains[:, middle]),
+      "flow": flow_colours(flows[:, middle - 1]),
+    }
+
+  return of_images if single else of_clips
+
+
+def _to_unit(images: jax.Array) -> jax.Array:
+  return jnp.clip((images.astype(jnp.float32) + 1) / 2, 0, 1)
+
+
+def heat(x: jax.Array) -> jax.Array:
+  """Values [b h w 1] in [0, 1] as RGB: black, red, yellow, white."""
+  return jnp.clip(3 * x.astype(jnp.float32) - jnp.arange(3.0).reshape(1, 1, 1, 3), 0, 1)
+
+
+def flow_colours(flow: jax.Array) -> jax.Array:
+  """Flow [b h w 2] as RGB [b h w 3] in [0, 1]: the hue is its direction, white is no motion.
+
+  The longest vector of each image has the full colour.
+  """
+  length = jnp.linalg.norm(flow, axis=-1, keepdims=True)
+  length = length / jnp.maximum(length.max((1, 2), keepdims=True), 1.0)
+  angle = jnp.arctan2(flow[..., 1], flow[..., 0])[..., None]
+  phases = jnp.asarray([0, 2 * jnp.pi / 3, 4 * jnp.pi / 3], jnp.float32).reshape(1, 1, 1, 3)
+  hue = 0.5 + 0.5 * jnp.cos(angle - phases)
+  return 1 - length * (1 - hue)

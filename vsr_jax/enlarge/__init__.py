@@ -1,0 +1,1 @@
+"""Enlarging clips: what every enlarger offers, and Real-ESRGAN's small one."""

@@ -1,0 +1,86 @@
+"""The command line of a trainer: a recipe with changed fields, and a run's folder."""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+from collections.abc import Callable
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from vsr_jax import errors, runtime
+from vsr_jax.train import recipe
+
+_CONFIG = config_flags.DEFINE_config_file("config", help_string="The recipe's file.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; a run in it is resumed.")
+_MULTIHOST = flags.DEFINE_bool("multihost", False, "One of several hosts, as on a pod.")
+
+_HELP = """\
+usage: python -m {name} --config FILE[:VARIANT] --workdir DIR [--config.KEY=VALUE ...]
+       {indent} [--[no]multihost]
+
+{description}
+
+options:
+  --config FILE[:VARIANT]  the recipe, such as {example}
+  --workdir DIR            the run's folder; a run in it is resumed
+  --[no]multihost          one of several hosts, as on a pod
+  --config.KEY=VALUE       changes a field of the recipe
+
+The fields, which {fields} explains, and what they are unless a recipe says otherwise:
+"""
+
+
+def run(
+  name: str,
+  description: str,
+  example: str,
+  defaults: Callable[[], ConfigDict],
+  train: Callable[[ConfigDict, str], None],
+) -> None:
+  """Reads the flags and trains.
+
+  Args:
+    name: the command's module.
+    description: what it does, a sentence.
+    example: a recipe of its, such as "configs/fmanet/demo.py:joint"; base.py beside it explains the
+      fields.
+    defaults: makes a recipe with all fields.
+    train: gets the recipe and the run's folder.
+
+  Raises:
+    UserError: the flags or the recipe are wrong.
+  """
+  fields_file = str(pathlib.PurePosixPath(example).with_name("base.py"))
+  if {"-h", "--help"} & set(sys.argv[1:]):
+    text = {"name": name, "indent": " " * len(f"python -m {name}"), "fields": fields_file}
+    fields = recipe.flat(defaults())
+    lines = (f"  --config.{key}={value}" for key, value in fields.items())
+    print(_HELP.format(**text, description=description, example=example), *lines, sep="\n")
+    return
+  config = _read_flags(defaults(), fields_file)
+  if config is None or _WORKDIR.value is None:
+    raise errors.UserError("give --config FILE and --workdir DIR; --help tells the rest")
+  if _MULTIHOST.value:
+    jax.distributed.initialize()
+  runtime.keep_freed_memory()
+  runtime.enable_compilation_cache()  # a resumed run does not compile its step again
+  train(config, _WORKDIR.value)
+
+
+def _read_flags(known: ConfigDict, fields_file: str) -> ConfigDict | None:
+  """Parses the command line; the recipe with its changes, or None if there is no --config."""
+  try:
+    _, *rest = flags.FLAGS(recipe.find_packaged(sys.argv))
+    config = _CONFIG.value
+    if config is not None:
+      str(config.stage)  # a file that cannot be read is told only when its fields are
+  except Exception as e:  # a recipe is a program, and may fail in any way
+    raise errors.UserError(recipe.explain(e, sys.argv[1:], known, fields_file)) from None
+  if rest:
+    raise errors.UserError(
+      f"{rest[0]!r} belongs to no option; a truth value is set as --config.train.remat=True"
+    )
+  return config
