@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 
 import pytest
 
-from keep_jax import streaming
-from vsr_jax.faces import detector
+from keep_jax import conversion, streaming
 
 _RESTORERS = {}
-_DETECTIONS = {}
 
 
 @pytest.fixture
@@ -34,21 +31,17 @@ def shared_restorers(monkeypatch) -> None:
   monkeypatch.setattr(streaming, "Restorer", restorer)
 
 
-@pytest.fixture
-def shared_detections(monkeypatch) -> None:
-  """The faces of a frame are detected once: most tests have the same clip."""
-  real = detector.make_batch_detector
+@pytest.fixture(scope="module")
+def shapes_once() -> None:
+  """The shapes of a model's parameters are traced once: a model of full size takes seconds."""
+  known = {}
+  real = conversion.param_shapes
 
-  def make_batch_detector(*args, **options):
-    detect = real(*args, **options)
+  def param_shapes(model):
+    if model not in known:
+      known[model] = real(model)
+    return known[model]
 
-    def find(frames):
-      found = [(frame.shape, hashlib.sha256(frame.tobytes()).digest()) for frame in frames]
-      key = (*args, *sorted(options.items()), *found)
-      if key not in _DETECTIONS:
-        _DETECTIONS[key] = detect(frames)
-      return _DETECTIONS[key]
-
-    return find
-
-  monkeypatch.setattr(detector, "make_batch_detector", make_batch_detector)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(conversion, "param_shapes", param_shapes)
+    yield
