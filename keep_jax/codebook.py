@@ -35,11 +35,13 @@ def initial_code_use(model: KEEP, restart: bool) -> dict[str, Any]:
   """The variables of the codebook in stage I.
 
   "use" is the moving average of each code's share of the latents' places, times the number of
-  codes: 1 is usual, 0 is a dead code. With `restart`, "spare" holds a latent for each code.
+  codes: 1 is usual, 0 is a dead code. With `restart`, "spare" holds a latent for each code, and all
+  codes are dead at first: the first batch gives a codebook of latents.
   """
   a = model.arch
-  spare = {"spare": jnp.zeros((a.codes, a.emb_dim))} if restart else {}
-  return {"use": jnp.ones(a.codes)} | spare
+  if not restart:
+    return {"use": jnp.ones(a.codes)}
+  return {"use": jnp.zeros(a.codes), "spare": jnp.zeros((a.codes, a.emb_dim))}
 
 
 def count_codes(
