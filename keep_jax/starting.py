@@ -12,6 +12,7 @@ import jax
 from keep_jax.initialise import VQGAN
 from keep_jax.model import KEEP, Params, param_shapes
 from keep_jax.stages import TRAINED
+from keep_jax.weights import shipped_flow
 from vsr_jax.checkpoint import read_meta, restore_params
 from vsr_jax.errors import UserError
 from vsr_jax.trees import differences, table
@@ -55,7 +56,7 @@ def load(
   """Reads the sub-networks that a stage starts from.
 
   Args:
-    sources: from `parse`; later ones win.
+    sources: from `parse`; later ones win. RAFT-small's flow ships and needs none.
     model: the stage's model.
     stage: its name.
     need_targets: whether the stage needs stage I's encoder although the model does not.
@@ -77,6 +78,9 @@ def load(
         other = ALSO[name]
         if other not in params or origins[other] != source.path:
           params[other], origins[other] = net, f"{source.path} ({name})"
+  if "flow" in shapes and "flow" not in params:
+    params |= (shipped := shipped_flow(model.arch))
+    origins |= dict.fromkeys(shipped, "what ships with this package")
   _check_complete(params, shapes, stage)
   return params, origins
 
