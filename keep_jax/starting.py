@@ -12,9 +12,9 @@ import jax
 from keep_jax.initialise import VQGAN
 from keep_jax.model import KEEP, Params, param_shapes
 from keep_jax.stages import OPPOSED, TRAINED, Options, auxiliary_shapes, flow_network
+from keep_jax.weights import shipped_flow
 from vsr_jax.checkpoint import read_meta, restore_params
 from vsr_jax.errors import UserError
-from vsr_jax.flow import raft_conversion
 from vsr_jax.trees import differences, table
 
 DISCRIMINATOR = "discriminator"
@@ -54,7 +54,7 @@ def load(
   """Reads the sub-networks that a stage starts from.
 
   Args:
-    sources: from `parse`; later ones win.
+    sources: from `parse`; later ones win. RAFT-small's flow ships and needs none.
     model: the stage's model.
     stage: its name.
     options: what its loss needs.
@@ -78,8 +78,9 @@ def load(
     # Stage I trains hq_encoder; stage II starts both from it.
     params["encoder"] = params["hq_encoder"]
     origins["encoder"] = f"hq_encoder of {origins['hq_encoder']}"
-  if "flow" in shapes and "flow" not in params and flow == "raft_small":
-    params["flow"], origins["flow"] = raft_conversion.load()[1], "the packaged RAFT-small"
+  if "flow" in shapes and "flow" not in params:
+    params |= (shipped := shipped_flow(flow))
+    origins |= dict.fromkeys(shipped, "what ships with this package")
   _check_complete(params, shapes, stage, flow)
   return params, origins
 

@@ -8,7 +8,8 @@
     python -m keep_jax.train --config configs/keep/demo.py:fusion --workdir runs/demo_fusion \
         --config.init_from runs/demo_prediction --config.data.root data/demo_faces/train
 
-docs/demo_weights.md has the data, the training time and the scores.
+`python -m keep_jax.demo_weights` does all of it within a given time. docs/demo_weights.md has the
+data, the training time and the scores.
 """
 
 from __future__ import annotations

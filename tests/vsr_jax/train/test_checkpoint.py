@@ -82,6 +82,23 @@ def test_an_export_holds_the_params_and_their_meta_and_little_else(trained, tmp_
   assert size < 4 * sum(x.size for x in jax.tree.leaves(state.params)) + 20_000
 
 
+def test_an_export_in_half_the_space_is_float32_when_it_is_read(trained, tmp_path):
+  _, state = trained
+  path = tmp_path / "weights"
+  export_params(path, state.params, {}, half=True)
+  like = jax.eval_shape(init_params, jax.random.key(0))
+  found = restore_params(path, like)
+  half = jax.tree.map(lambda x: np.asarray(x, np.float16).astype(np.float32), state.params)
+  assert_equal(found, half)
+  assert set(read_meta(path)["arrays"]["params"].values()) == {
+    f"float16[{','.join(map(str, x.shape))}]" for x in jax.tree.leaves(state.params)
+  }
+  large = {"net": {"small": np.ones(2, np.float32), "w": np.float32([1, 1e5])}}
+  with pytest.raises(UserError, match="float16 is too small for numbers in net/w"):
+    export_params(path, large, {}, half=True)
+  assert_equal(restore_params(path), half)
+
+
 def test_an_export_overwrites_nothing_else(tmp_path):
   (tmp_path / "notes").mkdir()
   (tmp_path / "notes" / "keep.txt").write_text("mine")
