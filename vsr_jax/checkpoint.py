@@ -220,7 +220,7 @@ def export_params(
       files.remove(str(left))
 
 
-def _as_half(params: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
+def _as_half(params: Mapping[str, Any], path: pathlib.Path) -> dict[str, Any]:
   """float32 arrays as float16; `UserError` where that is too small for a number."""
   with np.errstate(over="ignore"):  # told below
     half = jax.tree.map(lambda x: x.astype(np.float16) if x.dtype == np.float32 else x, params)
