@@ -40,7 +40,7 @@ def add_arguments(parser: cli.Parser) -> None:
     "--metrics",
     type=_names,
     metavar="A,B",
-    help=f"of {','.join(NAMES)}; default: all, without LPIPS where its weights are missing",
+    help=f"of {', '.join(NAMES)}; default: all, without LPIPS where its weights are missing",
   )
   add("--lpips", choices=tuple(lpips.MIN_SIDE), default="vgg16", help="its network; default: vgg16")
   add("--lpips-weights", metavar="FILE", help="default: where vsr_jax.convert_lpips puts them")

@@ -59,7 +59,7 @@ def export(run: str | pathlib.Path, folder: str | pathlib.Path, *, half: bool) -
     raise UserError(f"{folder}: holds the run {run}; choose another folder")
   check_export(folder)
   model, params = weights.load(source)
-  shipped = weights.shipped_flow(model.arch)
+  shipped = weights.shipped_flow(model.arch.flow)
   dtype = np.float16 if half else np.float32
   left_out = [name for name, tree in shipped.items() if _are_equal(tree, params[name], dtype)]
   # A tree without leaves (no CFT, no CFA) is left out, as checkpoints cannot hold it.

@@ -7,7 +7,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 
-from keep_jax.architecture import EARLIER_NAMES, Architecture
+from keep_jax.architecture import EARLIER_NAMES, Architecture, FlowName
 from keep_jax.model import KEEP, Params, param_shapes
 from vsr_jax.architecture import from_entries
 from vsr_jax.checkpoint import read_meta, restore_params
@@ -62,7 +62,7 @@ def load(
   shapes = param_shapes(model)
   full = {name: tree for name, tree in shapes.items() if jax.tree.leaves(tree)}
   held = {leaf.partition("/")[0] for leaf in meta["arrays"]["params"]}
-  shipped = shipped_flow(arch) if "flow" in full.keys() - held else {}
+  shipped = shipped_flow(arch.flow) if "flow" in full.keys() - held else {}
   if missing := full.keys() - held - shipped.keys():
     raise UserError(
       f"{checkpoint}: a part of a KEEP, without {', '.join(sorted(missing))}; give a run of stage "
@@ -74,12 +74,12 @@ def load(
   return model, params
 
 
-def shipped_flow(arch: Architecture) -> Params:
+def shipped_flow(flow: FlowName) -> Params:
   """The flow network's params that every copy of this package has: {"flow": RAFT-small's}.
 
-  Exported weights leave them out, and training takes them where it is given none. Empty for an
-  architecture with another flow network.
+  Exported weights leave them out, and training takes them where it is given none. Empty for another
+  flow network.
   """
-  if arch.flow != "raft_small":
+  if flow != "raft_small":
     return {}
   return {"flow": raft_conversion.load()[1]}

@@ -39,9 +39,11 @@ def get_config(stage: str = "vqgan") -> ConfigDict:
   c.data.frames = 6
   c.data.intervals = (1, 2)
   c.data.workers = 1
+  c.data.validation_degradation = "train"
 
   c.loss.perceptual_network = "alexnet"
   c.loss.pixel = 1.0
+  c.loss.temporal_flow = "raft_small"
   c.loss.adaptive = stage == "vqgan"
   c.loss.adversarial = 0.8 if stage == "vqgan" else 1e-2
   c.optim.networks.lr = 4e-4

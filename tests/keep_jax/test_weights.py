@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import skimage.data
 
-from keep_jax import export, restore, starting, streaming, weights
+from keep_jax import export, restore, stages, starting, streaming, weights
 from keep_jax.faces import find_faces, identity, restore_faces
 from keep_jax.model import KEEP, restore_clip
 from tests.keep_jax import tiny
@@ -74,14 +74,14 @@ def test_an_export_is_small_and_complete(exported):
 def test_training_starts_with_the_flow_that_ships(exported):
   """And takes float16 for float32."""
   params, folder, _ = exported
-  sources = starting.parse(str(folder))
-  found, origins = starting.load(sources, KEEP(WITH_FLOW), "prediction", need_targets=False)
+  sources, options = starting.parse(str(folder)), stages.Options({})
+  found, origins = starting.load(sources, KEEP(WITH_FLOW), "prediction", options)
   assert_equal(found["flow"], params["flow"])
   assert_equal(found["encoder"], as_half(params["encoder"]))
   assert origins["flow"] == "what ships with this package"
   gmflow = KEEP(tiny.change(flow="gmflow"))
-  with pytest.raises(UserError, match="the flow network has no weights; convert them"):
-    starting.load(sources, gmflow, "prediction", need_targets=False)
+  with pytest.raises(UserError, match="the flow network 'gmflow' has no weights; convert"):
+    starting.load(sources, gmflow, "prediction", options)
 
 
 def test_an_export_keeps_a_flow_network_of_ones_own(exported, tmp_path):

@@ -269,6 +269,32 @@ def test_the_latest_and_the_best_stay(tmp_path):
   assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["2", "4"]
 
 
+def test_the_lowest_may_be_the_best_and_scores_may_be_missing(tmp_path):
+  shapes = abstract_state(STAGE, init_params, make_mesh())
+  state = init_state(STAGE, init_params, jax.random.key(0), shapes)
+  scores = {1: {"score": 0.3}, 2: {"other": 0.0}, 3: {"score": 0.2}, 4: {"score": 0.4}}
+  with Checkpoints(tmp_path, keep=1, best="score", lowest=True) as checkpoints:
+    for step, metrics in scores.items():
+      checkpoints.save(state, step, data={}, meta={}, metrics=metrics)
+  assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["3", "4"]
+
+
+def test_networks_without_params_come_back(tmp_path):
+  """A model without CFA, say, has an empty tree for it, trained or not."""
+
+  def init(key):
+    return init_params(key) | {"empty": {}, "trained": {}}
+
+  optimizers = STAGE.optimizers | {"trained": optax.adam(1.0)}
+  stage = make_stage(optimizers=optimizers)
+  saved, read = (
+    fit(stage, init, batches(), workdir=tmp_path, steps=1, ema_decay=0.5) for _ in range(2)
+  )
+  assert {"empty", "trained"} <= read.params.keys()
+  assert_equal(read, saved)
+  assert restore_params(tmp_path).keys() == {"encoder", "decoder", "teacher"}
+
+
 def test_a_save_that_fails_leaves_nothing_and_says_so(tmp_path):
   shapes = abstract_state(STAGE, init_params, make_mesh())
   state = init_state(STAGE, init_params, jax.random.key(0), shapes)
