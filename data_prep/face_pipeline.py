@@ -179,22 +179,34 @@ def draw_frames(
   return frames[::-1] if rng.random() < reverse else frames
 
 
-def fit(clip: Clip, frames: Sequence[int] | np.ndarray, size: int) -> np.ndarray | None:
+def fit(
+  clip: Clip, frames: Sequence[int] | np.ndarray, size: int, shape: tuple[int, int]
+) -> np.ndarray | None:
   """Finds the similarity transforms that move a face's landmarks to FFHQ's places, as in restoring.
 
   Args:
     clip: a clip, with landmarks if its frames are not aligned yet.
     frames: the numbers of t frames.
     size: side of an aligned frame, in pixels.
+    shape: (height, width) of its frames; single landmarks may lie beyond, their middle may not.
 
   Returns:
     float64 [t 2 3], see `faces.align.fit`; None for a clip that is aligned or without landmarks.
 
   Raises:
-    UserError: a frame has no landmarks, or no frame has those of a face.
+    UserError: a frame has no landmarks, they leave it, or no frame has those of a face.
   """
   points = None if clip.aligned else landmarks_of(clip, frames)
-  return None if points is None else fit_landmarks(clip, points, size)[0]
+  if points is None:
+    return None
+  middle, (height, width) = points.mean(1), shape
+  outside = ((middle < 0) | (middle > (width, height))).any(1)
+  if outside.any():
+    raise UserError(
+      f"clip {clip.name}, frame {frames[int(outside.argmax())]}: its landmarks leave the frame of "
+      f"{width}x{height}; make landmarks again, or leave the clip out"
+    )
+  return fit_landmarks(clip, points, size)[0]
 
 
 def landmarks_of(clip: Clip, frames: Sequence[int] | np.ndarray) -> np.ndarray | None:
@@ -274,7 +286,7 @@ class _LoadImage:
   def __call__(self, position: tuple[int, int]) -> dict[str, np.ndarray]:
     clip, index = self._source[position[0]], position[1]
     image = clip.decode(self._stream, index)
-    matrices = fit(clip, [index], self._size)
+    matrices = fit(clip, [index], self._size, image.shape[:2])
     return {"gt": _align_all(clip, [index], [image], matrices, self._size, 1)[0]}
 
 
@@ -303,7 +315,7 @@ class _LoadClip:
     frames = draw_frames(rng, length, centre, *self._drawn)
     good = clip.decode_all(self._stream, frames)
     low = list(low_quality_frames(clip, good, rng, self._degradation))
-    matrices = fit(clip, frames, self._size)
+    matrices = fit(clip, frames, self._size, good[0].shape[:2])
     return {
       "gt": _align_all(clip, frames, good, matrices, self._size, 1),
       "lq": _align_all(clip, frames, low, matrices, self._size, self._degradation.scale),
@@ -338,7 +350,7 @@ class _LoadChunk:
     good = clip.decode_all(self._stream, frames)
     low = self._low_quality_frames(i, clip, frames)
     scale = good[0].shape[0] // low[0].shape[0]
-    matrices = fit(clip, frames, self._size)
+    matrices = fit(clip, frames, self._size, good[0].shape[:2])
     return {
       "gt": _align_all(clip, frames, good, matrices, self._size, 1),
       "lq": _align_all(clip, frames, low, matrices, self._size, scale),

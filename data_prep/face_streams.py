@@ -103,7 +103,8 @@ def face_clip(clip: Clip, low_quality: str | Degradation, size: int | None) -> F
     return FaceClip(clip, low_quality, scale, (height, width), None, points)
   if size % scale:
     raise UserError(f"--size {size}: must be a multiple of the scale, {scale}")
-  matrices, points = face_pipeline.fit(clip, range(clip.length), size), _landmarks(clip)
+  matrices = face_pipeline.fit(clip, range(clip.length), size, (height, width))
+  points = _landmarks(clip)
   if matrices is None:
     if (height, width) != (size, size):
       raise UserError(f"clip {clip.name}: its faces are {width}x{height}, not {size}x{size}")

@@ -5,9 +5,9 @@
 
 Takes the files of v0.1.0 (KEEP-a1a14d46.pth) and of v1.0.0 (KEEP-b76feb75.pth, and
 KEEP_Asian-4765ebe0.pth with its own CFT sides); as starts for training also CodeFormer's
-codeformer.pth, for the networks that KEEP shares with it, and GMFlow's own file, for the flow.
-`--flow` puts another flow network in GMFlow's place, to compare: PWC-Net, RAFT, SPyNet, or GMFlow
-trained otherwise. PyTorch is not needed.
+codeformer.pth, for the networks that KEEP shares with it, and the authors' files of GMFlow,
+PWC-Net, RAFT and SPyNet, for the flow. `--flow` puts another flow network in GMFlow's place, to
+compare: PWC-Net, RAFT, SPyNet, or GMFlow trained otherwise. PyTorch is not needed.
 """
 
 from __future__ import annotations
@@ -25,14 +25,16 @@ from typing import Any
 import jax
 
 from keep_jax.conversion import CODEFORMER, convert_released
-from vsr_jax import cli, progress, torch_files
+from vsr_jax import cli, progress
 from vsr_jax.checkpoint import check_export, export_params
 from vsr_jax.errors import UserError
-from vsr_jax.flow import gmflow_conversion, released
+from vsr_jax.flow import released
 
-# Keys under which files wrap a state dict: KEEP's and CodeFormer's (their moving average, which the
-# released code uses, comes first), and GMFlow's.
-WRAPPERS = ("params_ema", "params", "model")
+# Keys under which KEEP's and CodeFormer's files wrap a state dict; the moving average, which the
+# released code uses, comes first.
+WRAPPERS = ("params_ema", "params")
+# First names in the files of the discriminators of stages I and III.
+DISCRIMINATORS = ("main.0.", "layers.0.weight_orig")
 
 
 def main() -> None:
@@ -61,12 +63,16 @@ def convert(file: str, folder: str, flow: str | None = None) -> None:
     if pathlib.Path(folder).resolve() in pathlib.Path(path).resolve().parents:
       raise UserError(f"{folder}: holds the input {path}; choose another folder")
   check_export(folder)
-  state = torch_files.unwrap(torch_files.load(file), WRAPPERS, file)
-  model = None
-  if _has(state, "backbone."):
+  state = released.read(file, WRAPPERS)
+  model: dict[str, Any] | None = None
+  what: str
+  if released.kind_of(state):
     if flow is not None:
       raise UserError(f"{file}: is a flow network itself; give a KEEP's weights, or no --flow")
-    what, params = "GMFlow", {"flow": gmflow_conversion.from_state_dict(state, file)}
+    what, net = released.from_state_dict(state, file)
+    params = {"flow": net}
+  elif any(_has(state, start) for start in DISCRIMINATORS):
+    raise UserError(f"{file}: is a discriminator, which restores nothing; give a KEEP's weights")
   else:
     # KEEP's networks and some more of its own; with neither, KEEP's table says what is missing.
     codeformer = _has(state, "ft_layers.") and not _has(state, "kalman_filter.")

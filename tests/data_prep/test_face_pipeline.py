@@ -136,7 +136,7 @@ def test_low_quality_is_the_degradation_of_the_same_frames():
 
 def aligned(image: np.ndarray, points: np.ndarray) -> np.ndarray:
   clip = clip_of("anna", [image], points[None])
-  return face_pipeline.align(image, face_pipeline.fit(clip, [0], 512)[0], 512, 1)
+  return face_pipeline.align(image, face_pipeline.fit(clip, [0], 512, image.shape[:2])[0], 512, 1)
 
 
 @pytest.mark.parametrize("zoom", [0.8, 1.3])
@@ -192,7 +192,7 @@ def test_training_aligns_as_restoring_does_also_where_the_fit_goes_astray():
   points[1, :, 0] = 256  # a profile: the landmarks lie on one line
   points[2] = 256  # no face: the nearest frame's alignment is taken
   clip = clip_of("anna", [texture(512, 512, 2 * i) for i in range(3)], points)
-  matrices = face_pipeline.fit(clip, [2, 1, 0], 512)
+  matrices = face_pipeline.fit(clip, [2, 1, 0], 512, (512, 512))
   want, fallback = align.fit(points[::-1], 512)
   np.testing.assert_array_equal(matrices, want)
   assert fallback.tolist() == [True, True, False]
@@ -319,6 +319,10 @@ def broken(**changes):
     (broken(streams={"sharp": [b""] * 8}), r"clip anna, frame \d of sharp: cannot be"),
     (broken(landmarks=np.zeros((3, 5, 2))), r"clip anna, frame \d: has no landmarks|are no face"),
     (broken(landmarks=np.zeros((8, 5, 2))), "clip anna: its landmarks are no face"),
+    (
+      broken(landmarks=np.stack([landmarks_of(0, 1, (20 * i, 0), SIZE) for i in range(8)])),
+      r"clip anna, frame [2-7]: its landmarks leave the frame of 64x64; make landmarks again",
+    ),
     (
       [textured_clip("anna", 8, 72)],
       r"clip anna, frame \d: 72x72 without landmarks is no aligned",

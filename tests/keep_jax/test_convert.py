@@ -151,12 +151,28 @@ def test_gmflow_file_becomes_the_flow(tmp_path, capsys):
   state = golden.weights.state_dict(golden.manifest("gmflow"), golden.SEED)
   save_state_dict(tmp_path / "gmflow.pth", {"model": state})
   convert.convert(str(tmp_path / "gmflow.pth"), str(tmp_path / "flow"))
-  assert "GMFlow" in capsys.readouterr().out
+  assert "flow: gmflow, 4" in capsys.readouterr().out
   want = {"flow": gmflow_conversion.from_state_dict(state)}
   found = restore_params(tmp_path / "flow")
   jax.tree.map(np.testing.assert_array_equal, found, want)
   with pytest.raises(UserError, match="a part of a KEEP, without cfa"):
     streaming.load(tmp_path / "flow")
+
+
+def test_files_of_other_flow_networks_are_starts_too(tmp_path, capsys):
+  state = golden.weights.state_dict(golden.manifest("raft_small"), golden.SEED)
+  save_state_dict(tmp_path / "raft-small.pth", {f"module.{key}": x for key, x in state.items()})
+  convert.convert(str(tmp_path / "raft-small.pth"), str(tmp_path / "flow"))
+  assert "flow: raft_small, 990,162 parameters of flow" in capsys.readouterr().out
+  want = {"flow": released.from_state_dict(state, "x")[1]}
+  jax.tree.map(np.testing.assert_array_equal, restore_params(tmp_path / "flow"), want)
+
+
+def test_a_discriminator_is_told_as_one(tmp_path):
+  for name in ("main.0.weight", "layers.0.weight_orig"):
+    save_state_dict(tmp_path / "net_d.pth", {"params": {name: np.zeros((4, 3), np.float32)}})
+    with pytest.raises(UserError, match="net_d.pth: is a discriminator, which restores nothing"):
+      convert.convert(str(tmp_path / "net_d.pth"), str(tmp_path / "keep"))
 
 
 @pytest.mark.slow
