@@ -31,7 +31,7 @@ import numpy as np
 from vsr_jax import cli, files, video
 from vsr_jax.errors import UserError
 from vsr_jax.files import write_whole
-from vsr_jax.images import encode_image
+from vsr_jax.images import encode_image, resized
 
 REDUCTIONS = (cv2.INTER_AREA, cv2.INTER_LINEAR, cv2.INTER_CUBIC)
 _STEPS = 16  # parts of a level to which values are rounded before they are summed with weights
@@ -373,8 +373,7 @@ def _central_squares(path: str, start: int, count: int, size: int) -> Iterator[n
       side = min(h, w)
       top, left = (h - side) // 2, (w - side) // 2
       square = frame.image[top : top + side, left : left + side]
-      how = cv2.INTER_AREA if side > size else cv2.INTER_CUBIC
-      yield cv2.resize(square, (size, size), interpolation=how)
+      yield resized(square, size, size)
 
 
 if __name__ == "__main__":

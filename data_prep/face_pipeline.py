@@ -193,17 +193,32 @@ def fit(clip: Clip, frames: Sequence[int] | np.ndarray, size: int) -> np.ndarray
   Raises:
     UserError: a frame has no landmarks, or no frame has those of a face.
   """
+  points = None if clip.aligned else landmarks_of(clip, frames)
+  return None if points is None else fit_landmarks(clip, points, size)[0]
+
+
+def landmarks_of(clip: Clip, frames: Sequence[int] | np.ndarray) -> np.ndarray | None:
+  """The landmarks of t frames, [t 5 2] in their pixels; None for a clip without landmarks.
+
+  Raises:
+    UserError: a frame has none, while others do.
+  """
   count = len(clip.landmarks)
-  if clip.aligned or not count:
+  if not count:
     return None
   if missing := [index for index in frames if index >= count]:
     raise UserError(f"clip {clip.name}, frame {missing[0]}: has no landmarks; make landmarks again")
+  return np.stack([clip.landmarks[index] for index in frames])
+
+
+def fit_landmarks(
+  clip: Clip, points: np.ndarray, size: int, *, robust: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+  """`faces.align.fit` for landmarks of a clip; `UserError` where none are those of a face."""
   try:
-    return face_align.fit(np.stack([clip.landmarks[index] for index in frames]), size)[0]
+    return face_align.fit(points, size, robust=robust)
   except ValueError as e:
-    raise UserError(
-      f"clip {clip.name}, frame {frames[0]}: its landmarks are no face; make landmarks again"
-    ) from e
+    raise UserError(f"clip {clip.name}: its landmarks are no face; make landmarks again") from e
 
 
 def align(image: np.ndarray, matrix: np.ndarray, size: int, scale: int) -> np.ndarray:

@@ -18,7 +18,7 @@ from vsr_jax.data_prep import face_pipeline
 from vsr_jax.data_prep.clip import SHARP, Clip
 from vsr_jax.data_prep.face_degrade import Degradation
 from vsr_jax.errors import UserError
-from vsr_jax.faces.align import SIZE, TEMPLATE
+from vsr_jax.faces.align import SIZE, TEMPLATE, invert
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,6 +31,8 @@ class FaceClip:
     scale: how many times smaller those are.
     shape: (height, width) of the good frames as they are scored.
     matrices: [t 2 3] from the frame to the aligned face; None where frames stay as they are.
+    landmarks: [t 5 2] in pixels of the good frames as they are scored; None where they are not
+      known, which is for whole frames only.
   """
 
   clip: Clip
@@ -38,6 +40,7 @@ class FaceClip:
   scale: int
   shape: tuple[int, int]
   matrices: np.ndarray | None
+  landmarks: np.ndarray | None
 
   def good(self) -> Iterator[np.ndarray]:
     """The good frames, one by one: uint8 RGB [h w 3]; raises `UserError` for a damaged one."""
@@ -73,7 +76,8 @@ def face_clip(clip: Clip, low_quality: str | Degradation, size: int | None) -> F
 
   Args:
     clip: a clip of faces: with landmarks, or aligned already.
-    low_quality: the stream that has the low-quality frames, or how to make them.
+    low_quality: the stream that has the low-quality frames, or how to make them of frames whose
+      faces are of 512 pixels; for clips that are aligned at another size, see `at_size`.
     size: side of the aligned faces, in pixels; None for whole frames.
 
   Raises:
@@ -91,17 +95,37 @@ def face_clip(clip: Clip, low_quality: str | Degradation, size: int | None) -> F
       )
   else:
     scale = low_quality.scale
+  aligned = clip.aligned or (size is not None and not len(clip.landmarks))
+  if aligned and isinstance(low_quality, Degradation):
+    low_quality = low_quality.at_size(height)
   if size is None:
-    return FaceClip(clip, low_quality, scale, (height, width), None)
+    points = _landmarks(clip)
+    return FaceClip(clip, low_quality, scale, (height, width), None, points)
   if size % scale:
     raise UserError(f"--size {size}: must be a multiple of the scale, {scale}")
-  matrices = face_pipeline.fit(clip, range(clip.length), size)
-  if matrices is None and (height, width) != (size, size):
-    raise UserError(
-      f"clip {clip.name}: {width}x{height} without landmarks is no aligned face of {size}x{size}; "
-      "make landmarks first, or score whole frames"
-    )
-  return FaceClip(clip, low_quality, scale, (size, size), matrices)
+  matrices, points = face_pipeline.fit(clip, range(clip.length), size), _landmarks(clip)
+  if matrices is None:
+    if (height, width) != (size, size):
+      raise UserError(f"clip {clip.name}: its faces are {width}x{height}, not {size}x{size}")
+    points = np.tile(template(size), (clip.length, 1, 1)) if points is None else points
+  else:
+    assert points is not None  # the matrices come from it
+    points = _moved(points, matrices)
+  return FaceClip(clip, low_quality, scale, (size, size), matrices, points)
+
+
+def _landmarks(clip: Clip) -> np.ndarray | None:
+  """A clip's landmarks, [t 5 2]; where they are (nearly) one point, from the nearest frame's."""
+  points = face_pipeline.landmarks_of(clip, range(clip.length))
+  if points is None:
+    return None
+  matrices, unusable = face_pipeline.fit_landmarks(clip, points, SIZE, robust=False)
+  return np.where(unusable[:, None, None], _moved(TEMPLATE, invert(matrices)), points)
+
+
+def _moved(points: np.ndarray, matrices: np.ndarray) -> np.ndarray:
+  """Points [5 2] or [t 5 2], moved by [t 2 3]: [t 5 2]."""
+  return points @ matrices[..., :2].swapaxes(-1, -2) + matrices[:, None, :, 2]
 
 
 def aligned_size(clip: Clip) -> int | None:

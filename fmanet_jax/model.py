@@ -140,8 +140,9 @@ def init_params(model: FMANet, key: jax.Array) -> Params:
   return {"net_d": net_d["params"], "net_r": net_r["params"]}
 
 
+@functools.lru_cache(maxsize=16)
 def param_shapes(model: FMANet) -> Params:
-  """Shapes and dtypes of `init_params`; equal blocks are traced once and repeated, to save time."""
+  """Shapes and dtypes of `init_params`, read-only; equal blocks and models are traced once."""
   a = model.arch
   blocks = {"frma_1": a.frma_blocks, "attention_0": a.attention_blocks}  # frma_0 has fewer inputs
   arch = dataclasses.replace(a, frma_blocks=min(a.frma_blocks, 2), attention_blocks=1)

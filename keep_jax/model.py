@@ -146,8 +146,9 @@ def init_params(model: KEEP, key: jax.Array) -> Params:
   }
 
 
+@functools.lru_cache(maxsize=16)
 def param_shapes(model: KEEP) -> Params:
-  """Shapes and dtypes of `init_params`; equal layers are traced once and repeated, to save time."""
+  """Shapes and dtypes of `init_params`, read-only; equal layers and models are traced once."""
   a = model.arch
   arch = dataclasses.replace(a, layers=1, gain_layers=1)
   one = functools.partial(init_params, dataclasses.replace(model, arch=arch))

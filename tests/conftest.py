@@ -13,15 +13,17 @@ import shutil
 import signal
 import sys
 import tempfile
+import types
 from collections.abc import Callable, Iterator
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most programs here run once, on small arrays: they compile five times as fast without LLVM's
 # optimisations and without emitters that go through MLIR (which jaxlib 0.12 always uses; an unknown
-# extra option is passed over, an unknown flag ends the process). `make test-full` leaves both on.
+# extra option is passed over, an unknown flag ends the process), and in one piece instead of 32,
+# which other threads would compile. `make test-full` leaves all that as it is.
 os.environ.setdefault(
   "XLA_FLAGS",
-  "--xla_backend_optimization_level=0"
+  "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
   " --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters",
 )
 # Programs that several tests, workers or commands compile: one folder a session, none of the user.
@@ -42,6 +44,9 @@ import pytest
 
 from vsr_jax import cli, memory, video
 
+# TensorBoard reads events by TensorFlow where that is installed: seconds to import, and 0.4 GB.
+sys.modules["tensorboard.compat.notf"] = types.ModuleType("tensorboard.compat.notf")
+
 jax.config.update("jax_num_cpu_devices", 8)
 # Again, since a plugin of pytest may have imported JAX before this file.
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
@@ -57,8 +62,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("suite")
 
-# Bytes of a worker above which compiled programs are dropped after a test file; were they always
-# dropped, every file would compile its small operations anew.
+# Bytes of a worker above which compiled programs and caches of the tests are dropped after a test
+# file; were they always dropped, every file would compile its small operations anew.
 MAX_RESIDENT = 1.5e9
 
 # The files that take longest, in that order. They begin first, so that in the end no process works
@@ -102,10 +107,14 @@ def shared() -> pathlib.Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def bounded_memory() -> Iterator[None]:
-  """Frees what a file's tests compiled, where that is much."""
+  """Frees what a file's tests compiled and keep, where that is much."""
   yield
   pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
   if pages * os.sysconf("SC_PAGE_SIZE") > MAX_RESIDENT:
+    for name in [name for name in sys.modules if name.startswith("tests.")]:
+      for value in vars(sys.modules[name]).values():
+        if hasattr(value, "cache_clear"):  # `functools.cache` of models, fixtures, programs
+          value.cache_clear()
     jax.clear_caches()
     gc.collect()
     memory.release_freed_memory()

@@ -95,6 +95,14 @@ def test_a_recipe_of_the_wheel_is_found(installed):
 
 
 @pytest.mark.slow
+def test_one_system_offers_itself_to_the_other(installed):
+  options = run(installed[1], "-m", "keep_jax.restore", "--help").stdout
+  assert "--background-model {lanczos,realesrgan,fmanet}" in options
+  load = "from vsr_jax.enlarge import realesrgan as r; print(r.open_enlarger().scale)"
+  assert run(installed[1], "-c", load).stdout == "4\n"
+
+
+@pytest.mark.slow
 def test_documented_commands_are_in_the_wheel(installed):
   text = "\n".join(house_files("*.md").values())
   named = set(re.findall(r"python3? -m ([a-z_]\w*(?:\.\w+)+)", text))

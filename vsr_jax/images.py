@@ -152,6 +152,14 @@ def encode_image(image: np.ndarray, suffix: str = ".png") -> bytes:
   return data.tobytes()
 
 
+def resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
+  """Resizes uint8 [h w 3]: by area to a smaller size, cubically to a larger one."""
+  if image.shape[:2] == (height, width):
+    return image
+  how = cv2.INTER_AREA if height < image.shape[0] else cv2.INTER_CUBIC
+  return cv2.resize(image, (width, height), interpolation=how)
+
+
 def from_16_bits(image: np.ndarray) -> np.ndarray:
   """Converts uint16 to uint8: v / 257, rounded, so that 65535 becomes 255."""
   return cv2.convertScaleAbs(image, alpha=1 / 257)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 from vsr_jax.errors import UserError
+
+
+def is_installed() -> bool:
+  """Whether figures can be made."""
+  return importlib.util.find_spec("matplotlib") is not None
 
 
 def new_figure(width: float, height: float) -> Any:

@@ -8,7 +8,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
-import tempfile
+import unittest
 from fractions import Fraction
 from typing import ClassVar
 
@@ -34,92 +34,75 @@ FRAMES = 2  # a clip; the numbers of clips are those released
 REDS_STREAMS = ("sharp", "sharp_bicubic", "blur_bicubic", "blur")
 
 
-class Case(tfds.testing.DatasetBuilderTestCase):
-  """TFDS's checks; array_record files are read by `as_data_source`, as_dataset has no way to."""
+def tfds_checks(dataset_class, variant, splits, root):
+  """TFDS's checks as a test case: of one variant, from downloads in `root`."""
 
-  DATASET_CLASS = reds.Builder
-  VARIANT = ""
-  # TensorFlow's helper of this name would be collected as a test, and skipped.
-  test_session = property(lambda self: self.cached_session)
+  class Checks(tfds.testing.DatasetBuilderTestCase):  # imports TensorFlow, which takes seconds
+    DATASET_CLASS = dataset_class
+    BUILDER_CONFIG_NAMES_TO_TEST: ClassVar = [variant]
+    SPLITS: ClassVar = splits
+    EXAMPLE_DIR = str(root)
+    # TensorFlow's helper of this name would be loaded as a test, and skipped.
+    test_session = property(lambda self: self.cached_session)
 
-  @classmethod
-  def setUpClass(cls):
-    super().setUpClass()
-    cls.BUILDER_CONFIG_NAMES_TO_TEST = [cls.VARIANT]
-    cls.EXAMPLE_DIR = cls.enter_context(tempfile.TemporaryDirectory())
-    cls.write(pathlib.Path(cls.EXAMPLE_DIR))
+    def _assertAsDataset(self, builder):
+      """The files are read by `as_data_source`: as_dataset has no way to read array_record."""
+      seen = set()
+      for split, count in self.SPLITS.items():
+        examples = list(builder.as_data_source(split))
+        self.assertLen(examples, count)
+        for example in examples:
+          assert example.keys() == builder.info.features.keys()
+          assert example["num_frames"] == FRAMES
+          streams = builder.builder_config.streams
+          key = tuple(frame for stream in streams for frame in example[stream])
+          assert key not in seen  # no clip is in two splits
+          seen.add(key)
 
-  @classmethod
-  def enter_context(cls, manager):
-    value = manager.__enter__()
-    cls.addClassCleanup(manager.__exit__, None, None, None)
-    return value
-
-  def _assertAsDataset(self, builder):
-    seen = set()
-    for split, count in self.SPLITS.items():
-      examples = list(builder.as_data_source(split))
-      self.assertLen(examples, count)
-      for example in examples:
-        assert example.keys() == builder.info.features.keys()
-        assert example["num_frames"] == FRAMES
-        key = tuple(frame for stream in builder.builder_config.streams for frame in example[stream])
-        assert key not in seen  # no clip is in two splits
-        seen.add(key)
+  return Checks
 
 
-class Reds(Case):
-  @classmethod
-  def write(cls, root):
-    cls.enter_context(pytest.MonkeyPatch.context()).setattr(release, "FRAMES", FRAMES)
-    streams = tuple(
-      s for s in REDS_STREAMS if s in reds.Builder.builder_configs[cls.VARIANT].streams
-    )
-    subsets = dict(list(release.CLIPS.items())[: 2 + cls.VARIANT.endswith("official")])
-    layouts.write_reds(root, streams, {name: range(n) for name, n in subsets.items()}, FRAMES)
+def write_reds(root, variant):
+  streams = tuple(s for s in REDS_STREAMS if s in reds.Builder.builder_configs[variant].streams)
+  subsets = dict(list(release.CLIPS.items())[: 2 + variant.endswith("official")])
+  layouts.write_reds(root, streams, {name: range(n) for name, n in subsets.items()}, FRAMES)
 
 
-class RedsX4Test(Reds):
-  VARIANT = "x4"
-  SPLITS: ClassVar = {"train": 266, "test": 4}
-
-
-class RedsX1OfficialTest(Reds):
-  VARIANT = "x1_official"
-  SPLITS: ClassVar = {"train": 240, "validation": 30, "test": 30}
-
-
-class Vfhq512Test(Case):
-  DATASET_CLASS = vfhq.Builder
-  VARIANT = "512"
-  SPLITS: ClassVar = {"train": 14}
-
-  @classmethod
-  def write(cls, root):
-    layouts.write_vfhq_train(root, range(14), FRAMES)
-
-
-class VfhqTestMildTest(Case):
-  DATASET_CLASS = vfhq.Builder
-  VARIANT = "test_mild"
-  SPLITS: ClassVar = {"test": 50}
-
-  @classmethod
-  def write(cls, root):
-    layouts.write_vfhq_test(root, range(50), FRAMES)
-
-
-class GoproX4Test(Case):
-  DATASET_CLASS = gopro.Builder
-  VARIANT = "x4"
-  SPLITS: ClassVar = {"train": 22, "test": 11}
-
-  @classmethod
-  def write(cls, root):
-    layouts.write_gopro(root, FRAMES)
-
-
-del Case, Reds  # what is left has all it needs
+@pytest.mark.parametrize(
+  ("builder", "variant", "splits", "write"),
+  [
+    (reds.Builder, "x4", {"train": 266, "test": 4}, write_reds),
+    (reds.Builder, "x1_official", {"train": 240, "validation": 30, "test": 30}, write_reds),
+    (
+      vfhq.Builder,
+      "512",
+      {"train": 14},
+      lambda root, _: layouts.write_vfhq_train(root, range(14), FRAMES),
+    ),
+    (
+      vfhq.Builder,
+      "test_mild",
+      {"test": 50},
+      lambda root, _: layouts.write_vfhq_test(root, range(50), FRAMES),
+    ),
+    (
+      gopro.Builder,
+      "x4",
+      {"train": 22, "test": 11},
+      lambda root, _: layouts.write_gopro(root, FRAMES),
+    ),
+  ],
+)
+def test_tfds_accepts(builder, variant, splits, write, tmp_path, monkeypatch):
+  monkeypatch.setattr(release, "FRAMES", FRAMES)
+  write(tmp_path, variant)
+  checks = unittest.defaultTestLoader.loadTestsFromTestCase(
+    tfds_checks(builder, variant, splits, tmp_path)
+  )
+  result = unittest.TestResult()
+  checks.run(result)
+  assert result.testsRun == 5
+  assert not result.failures + result.errors + result.skipped
 
 
 def build(builder_class, variant, root, out, partial=True, **config):

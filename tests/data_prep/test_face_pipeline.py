@@ -318,7 +318,7 @@ def broken(**changes):
     ),
     (broken(streams={"sharp": [b""] * 8}), r"clip anna, frame \d of sharp: cannot be"),
     (broken(landmarks=np.zeros((3, 5, 2))), r"clip anna, frame \d: has no landmarks|are no face"),
-    (broken(landmarks=np.zeros((8, 5, 2))), r"clip anna, frame \d: its landmarks are no face"),
+    (broken(landmarks=np.zeros((8, 5, 2))), "clip anna: its landmarks are no face"),
     (
       [textured_clip("anna", 8, 72)],
       r"clip anna, frame \d: 72x72 without landmarks is no aligned",

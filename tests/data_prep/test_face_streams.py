@@ -33,7 +33,8 @@ def landmarks(count: int = 3) -> np.ndarray:
 def test_streams_give_the_frames_of_the_batches(points):
   clip = clip_of(64, 64) if len(points) == 0 else clip_of(96, 128, points)
   source = face_clip(clip, MILD, 64)
-  (batch,) = face_pipeline.evaluation_batches([clip], low_quality=MILD, chunk=3, size=64)
+  low = MILD if len(points) else MILD.at_size(64)  # aligned already: the blur in parts of the face
+  (batch,) = face_pipeline.evaluation_batches([clip], low_quality=low, chunk=3, size=64)
   np.testing.assert_array_equal(np.stack(list(source.good())), batch["gt"][0])
   np.testing.assert_array_equal(np.stack(list(source.low())), batch["lq"][0])
   np.testing.assert_array_equal(np.stack(list(source.low())), batch["lq"][0])  # once more
@@ -45,6 +46,24 @@ def test_whole_frames_are_left_as_they_are():
   assert (source.scale, source.shape) == (4, (96, 128))
   np.testing.assert_array_equal(next(source.good()), texture(96, 128, 0))
   assert [x.shape for x in source.low()] == [(24, 32, 3)] * 3
+
+
+def test_landmarks_are_those_of_the_scored_frames():
+  found = landmarks()
+  found[1] = 0  # one point: the nearest frame's are taken
+  points = landmarks()[[0, 0, 2]]
+  aligned = face_clip(clip_of(96, 128, found), MILD, 64)
+  np.testing.assert_allclose(aligned.landmarks, np.tile(template(64), (3, 1, 1)), atol=1e-6)
+  np.testing.assert_allclose(face_clip(clip_of(96, 128, found), MILD, None).landmarks, points)
+  already = dataclasses.replace(clip_of(64, 64, found), aligned=True)
+  np.testing.assert_allclose(face_clip(already, MILD, 64).landmarks, points)
+  assert aligned_size(already) == 64
+  assert face_clip(already, MILD, None).low_quality == MILD.at_size(64)
+  assert face_clip(clip_of(96, 128), MILD, None).low_quality == MILD
+  np.testing.assert_array_equal(next(face_clip(already, MILD, 64).good()), texture(64, 64, 0))
+  assert face_clip(clip_of(96, 128), MILD, None).landmarks is None
+  without = face_clip(clip_of(64, 64), MILD, 64)
+  np.testing.assert_array_equal(without.landmarks, np.tile(template(64), (3, 1, 1)))
 
 
 def test_low_quality_frames_of_the_set():
@@ -70,7 +89,7 @@ WRONG = encode_image(np.zeros((24, 24, 3), np.uint8))
 @pytest.mark.parametrize(
   ("clip", "low_quality", "size", "message"),
   [
-    (clip_of(64, 64), MILD, 128, "64x64 without landmarks is no aligned face of 128x128"),
+    (clip_of(64, 64), MILD, 128, "clip anna: its faces are 64x64, not 128x128"),
     (clip_of(64, 64), MILD, 62, "--size 62: must be a multiple"),
     (clip_of(64, 64, low_quality=[WRONG] * 3), "low_quality", 64, "frames of 24x24, which do not"),
     (clip_of(64, 64), "low_quality", 64, "clip anna has no stream low_quality"),

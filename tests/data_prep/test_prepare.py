@@ -75,7 +75,7 @@ def test_a_set_is_made_and_a_rerun_keeps_it(inputs, tmp_path, monkeypatch, capsy
   np.testing.assert_array_equal(steady.decode(SHARP_BICUBIC, 0), exposure.downsample(sharp, 4))
 
   times = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
-  run(monkeypatch, inputs / "steady", inputs / "cut", "--out", out)
+  run(monkeypatch, inputs / "steady", inputs / "cut", "--workers", 1, "--out", out)
   assert "0 inputs to do, 2 done before" in capsys.readouterr().out
   assert times == {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
 
@@ -84,7 +84,7 @@ def test_a_set_is_made_and_a_rerun_keeps_it(inputs, tmp_path, monkeypatch, capsy
   write_flow(out, "steady", 3, 3, 1.0)
   flow = out / "flow" / "steady.array_record"
   assert flow.exists()
-  run(monkeypatch, inputs / "steady", "--shutter", "0.25", "--out", out)
+  run(monkeypatch, inputs / "steady", "--shutter", "0.25", "--workers", 1, "--out", out)
   after = open_clips(out).clips
   assert [c.name for c in after] == ["cut_scene001", "steady"]
   assert not flow.exists()
@@ -171,7 +171,11 @@ def test_clips_of_one_name_are_refused(inputs, tmp_path, monkeypatch):
 
 def test_only_unusable_inputs_are_an_error(inputs, tmp_path, monkeypatch, capsys):
   with pytest.raises(UserError, match="no clip could be made"):
-    run(monkeypatch, inputs / "broken.mp4", tmp_path / "missing.mp4", "--out", tmp_path / "out")
+    run(
+      monkeypatch,
+      *(inputs / "broken.mp4", tmp_path / "missing.mp4"),
+      *("--workers", 1, "--out", tmp_path / "out"),
+    )
   assert "missing.mp4: no such file" in capsys.readouterr().out
 
 

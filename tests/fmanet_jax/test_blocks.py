@@ -15,6 +15,7 @@ from fmanet_jax.filtering import warp_features
 from fmanet_jax.frma import FlowUpdate
 from fmanet_jax.networks import TemporalConv, split_time
 from tests.fmanet_jax import golden
+from tests.support.programs import random_params
 from tests.vsr_jax.ops.numeric import CLOSE, conv, normal
 from vsr_jax import layers
 
@@ -28,19 +29,10 @@ def leaky(x: np.ndarray) -> np.ndarray:
   return np.where(x > 0, x, np.float32(0.2) * x)
 
 
-def random_params(module, *args):
-  """Parameters of no special values, with outputs of about the size of the inputs."""
-  shapes = jax.eval_shape(module.init, jax.random.key(0), *args)["params"]
-  leaves, structure = jax.tree.flatten(shapes)
-  scaled = [
-    normal(i, *x.shape) / np.sqrt(max(1, np.prod(x.shape[:-1]))) for i, x in enumerate(leaves)
-  ]
-  return jax.tree.unflatten(structure, [x.astype(np.float32) for x in scaled])
-
-
 def applied(module, *args):
-  """A module's result and the parameters it is of."""
-  params = random_params(module, *args)
+  """A module's result and the random parameters it is of."""
+  shapes = jax.eval_shape(module.init, jax.random.key(0), *args)["params"]
+  params = jax.tree.map(np.asarray, random_params(shapes))
   return golden.jit(module.apply)({"params": params}, *args), params
 
 
@@ -208,7 +200,7 @@ def test_bfloat16_compute_with_float32_params(make, inputs):
     got = low.apply(params, *(x.astype(jnp.bfloat16) for x in args))
     return got, full.apply(params, *args)
 
-  got, want = both({"params": random_params(low, *args)}, *args)
+  got, want = both({"params": random_params(shapes["params"])}, *args)
   assert got.dtype == jnp.bfloat16
   # bfloat16 keeps 8 bits, 0.4 % a rounding, of which there are a few in a row.
   assert 0 < golden.relative_error(got.astype(jnp.float32), np.asarray(want)) < 0.02

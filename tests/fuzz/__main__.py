@@ -1,6 +1,6 @@
 """Command: tries damaged files, killed runs and runs beside each other, and counts how they end.
 
-  python -m tests.fuzz [--seed N] [--scale F] [--jobs N] [--only TEXT] [--keep DIR]
+  python -m tests.fuzz [--seed N] [--scale F] [--jobs N] [--only TEXT ...] [--keep DIR]
 
 Every case ends well (exit code 0, and a result that is whole), is refused well (exit code 2, one
 line, nothing left behind, within a minute and 1.5 GB), or has failed. The same seed gives the same
@@ -58,15 +58,17 @@ def main() -> None:
 def _parse() -> argparse.Namespace:
   parser = cli.Parser("tests.fuzz", __doc__)
   parser.add_argument("--seed", type=int, default=0)
-  parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of damaged files")
+  parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of cases")
   parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at once")
-  parser.add_argument("--only", default="", metavar="TEXT", help="cases whose names hold it")
+  parser.add_argument(
+    "--only", nargs="+", default=[""], metavar="TEXT", help="cases whose names hold one of them"
+  )
   parser.add_argument("--keep", metavar="DIR", help="a new folder for the files, which stay")
   return parser.parse_args()
 
 
 def _total(args: argparse.Namespace) -> int | None:
-  if args.only:
+  if args.only != [""]:
     return None
   return sum(round(args.scale * n) for n in (VIDEOS, 4 * CHECKPOINTS, 5 * SETS)) + (
     1 + sum(KILLS.values()) + 4
@@ -74,23 +76,27 @@ def _total(args: argparse.Namespace) -> int | None:
 
 
 def _outcomes(folder: pathlib.Path, args: argparse.Namespace) -> Iterator[Outcome]:
-  cases = (case for case in _cases(folder, args) if args.only in case.name)
+  cases = (case for case in _cases(folder, args) if _chosen(case.name, args))
   yield from run_cases(cases, args.jobs)
   rng = np.random.default_rng((args.seed, 1))
-  chosen = [name for name in KILLS if args.only in f"kills {name}"]
+  chosen = [name for name in KILLS if _chosen(f"kills {name}", args)]
   if chosen:
     for job in kills.jobs(folder / "inputs"):
       if job.name in chosen:
         yield from kills.kill_at_random(folder / "killed", job, KILLS[job.name], rng)
-  if args.only in "pairs":
+  if _chosen("pairs", args):
     yield from kills.two_at_once(folder / "pairs")
+
+
+def _chosen(name: str, args: argparse.Namespace) -> bool:
+  return any(text in name for text in args.only)
 
 
 def _cases(folder: pathlib.Path, args: argparse.Namespace) -> Iterator[Case]:
   video_count, checkpoint_count, set_count = (
     round(args.scale * n) for n in (VIDEOS, CHECKPOINTS, SETS)
   )
-  yield from videos.long_stream(folder / "stream", FRAMES)
+  yield from videos.long_stream(folder / "stream", max(1000, round(args.scale * FRAMES)))
   yield from videos.damaged_videos(folder / "videos", video_count, args.seed)
   yield from checkpoints.damaged_checkpoints(folder / "checkpoints", checkpoint_count, args.seed)
   yield from indexes.damaged_sets(folder / "sets", set_count, args.seed)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 
 import pytest
 
-from keep_jax import conversion, streaming
+from keep_jax import streaming
+from vsr_jax.faces import detector
 
 _RESTORERS = {}
+_DETECTIONS = {}
 
 
 @pytest.fixture
@@ -31,17 +34,21 @@ def shared_restorers(monkeypatch) -> None:
   monkeypatch.setattr(streaming, "Restorer", restorer)
 
 
-@pytest.fixture(scope="module")
-def shapes_once() -> None:
-  """The shapes of a model's parameters are traced once: a model of full size takes seconds."""
-  known = {}
-  real = conversion.param_shapes
+@pytest.fixture
+def shared_detections(monkeypatch) -> None:
+  """The faces of a frame are detected once: most tests have the same clip."""
+  real = detector.make_batch_detector
 
-  def param_shapes(model):
-    if model not in known:
-      known[model] = real(model)
-    return known[model]
+  def make_batch_detector(*args, **options):
+    detect = real(*args, **options)
 
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(conversion, "param_shapes", param_shapes)
-    yield
+    def find(frames):
+      found = [(frame.shape, hashlib.sha256(frame.tobytes()).digest()) for frame in frames]
+      key = (*args, *sorted(options.items()), *found)
+      if key not in _DETECTIONS:
+        _DETECTIONS[key] = detect(frames)
+      return _DETECTIONS[key]
+
+    return find
+
+  monkeypatch.setattr(detector, "make_batch_detector", make_batch_detector)

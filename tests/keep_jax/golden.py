@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,24 @@ def data(unit: str) -> dict[str, np.ndarray]:
 
 
 def state_dict(unit: str) -> dict[str, np.ndarray]:
-  """The fixture's weights of a unit, keys without its name (which is part of their seed)."""
-  shapes = {key: shape for key, shape in manifest().items() if key.startswith(f"{unit}.")}
-  state = weights.state_dict(shapes, SEED)
+  """The fixture's weights of a unit, keys without its name (which is part of their seed).
+
+  A whole model has 0.4 GB and more, and takes seconds: `zeros` where its values do not matter.
+  """
+  state = weights.state_dict(_shapes(unit), SEED)
   return {key.removeprefix(f"{unit}."): value for key, value in state.items()}
+
+
+def zeros(shapes: str | Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
+  """A state dict of a unit, or of given shapes, that takes no memory."""
+  if isinstance(shapes, str):
+    unit = shapes
+    shapes = {key.removeprefix(f"{unit}."): shape for key, shape in _shapes(unit).items()}
+  return {key: np.broadcast_to(np.float32(0), shape) for key, shape in shapes.items()}
+
+
+def _shapes(unit: str) -> dict[str, list[int]]:
+  return {key: shape for key, shape in manifest().items() if key.startswith(f"{unit}.")}
 
 
 def inputs(shape: tuple[int, ...], offset: int, low: float = -1, high: float = 1) -> np.ndarray:

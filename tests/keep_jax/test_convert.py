@@ -14,14 +14,13 @@ import pytest
 from keep_jax import conversion as keep_conversion
 from keep_jax import convert, streaming
 from keep_jax.conversion import CODEFORMER, RENAMED, convert_released
-from keep_jax.model import KEEP, Architecture, init_params
+from keep_jax.model import KEEP, Architecture, param_shapes
 from tests.keep_jax import golden
 from tests.support.torch_writer import save_state_dict
+from vsr_jax import torch_files
 from vsr_jax.checkpoint import read_meta, restore_params
 from vsr_jax.errors import UserError
 from vsr_jax.flow import gmflow_conversion, released
-
-pytestmark = pytest.mark.usefixtures("shapes_once")
 
 ASIAN = Architecture(cft=(32, 64, 128, 256))
 
@@ -42,9 +41,7 @@ def first_names(state):
 )
 def test_released_layouts_fill_the_whole_model(name, arch):
   shapes = golden.manifest(name)
-  zero = np.zeros((), np.float32)
-  state = {key: np.broadcast_to(zero, shape) for key, shape in shapes.items()}
-  found, params = convert_released(state, name)
+  found, params = convert_released(golden.zeros(shapes), name)
   assert found == arch
   assert sum(x.size for x in jax.tree.leaves(params)) == sum(map(math.prod, shapes.values()))
 
@@ -83,8 +80,7 @@ def in_average(state):
 
 @pytest.mark.parametrize(("arch", "count"), [(Architecture(), 158_485_860), (ASIAN, 143_573_092)])
 def test_parameter_count(arch, count):
-  shapes = jax.eval_shape(lambda key: init_params(KEEP(arch), key), jax.random.key(0))
-  assert sum(x.size for x in jax.tree.leaves(shapes)) == count
+  assert sum(x.size for x in jax.tree.leaves(param_shapes(KEEP(arch)))) == count
 
 
 @pytest.mark.parametrize(
@@ -122,8 +118,7 @@ def test_a_file_becomes_a_checkpoint(layout, tmp_path, monkeypatch, capsys):
 def test_invented_blocks_are_refused_before_a_model_of_them_is_made(block, message, monkeypatch):
   monkeypatch.delattr(keep_conversion, "param_shapes")
   invented = {block.format(i): [64, 64, 3, 3] for i in range(3000)}
-  zero, shapes = np.zeros((), np.float32), golden.manifest("keep_full") | invented
-  state = {key: np.broadcast_to(zero, shape) for key, shape in shapes.items()}
+  state = golden.zeros(golden.manifest("keep_full") | invented)
   with pytest.raises(UserError, match=f"x.pth does not hold a KEEP's weights: {message}") as error:
     convert_released(state, "x.pth")
   assert len(str(error.value)) < 300
@@ -131,9 +126,7 @@ def test_invented_blocks_are_refused_before_a_model_of_them_is_made(block, messa
 
 def test_codeformer_gives_what_keep_shares_with_it():
   shapes = golden.manifest("codeformer")
-  zero = np.zeros((), np.float32)
-  state = {key: np.broadcast_to(zero, shape) for key, shape in shapes.items()}
-  arch, params = convert_released(state, "codeformer.pth", CODEFORMER)
+  arch, params = convert_released(golden.zeros(shapes), "codeformer.pth", CODEFORMER)
   assert arch == dataclasses.replace(ASIAN, cfa=())
   assert sum(x.size for x in jax.tree.leaves(params)) == sum(map(math.prod, shapes.values()))
   assert sorted(params) == ["cft", "code_predictor", "codebook", "encoder", "generator"]
@@ -188,8 +181,12 @@ def test_another_flow_takes_the_place_of_the_files_own(kind, tmp_path, monkeypat
   jax.tree.map(np.testing.assert_array_equal, params | {"flow": own["flow"]}, own)
 
 
-def test_a_flow_that_is_none_is_named(tmp_path):
-  save_state_dict(tmp_path / "KEEP.pth", golden.state_dict("keep_stage3"))
+def test_a_flow_that_is_none_is_named(tmp_path, monkeypatch):
+  keep = {"params_ema": golden.zeros("keep_stage3")}  # a file of 0.5 GB
+  load = torch_files.load
+  monkeypatch.setattr(
+    torch_files, "load", lambda path: keep if str(path).endswith("KEEP.pth") else load(path)
+  )
   save_state_dict(tmp_path / "other.pth", {"conv.weight": np.zeros((3, 3), np.float32)})
   files = [str(tmp_path / name) for name in ("KEEP.pth", "keep", "other.pth")]
   with pytest.raises(UserError, match=r"other\.pth: holds no optical flow"):
@@ -201,9 +198,9 @@ def test_a_flow_that_is_none_is_named(tmp_path):
     convert.convert(str(tmp_path / "flow.pth"), *files[1:])
 
 
-@pytest.mark.parametrize("fault", ["missing", "unexpected", "misshapen", "another model"])
-def test_what_does_not_fit_is_named(fault, tmp_path):
-  state = golden.state_dict("keep_mini")
+@pytest.mark.parametrize("fault", ["missing", "unexpected", "misshapen"])
+def test_what_does_not_fit_is_named(fault):
+  state = golden.zeros("keep_mini")
   key = "generator.blocks.1.conv1.weight"
   if fault == "missing":
     del state[key]
@@ -211,13 +208,16 @@ def test_what_does_not_fit_is_named(fault, tmp_path):
   elif fault == "unexpected":
     state["generator.extra.weight"] = np.zeros(3, np.float32)
     message = "unexpected generator.extra.weight"
-  elif fault == "misshapen":
+  else:
     state[key] = state[key][:, :3]
     message = f"{key} of shape"
-  else:
-    state = {"conv.weight": np.zeros((3, 3), np.float32)}
-    message = "does not hold a KEEP's weights: missing encoder.blocks.0.weight"
-  save_state_dict(tmp_path / "KEEP.pth", state)
+  with pytest.raises(UserError, match=message):
+    convert_released(state, "KEEP.pth")
+
+
+def test_another_model_is_refused_and_nothing_is_written(tmp_path):
+  save_state_dict(tmp_path / "KEEP.pth", {"conv.weight": np.zeros((3, 3), np.float32)})
+  message = "does not hold a KEEP's weights: missing encoder.blocks.0.weight"
   with pytest.raises(UserError, match=message):
     convert.convert(str(tmp_path / "KEEP.pth"), str(tmp_path / "keep"))
   assert not (tmp_path / "keep").exists()

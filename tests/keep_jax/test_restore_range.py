@@ -13,7 +13,7 @@ from tests.keep_jax import tiny
 from tests.vsr_jax.clips import encode
 from vsr_jax import video
 
-pytestmark = pytest.mark.usefixtures("shared_restorers")
+pytestmark = pytest.mark.usefixtures("shared_restorers", "shared_detections")
 
 PHOTO = skimage.data.astronaut()[:280, 60:400]
 

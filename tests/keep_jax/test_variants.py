@@ -81,8 +81,7 @@ def assert_equal(x, y):
 
 @pytest.mark.parametrize("name", ablations.OVERRIDES)
 def test_parameters(name):
-  model = KEEP(variant(name))
-  shapes = jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
+  shapes = param_shapes(KEEP(variant(name)))
   empty = {part for part, tree in shapes.items() if not jax.tree.leaves(tree)}
   assert empty == UNUSED.get(name, set())
   assert sum(x.size for x in jax.tree.leaves(shapes)) == COUNTS[name]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from keep_jax.architecture import Architecture
-from keep_jax.model import KEEP, Params, init_params
+from keep_jax.model import KEEP, Params, param_shapes
 from tests.keep_jax import golden
 from tests.support.programs import random_params
 from vsr_jax.checkpoint import export_params
@@ -43,7 +43,7 @@ ARCH = Architecture(
 def load(arch: Architecture = ARCH) -> tuple[KEEP, Params]:
   """A model and parameters in which nothing is zero: CFT and CFA do something."""
   model = KEEP(arch)
-  return model, random_params(functools.partial(init_params, model))
+  return model, random_params(param_shapes(model))
 
 
 def save(folder) -> None:

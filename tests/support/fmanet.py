@@ -7,7 +7,7 @@ import functools
 import pathlib
 
 from fmanet_jax.architecture import Architecture
-from fmanet_jax.model import FMANet, Params, init_params
+from fmanet_jax.model import FMANet, Params, param_shapes
 from tests.support import programs
 from vsr_jax.checkpoint import export_params
 
@@ -45,7 +45,7 @@ SMALLEST = Architecture(
 def load(arch: Architecture = SMALLEST) -> tuple[FMANet, Params]:
   """A model and parameters in which nothing is zero."""
   model = FMANet(arch)
-  return model, programs.random_params(functools.partial(init_params, model))
+  return model, programs.random_params(param_shapes(model))
 
 
 def save(folder: pathlib.Path, arch: Architecture = SMALLEST) -> None:

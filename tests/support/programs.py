@@ -19,16 +19,18 @@ def jit(function: Callable, **options: Any) -> Callable:
   return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0}, **options)
 
 
-def random_params(init: Callable[[jax.Array], Any]) -> Any:
+def random_params(shapes: Any | Callable[[jax.Array], Any]) -> Any:
   """Parameters in which nothing is zero, with outputs of about the size of the inputs.
 
   By NumPy: initialisers take far longer to compile than a small model to run. A leaf's values
   follow from its name and shape, so that the same one is the same in every architecture.
 
   Args:
-    init: makes the parameters of a key; it is only asked for their shapes.
+    shapes: nested dicts of `jax.ShapeDtypeStruct`, or the function of a key that makes parameters,
+      which is only asked for their shapes.
   """
-  shapes = jax.eval_shape(init, jax.random.key(0))
+  if callable(shapes):
+    shapes = jax.eval_shape(shapes, jax.random.key(0))
   return jax.tree_util.tree_map_with_path(_random_leaf, shapes)
 
 

@@ -20,11 +20,12 @@ from vsr_jax.flow import (
 Network = Literal["gmflow", "pwcnet", "spynet", "raft_small", "raft_large"]
 
 
-def load(path: str | Path) -> tuple[Network, dict[str, Any]]:
+def load(path: str | Path | None = None) -> tuple[Network, dict[str, Any]]:
   """Reads the released weights of GMFlow, PWC-Net, RAFT or SPyNet.
 
   Args:
-    path: a file that one of their modules can load, such as `gmflow_conversion`.
+    path: a file that one of their modules can load, such as `gmflow_conversion`; None for RAFT's
+      small variant, which ships.
 
   Returns:
     The network's name in `estimators.ESTIMATORS` and its parameters, numpy arrays.
@@ -32,6 +33,8 @@ def load(path: str | Path) -> tuple[Network, dict[str, Any]]:
   Raises:
     UserError: the file is missing, damaged or of another model.
   """
+  if path is None:
+    return "raft_small", raft_conversion.load()[1]
   source = str(path)
   if Path(path).suffix == ".npz":
     state = array_files.read(path)

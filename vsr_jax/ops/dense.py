@@ -44,6 +44,9 @@ def dense_block_definition(
   return x + fused + broadcast_channels(fuse_bias, x)
 
 
+# Jitted so that the equal blocks of a model are traced once; inlined, so that its program is as if
+# they were not.
+@functools.partial(jax.jit, static_argnames="activation", inline=True)
 def dense_block(
   x: jax.Array,
   kernels: Sequence[jax.Array],

@@ -80,6 +80,11 @@ def test_finds_what_the_released_code_finds(shared):
   np.testing.assert_allclose(flipped, found.landmarks[0, :, 0], atol=15)
 
 
+@functools.cache
+def param_shapes(net):
+  return jax.eval_shape(functools.partial(retinaface.init, net), jax.random.key(0))
+
+
 @pytest.mark.parametrize(
   ("net", "count"),
   [
@@ -90,8 +95,7 @@ def test_finds_what_the_released_code_finds(shared):
   ids=["mobile", "mobile_1mb", "resnet50"],
 )
 def test_parameter_count(net, count):
-  shapes = jax.eval_shape(functools.partial(retinaface.init, net), jax.random.key(0))
-  leaves = jax.tree_util.tree_leaves_with_path(shapes)
+  leaves = jax.tree_util.tree_leaves_with_path(param_shapes(net))
   learned = [leaf.size for path, leaf in leaves if path[-1].key not in ("mean", "var")]
   assert sum(learned) == count
 
@@ -106,9 +110,9 @@ def test_the_released_layout_fills_the_whole_resnet():
   assert sum(x.size for x in jax.tree.leaves(params)) == total - counters
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (8, 200), (33, 64), (100, 31)])
+@pytest.mark.parametrize("shape", [(1, 1), (33, 200), (100, 31)])
 def test_any_size_has_an_anchor_for_every_output(shape):
-  shapes = jax.eval_shape(functools.partial(retinaface.init, retinaface.MOBILE), jax.random.key(0))
+  shapes = param_shapes(retinaface.MOBILE)
   forward = functools.partial(retinaface.forward, retinaface.MOBILE)
   image = jax.ShapeDtypeStruct((2, *shape, 3), jnp.uint8)
   score, boxes, landmarks = jax.eval_shape(forward, shapes, image)

@@ -92,13 +92,13 @@ def test_frames_of_a_batch_do_not_mix():
 def test_matching_finds_a_known_motion():
   """Distinct features, rolled by (3, -2): but for what has left the frame, exactly that."""
   features = jax.random.normal(jax.random.key(0), (2, 8, 10, gmflow.WIDTH)) * 5
-  found = gmflow.match(features, jnp.roll(features, (-2, 3), (1, 2)))
+  found = jit(gmflow.match)(features, jnp.roll(features, (-2, 3), (1, 2)))
   np.testing.assert_allclose(found[:, 2:, :-3], np.broadcast_to([3, -2], (2, 6, 7, 2)), atol=1e-3)
 
 
 def test_identical_features_do_not_move():
   features = jax.random.normal(jax.random.key(0), (1, 8, 10, gmflow.WIDTH)) * 5
-  np.testing.assert_allclose(gmflow.match(features, features), 0, atol=1e-3)
+  np.testing.assert_allclose(jit(gmflow.match)(features, features), 0, atol=1e-3)
 
 
 def test_propagation_averages_the_flow():
@@ -166,9 +166,14 @@ def swin(query, key, value, shift):
 def test_windows_without_roll_or_mask(size, shifted):
   arrays = np.random.default_rng(0).normal(size=(3, 2, *size, 16)).astype(np.float32)
   windows = tuple(gmflow.window_sizes(n, shifted) for n in size)
-  found = attention.attend_in_windows(*map(jnp.asarray, arrays), windows)
+
+  @jit
+  def both(*arrays):
+    forms = attention.attend_in_windows, attention.attend_in_windows_definition
+    return [form(*arrays, windows) for form in forms]
+
   # What other platforms run, all frames at once, is the same function.
-  at_once = attention.attend_in_windows_definition(*map(jnp.asarray, arrays), windows)
+  found, at_once = both(*arrays)
   np.testing.assert_allclose(found, at_once, atol=1e-5)
   for i in range(2):
     np.testing.assert_allclose(found[i], swin(*arrays[:, i], shifted), atol=1e-5)

@@ -24,6 +24,7 @@ from vsr_jax.flow import common, raft, raft_conversion
 PARITY = Path(__file__).parents[2] / "parity"
 VARIANTS = pytest.mark.parametrize(("name", "net"), [("small", raft.SMALL), ("large", raft.LARGE)])
 run = jax.jit(raft.raft, static_argnums=(0, 4))
+lookup = jax.jit(raft.lookup, static_argnums=2)
 
 
 def released(name: str, gain: float = 1.0) -> dict[str, np.ndarray]:
@@ -151,7 +152,7 @@ def test_lookup_reads_windows_x_first_and_zeros_outside():
   radius = 2
   level = np.random.default_rng(0).normal(size=(1, 1, 2, 5, 6)).astype(np.float32)
   points = np.array([[[[2.0, 3.0], [0.25, 3.5]]]], np.float32)
-  got = np.asarray(raft.lookup([jnp.asarray(level)], jnp.asarray(points), radius))
+  got = np.asarray(lookup([jnp.asarray(level)], jnp.asarray(points), radius))
   windows = got.reshape(2, 5, 5)
 
   def read(query, x, y):
@@ -172,7 +173,7 @@ def test_lookup_reads_windows_x_first_and_zeros_outside():
 
 def test_lookup_of_a_coarser_level_halves_the_point():
   levels = [jnp.ones((1, 1, 1, 8, 8)), jnp.arange(16.0).reshape(1, 1, 1, 4, 4)]
-  window = raft.lookup(levels, jnp.array([[[[4.0, 2.0]]]]), 1)[0, 0, 0, 9:]
+  window = lookup(levels, jnp.array([[[[4.0, 2.0]]]]), 1)[0, 0, 0, 9:]
   np.testing.assert_array_equal(window.reshape(3, 3).T, np.arange(16.0).reshape(4, 4)[:3, 1:4])
 
 

@@ -15,6 +15,8 @@ from vsr_jax.train.loop import fit
 from vsr_jax.train.stage import Stage
 
 WIDTH = 8
+# Few batches ahead: 500, of which most are never used, take longer than the steps.
+READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 
 
 def init_params(key):
@@ -78,7 +80,7 @@ class Samples:
 
 def batches(size=8, host=0, hosts=1):
   data = grain.MapDataset.source(Samples()).seed(7).shuffle()[host::hosts].repeat()
-  return iter(data.batch(size, drop_remainder=True).to_iter_dataset())
+  return iter(data.batch(size, drop_remainder=True).to_iter_dataset(READ))
 
 
 class Listed:

@@ -1,0 +1,297 @@
+"""Scores restored clips of faces frame by frame: what docs/metrics.md defines, in constant memory.
+
+The metrics are functions of what networks see (`vsr_jax/metrics`); here frames pass through the
+networks. Faces are looked at in one place in the truth and in every output, which the landmarks of
+the truth tell.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from keep_jax.validation import LPIPS, to_signed
+from vsr_jax import lpips
+from vsr_jax.errors import UserError
+from vsr_jax.faces import align, identity, mesh
+from vsr_jax.flow.estimators import Estimator
+from vsr_jax.metrics import Score, Sums, warping
+from vsr_jax.metrics.faces import (
+  AKD,
+  IDS,
+  SIGMA_AKD,
+  SIGMA_IDS,
+  TLME,
+  identity_similarity,
+  keypoint_distance,
+  landmark_motion_error,
+)
+from vsr_jax.metrics.pictures import rgb_psnr, ssim
+from vsr_jax.metrics.sums import PSNR, SSIM
+from vsr_jax.programs import CompiledByShape
+
+METRICS = (PSNR, SSIM, LPIPS, IDS, AKD, SIGMA_IDS, SIGMA_AKD, TLME, warping.WARPING)
+
+# The square of an aligned face of 512 pixels that the face mesh sees: left, top and side. It is the
+# largest within it about the middle of the landmarks, in the mean over aligned portraits. In all of
+# the aligned face, whose middle is elsewhere, the landmarks depend twice as much on the crop.
+MESH_SQUARE = (42.0, 82.0, 430.0)
+FLOW_SIDE = 512  # pixels: larger frames are reduced for the flow
+LEAST_SCORE = 0.5  # of the face mesh, from which on a true frame shows a face
+
+TRUTH = "truth"  # the row of what is measured of the truth itself
+
+Frame = np.ndarray  # uint8 RGB [h w 3]
+Points = np.ndarray  # [k 2], (x, y)
+
+
+class Networks(NamedTuple):
+  """What looks at frames; None: what it measures is left out.
+
+  Attributes:
+    distance: LPIPS of two frames.
+    embed: the identity embedding [d] of the face with five landmarks [5 2] in a frame.
+    find: its 468 landmarks [468 2], in pixels of the aligned face of 512; and a score, from 0 to 1,
+      for there being a face.
+    follow: the flow [1 h w 2] from a frame to the one before, given as (before, frame), and where
+      it can be trusted, bool [1 h w].
+  """
+
+  distance: Callable[[Frame, Frame], float] | None = None
+  embed: Callable[[Frame, Points], np.ndarray] | None = None
+  find: Callable[[Frame, Points], tuple[Points, float]] | None = None
+  follow: Callable[[Frame, Frame], tuple[jax.Array, jax.Array]] | None = None
+
+
+def make_networks(
+  lpips_params: lpips.Params | None = None,
+  identity_params: Any = None,
+  mesh_params: Any = None,
+  flow: tuple[Estimator, Any] | None = None,
+) -> Networks:
+  """The networks of which there are parameters, as functions of frames."""
+  found: dict[str, Any] = {}
+  if lpips_params is not None:
+    found["distance"] = functools.partial(_distance, _program("LPIPS", _lpips), lpips_params)
+  if identity_params is not None:
+    program = _program("the identity of a face", identity.embed)
+    found["embed"] = functools.partial(_embed, program, identity_params)
+  if mesh_params is not None:
+    program = _program("the landmarks of a face", mesh.landmarks)
+    found["find"] = functools.partial(_find, program, mesh_params)
+  if flow is not None:
+    found["follow"] = _Follower(*flow)
+  return Networks(**found)
+
+
+def _program(name: str, function: Callable) -> CompiledByShape:
+  return CompiledByShape(jax.jit(function), lambda *_: name)
+
+
+def _lpips(params: lpips.Params, a: jax.Array, b: jax.Array) -> jax.Array:
+  return lpips.distance(params, to_signed(a)[None], to_signed(b)[None])[0]
+
+
+def _distance(program: CompiledByShape, params: lpips.Params, a: Frame, b: Frame) -> float:
+  return float(program(params, a, b))
+
+
+def _embed(program: CompiledByShape, params: Any, frame: Frame, points: Points) -> np.ndarray:
+  face = identity.align(frame, points)
+  return np.asarray(program(params, np.asarray(face, np.float32)[None])[0])
+
+
+def _find(
+  program: CompiledByShape, params: Any, frame: Frame, points: Points
+) -> tuple[Points, float]:
+  left, top, side = MESH_SQUARE
+  matrix = align.fit(points[None], robust=False)[0][0]  # to the aligned face of 512 pixels
+  scale = mesh.SIZE / side
+  # Pixel centres have whole coordinates.
+  matrix = scale * matrix
+  matrix[:, 2] += 0.5 * (scale - 1) - scale * np.array([left, top])
+  face = align.align_reduced(frame, matrix, mesh.SIZE)
+  found, score = program(params, face[None].astype(np.float32) / 255)
+  places = np.asarray(found[0, :, :2], np.float64)
+  return (places - 0.5 * (scale - 1)) / scale + (left, top), float(score[0])
+
+
+class _Follower:
+  """The flow between frames that follow each other; each frame's features are computed once."""
+
+  def __init__(self, estimator: Estimator, params: Any):
+    self._params, self._multiple = params, estimator.multiple
+    self._encode = _program("the flow's features", estimator.encode)
+    self._between = _program("the flow", functools.partial(_flow_and_mask, estimator))
+    self._latest: tuple[Frame, Any] | None = None
+
+  def __call__(self, before: Frame, frame: Frame) -> tuple[jax.Array, jax.Array]:
+    if self._latest is None or self._latest[0] is not before:
+      self._latest = before, self._features(before)
+    features = self._features(frame)
+    found = self._between(self._params, self._latest[1], features, np.zeros(frame.shape[:2], bool))
+    self._latest = frame, features
+    return found
+
+  def _features(self, frame: Frame) -> Any:
+    """The features of a frame, whose sides are made multiples, the longer at most `FLOW_SIDE`."""
+    height, width = frame.shape[:2]
+    part = min(1, FLOW_SIDE / max(height, width))
+    sides = [self._multiple * max(1, round(x * part / self._multiple)) for x in (width, height)]
+    how = cv2.INTER_AREA if part < 1 else cv2.INTER_LINEAR
+    small = cv2.resize(frame, sides, interpolation=how)
+    return self._encode(self._params, small.astype(np.float32)[None])
+
+
+def _flow_and_mask(
+  estimator: Estimator, params: Any, before: Any, features: Any, pixels: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """The flow [1 h w 2] from a frame to the one before and where it is good, for `pixels` [h w]."""
+  h, w = pixels.shape
+  join = functools.partial(jax.tree.map, lambda *x: jnp.concatenate(x))
+  flows = estimator.between(params, join(features, before), join(before, features))
+  scale = jnp.array([w / flows.shape[2], h / flows.shape[1]], jnp.float32).reshape(1, 1, 1, 2)
+  back, forth = jnp.split(scale * jax.image.resize(flows, (2, h, w, 2), "linear"), 2)
+  return back, warping.visible(back, forth)
+
+
+@jax.jit
+def _warping_error(before: Frame, frame: Frame, flow: jax.Array, mask: jax.Array) -> jax.Array:
+  a, b = (jnp.asarray(x, jnp.float32)[None] / 255 for x in (before, frame))
+  return warping.warping_error(a, b, flow, mask)[0]
+
+
+class _Seen(NamedTuple):
+  """A frame and what the networks saw in it; None: nothing, or not looked at."""
+
+  frame: Frame
+  identity: np.ndarray | None = None
+  points: Points | None = None
+
+
+class FaceClipScore:
+  """Scores several methods on one clip, frame by frame, holding no more than the previous frames.
+
+  What is measured follows from the networks; PSNR and SSIM always are.
+
+  Attributes:
+    values: method -> measure -> one value a frame, or a pair of frames, that has one. The truth is
+      among the methods, for its own warping error.
+    faces: numbers of the frames in which the truth shows a face. Measures of faces are of these,
+      TLME of pairs of these.
+  """
+
+  def __init__(self, networks: Networks, methods: Sequence[str]):
+    names = [*methods, TRUTH]
+    self.values: dict[str, dict[str, list[float]]] = {name: {} for name in names}
+    self.faces: list[int] = []
+    self._networks = networks
+    self._frames = 0
+    self._truth: _Seen | None = None
+    self._outputs: dict[str, _Seen] = {}
+
+  def add(self, truth: Frame, outputs: Mapping[str, Frame], landmarks: Points) -> None:
+    """Takes the clip's next frame.
+
+    Args:
+      truth: uint8 RGB [h w 3]; not to be changed afterwards, as the outputs are not.
+      outputs: what each method made of it, of the same size.
+      landmarks: the true face's eyes, nose and mouth corners, [5 2] in pixels.
+
+    Raises:
+      UserError: a value is not finite.
+    """
+    there, has_face = self._look(truth, landmarks)
+    there = there if has_face else _Seen(truth)
+    if has_face:
+      self.faces.append(self._frames)
+    before, followed = self._truth, None
+    if before is not None and self._networks.follow is not None:
+      followed = self._networks.follow(before.frame, truth)
+      self._keep(TRUTH, _warping(before.frame, truth, followed))
+    for method, frame in outputs.items():
+      seen = self._look(frame, landmarks)[0] if has_face else _Seen(frame)
+      values = self._compare(there, seen)
+      if before is not None:
+        values |= _compare_motion(before, there, self._outputs[method], seen, followed)
+      self._keep(method, values)
+      self._outputs[method] = seen
+    self._truth = there
+    self._frames += 1
+
+  @property
+  def scores(self) -> dict[str, Score]:
+    """The scores of the frames so far, by method.
+
+    Raises:
+      UserError: faces are to be measured, and the truth shows none.
+    """
+    if self._networks.find is not None and not self.faces:
+      raise UserError(
+        "the truth shows no face; leave the clip out, or name metrics that need none, such as "
+        "--metrics psnr,ssim"
+      )
+    return {
+      method: Score(self._frames, {name: Sums.of(x) for name, x in values.items()})
+      for method, values in self.values.items()
+    }
+
+  def _look(self, frame: Frame, landmarks: Points) -> tuple[_Seen, bool]:
+    """What the networks see in a frame, and whether there is a face."""
+    if self._networks.find is None:
+      return _Seen(frame), False
+    points, score = self._networks.find(frame, landmarks)
+    embed = self._networks.embed
+    embedding = None if embed is None else embed(frame, landmarks)
+    return _Seen(frame, embedding, points), score >= LEAST_SCORE
+
+  def _compare(self, truth: _Seen, output: _Seen) -> dict[str, float]:
+    """The measures of a frame."""
+    frames = truth.frame, output.frame
+    values = {"psnr": rgb_psnr(*frames, border=0), "ssim": ssim(*frames, border=0)}
+    if self._networks.distance is not None:
+      values["lpips"] = self._networks.distance(*frames)
+    if truth.identity is not None and output.identity is not None:
+      similarity = identity_similarity(truth.identity[None], output.identity[None])
+      values["ids"] = float(similarity[0])
+    if truth.points is not None and output.points is not None:
+      values["akd"] = float(keypoint_distance(truth.points[None], output.points[None])[0])
+    return values
+
+  def _keep(self, method: str, values: Mapping[str, float]) -> None:
+    for name, x in values.items():
+      if not math.isfinite(x) and (name, x) != ("psnr", math.inf):
+        raise UserError(f"frame {self._frames} of {method}: {name} is {x}, not finite")
+      self.values[method].setdefault(name, []).append(x)
+
+
+def _compare_motion(
+  true_before: _Seen,
+  truth: _Seen,
+  before: _Seen,
+  output: _Seen,
+  followed: tuple[jax.Array, jax.Array] | None,
+) -> dict[str, float]:
+  """The measures of a frame and the one before it."""
+  values = _warping(before.frame, output.frame, followed)
+  frames = true_before, truth, before, output
+  points = [seen.points for seen in frames if seen.points is not None]
+  if len(points) == len(frames):
+    values["tlme"] = float(landmark_motion_error(np.stack(points[:2]), np.stack(points[2:]))[0])
+  return values
+
+
+def _warping(
+  before: Frame, frame: Frame, followed: tuple[jax.Array, jax.Array] | None
+) -> dict[str, float]:
+  """The warping error, where there is a flow that can be trusted somewhere."""
+  if followed is None or not bool(followed[1].any()):
+    return {}
+  return {"warping": float(_warping_error(before, frame, *followed))}
