@@ -357,7 +357,6 @@ def test_boxes_are_drawn_when_asked(run, clip, tmp_path):
 @pytest.mark.parametrize(
   ("flags", "pattern"),
   [
-    ((), "weights do not ship.*--checkpoint"),
     (("--checkpoint", "missing"), "missing"),
     (("--no-network", "--aligned"), "256x224 is no aligned face.*leave out --aligned"),
     (("--no-network", "--aligned", "--upscale", "2"), "--upscale is for whole frames"),
