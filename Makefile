@@ -16,7 +16,7 @@ SPREAD := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 .PHONY: help demo test test-full fuzz lint docs bench
 
 help:
-	@echo "make demo                 restore the packaged clip with the packaged weights: demo_output/"
+	@echo "make demo                 restore the packaged clips with the packaged weights: demo_output/"
 	@echo "make test                 all tests but the slow ones (JOBS=$(JOBS) processes)"
 	@echo "make test-full            all tests, programs compiled as users compile them"
 	@echo "make fuzz                 damaged files, killed runs and runs beside each other (SEED=$(SEED))"
@@ -28,7 +28,10 @@ help:
 	@echo "PYTHON=python3.12 chooses the interpreter of .venv (3.11 to 3.13; here: $(PYTHON))"
 
 demo: $(STAMP)
-	$(BIN)/python -m fmanet_jax.demo
+	$(BIN)/python -m fmanet_jax.demo --out demo_output/fmanet
+	@if [ -d keep_jax/assets/demo_weights ]; then \
+	  $(BIN)/python -m keep_jax.demo --out demo_output/keep; \
+	else echo "KEEP's demonstration weights are not packaged yet: its clip is left out"; fi
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(SPREAD) -m "not slow"

@@ -167,7 +167,8 @@ def find_outputs(folder: pathlib.Path, clip: Clip, margin: int) -> GivenOutputs:
   """Finds the restored frames of a clip; see `given_outputs.find`."""
   truth = clip.stream(SHARP)
   names = truth.names if isinstance(truth, FileStream) else None  # a built set's have none
-  return given_outputs.find(folder, clip.name, clip.length, margin, names)
+  span = range(margin, clip.length - margin)
+  return given_outputs.find(folder, clip.name, span, len(truth), names)
 
 
 def find_scored(args: argparse.Namespace, num_frames: int) -> tuple[list[Clip], dict[str, str]]:

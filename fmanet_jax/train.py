@@ -39,6 +39,7 @@ from vsr_jax.data_prep import batching, blur_pipeline
 from vsr_jax.data_prep.clip import Clip
 from vsr_jax.data_prep.opening import open_clips
 from vsr_jax.train import command
+from vsr_jax.train import recipe as recipes
 from vsr_jax.train.loop import fit
 from vsr_jax.train.schedules import step_schedule
 from vsr_jax.train.stage import Stage
@@ -96,20 +97,10 @@ def train(config: ConfigDict, workdir: str) -> None:
       lambda key: init_params(model, key),
       batches,
       workdir=workdir,
-      steps=config.steps,
-      seed=config.seed,
       init_from=_starting_params(config, model, workdir),
-      log_every=config.train.log_every,
-      image_every=config.train.image_every,
-      checkpoint_every=config.train.checkpoint_every,
-      keep=config.train.keep,
       best="psnr" if evaluate else None,
-      accumulate=config.train.accumulate,
-      ema_decay=config.train.ema_decay,
-      clip_norm=config.train.clip_norm,
-      fsdp_min_size=config.train.fsdp_min_size,
       evaluate=evaluate,
-      evaluate_every=config.train.evaluate_every,
+      **recipes.fit_options(config),
       meta={"model": dataclasses.asdict(arch), "config": config.to_dict()},
     )
   if jax.process_index() == 0:

@@ -13,6 +13,8 @@ from vsr_jax.flow.estimators import ESTIMATORS
 # Names of fields in checkpoints written before they were renamed.
 EARLIER_NAMES = {"anchor": "attend_first_frame"}
 
+FlowName = Literal["gmflow", "pwcnet", "spynet", "raft_small", "raft_large", "none"]
+
 # The range of each field: far wider than useful, so that it only stops a foreign file from asking
 # for a model that takes more than seconds to build.
 _LIMITS = {
@@ -63,7 +65,7 @@ class Architecture:
   fixed_gain: float = 0.5  # where gain is "fixed"
   causal: bool = False  # whether gains see no later frame, for live use; not so as released
   attend_first_frame: bool = True  # whether each frame attends to the first one in the gain network
-  flow: Literal["gmflow", "pwcnet", "spynet", "raft_small", "raft_large", "none"] = "gmflow"
+  flow: FlowName = "gmflow"
 
   def __post_init__(self):
     for name in ("multiples", "cft", "cfa"):  # JSON gives lists

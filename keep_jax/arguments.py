@@ -17,7 +17,12 @@ from vsr_jax.faces import detector, sharpness
 def add_arguments(parser: cli.Parser) -> None:
   """Adds the options for which faces are restored, how, and what is written of them."""
   add = parser.add_argument
-  add("--checkpoint", metavar="DIR", help="what keep_jax.convert wrote")
+  add(
+    "--checkpoint",
+    metavar="DIR",
+    help="a run, or what keep_jax.convert or keep_jax.export wrote; default: the demonstration "
+    "weights",
+  )
   add(
     "--no-network",
     "--identity",

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from vsr_jax.faces import occlusion, sharpness, tracks
+from vsr_jax.faces import align, occlusion, sharpness, tracks
 from vsr_jax.faces.tracks import Track
 
 
@@ -57,6 +57,11 @@ class FaceTrack:
   def sizes(self) -> np.ndarray:
     """[n], the larger the nearer; see `occlusion.running_sizes`."""
     return occlusion.running_sizes(self.matrices)
+
+  @functools.cached_property
+  def scale(self) -> float:
+    """Crop pixels per frame pixel: the median over time."""
+    return float(np.median(align.scale(self.matrices)))
 
   @functools.cached_property
   def side(self) -> float:

@@ -53,6 +53,7 @@ from vsr_jax.ops.resize import resize_bicubic
 from vsr_jax.score_table import ScoreTable
 from vsr_jax.threads import prefetch
 
+SMALLEST = 32  # pixels of a frame's side: LPIPS's networks would have no features left
 SAVED_RATE = Fraction(25)  # nominal: image files have none
 
 Images = Generator[np.ndarray, None, None]  # uint8 RGB [h w 3], one a frame
@@ -139,6 +140,10 @@ def score_clip(setting: Setting, clip: Clip, advance: Advance) -> dict[str, Scor
     UserError: a frame cannot be read, has another size than the truth, or there is no face.
   """
   source = face_clip(clip, setting.low_quality, setting.size)
+  if min(source.shape) < SMALLEST:
+    raise UserError(
+      f"frames of {source.shape[1]}x{source.shape[0]}: metrics need {SMALLEST} pixels"
+    )
   points = source.landmarks
   if points is None:
     points = _find_landmarks(setting, clip)
@@ -219,8 +224,9 @@ def _given(folder: pathlib.Path, clips: Sequence[Clip]) -> Method:
   found = {}
   for clip in clips:
     frames = clip.stream(SHARP)
-    names = frames.names[: clip.length] if isinstance(frames, FileStream) else None
-    found[clip.name] = given_outputs.find(folder, clip.name, clip.length, names=names)
+    names = frames.names if isinstance(frames, FileStream) else None
+    span = range(clip.length)
+    found[clip.name] = given_outputs.find(folder, clip.name, span, len(frames), names)
   return lambda source: (image for _, image in found[source.clip.name].read())
 
 
@@ -293,7 +299,7 @@ def make_table(
   methods = [BICUBIC, *setting.methods]
   if "flow" in measuring.names:
     methods.append(TRUTH)
-    notes.append(f"Row {TRUTH}: its own warping error; a blurred clip's is smaller.")
+    notes.append(f"Row {TRUTH}: its own warping error; that of a blurred clip can be smaller.")
   notes += evaluation_networks.describe(measuring)
   return ScoreTable(methods, measuring.metrics, entries, notes, mean_of_clips=True)
 
@@ -362,8 +368,8 @@ def _parse() -> argparse.Namespace:
   arguments.check_network_arguments(parser, args)
   if not (args.checkpoint or args.outputs or args.save_inputs):
     parser.error("name --checkpoint or --outputs to be scored, or --save-inputs")
-  if args.size is not None and (args.whole_frames or not 32 <= args.size <= 1024):
-    parser.error(f"--size {args.size}: must be 32 to 1024, and is for aligned faces")
+  if args.size is not None and (args.whole_frames or not SMALLEST <= args.size <= 1024):
+    parser.error(f"--size {args.size}: must be {SMALLEST} to 1024, and is for aligned faces")
   return args
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from keep_jax import face_scores
 from keep_jax.face_scores import METRICS, Networks
 from vsr_jax import cli, lpips
-from vsr_jax.errors import UserError
 from vsr_jax.faces import identity, mesh
 from vsr_jax.flow import released
 from vsr_jax.flow.estimators import ESTIMATORS
@@ -42,7 +40,7 @@ def add_arguments(parser: cli.Parser) -> None:
     "--metrics",
     type=_names,
     metavar="A,B",
-    help=f"of {','.join(NAMES)}; default: all, without LPIPS where its weights are missing",
+    help=f"of {', '.join(NAMES)}; default: all, without LPIPS where its weights are missing",
   )
   add("--lpips", choices=tuple(lpips.MIN_SIDE), default="vgg16", help="its network; default: vgg16")
   add("--lpips-weights", metavar="FILE", help="default: where vsr_jax.convert_lpips puts them")
@@ -107,11 +105,3 @@ def describe(measuring: Measuring) -> list[str]:
   notes = ["Means over the frames of a clip, then over clips; docs/metrics.md defines the columns."]
   notes += [f"{'; '.join(told)}."] if told else []
   return [*notes, f"{measuring.note}."] if measuring.note else notes
-
-
-def check_sizes(measuring: Measuring, sizes: Sequence[tuple[int, int]], network: lpips.Network):
-  """Raises `UserError` where frames of (height, width) are too small for a metric."""
-  least = max(11, lpips.MIN_SIDE[network] if "lpips" in measuring.names else 0)
-  for height, width in sizes:
-    if min(height, width) < least:
-      raise UserError(f"frames of {width}x{height} are too small, metrics need {least} pixels")

@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from keep_jax.validation import LPIPS, to_signed
+from keep_jax.forward import to_signed
+from keep_jax.validation import LPIPS
 from vsr_jax import lpips
 from vsr_jax.errors import UserError
 from vsr_jax.faces import align, identity, mesh

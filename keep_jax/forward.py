@@ -1,6 +1,8 @@
-"""The passes through KEEP that training makes, from a batch's uint8 images."""
+"""The passes through KEEP that training and its validation make, from a batch's uint8 images."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,8 @@ from keep_jax.model import KEEP, Observation, Params, Restored, clip_flows, rest
 from keep_jax.vqgan import quantize
 from vsr_jax.ops.resize import resize_bilinear
 from vsr_jax.train.stage import Batch
+
+Flows = Callable[[KEEP, Params, jax.Array], jax.Array]  # such as `clip_flows`
 
 
 def to_signed(images: jax.Array) -> jax.Array:
@@ -48,10 +52,24 @@ def reconstruct(
   return latent, feature, codebook_loss, indices
 
 
+def reconstruct_images(model: KEEP, params: Params, images: jax.Array) -> jax.Array:
+  """Stage I's output [b h w 3] for good images [b h w 3], both in [-1, 1]; not clipped."""
+  _, feature, _, _ = reconstruct(model, params, images)
+  return model.generator.apply({"params": params["generator"]}, feature, method="to_image")
+
+
 def restore_batch(
-  model: KEEP, params: Params, batch: Batch, remat: bool
+  model: KEEP, params: Params, batch: Batch, *, remat: bool = False, flows: Flows = clip_flows
 ) -> tuple[Restored, Observation, jax.Array, jax.Array]:
-  """Restored frames, observations, gains and flows of a batch's low-quality clips."""
+  """Restored frames, observations, gains and flows of a batch's low-quality clips.
+
+  Args:
+    model: the model.
+    params: its sub-networks'.
+    batch: "lq" uint8 RGB [b t h w 3], enlarged here where it is smaller than the output.
+    remat: recompute a frame's activations in the backward pass.
+    flows: gives the flows of the enlarged clips.
+  """
   frames = enlarge(model, to_signed(batch["lq"]))
-  flows = clip_flows(model, params, frames)
-  return *restore_clip(model, params, frames, flows, remat=remat), flows
+  found = flows(model, params, frames)
+  return *restore_clip(model, params, frames, found, remat=remat), found

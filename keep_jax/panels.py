@@ -23,13 +23,11 @@ def make_images(model: KEEP, single: bool) -> Callable:
 
   def of_images(params: Params, batch: Batch) -> dict[str, jax.Array]:
     truth = forward.to_signed(batch["gt"])
-    _, feature, _, _ = forward.reconstruct(model, params, truth)
-    net = {"params": params["generator"]}
-    image = model.generator.apply(net, feature, method="to_image")
+    image = forward.reconstruct_images(model, params, truth)
     return {"restored": _to_unit(image), "truth": _to_unit(truth)}
 
   def of_clips(params: Params, batch: Batch) -> dict[str, jax.Array]:
-    restored, _, gains, flows = forward.restore_batch(model, params, batch, remat=False)
+    restored, _, gains, flows = forward.restore_batch(model, params, batch)
     middle = batch["gt"].shape[1] // 2
     return {
       "input": _to_unit(forward.to_signed(batch["lq"][:, middle])),

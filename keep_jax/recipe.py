@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import optax
 from ml_collections import ConfigDict
 
 from keep_jax.stages import OPPOSED, TRAINED, Options
-from vsr_jax.data_prep.face_degrade import PRESETS
+from vsr_jax import lpips
 from vsr_jax.errors import UserError
+from vsr_jax.flow.estimators import ESTIMATORS
 from vsr_jax.train import recipe
 from vsr_jax.train.schedules import cosine_schedule, step_schedule
 
 STARTS = ("identity", "as_released")  # of CFT and CFA
 
 
-def check(config: ConfigDict) -> None:
+def check(config: ConfigDict, presets: Sequence[str], own_frames: str) -> None:
   """Checks every value but those of the model, which `Architecture` checks.
 
   Args:
     config: as `configs.keep.base.defaults` describes it.
+    presets: names of the degradations.
+    own_frames: what stands for a validation set's own low-quality frames instead.
 
   Raises:
     UserError: its line names each wrong value and what it must be.
@@ -27,12 +32,14 @@ def check(config: ConfigDict) -> None:
     "stage": recipe.one_of(tuple(TRAINED)),
     "data.frames": recipe.at_least(2),
     "data.reverse": recipe.between(0, 1),
-    "data.degradation": recipe.one_of(tuple(PRESETS)),
+    "data.degradation": recipe.one_of(presets),
+    "data.validation_degradation": recipe.one_of((*presets, own_frames)),
     "data.intervals": recipe.Condition(
       "distances in frames, at least 1, such as (1,2,3)",
       lambda x: len(x) > 0 and all(type(n) is int and n >= 1 for n in x),
     ),
     "loss.perceptual_network": recipe.one_of(("vgg16", "alexnet")),
+    "loss.temporal_flow": recipe.one_of(tuple(ESTIMATORS)),
     "loss.perceptual_weights": recipe.Condition("a path", lambda x: isinstance(x, str)),
     "discriminator.width": recipe.between(1, 1024),
     "discriminator.layers": recipe.between(1, 8),
@@ -40,20 +47,40 @@ def check(config: ConfigDict) -> None:
     "train.fusion_start": recipe.one_of(STARTS),
     "train.restart_below": recipe.between(0, 1),
     "train.evaluate_interval": recipe.at_least(1),
+    "train.best": recipe.one_of(("psnr", "lpips")),
   }
   recipe.check(config, conditions)
-  model, stage = config.model, config.stage
-  if stage in ("fusion", "end_to_end") and not model.cft and not model.cfa:
-    raise UserError(f"model.cft = (), model.cfa = (): stage {stage!r} has nothing to train in them")
-  sides = {*model.cft, *model.cfa}
-  if stage in ("fusion", "end_to_end") and config.loss.temporal_side not in sides:
-    raise UserError(
-      f"loss.temporal_side = {config.loss.temporal_side}: must be one of {sorted(sides)}, the "
-      "sides of features with CFT or CFA"
-    )
-  frames = 1 if stage == "vqgan" else config.data.frames
+  _check_sizes(config)
+  frames = 1 if config.stage == "vqgan" else config.data.frames
   # Bytes of the good and the low-quality frames as float32, which they are made at once.
-  recipe.check_batch(config, 4 * 3 * 2 * frames * model.image_size**2, "data.frames")
+  recipe.check_batch(config, 4 * 3 * 2 * frames * config.model.image_size**2, "data.frames")
+
+
+def _check_sizes(config: ConfigDict) -> None:
+  """Checks that networks beside the model fit its sizes."""
+  model, stage, loss = config.model, config.stage, config.loss
+  size, layers = model.image_size, config.discriminator.layers
+  if stage in ("fusion", "end_to_end"):
+    sides = {*model.cft, *model.cfa}
+    if not sides:
+      raise UserError(f"model.cft = (), model.cfa = (): stage {stage!r} trains them; name sides")
+    if loss.temporal and loss.temporal_side not in sides:
+      raise UserError(
+        f"loss.temporal_side = {loss.temporal_side}: must be one of {sorted(sides)}, the sides of "
+        "features with CFT or CFA"
+      )
+  if stage == "vqgan" and size < 3 * 2**layers:  # two more convolutions make it smaller by 1 each
+    raise UserError(
+      f"discriminator.layers = {layers}: too many for model.image_size = {size}, which must be at "
+      f"least {3 * 2**layers}"
+    )
+  if size < (least := lpips.MIN_SIDE[loss.perceptual_network]):
+    raise UserError(f"model.image_size = {size}: must be at least {least}, LPIPS's smallest image")
+
+
+def uses_lpips(config: ConfigDict) -> bool:
+  """Whether the stage's loss has LPIPS in it."""
+  return config.stage != "prediction" and config.loss.perceptual > 0
 
 
 def options(config: ConfigDict) -> Options:
@@ -64,6 +91,7 @@ def options(config: ConfigDict) -> Options:
     adaptive=config.loss.adaptive,
     double_normalised=config.loss.double_normalised,
     temporal_side=config.loss.temporal_side,
+    temporal_flow=config.loss.temporal_flow,
     remat=config.train.remat,
     restart_below=config.train.restart_below,
   )

@@ -1,6 +1,6 @@
 """Command: restores the faces of a video with KEEP.
 
-  python -m keep_jax.restore INPUT OUTPUT --checkpoint DIR [--faces largest|all] [--upscale S]
+  python -m keep_jax.restore INPUT OUTPUT [--checkpoint DIR] [--faces largest|all] [--upscale S]
     [--background VIDEO | --background-model realesrgan|fmanet]
     [--tracks 0,2] [--min-face PIXELS] [--min-score S] [--skip-sharp]
     [--mode stream|as_released|bidirectional] [--aligned] [--draw-boxes] [--save-crops DIR]
@@ -241,13 +241,14 @@ def _network(args: argparse.Namespace) -> tuple[StreamTracks, int]:
   """The function that restores streams of faces, or the identity; and the faces' side in pixels."""
   if args.no_network:
     return identity, align.SIZE
-  if args.checkpoint is None:
-    raise UserError(
-      "KEEP's weights do not ship, their licence is non-commercial; convert the released file with "
-      "keep_jax.convert and name it with --checkpoint, or try the way without a network: "
-      "--no-network"
-    )
   model, params = streaming.load(args.checkpoint, args.dtype)
+  if args.checkpoint is None:
+    side = model.arch.image_size
+    print(
+      f"note: restoring with the demonstration weights, a small model for faces of {side}x{side} "
+      "pixels; for larger or better faces convert the released weights (README.md tells how) and "
+      "name them with --checkpoint"
+    )
   restorer = streaming.Restorer(
     model, params, args.mode, args.window, args.look_ahead, args.fidelity
   )

@@ -22,9 +22,11 @@ import optax
 from jax import lax
 
 from keep_jax import codebook, forward, losses, panels
+from keep_jax.architecture import FlowName
 from keep_jax.discriminator import PatchDiscriminator, VideoDiscriminator
-from keep_jax.model import KEEP, Observation, Params, Restored, clip_flows
+from keep_jax.model import KEEP, Observation, Params, Restored, clip_flows, param_shapes
 from vsr_jax import lpips
+from vsr_jax.flow.estimators import ESTIMATORS
 from vsr_jax.losses import l1
 from vsr_jax.train.opponent import (
   Contest,
@@ -37,6 +39,7 @@ from vsr_jax.train.stage import Batch, Stage
 
 Terms = dict[str, jax.Array]
 Weights = Mapping[str, float]
+Codes = Callable[[KEEP, Params, jax.Array], jax.Array]  # such as `codebook.true_codes`
 
 TRAINED = {  # stage -> the sub-networks that it trains
   "vqgan": ("hq_encoder", "codebook", "generator"),
@@ -58,6 +61,8 @@ class Options:
     adaptive: multiply stage I's adversarial weight by VQGAN's adaptive one.
     double_normalised: give LPIPS images that are normalised already, as the released code does.
     temporal_side: side of the generator's feature that the temporal term compares.
+    temporal_flow: the flow network of that term for a model that has none, a name of
+      `vsr_jax.flow.estimators`; "none": features are compared in place.
     remat: recompute a frame's activations in the backward pass.
     restart_below: stage I replaces codes that are used for less than this part of what is usual by
       latents of the batch; None: never, as released.
@@ -67,6 +72,7 @@ class Options:
   adaptive: bool = False
   double_normalised: bool = False
   temporal_side: int = 32
+  temporal_flow: FlowName = "none"
   remat: bool = False
   restart_below: float | None = None
 
@@ -146,11 +152,24 @@ def _code_terms(
   return terms | {"codes_right": lax.stop_gradient(right.astype(jnp.float32).mean())}
 
 
-def prediction_loss(model: KEEP, options: Options) -> Callable:
+def prediction_loss(
+  model: KEEP,
+  options: Options,
+  *,
+  flows: forward.Flows = clip_flows,
+  codes_of: Codes = codebook.true_codes,
+) -> Callable:
   """Stage II: code MSE before the Kalman update, cross entropy of the codes after it.
 
   The released code adds an L1 loss of the frames, which has no gradient: the argmax between the
-  logits and the frames stops it. It is left out.
+  logits and the frames stops it. It is left out. So the frames are made for the filter alone, and
+  a model without one does not run its generator here.
+
+  Args:
+    model: the model.
+    options: what the loss needs.
+    flows: gives the flows of the low-quality clips.
+    codes_of: gives the codes of the good clips.
 
   Returns:
     `(params, batch, keys) -> (total, terms)`.
@@ -158,8 +177,10 @@ def prediction_loss(model: KEEP, options: Options) -> Callable:
 
   def loss(params: Params, batch: Batch, keys: Mapping[str, jax.Array]):
     del keys
-    restored, observation, gains, _ = forward.restore_batch(model, params, batch, options.remat)
-    codes = codebook.true_codes(model, params, forward.to_signed(batch["gt"]))
+    restored, observation, gains, _ = forward.restore_batch(
+      model, params, batch, remat=options.remat, flows=flows
+    )
+    codes = codes_of(model, params, forward.to_signed(batch["gt"]))
     terms = _code_terms(options.weights, params, restored, observation, codes)
     return terms["code"] + terms["cross_entropy"], terms | {"gain": _mean_gain(gains)}
 
@@ -171,30 +192,38 @@ def _mean_gain(gains: jax.Array) -> jax.Array:
   return lax.stop_gradient(gains[:, 1:].mean())
 
 
-def fusion_loss(model: KEEP, options: Options, *, predict: bool = False) -> Callable:
+def fusion_loss(
+  model: KEEP, options: Options, *, predict: bool = False, flows: forward.Flows = clip_flows
+) -> Callable:
   """Stage III: L1, LPIPS, temporal and adversarial loss of restored clips.
 
   Args:
     model: the model.
     options: what the loss needs.
     predict: add stage II's terms, for "end_to_end".
+    flows: gives the flows of the low-quality and of the good clips.
 
   Returns:
     `(params, batch, keys, judge) -> (total, terms, contest)`.
   """
-  w = options.weights
+  w, with_flow = options.weights, model
+  if w["temporal"]:
+    arch = dataclasses.replace(model.arch, flow=flow_network(model, options))
+    with_flow = dataclasses.replace(model, arch=arch)
 
   def loss(params: Params, batch: Batch, keys: Mapping[str, jax.Array], judge: Judge):
     del keys
     truth = forward.to_signed(batch["gt"])
-    restored, observation, gains, _ = forward.restore_batch(model, params, batch, options.remat)
+    restored, observation, gains, _ = forward.restore_batch(
+      model, params, batch, remat=options.remat, flows=flows
+    )
     clip = restored.image.astype(jnp.float32)
     images = (x.reshape(-1, *x.shape[2:]) for x in (clip, truth))
     terms = _image_terms(options, params, *images)
     if w["temporal"]:
-      flows = clip_flows(model, params, truth)
       feature = restored.features[options.temporal_side]
-      terms["temporal"] = w["temporal"] * losses.temporal(feature, flows)
+      true_flows = flows(with_flow, params, truth)
+      terms["temporal"] = w["temporal"] * losses.temporal(feature, true_flows)
     if predict:
       code_terms = _code_terms(
         w, params, restored, observation, codebook.true_codes(model, params, truth)
@@ -208,6 +237,26 @@ def fusion_loss(model: KEEP, options: Options, *, predict: bool = False) -> Call
     return total, terms | {"gain": _mean_gain(gains)}, Contest(truth, clip, variables)
 
   return loss
+
+
+def flow_network(model: KEEP, options: Options) -> FlowName:
+  """The flow network of the temporal term: the model's own where it has one."""
+  return options.temporal_flow if model.arch.flow == "none" else model.arch.flow
+
+
+def auxiliary_shapes(name: str, model: KEEP, options: Options) -> Params:
+  """Shapes of the networks that a stage's loss needs and its model does not have, LPIPS excepted.
+
+  Without a Kalman filter a model has no encoder of good frames, which gives stage II its codes;
+  without a flow network it has none for the temporal term.
+  """
+  shapes: Params = {}
+  if name in ("prediction", "end_to_end") and model.arch.gain == "none":
+    shapes["hq_encoder"] = param_shapes(model)["encoder"]
+  if name in ("fusion", "end_to_end") and model.arch.flow == "none" and options.weights["temporal"]:
+    flow = ESTIMATORS[flow_network(model, options)]
+    shapes["flow"] = jax.eval_shape(flow.init, jax.random.key(0))
+  return {net: tree for net, tree in shapes.items() if jax.tree.leaves(tree)}
 
 
 def discriminator(model: KEEP, stage: str, width: int, layers: int) -> tuple[Callable, Callable]:
@@ -259,7 +308,7 @@ def make_stage(
     init, apply = discriminator(model, name, *discriminator_size)
     rate = schedules["discriminator"]
     opponent = Opponent("discriminator", init, apply, adam(rate), discriminator_start, rate)
-  losses: dict[str, Callable[[KEEP, Options], Callable]] = {
+  make_loss: dict[str, Callable[[KEEP, Options], Callable]] = {
     "vqgan": vqgan_loss,
     "prediction": prediction_loss,
     "fusion": fusion_loss,
@@ -268,7 +317,7 @@ def make_stage(
   restart = options.restart_below if name == "vqgan" else None
   return Stage(
     name=name,
-    loss=losses[name](model, options),
+    loss=make_loss[name](model, options),
     optimizers={net: adam(rate) for net, rate in rates.items()},
     images=panels.make_images(model, name == "vqgan"),
     schedules=rates | ({} if opponent is None else {"discriminator": opponent.schedule}),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar, overload
 
@@ -13,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from keep_jax.architecture import EARLIER_NAMES, Architecture
 from keep_jax.bidirectional import Carried, initial_carried, restore_observed
 from keep_jax.model import (
   KEEP,
@@ -25,16 +23,12 @@ from keep_jax.model import (
   flow_features,
   initial_state,
   observe,
-  param_shapes,
   step,
   to_uint8,
 )
-from vsr_jax.architecture import from_entries
-from vsr_jax.checkpoint import read_meta, restore_params
-from vsr_jax.errors import UserError
+from keep_jax.weights import load as load
 from vsr_jax.flow.estimators import Features
 from vsr_jax.frames import Frame, as_frames, as_frames_of_one_size, stream_frames
-from vsr_jax.memory import release_freed_memory
 from vsr_jax.programs import CompiledByShape
 from vsr_jax.runtime import compiler_options
 from vsr_jax.trees import join, split
@@ -48,42 +42,6 @@ Mode = Literal["stream", "as_released", "bidirectional"]
 
 T = TypeVar("T")
 Name = TypeVar("Name", bound=Hashable)
-
-
-def load(checkpoint: str | pathlib.Path, dtype: str = "float32") -> tuple[KEEP, Params]:
-  """Loads a model and its parameters for restoring.
-
-  Args:
-    checkpoint: what `keep_jax.convert` wrote.
-    dtype: compute type, "float32" or "bfloat16".
-
-  Returns:
-    The model and its params.
-
-  Raises:
-    UserError: there is no such checkpoint, or it is damaged or not of a KEEP.
-  """
-  if not pathlib.Path(checkpoint).is_dir():
-    raise UserError(
-      f"{checkpoint}: no such folder; make it of the released weights with "
-      "`python -m keep_jax.convert KEEP-b76feb75.pth DIR`"
-    )
-  meta = read_meta(checkpoint)
-  remedy = "not a checkpoint of KEEP; give the output of keep_jax.convert"
-  # A checkpoint of GMFlow alone has "model": null; the networks it lacks are listed below.
-  entries = {} if meta.get("model", "") is None else meta.get("model")
-  arch = from_entries(Architecture, entries, str(checkpoint), remedy, EARLIER_NAMES)
-  model = KEEP(arch, jnp.dtype(dtype))
-  shapes = param_shapes(model)
-  full = {name: tree for name, tree in shapes.items() if jax.tree.leaves(tree)}
-  if missing := full.keys() - {leaf.partition("/")[0] for leaf in meta["arrays"]["params"]}:
-    raise UserError(
-      f"{checkpoint}: a part of a KEEP, without {', '.join(sorted(missing))}; convert one of "
-      "KEEP's own files"
-    )
-  params = {name: {} for name in shapes} | restore_params(checkpoint, full)
-  release_freed_memory()  # what reading took
-  return model, params
 
 
 @dataclasses.dataclass(eq=False)

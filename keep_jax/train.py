@@ -12,33 +12,37 @@ if __name__ == "__main__":
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grain
 import jax
 import jax.numpy as jnp
-from absl import logging
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from keep_jax import recipe, starting
+from keep_jax import recipe, starting, validation
 from keep_jax.architecture import Architecture
 from keep_jax.initialise import start_params, vqgan_params
 from keep_jax.model import KEEP
-from keep_jax.stages import TRAINED, make_stage
+from keep_jax.stages import TRAINED, auxiliary_shapes, make_stage
 from vsr_jax import cli, lpips, progress
 from vsr_jax.configs.keep import base
 from vsr_jax.data_prep import batching, face_pipeline
-from vsr_jax.data_prep.clip import SHARP, Clip
-from vsr_jax.data_prep.face_degrade import PRESETS
+from vsr_jax.data_prep.clip import LOW_QUALITY, SHARP, Clip
+from vsr_jax.data_prep.face_degrade import PRESETS, Degradation
 from vsr_jax.data_prep.opening import open_clips
+from vsr_jax.errors import UserError
+from vsr_jax.sharding import make_mesh, place_everywhere
 from vsr_jax.train import command
+from vsr_jax.train import recipe as recipes
 from vsr_jax.train.loop import fit
+from vsr_jax.train.report import Evaluate
 from vsr_jax.train.stage import Stage
 
 _EXAMPLE = "configs/keep/vqgan.py"
 
-_NEXT = {"vqgan": "configs/keep/prediction.py", "prediction": "configs/keep/fusion.py"}
+_NEXT = {"vqgan": "prediction", "prediction": "fusion"}  # the stage after a stage
 
 
 def main() -> None:
@@ -56,26 +60,16 @@ def train(config: ConfigDict, workdir: str) -> None:
   Raises:
     UserError: the config, data or a checkpoint cannot be used.
   """
-  recipe.check(config)
+  recipe.check(config, tuple(PRESETS), LOW_QUALITY)
   arch = Architecture(**config.model)
   model = KEEP(arch, jnp.dtype(config.dtype), config.train.remat)
-  auxiliary = _auxiliary(config)
-  sources = starting.parse(config.init_from)
-  # Without a Kalman filter the model has no encoder of good frames, which stage II's targets need.
-  need_targets = arch.gain == "none" and config.stage in ("prediction", "end_to_end")
-  resumed = starting.is_resumed(workdir)
-  init_from: dict[str, Any] | None = None
-  if not resumed or need_targets:
-    init_from, origins = starting.load(sources, model, config.stage, need_targets=need_targets)
-    if need_targets:
-      auxiliary["hq_encoder"] = init_from.pop("hq_encoder")
-    if resumed:
-      init_from = None
-    else:
-      _tell_origins(origins, config.stage)
-  clips = open_clips(
-    config.data.root, streams=(SHARP,), num_frames=1 if config.stage == "vqgan" else _span(config)
-  ).clips
+  stage, mesh = stage_from_config(model, config), make_mesh()
+  perceptual = place_everywhere(mesh, _load_lpips(config))
+  init_from, auxiliary = _start(config, model, workdir)
+  if perceptual is not None and recipe.uses_lpips(config):
+    auxiliary["lpips"] = perceptual
+  clips = open_clips(config.data.root, streams=(SHARP,), num_frames=_span(config)).clips
+  evaluate = make_evaluate(config, model, mesh, perceptual) if config.data.validation else None
   with (
     cli.memory_errors(workdir, "lower data.batch, raise train.accumulate or set train.remat"),
     batching.BatchReader(
@@ -85,22 +79,17 @@ def train(config: ConfigDict, workdir: str) -> None:
     ) as batches,
   ):
     state = fit(
-      stage_from_config(model, config),
+      stage,
       initialiser(model, config),
       batches,
       workdir=workdir,
-      steps=config.steps,
-      seed=config.seed,
+      mesh=mesh,
       init_from=init_from,
       auxiliary=auxiliary,
-      log_every=config.train.log_every,
-      image_every=config.train.image_every,
-      checkpoint_every=config.train.checkpoint_every,
-      keep=config.train.keep,
-      accumulate=config.train.accumulate,
-      ema_decay=config.train.ema_decay,
-      clip_norm=config.train.clip_norm,
-      fsdp_min_size=config.train.fsdp_min_size,
+      best=config.train.best if evaluate else None,
+      lowest=config.train.best == "lpips",
+      evaluate=evaluate,
+      **recipes.fit_options(config),
       meta={"model": dataclasses.asdict(arch), "config": config.to_dict()},
     )
   if jax.process_index() == 0:
@@ -146,42 +135,102 @@ def training_set(config: ConfigDict, clips: Sequence[Clip]) -> grain.MapDataset:
   return batching.batch(samples, config.data.batch // hosts, host=jax.process_index(), hosts=hosts)
 
 
+def make_evaluate(
+  config: ConfigDict, model: KEEP, mesh: Mesh, lpips_params: lpips.Params | None
+) -> Evaluate:
+  """The evaluation of the validation clips, `(params, step) -> {"psnr": dB, "lpips": ...}`.
+
+  Args:
+    config: a recipe with data.validation.
+    model: the model.
+    mesh: over whose devices the clips are shared out.
+    lpips_params: from `lpips.load`; None leaves LPIPS out.
+
+  Raises:
+    UserError: the set has no frames, or none that are faces.
+  """
+  data, interval, size = config.data, config.train.evaluate_interval, config.model.image_size
+  single = config.stage == "vqgan"
+  low_quality: str | Degradation = data.validation_degradation
+  if single:
+    low_quality = SHARP  # stage I sees good frames only
+  elif low_quality in PRESETS:
+    low_quality = PRESETS[low_quality].at_size(size)
+  streams = {SHARP, low_quality} if isinstance(low_quality, str) else {SHARP}
+  clips = open_clips(data.validation, split=data.validation_split, streams=sorted(streams)).clips
+  try:
+    batches = face_pipeline.evaluation_batches(
+      clips,
+      low_quality=low_quality,
+      batch_size=jax.local_device_count(),
+      # No longer than the clips: frames that fill up a chunk cost as much as others.
+      chunk=min(face_pipeline.CHUNK, max(-(-clip.length // interval) for clip in clips)),
+      interval=interval,
+      size=size,
+      host=jax.process_index(),
+      hosts=jax.process_count(),
+    )
+    if single:
+      batches = batches.map(lambda batch: {name: batch[name] for name in batch if name != "lq"})
+    apply = (validation.reconstruction if single else validation.restoration)(model)
+    return validation.make_validation(apply, batches, mesh, lpips_params)
+  except UserError as e:
+    raise UserError(f"{data.validation}: {e}") from e
+
+
 def _span(config: ConfigDict) -> int:
-  """The frames that the shortest training clip covers."""
+  """The frames that a clip must have to be trained on."""
+  if config.stage == "vqgan":
+    return 1
   return min(config.data.intervals) * (config.data.frames - 1) + 1
 
 
 def _fingerprint(config: ConfigDict, clips: Sequence[Clip]) -> int:
   named = ([clip.name, clip.length] for clip in clips)
-  return batching.fingerprint(*named, config.data.batch, config.seed, config.stage == "vqgan")
+  # Clips shorter than the span are not drawn from.
+  return batching.fingerprint(*named, config.data.batch, config.seed, _span(config))
 
 
-def _auxiliary(config: ConfigDict) -> dict[str, Any]:
-  """Params of the networks that only the loss uses.
+def _load_lpips(config: ConfigDict) -> dict[str, Any] | None:
+  """LPIPS's params, for the loss and for validation, which does without where there are none.
 
   Raises:
-    UserError: LPIPS has a weight, and its weights are missing.
+    UserError: the loss or `train.best` needs them, or the recipe names them, and they are missing.
   """
-  if config.stage == "prediction" or not config.loss.perceptual:
-    return {}
-  path = config.loss.perceptual_weights or None
-  return {"lpips": lpips.load(path, config.loss.perceptual_network)}
+  network, path = config.loss.perceptual_network, config.loss.perceptual_weights or None
+  needed = recipe.uses_lpips(config)
+  if config.data.validation:
+    needed = needed or path is not None or config.train.best == "lpips"
+    needed = needed or lpips.default_path(network).exists()
+  return lpips.load(path, network) if needed else None
 
 
-def _tell_origins(origins: dict[str, str], stage: str) -> None:
-  """Logs where each sub-network comes from."""
-  for name in dict.fromkeys((*origins, *TRAINED[stage])):
-    logging.info("%s: from %s", name, origins.get(name, "scratch"))
+def _start(
+  config: ConfigDict, model: KEEP, workdir: str
+) -> tuple[Mapping[str, Any] | None, dict[str, Any]]:
+  """Params to start from, None for a run that is resumed; and those that only the loss uses."""
+  options = recipe.options(config)
+  auxiliary = auxiliary_shapes(config.stage, model, options)
+  resumed = starting.is_resumed(workdir)
+  if resumed and not auxiliary:
+    return None, {}
+  params, origins = starting.load(starting.parse(config.init_from), model, config.stage, options)
+  only_loss = {name: params.pop(name) for name in auxiliary}
+  if not resumed and jax.process_index() == 0:
+    for name in dict.fromkeys((*origins, *TRAINED[config.stage])):
+      print(f"{name}: from {origins.get(name, 'scratch')}")
+  return None if resumed else params, only_loss
 
 
 def _print_summary(config: ConfigDict, workdir: str, step: int) -> None:
   """Prints what the finished run has saved, and the next command."""
   print(f"{workdir}: {step} steps of stage {config.stage!r} are done, checkpoint {step} is saved")
   if config.stage in _NEXT:
-    start = "--config.init_from", workdir, "--config.data.root", config.data.root
-    progress.tell_next(
-      "keep_jax.train", "--config", _NEXT[config.stage], "--workdir", "DIR", *start
-    )
+    needs_flow = config.stage == "vqgan" and config.model.flow not in ("none", "raft_small")
+    start = f"{workdir},flow=FLOW" if needs_flow else workdir
+    options = "--config.init_from", start, "--config.data.root", config.data.root
+    recipe_name = f"{_NEXT[config.stage].upper()}_RECIPE"
+    progress.tell_next("keep_jax.train", "--config", recipe_name, "--workdir", "DIR", *options)
   if config.stage != "vqgan":
     progress.tell_next("keep_jax.restore", "INPUT", "OUTPUT", "--checkpoint", workdir)
 

@@ -124,7 +124,8 @@ def restore_params(
     ema: take the moving average where the checkpoint has one.
 
   Returns:
-    Params by sub-network, on the default device and not committed to it.
+    Params by sub-network, on the default device and not committed to it; what is stored as float16
+    (see `export_params`) is float32.
 
   Raises:
     UserError: the checkpoint is missing or damaged, holds the params of another model, or numbers
@@ -138,7 +139,7 @@ def restore_params(
     held: dict[str, dict[str, str]] = {}  # by sub-network; the average takes the place of params
     for item in items:
       held |= by_network(tables[item])
-    there = {name: x for network in like for name, x in held.get(network, {}).items()}
+    there = {name: _widened(x) for network in like for name, x in held.get(network, {}).items()}
     if wrong := differences(table(like), there):
       raise UserError(f"{folder}: not the weights of this model: {wrong}")
   check_size(folder, [tables[item] for item in items])
@@ -148,7 +149,16 @@ def restore_params(
   params = trees["params"] | trees.get("ema", {})
   wanted = params if like is None else like
   check_finite(traverse_util.flatten_dict(params, sep="/"), str(folder))
-  return jax.tree.map(jnp.asarray, {name: params[name] for name in params if name in wanted})
+  return jax.tree.map(_as_array, {name: params[name] for name in params if name in wanted})
+
+
+def _as_array(x: np.ndarray) -> jax.Array:
+  return jnp.asarray(x, jnp.float32 if x.dtype == np.float16 else x.dtype)
+
+
+def _widened(spec: str) -> str:
+  """A table's entry of what a stored array becomes: float32 where float16 is stored."""
+  return spec.replace("float16[", "float32[") if spec.startswith("float16[") else spec
 
 
 def check_export(path: str | pathlib.Path) -> None:
@@ -163,21 +173,31 @@ def check_export(path: str | pathlib.Path) -> None:
   (files.check_place if path.exists() else files.check_folder)(path)
 
 
-def export_params(path: str | pathlib.Path, params: Mapping[str, Any], meta: Mapping) -> None:
+def export_params(
+  path: str | pathlib.Path,
+  params: Mapping[str, Any],
+  meta: Mapping,
+  *,
+  half: bool = False,
+) -> None:
   """Writes params and their meta entries (the model's config, say) for shipping.
 
   Args:
     path: folder to be written; an older export there is replaced.
     params: params of every sub-network.
     meta: JSON entries.
+    half: store float32 as float16, in half the space; `restore_params` gives float32 again.
 
   Raises:
-    UserError: the path is something else than an exported folder, or cannot be written.
+    UserError: the path is something else than an exported folder, or cannot be written; or a
+      number is too large for float16.
     OSError: the params do not fit on the disk (ENOSPC); nothing was written.
   """
   path = pathlib.Path(path).absolute()
   check_export(path)
   params = jax.tree.map(np.asarray, dict(params))
+  if half:
+    params = _as_half(params, path)
   # Checked beforehand: Orbax's writer threads go on after one has failed, and print tracebacks.
   there = next(folder for folder in path.parents if folder.exists())
   if shutil.disk_usage(there).free < sum(x.nbytes for x in jax.tree.leaves(params)):
@@ -198,6 +218,18 @@ def export_params(path: str | pathlib.Path, params: Mapping[str, Any], meta: Map
     let_end()
     for left in path.parent.glob(f"{glob.escape(part.name)}*"):  # Orbax writes beside it, too
       files.remove(str(left))
+
+
+def _as_half(params: Mapping[str, Any], path: pathlib.Path) -> dict[str, Any]:
+  """float32 arrays as float16; `UserError` where that is too small for a number."""
+  with np.errstate(over="ignore"):  # told below
+    half = jax.tree.map(lambda x: x.astype(np.float16) if x.dtype == np.float32 else x, params)
+  flat = traverse_util.flatten_dict(half, sep="/")
+  if large := [name for name, x in flat.items() if not np.isfinite(x).all()]:
+    raise UserError(
+      f"{path}: float16 is too small for numbers in {', '.join(large[:3])}; store them as float32"
+    )
+  return half
 
 
 def load_items(folder: pathlib.Path, items: dict[str, Any]) -> dict[str, Any]:

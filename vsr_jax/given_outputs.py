@@ -21,7 +21,7 @@ class GivenOutputs(NamedTuple):
     place: a folder of images, or a video or image file.
     span: numbers of the frames that are scored.
     length: number of the clip's frames.
-    images: the scored frames' files; None for a video, which has all frames of the clip.
+    images: the scored frames' files; None for a video, which begins with the clip's first frame.
   """
 
   place: pathlib.Path
@@ -33,7 +33,7 @@ class GivenOutputs(NamedTuple):
     """Yields the scored frames' numbers and the frames, uint8 RGB [h w 3].
 
     Raises:
-      UserError: a frame cannot be read, or the video has fewer or more frames than the clip.
+      UserError: a frame cannot be read, or the video has too few frames, or more than the clip.
     """
     if self.images is not None:
       for number, path in zip(self.span, self.images, strict=True):
@@ -47,7 +47,7 @@ class GivenOutputs(NamedTuple):
           yield frame.index, frame.image
         if count > self.length:
           break
-    if count != self.length:
+    if not self.span.stop <= count <= self.length:
       told = f"{count} frames" if count < self.length else f"more than {self.length} frames"
       raise UserError(f"{self.place}: {told}, but the clip has {self.length}; restore all of it")
 
@@ -55,55 +55,45 @@ class GivenOutputs(NamedTuple):
 def find(
   folder: pathlib.Path,
   clip: str,
+  span: range,
   length: int,
-  margin: int = 0,
   names: Sequence[str] | None = None,
 ) -> GivenOutputs:
   """Finds the restored frames of a clip: FOLDER/CLIP/*.png (or other images), or FOLDER/CLIP.mp4.
 
   Either all images are named as the truth's frames; or, in natural order of their names, there is
-  one for each frame of the clip or one for each frame that is scored.
+  one for each frame of the clip, or one for each frame that is scored.
 
   Args:
     folder: where a method's outputs are.
     clip: the clip's name.
-    length: number of its frames.
-    margin: frames at each end that are not scored.
+    span: numbers of the frames that are scored.
+    length: number of the clip's frames.
     names: file names of the truth's frames, where they have some.
 
   Raises:
     UserError: there are no such outputs, or their names and number fit neither.
   """
-  place, span = folder / clip, range(margin, length - margin)
-  if not place.is_dir():
+  place = folder / clip
+  if place.is_dir():
+    images = [place / name for name in list_images(str(place))]
+  else:
     found = [path for path in folder.glob("*.*") if path.stem == clip and path.is_file()]
     if len(found) > 1:
       raise UserError(f"{found[0]}: {found[1].name} is there too; leave one of them")
     if not found:
       raise UserError(f"{place}: no such folder or video; restore {clip} or leave it out (--clips)")
-    is_image = found[0].suffix.lower() in SUFFIXES
-    return (
-      _picked(found[0], span, length, [found[0]])
-      if is_image
-      else GivenOutputs(found[0], span, length, None)
-    )
-  images = [place / name for name in list_images(str(place))]
-  if names is not None:
+    (place,) = images = found
+    if place.suffix.lower() not in SUFFIXES:
+      return GivenOutputs(place, span, length, None)
+  if names is not None and {path.name for path in images} <= set(names):
     wanted = [place / name for name in names[span.start : span.stop]]
-    if set(wanted) <= set(images) and {path.name for path in images} <= set(names):
+    if set(wanted) <= set(images):
       return GivenOutputs(place, span, length, wanted)
-  return _picked(place, span, length, images)
-
-
-def _picked(
-  place: pathlib.Path, span: range, length: int, images: list[pathlib.Path]
-) -> GivenOutputs:
-  """The scored frames' images, by their number."""
-  if len(images) == len(span):
-    return GivenOutputs(place, span, length, images)
-  if len(images) == length:
-    return GivenOutputs(place, span, length, images[span.start : span.stop])
-  raise UserError(
-    f"{place}: {len(images)} images, but the clip has {length} frames of which {len(span)} are "
-    "scored; name them as the truth's"
-  )
+  if len(images) not in (len(span), length):
+    raise UserError(
+      f"{place}: {len(images)} images, but the clip has {length} frames of which {len(span)} are "
+      "scored; name them as the truth's"
+    )
+  images = images if len(images) == len(span) else images[span.start : span.stop]
+  return GivenOutputs(place, span, length, images)

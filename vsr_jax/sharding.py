@@ -68,9 +68,13 @@ def param_sharding(
 def place_everywhere(mesh: Mesh, tree: Any) -> Any:
   """Puts whole arrays on every device of the mesh; every host gives the same ones."""
   everywhere = replicated(mesh)
-  return jax.tree.map(
-    lambda x: jax.make_array_from_callback(x.shape, everywhere, np.asarray(x).__getitem__), tree
-  )
+
+  def place(x: Any) -> jax.Array:
+    if isinstance(x, jax.Array) and x.sharding == everywhere:
+      return x
+    return jax.make_array_from_callback(x.shape, everywhere, np.asarray(x).__getitem__)
+
+  return jax.tree.map(place, tree)
 
 
 def place_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:

@@ -34,6 +34,8 @@ def defaults(stage: str = "vqgan") -> ConfigDict:
   c.data.root = "data/vfhq/512/1.0.0"  # a built set, a clip set or a folder of aligned clips
   c.data.validation = ""  # such a path for validation; "": none
   c.data.validation_split = "test"  # of a built set
+  # How its low-quality frames are made, a preset; or "low_quality", its own, as VFHQ-Test has them.
+  c.data.validation_degradation = "mild"
   c.data.frames = 8  # of a clip
   c.data.intervals = (1, 2, 3, 4, 5, 6)  # distances between its frames, of which one is drawn
   c.data.reverse = 0.5  # probability of the reverse order
@@ -58,20 +60,7 @@ def defaults(stage: str = "vqgan") -> ConfigDict:
   c.discriminator.layers = 4  # with stride 2, of stage I's
   c.discriminator.start = 31  # steps before it takes part
 
-  c.train = ConfigDict()
-  c.train.fusion_start = "identity"  # of CFT and CFA; or "as_released", in which little can learn
-  c.train.restart_below = placeholder(float)  # stage I: use of a code, 1 is usual, that restarts it
-  c.train.accumulate = 1  # micro-batches per step
-  c.train.clip_norm = placeholder(float)  # None: no clipping
-  c.train.ema_decay = 0.995 if stage == "vqgan" else 0.999  # of the weights' moving average
-  c.train.remat = False  # recompute activations in the backward pass, to save memory
-  c.train.fsdp_min_size = placeholder(int)  # elements of the smallest array split; None: all whole
-  c.train.log_every = 100  # steps, as in the next lines
-  c.train.image_every = 5_000
-  c.train.checkpoint_every = 5_000
-  c.train.keep = 2  # checkpoints
-  c.train.evaluate_every = 10_000
-  c.train.evaluate_interval = 15  # every so many frames of a validation clip are restored
+  c.train = _train(stage)
   return c.lock()
 
 
@@ -90,7 +79,28 @@ def _loss() -> ConfigDict:
   loss.cross_entropy = 0.5  # stage II
   loss.temporal = 0.1  # stage III
   loss.temporal_side = 32  # side of the generator's feature that it compares
+  loss.temporal_flow = "gmflow"  # its flow network, if the model has none; "none": no motion
   return loss
+
+
+def _train(stage: str) -> ConfigDict:
+  """How a run starts, what it holds in memory, and what it writes how often."""
+  train = ConfigDict()
+  train.fusion_start = "identity"  # of CFT and CFA; or "as_released", in which little can learn
+  train.restart_below = placeholder(float)  # stage I: use of a code, 1 is usual, that restarts it
+  train.accumulate = 1  # micro-batches per step
+  train.clip_norm = placeholder(float)  # None: no clipping
+  train.ema_decay = 0.995 if stage == "vqgan" else 0.999  # of the weights' moving average
+  train.remat = False  # recompute activations in the backward pass, to save memory
+  train.fsdp_min_size = placeholder(int)  # elements of the smallest array split; None: all whole
+  train.log_every = 100  # steps, as in the next lines
+  train.image_every = 5_000
+  train.checkpoint_every = 5_000
+  train.keep = 2  # checkpoints
+  train.evaluate_every = 5_000
+  train.evaluate_interval = 15  # every so many frames of a validation clip are restored
+  train.best = "psnr"  # or "lpips": the checkpoint of the best validation is kept, too
+  return train
 
 
 def _model() -> ConfigDict:

@@ -3,12 +3,13 @@
     python -m keep_jax.train --config configs/keep/demo.py:vqgan --workdir runs/demo_vqgan \
         --config.data.root data/demo_faces/train
     python -m keep_jax.train --config configs/keep/demo.py:prediction \
-        --workdir runs/demo_prediction --config.init_from runs/demo_vqgan,flow=weights/raft_small \
+        --workdir runs/demo_prediction --config.init_from runs/demo_vqgan \
         --config.data.root data/demo_faces/train
     python -m keep_jax.train --config configs/keep/demo.py:fusion --workdir runs/demo_fusion \
         --config.init_from runs/demo_prediction --config.data.root data/demo_faces/train
 
-docs/demo_weights.md has the data, the training time and the scores.
+`python -m keep_jax.demo_weights` does all of it within a given time. docs/demo_weights.md has the
+data, the training time and the scores.
 """
 
 from __future__ import annotations
@@ -38,9 +39,11 @@ def get_config(stage: str = "vqgan") -> ConfigDict:
   c.data.frames = 6
   c.data.intervals = (1, 2)
   c.data.workers = 1
+  c.data.validation_degradation = "train"
 
   c.loss.perceptual_network = "alexnet"
   c.loss.pixel = 1.0
+  c.loss.temporal_flow = "raft_small"
   c.loss.adaptive = stage == "vqgan"
   c.loss.adversarial = 0.8 if stage == "vqgan" else 1e-2
   c.optim.networks.lr = 4e-4

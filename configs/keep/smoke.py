@@ -30,6 +30,7 @@ def get_config(stage: str = "vqgan") -> ConfigDict:
   c.data.update(batch=8, frames=3, intervals=(1, 2), workers=1)
   c.loss.perceptual = 0.0
   c.loss.temporal_side = 16
+  c.loss.temporal_flow = "none"
   c.discriminator.update(width=8, layers=2, start=1)
   c.train.update(log_every=1, image_every=2, checkpoint_every=2, evaluate_every=2)
   return c

@@ -73,18 +73,6 @@ def test_the_demonstration(run, weights, tmp_path, monkeypatch):
   np.testing.assert_array_equal(picture[:48, 128:], truth[shown[0]])
 
 
-def test_the_detail_is_where_most_is_gained():
-  truth = np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
-  bicubic = np.full_like(truth, 128)
-  restored = bicubic.copy()
-  restored[20:28, 30:42] = truth[20:28, 30:42]
-  picture = demo.side_by_side((bicubic, restored, truth))
-  detail = truth[20:28, 30:42].repeat(4, axis=0).repeat(4, axis=1)
-  np.testing.assert_array_equal(picture[:32], np.hstack([bicubic, restored, truth]))
-  np.testing.assert_array_equal(picture[32:, 48:96], detail)
-  np.testing.assert_array_equal(picture[32:, 96:], detail)
-
-
 def test_missing_weights_are_told(run, monkeypatch, tmp_path):
   monkeypatch.setattr(streaming, "DEMO_WEIGHTS", tmp_path / "demo_weights")
   said = run(code=2)

@@ -13,6 +13,7 @@ from keep_jax import evaluate, evaluation_networks, streaming
 from keep_jax.evaluation_networks import Measuring
 from keep_jax.face_scores import METRICS, Networks
 from tests.data_prep.helpers import texture, write_png
+from vsr_jax import plotting
 
 SIZE = 64
 LENGTHS = {"anna": 5, "ben": 3}
@@ -78,6 +79,7 @@ def stand_ins(monkeypatch):
   def load_model(path, dtype):
     return SimpleNamespace(arch=SimpleNamespace(image_size=made.side)), {}
 
+  monkeypatch.setattr(plotting, "is_installed", lambda: False)  # plots take most of the time
   monkeypatch.setattr(evaluation_networks, "load", load)
   monkeypatch.setattr(streaming, "load", load_model)
   monkeypatch.setattr(streaming, "Restorer", restorer)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from keep_jax import evaluate
+from tests.data_prep import layouts
 from tests.data_prep.helpers import texture, write_png
 from tests.keep_jax.evaluating import (
   LENGTHS,
@@ -137,6 +138,9 @@ def test_saved_frames_score_the_same(run, data, tmp_path):
   for before, after in zip(first["clips"], second["clips"], strict=True):
     assert after["scores"]["keep"] == before["scores"]["keep"]
     assert after["scores"]["v"]["psnr"] > 25  # coded
+  third, _ = run(data, *rows, "--frames", 2, out="out3")
+  assert [row["frames"] for row in third["clips"]] == [2, 2]
+  assert third["clips"][0]["scores"]["keep"]["psnr"] is not None
 
 
 def test_a_model_of_another_size_is_resized(run, data, stand_ins):
@@ -149,6 +153,11 @@ def test_a_model_of_another_size_is_resized(run, data, stand_ins):
 
 
 def test_strips_and_plots(run, data, tmp_path, monkeypatch):
+  _, said = run(data, "--outputs", data, out="out2")
+  assert "matplotlib is missing" in said.err
+  assert list((tmp_path / "out2" / "plots").iterdir()) == []
+  assert len(list((tmp_path / "out2" / "strips").iterdir())) == 2
+  monkeypatch.setattr(plotting, "is_installed", lambda: True)
   found, _ = run(data, "--checkpoint", "w", "--clips", "anna")
   assert found["skipped"] == {}
   strip = read_image(tmp_path / "out" / "strips" / "anna.png")
@@ -161,11 +170,6 @@ def test_strips_and_plots(run, data, tmp_path, monkeypatch):
   plot = read_image(tmp_path / "out" / "plots" / "anna.png")
   assert plot.min() < 100
   assert plot.shape[0] > 300
-  monkeypatch.setattr(plotting, "is_installed", lambda: False)
-  _, said = run(data, "--outputs", data, out="out2")
-  assert "matplotlib is missing" in said.err
-  assert list((tmp_path / "out2" / "plots").iterdir()) == []
-  assert len(list((tmp_path / "out2" / "strips").iterdir())) == 2
 
 
 def test_whole_frames_are_restored_as_the_command_does(run, tmp_path, monkeypatch):
@@ -204,6 +208,20 @@ def test_whole_frames_are_restored_as_the_command_does(run, tmp_path, monkeypatc
     ]
   )
   assert row["scores"]["w"]["psnr"] == pytest.approx(psnr)
+
+
+def test_vfhqs_test_is_scored_by_its_low_quality_frames_and_landmarks(run, stand_ins, tmp_path):
+  layouts.write_vfhq_test(tmp_path / "VFHQ", range(1), frames=2)
+  stand_ins.side = 128
+  found, _ = run(tmp_path / "VFHQ", "--checkpoint", "w", "--save-inputs", tmp_path / "inputs")
+  assert (found["degradation"], found["size"]) == ("low_quality", 128)
+  (row,) = found["clips"]
+  assert row["frames"] == 2
+  (clip,) = open_clips(tmp_path / "VFHQ", split="test", streams=None).clips
+  low = list(face_clip(clip, "low_quality", 128).low())
+  assert [frame.shape for frame in low] == [(32, 32, 3)] * 2
+  (folder,) = (tmp_path / "inputs").iterdir()
+  np.testing.assert_array_equal([read_image(p) for p in sorted(folder.iterdir())], low)
 
 
 def test_low_quality_frames_of_the_set_are_the_default(data):

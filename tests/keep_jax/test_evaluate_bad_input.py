@@ -108,6 +108,12 @@ def test_what_cannot_be_scored_is_skipped_and_named(run, data, monkeypatch, tmp_
   assert "Skipped 1 of 2 clips: ben (" in (tmp_path / "out" / "metrics.md").read_text()
 
 
+def test_frames_too_small_for_the_metrics_are_told(run, tmp_path):
+  write_png(tmp_path / "small" / "a" / "00000000.png", texture(24, 24))
+  found, said = run(tmp_path / "small", "--outputs", tmp_path / "small", code=2)
+  assert found["skipped"] == {"a": "frames of 24x24: metrics need 32 pixels"}
+
+
 def test_a_set_without_faces_is_an_error(run, data):
   no_faces(data)
   found, said = run(data, "--outputs", data, code=2)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from keep_jax import validation
+from keep_jax import forward, validation
 from keep_jax.model import KEEP
 from tests.keep_jax import tiny
 from tests.support.programs import random_params
@@ -17,8 +17,10 @@ from vsr_jax import lpips
 from vsr_jax.errors import UserError
 from vsr_jax.metrics import rgb_psnr
 from vsr_jax.ops.resize import resize_bilinear
+from vsr_jax.sharding import make_mesh
 
 SIZE = 32
+MESH = make_mesh(devices=jax.devices()[:1])
 
 
 def batches():
@@ -39,7 +41,7 @@ def batches():
 
 def repeated(params, batch):
   enlarged = jnp.repeat(jnp.repeat(batch["lq"], 4, 2), 4, 3)
-  return params["gain"] * validation.to_signed(enlarged)
+  return params["gain"] * forward.to_signed(enlarged)
 
 
 def expected(data, metric):
@@ -55,46 +57,53 @@ def expected(data, metric):
 def test_psnr_and_lpips_are_means_over_frames_then_over_clips():
   data = batches()
   params = random_params(lambda key: lpips.init(key, "alexnet"))
-  found = validation.make_validation(repeated, data, params)({"gain": jnp.ones(())}, 7)
+  found = validation.make_validation(repeated, data, MESH, params)({"gain": jnp.ones(())}, 7)
   assert list(found) == ["psnr", "lpips"]
   assert found["psnr"] == pytest.approx(expected(data, lambda a, b: rgb_psnr(a, b, 0)), rel=1e-5)
   distance = jax.jit(lpips.distance)
 
   def lpips_of(a, b):
-    return float(distance(params, *(validation.to_signed(jnp.asarray(x)[None]) for x in (a, b)))[0])
+    return float(distance(params, *(forward.to_signed(jnp.asarray(x)[None]) for x in (a, b)))[0])
 
   assert found["lpips"] == pytest.approx(expected(data, lpips_of), rel=1e-4)
 
 
 def test_without_lpips_only_psnr_is_measured():
-  evaluate = validation.make_validation(repeated, batches())
+  evaluate = validation.make_validation(repeated, batches(), MESH)
   one, other = (evaluate({"gain": jnp.float32(gain)}, 0) for gain in (1, 0.5))
   assert list(one) == ["psnr"]
   assert one["psnr"] < other["psnr"]  # of noise, grey is the better guess
 
 
-def test_a_batch_is_enlarged_and_restored_as_a_clip(monkeypatch):
-  model, params = KEEP(tiny.ARCH), {"encoder": {}}
-  (batch, *_) = batches()
-  frames = resize_bilinear(validation.to_signed(jnp.asarray(batch["lq"])), 4)
+def test_devices_share_the_clips_and_none_counts_twice():
+  """Three chunks, filled up to four: a device each."""
+  data = batches()
+  filled = data[-1] | {"mask": np.zeros((1, 2), bool)}
+  whole = {name: np.concatenate([x[name] for x in (*data, filled)]) for name in filled}
+  params = {"gain": jnp.ones(())}
+  mesh = make_mesh(devices=jax.devices()[:4])
+  found = validation.make_validation(repeated, [whole], mesh)(params, 0)
+  want = validation.make_validation(repeated, data, MESH)(params, 0)
+  assert found["psnr"] == pytest.approx(want["psnr"], rel=1e-6)
 
-  def clip_flows(*of):
-    assert of[:2] == (model, params)
-    return of
 
-  def restore_clip(*given):
-    assert given == (*given[3], given[3])
-    return SimpleNamespace(image=given[2]), None, None
+def test_a_batch_is_enlarged_and_restored_as_clips_of_its_frames(monkeypatch):
+  model, (batch, *_) = KEEP(tiny.ARCH), batches()
+  frames = resize_bilinear(forward.to_signed(jnp.asarray(batch["lq"])), 4)
 
-  monkeypatch.setattr(validation, "clip_flows", clip_flows)
-  monkeypatch.setattr(validation, "restore_clip", restore_clip)
-  got = validation.restoration(model)(params, {"lq": jnp.asarray(batch["lq"])})
-  np.testing.assert_allclose(got, frames, atol=1e-5)
+  def restore_clip(given, params, frames, flows, **_):
+    assert (given, params) == (model, {"flow": {}})
+    np.testing.assert_array_equal(flows, np.zeros((1, 1, SIZE, SIZE, 2)))  # it has no flow network
+    return SimpleNamespace(image=frames), None, None
+
+  monkeypatch.setattr(forward, "restore_clip", restore_clip)
+  got = validation.restoration(model)({"flow": {}}, batch)
+  np.testing.assert_allclose(got, frames, atol=1e-6)
 
 
 def test_a_set_without_frames_and_a_wrong_size_are_told():
   with pytest.raises(UserError, match="the validation set has no frame"):
-    validation.make_validation(repeated, [])
-  evaluate = validation.make_validation(lambda params, batch: batch["lq"], batches())
+    validation.make_validation(repeated, [], MESH)
+  evaluate = validation.make_validation(lambda params, batch: batch["lq"], batches(), MESH)
   with pytest.raises(ValueError, match=r"restored to \(1, 2, 8, 8, 3\), but the truth is"):
     evaluate({}, 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import functools
 import os
@@ -16,6 +15,7 @@ import fmanet_jax.demo
 import fmanet_jax.evaluate
 import fmanet_jax.restore
 import fmanet_jax.streaming
+import keep_jax.demo
 import keep_jax.restore
 import keep_jax.streaming
 from tests.keep_jax import tiny
@@ -134,18 +134,14 @@ class Loaded(Exception):
   """A command has come to loading its model."""
 
 
-def restore_with_keep():
-  args = argparse.Namespace(no_network=False, checkpoint="folder", dtype="float32")
-  keep_jax.restore._network(args)
-
-
 @pytest.mark.parametrize(
   ("command", "arguments", "package", "memory"),
   [
     (fmanet_jax.restore.main, [CLIP, "out.mp4"], fmanet_jax.streaming, "return_freed_memory"),
     (fmanet_jax.demo.main, ["--out", "DIR"], fmanet_jax.streaming, "return_freed_memory"),
     (fmanet_jax.evaluate.main, ["DIR"], fmanet_jax.streaming, "return_freed_memory"),
-    (restore_with_keep, [], keep_jax.streaming, "keep_freed_memory"),
+    (keep_jax.restore.main, [CLIP, "out.mp4"], keep_jax.streaming, "keep_freed_memory"),
+    (keep_jax.demo.main, ["--out", "DIR"], keep_jax.streaming, "keep_freed_memory"),
   ],
 )
 def test_a_command_makes_its_settings_before_it_loads(

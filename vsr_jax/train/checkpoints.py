@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import pathlib
 import warnings
@@ -53,13 +54,21 @@ def make_folder(workdir: str | pathlib.Path) -> pathlib.Path:
 class Checkpoints:
   """The checkpoints of one run; a context manager that waits for the last one to be written."""
 
-  def __init__(self, workdir: str | pathlib.Path, *, keep: int = 2, best: str | None = None):
+  def __init__(
+    self,
+    workdir: str | pathlib.Path,
+    *,
+    keep: int = 2,
+    best: str | None = None,
+    lowest: bool = False,
+  ):
     """Opens WORKDIR/checkpoints and clears what an interrupted save has left there.
 
     Args:
       workdir: the run's folder; made when it is missing.
       keep: how many of the latest checkpoints stay.
       best: name of the metric whose largest value keeps its checkpoint as well.
+      lowest: its smallest value, instead.
 
     Raises:
       UserError: the folder cannot be made or written.
@@ -71,7 +80,11 @@ class Checkpoints:
     if best is not None:
       rules.append(
         policies.BestN(
-          get_metric_fn=lambda metrics: metrics[best], n=1, keep_checkpoints_without_metrics=False
+          # An earlier session may have measured less.
+          get_metric_fn=lambda metrics: metrics.get(best, math.inf if lowest else -math.inf),
+          reverse=lowest,
+          n=1,
+          keep_checkpoints_without_metrics=False,
         )
       )
     for left in sorted(self.folder.glob("*.orbax-checkpoint-tmp*")):  # which Orbax removes now
@@ -176,12 +189,16 @@ class Checkpoints:
     items = load_items(folder, wanted | {"data": _data()})
     check_sums(folder, {item: items[item] for item in wanted}, meta)
     step = jax.device_put(np.int32(meta["step"]), shapes.step.sharding)
-    # An item without arrays is not stored; its shapes are the item.
-    trees = {item: items.get(item, getattr(shapes, item)) for item in ARRAYS}
+    # What has no arrays is not stored: an item or a sub-network whose shapes are all that it is.
+    trees = {item: {**getattr(shapes, item), **items.get(item, {})} for item in ARRAYS}
     return TrainState(step=step, **trees), items["data"].value, meta
 
 
 def _array_items(state: TrainState) -> dict[str, Any]:
-  """The state's items that hold arrays; Orbax stores no empty tree."""
+  """The state's items and sub-networks that hold arrays; Orbax gives no empty tree back."""
   items = {item: getattr(state, item) for item in ARRAYS}
-  return {item: tree for item, tree in items.items() if jax.tree.leaves(tree)}
+  items = {
+    item: {name: net for name, net in trees.items() if jax.tree.leaves(net)}
+    for item, trees in items.items()
+  }
+  return {item: trees for item, trees in items.items() if trees}

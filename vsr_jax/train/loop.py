@@ -60,6 +60,7 @@ def fit(
   checkpoint_every: int = 1000,  # steps between checkpoints; there is one at the end anyway
   keep: int = 2,  # how many of the latest checkpoints stay
   best: str | None = None,  # metric whose largest value keeps that evaluation's checkpoint, too
+  lowest: bool = False,  # its smallest value, instead
   accumulate: int = 1,  # micro-batches to a step
   ema_decay: float | None = None,  # for the params' moving average; None: no average
   clip_norm: float | None = None,  # largest global norm of the gradients; None: any
@@ -96,7 +97,7 @@ def fit(
   with contextlib.ExitStack() as stack:
     stack.enter_context(_locked_workdir(workdir))
     stack.enter_context(jax.set_mesh(mesh))
-    checkpoints = stack.enter_context(Checkpoints(workdir, keep=keep, best=best))
+    checkpoints = stack.enter_context(Checkpoints(workdir, keep=keep, best=best, lowest=lowest))
     state, running_sums = _start(checkpoints, stage, shapes, batches, init)
     recorder = Recorder(workdir, int(state.step), log_every=log_every, running_sums=running_sums)
     with Report(stage, mesh, steps, checkpoints, recorder, evaluate, meta or {}) as report:

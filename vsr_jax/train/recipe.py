@@ -148,6 +148,13 @@ def check_batch(config: ConfigDict, sample_bytes: int, remedy: str) -> None:
     )
 
 
+def fit_options(config: ConfigDict) -> dict[str, Any]:
+  """The options of `loop.fit` that stand in every recipe, by their names."""
+  names = ["accumulate", "ema_decay", "clip_norm", "fsdp_min_size", "keep"]
+  names += ["log_every", "image_every", "checkpoint_every", "evaluate_every"]
+  return {"steps": config.steps, "seed": config.seed} | {x: config.train[x] for x in names}
+
+
 def flat(config: Mapping[str, Any], group: str = "") -> dict[str, Any]:
   """Nested fields as "a.b" -> value."""
   found = {}

@@ -14,6 +14,7 @@ from vsr_jax.configs.keep import base
 def get_config() -> ConfigDict:
   """The locked recipe."""
   c = base.defaults("fusion")
+  c.data.validation_degradation = "low_quality"
   c.loss.pixel = 0.1
   c.loss.double_normalised = True
   c.optim.networks.lr = 2e-5

@@ -13,6 +13,7 @@ from vsr_jax.configs.keep import base
 def get_config() -> ConfigDict:
   """The locked recipe."""
   c = base.defaults("prediction")
+  c.data.validation_degradation = "low_quality"
   c.steps = 500_000
   c.optim.networks.boundaries = (200_000, 400_000)
   return c

@@ -82,6 +82,23 @@ def test_an_export_holds_the_params_and_their_meta_and_little_else(trained, tmp_
   assert size < 4 * sum(x.size for x in jax.tree.leaves(state.params)) + 20_000
 
 
+def test_an_export_in_half_the_space_is_float32_when_it_is_read(trained, tmp_path):
+  _, state = trained
+  path = tmp_path / "weights"
+  export_params(path, state.params, {}, half=True)
+  like = jax.eval_shape(init_params, jax.random.key(0))
+  found = restore_params(path, like)
+  half = jax.tree.map(lambda x: np.asarray(x, np.float16).astype(np.float32), state.params)
+  assert_equal(found, half)
+  assert set(read_meta(path)["arrays"]["params"].values()) == {
+    f"float16[{','.join(map(str, x.shape))}]" for x in jax.tree.leaves(state.params)
+  }
+  large = {"net": {"small": np.ones(2, np.float32), "w": np.float32([1, 1e5])}}
+  with pytest.raises(UserError, match="float16 is too small for numbers in net/w"):
+    export_params(path, large, {}, half=True)
+  assert_equal(restore_params(path), half)
+
+
 def test_an_export_overwrites_nothing_else(tmp_path):
   (tmp_path / "notes").mkdir()
   (tmp_path / "notes" / "keep.txt").write_text("mine")
@@ -250,6 +267,32 @@ def test_the_latest_and_the_best_stay(tmp_path):
       for step in steps:
         checkpoints.save(state, step, data={}, meta={}, metrics={"score": scores[step]})
   assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["2", "4"]
+
+
+def test_the_lowest_may_be_the_best_and_scores_may_be_missing(tmp_path):
+  shapes = abstract_state(STAGE, init_params, make_mesh())
+  state = init_state(STAGE, init_params, jax.random.key(0), shapes)
+  scores = {1: {"score": 0.3}, 2: {"other": 0.0}, 3: {"score": 0.2}, 4: {"score": 0.4}}
+  with Checkpoints(tmp_path, keep=1, best="score", lowest=True) as checkpoints:
+    for step, metrics in scores.items():
+      checkpoints.save(state, step, data={}, meta={}, metrics=metrics)
+  assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["3", "4"]
+
+
+def test_networks_without_params_come_back(tmp_path):
+  """A model without CFA, say, has an empty tree for it, trained or not."""
+
+  def init(key):
+    return init_params(key) | {"empty": {}, "trained": {}}
+
+  optimizers = STAGE.optimizers | {"trained": optax.adam(1.0)}
+  stage = make_stage(optimizers=optimizers)
+  saved, read = (
+    fit(stage, init, batches(), workdir=tmp_path, steps=1, ema_decay=0.5) for _ in range(2)
+  )
+  assert {"empty", "trained"} <= read.params.keys()
+  assert_equal(read, saved)
+  assert restore_params(tmp_path).keys() == {"encoder", "decoder", "teacher"}
 
 
 def test_a_save_that_fails_leaves_nothing_and_says_so(tmp_path):
