@@ -50,6 +50,11 @@ def check(config: ConfigDict, presets: Sequence[str], own_frames: str) -> None:
     "train.best": recipe.one_of(("psnr", "lpips")),
   }
   recipe.check(config, conditions)
+  for name, rate in config.optim.items():
+    if rate.end is not None and rate.boundaries:
+      raise UserError(
+        f"optim.{name}.end = {rate.end}: is a fall by a cosine; set optim.{name}.boundaries to ()"
+      )
   _check_sizes(config)
   frames = 1 if config.stage == "vqgan" else config.data.frames
   # Bytes of the good and the low-quality frames as float32, which they are made at once.

@@ -31,6 +31,7 @@ def get_config(stage: str = "vqgan") -> ConfigDict:
   c.loss.perceptual = 0.0
   c.loss.temporal_side = 16
   c.loss.temporal_flow = "none"
+  c.optim.networks.boundaries = ()
   c.discriminator.update(width=8, layers=2, start=1)
   c.train.update(log_every=1, image_every=2, checkpoint_every=2, evaluate_every=2)
   return c

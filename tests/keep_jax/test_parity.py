@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from keep_jax import losses
+from keep_jax import stages
 from keep_jax.conversion import convert_released, rules
 from keep_jax.model import KEEP, clip_flows, restore_clip
 from tests.keep_jax import golden
 from vsr_jax.conversion import to_state_dict
-from vsr_jax.losses import l1
 from vsr_jax.ops.resize import resize_bilinear
+from vsr_jax.train.opponent import Judge, Opponent
 
 
 @functools.cache
@@ -94,6 +94,16 @@ def compare_gradients(unit, model, grads):
   return want
 
 
+def as_batch(**clips):
+  """Clips [b t h w 3] in [-1, 1] as the trainer's losses take them."""
+  return {name: (x + 1) * 127.5 for name, x in clips.items()}
+
+
+def options(**weights):
+  names = ("pixel", "perceptual", "adversarial", "code", "cross_entropy", "temporal")
+  return stages.Options(dict.fromkeys(names, 0.0) | weights, temporal_side=8, remat=True)
+
+
 @pytest.mark.slow
 def test_stage_2_losses_and_gradients():
   model, params = load("keep_stage2")
@@ -103,18 +113,16 @@ def test_stage_2_losses_and_gradients():
   codes = data["idx_gt"].reshape(2, 3, 16)
 
   @jax.jit  # what runs backwards is slow without LLVM's optimizations
-  def run(params, frames, flows, codes):
-    def loss(train):
-      restored, observation, _ = restore_clip(model, params | train, frames, flows)
-      feat = losses.code_mse(observation.latent, codes, params["codebook"])
-      cross_entropy = 0.5 * losses.code_cross_entropy(restored.logits, codes)
-      return feat + cross_entropy, (feat, cross_entropy)
+  def run(params, batch, flows, codes):
+    weights = options(code=1.0, cross_entropy=0.5)
+    loss = stages.prediction_loss(model, weights, flows=lambda *_: flows, codes_of=lambda *_: codes)
+    train = {name: params[name] for name in stages.TRAINED["prediction"]}
+    return jax.grad(lambda train: loss(params | train, batch, {}), has_aux=True)(train)
 
-    train = {name: params[name] for name in ("encoder", "gain", "code_predictor")}
-    return jax.grad(loss, has_aux=True)(train)
-
-  grads, terms = run(params, frames, flows, codes)
-  np.testing.assert_allclose(terms, [data["feat"], data["cross_entropy"]], rtol=1e-4)
+  grads, terms = run(params, as_batch(lq=frames, gt=frames), flows, codes)
+  np.testing.assert_allclose(
+    [terms["code"], terms["cross_entropy"]], [data["feat"], data["cross_entropy"]], rtol=1e-4
+  )
   assert len(compare_gradients("keep_stage2", model, grads)) > 150
 
 
@@ -128,18 +136,23 @@ def test_stage_3_losses_and_gradients():
   flows, true_flows = (golden.channels_last(data[name]) for name in ("flow", "gt_flow"))
 
   @jax.jit  # what runs backwards is slow without LLVM's optimizations
-  def run(params, frames, flows, truth, true_flows):
-    def loss(train):
-      restored, _, _ = restore_clip(model, params | train, frames, flows, remat=True)
-      temporal = 0.1 * losses.temporal(restored.features[8], true_flows)
-      pixel = 0.1 * l1(restored.image, truth)
-      return temporal + pixel, (temporal, pixel)
+  def run(params, batch, flows, true_flows):
+    of_clips = iter((flows, true_flows))  # those of the low-quality clips are asked for first
+    weights = options(pixel=0.1, temporal=0.1)
+    loss = stages.fusion_loss(model, weights, flows=lambda *_: next(of_clips))
+    opponent = Opponent("none", init=None, apply=lambda _, own, clip: (clip, own), optimizer=None)
+    judge = Judge(opponent, {}, {"none": {}}, jnp.int32(0))  # of weight 0: the fixture has none
 
-    train = {name: params[name] for name in ("cft", "cfa")}
-    return jax.grad(loss, has_aux=True)(train)
+    def total(train):
+      value, terms, _ = loss(params | train, batch, {}, judge)
+      return value, terms
 
-  grads, terms = run(params, frames, flows, truth, true_flows)
-  np.testing.assert_allclose(terms, [data["temporal"], data["pixel"]], rtol=1e-4)
+    return jax.grad(total, has_aux=True)({name: params[name] for name in stages.TRAINED["fusion"]})
+
+  grads, terms = run(params, as_batch(lq=frames, gt=truth), flows, true_flows)
+  np.testing.assert_allclose(
+    [terms["temporal"], terms["pixel"]], [data["temporal"], data["pixel"]], rtol=1e-4
+  )
   assert len(compare_gradients("keep_stage3", model, grads)) > 50
 
 
