@@ -7,6 +7,7 @@ VERSIONS ?= latest
 REFERENCE ?=
 REFERENCE_PYTHON ?=
 KEEP_REFERENCE ?=
+ONLY ?=
 
 BIN := .venv/bin
 STAMP := .venv/installed
@@ -23,7 +24,8 @@ help:
 	@echo "make lint                 rules, format and types"
 	@echo "make docs                 the documentation as a site: site/index.html"
 	@echo "make bench REFERENCE=DIR  time and memory a frame; against the released PyTorch code in DIR, if given"
-	@echo "                          (KEEP_REFERENCE=DIR: KEEP's; REFERENCE_PYTHON=PATH: one that has PyTorch)"
+	@echo "                          (KEEP_REFERENCE=DIR: KEEP's; REFERENCE_PYTHON=PATH: one that has PyTorch;"
+	@echo "                          ONLY=keep-training: one part)"
 	@echo "VERSIONS=lowest makes .venv with the lowest versions that requirements.txt allows"
 	@echo "PYTHON=python3.12 chooses the interpreter of .venv (3.11 to 3.13; here: $(PYTHON))"
 
@@ -54,7 +56,7 @@ docs: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks $(if $(REFERENCE),--reference "$(REFERENCE)") \
-	  $(if $(KEEP_REFERENCE),--keep-reference "$(KEEP_REFERENCE)") \
+	  $(if $(KEEP_REFERENCE),--keep-reference "$(KEEP_REFERENCE)") $(if $(ONLY),--only "$(ONLY)") \
 	  $(if $(REFERENCE_PYTHON),--reference-python "$(REFERENCE_PYTHON)")
 
 $(STAMP): requirements.txt pyproject.toml
