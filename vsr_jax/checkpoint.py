@@ -249,9 +249,12 @@ def load_items(folder: pathlib.Path, items: dict[str, Any]) -> dict[str, Any]:
 
 
 def context() -> ocp.Context:
-  """Orbax's settings: folders are made at once, for writers wait minutes for one that cannot be."""
+  """Orbax's settings."""
   context = ocp.Context()
+  # At once, for writers wait minutes for a folder that cannot be made.
   context.asynchronous.create_directories_asynchronously = False
+  # Devices with the same array write a part of it each, which takes seconds for many small ones.
+  context.array_options.saving.min_slice_bytes_for_replica_parallel = 2**20
   return context
 
 
