@@ -7,23 +7,32 @@ VERSIONS ?= latest
 REFERENCE ?=
 REFERENCE_PYTHON ?=
 KEEP_REFERENCE ?=
+ONLY ?=
+MINUTES ?= 480
+STILLS ?=
+VIDEOS ?=
+RUNS ?= runs/demo_weights
+VARIANT ?= keep
 
 BIN := .venv/bin
 STAMP := .venv/installed
 # Each process takes the next file as soon as it is free, the longest first (tests/conftest.py).
 SPREAD := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test test-full fuzz lint docs bench
+.PHONY: help demo demo-weights test test-full fuzz lint docs bench
 
 help:
 	@echo "make demo                 restore the packaged clips with the packaged weights: demo_output/"
+	@echo "make demo-weights STILLS=DIR VIDEOS=DIR  train KEEP's demonstration weights: $(RUNS)/weights"
+	@echo "                          (MINUTES=$(MINUTES) of training; VARIANT=no_kfn afterwards, to compare)"
 	@echo "make test                 all tests but the slow ones (JOBS=$(JOBS) processes)"
 	@echo "make test-full            all tests, programs compiled as users compile them"
 	@echo "make fuzz                 damaged files, killed runs and runs beside each other (SEED=$(SEED))"
 	@echo "make lint                 rules, format and types"
 	@echo "make docs                 the documentation as a site: site/index.html"
 	@echo "make bench REFERENCE=DIR  time and memory a frame; against the released PyTorch code in DIR, if given"
-	@echo "                          (KEEP_REFERENCE=DIR: KEEP's; REFERENCE_PYTHON=PATH: one that has PyTorch)"
+	@echo "                          (KEEP_REFERENCE=DIR: KEEP's; REFERENCE_PYTHON=PATH: one that has PyTorch;"
+	@echo "                          ONLY=keep-training: one part)"
 	@echo "VERSIONS=lowest makes .venv with the lowest versions that requirements.txt allows"
 	@echo "PYTHON=python3.12 chooses the interpreter of .venv (3.11 to 3.13; here: $(PYTHON))"
 
@@ -32,6 +41,10 @@ demo: $(STAMP)
 	@if [ -d keep_jax/assets/demo_weights ]; then \
 	  $(BIN)/python -m keep_jax.demo --out demo_output/keep; \
 	else echo "KEEP's demonstration weights are not packaged yet: its clip is left out"; fi
+
+demo-weights: $(STAMP)
+	$(BIN)/python -m keep_jax.demo_weights "$(RUNS)" --minutes $(MINUTES) --variant $(VARIANT) \
+	  $(if $(STILLS),--stills "$(STILLS)") $(if $(VIDEOS),--videos "$(VIDEOS)")
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(SPREAD) -m "not slow"
@@ -54,7 +67,7 @@ docs: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks $(if $(REFERENCE),--reference "$(REFERENCE)") \
-	  $(if $(KEEP_REFERENCE),--keep-reference "$(KEEP_REFERENCE)") \
+	  $(if $(KEEP_REFERENCE),--keep-reference "$(KEEP_REFERENCE)") $(if $(ONLY),--only "$(ONLY)") \
 	  $(if $(REFERENCE_PYTHON),--reference-python "$(REFERENCE_PYTHON)")
 
 $(STAMP): requirements.txt pyproject.toml

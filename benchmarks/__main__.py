@@ -1,6 +1,6 @@
 """Times FMA-Net and KEEP, against the released PyTorch code if its folder is given, and data.
 
-    python -m benchmarks [--reference DIR] [--only restoration,training,keep,data] [--out DIR] ...
+    python -m benchmarks [--reference DIR] [--keep-reference DIR2] [--only A,B] [--out DIR] ...
 
 Prints a table and writes it to benchmark.md, and every run to benchmark.json. README.md beside
 this file tells how it measures.
@@ -23,6 +23,7 @@ PARTS = {
   "restoration": compare.restoration,
   "training": compare.training,
   "keep": compare_keep.keep,
+  "keep-training": compare_keep.training,
   "data": data.measure,
 }
 

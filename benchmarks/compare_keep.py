@@ -20,6 +20,11 @@ MARGIN = 1e-2
 # The largest relative difference of frames, end to end, where the flow magnifies rounding.
 TOLERANCE = 2e-3
 
+# The largest relative differences of losses after the first step, by stage. Rounding is magnified:
+# Adam's first steps are as large for a gradient that is all rounding as for any other, and a code
+# that is nearly as good as the next one may change.
+LOSS_TOLERANCES = {"vqgan": 1e-3, "prediction": 1e-4, "fusion": 1e-3}
+
 
 def keep(settings: Settings) -> dict[str, Any]:
   """Restores the same chunk of aligned faces on both sides.
@@ -54,6 +59,31 @@ def keep(settings: Settings) -> dict[str, Any]:
   flops = {name: work[name] for name in ("flops", "flops_of")}
   faces = run_worker(s, sys.executable, "keep", "faces", **ours)["faces"]
   return {**clip, **flops, "faces": faces, "agreement": agreement, "runs": runs}
+
+
+def training(settings: Settings) -> dict[str, Any]:
+  """Trains each stage for a few steps on the same batch on both sides.
+
+  Returns:
+    The JSON entries by stage: all runs, and the agreement of the losses.
+  """
+  s = dataclasses.replace(settings, reference=settings.keep_reference)
+  found = {}
+  for stage, tolerance in LOSS_TOLERANCES.items():
+
+    def ours(stage=stage) -> Run:
+      return run_worker(s, sys.executable, "keep_training", stage, steps=s.steps)
+
+    def reference(stage=stage) -> Run:
+      options = {"folder": s.reference.resolve(), "steps": s.steps}
+      return run_worker(s, s.reference_python, "keep_training_reference", stage, **options)
+
+    def check(ours: Run, reference: Run, tolerance=tolerance) -> dict[str, float]:
+      return compare.compare_losses(ours["losses"], reference["losses"], tolerance)
+
+    runs, agreement = in_turn(s, ours, reference, check)
+    found[stage] = {"agreement": agreement, "runs": runs}
+  return found
 
 
 def long_clips(settings: Settings, full_size: bool) -> dict[str, Any]:

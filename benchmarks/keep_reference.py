@@ -32,6 +32,9 @@ except ImportError as e:
 else:
   MISSING = None
 
+NEEDS = "torch, einops, opencv-python, diffusers==0.11.0 and huggingface_hub==0.25.1"
+MODULES = ("torch", "einops", "diffusers")  # whose versions are reported
+
 ARCHS = pathlib.Path("basicsr", "archs")
 
 
@@ -84,6 +87,11 @@ def device() -> str:
   return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def device_name() -> str:
+  """The kind of device, named as our worker names it."""
+  return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+
+
 def restore_chunk(model: torch.nn.Module, frames: list[np.ndarray]) -> tuple[np.ndarray, list]:
   """Restores uint8 frames as one chunk, at most 20 of them.
 
@@ -117,7 +125,7 @@ def time_clip(args: argparse.Namespace) -> dict[str, Any]:
       np.savez(args.keep, output=output.transpose(0, 2, 3, 1), logits=codes)
   _, whole, two = workload.intervals(ends)
   return {
-    "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+    "device": device_name(),
     "ready": ready,
     "first_chunk": ends[1],
     "seconds": workload.steady_seconds(whole, two, args.frames),
@@ -128,9 +136,8 @@ def time_clip(args: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
   """Runs the worker; see the module's docstring."""
-  needs = "torch, einops, opencv-python, diffusers==0.11.0 and huggingface_hub==0.25.1"
-  modules, jobs = ("torch", "einops", "diffusers"), {"time": time_clip}
-  workload.run_reference("benchmarks.keep_reference", __doc__, MISSING, needs, modules, jobs)
+  jobs = {"time": time_clip}
+  workload.run_reference("benchmarks.keep_reference", __doc__, MISSING, NEEDS, MODULES, jobs)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,12 @@ SIMD = {  # flag of the CPU -> its name, the widest first
   "asimd": "NEON",
 }
 
+KEEP_STAGES = {  # what a step of each stage is
+  "vqgan": "stage I, 2 images of 64x64",
+  "prediction": "stage II, a clip of 4 frames of 128x128",
+  "fusion": "stage III, a clip of 4 frames of 128x128",
+}
+
 HEADERS = {"data": ("", "1 worker", "most", "ratio")}  # of parts that differ
 
 BUSY = 0.5  # load average above which times are not reliable
@@ -71,11 +77,12 @@ def restoration_table(result: dict[str, Any]) -> Table:
 
 
 def training_table(result: dict[str, Any]) -> Table:
-  """The rows of `compare.training`."""
+  """The rows of `compare.training`, and of each stage of `compare_keep.training`."""
   runs, ours = result["runs"], result["runs"]["ours"]
   later = _without_first_runs(runs)
   rows = [
     _row("seconds a step", runs, "seconds", "{:.3g}"),
+    _row("CPU seconds a step, of all threads", runs, "cpu_seconds", "{:.3g}"),
     _row("peak memory (GB)", later, "memory", "{:.2f}", 1e-9),
     *_first_run(ours),
   ]
@@ -181,6 +188,11 @@ def titles(results: dict[str, Any]) -> dict[str, tuple[str, Table]]:
   if r := results.get("keep"):
     what = f"KEEP, {r['model']} configuration, {r['frames']} frames a chunk"
     found["keep"] = what, keep_table(r)
+  for stage, r in results.get("keep-training", {}).items():
+    found[f"keep-training {stage}"] = (
+      f"KEEP, training step, {KEEP_STAGES[stage]}",
+      training_table(r),
+    )
   if r := results.get("keep_long"):
     found["keep_long"] = f"KEEP, length of the clip, {r['model']} configuration", long_table(r)
   if r := results.get("data"):
@@ -221,7 +233,7 @@ def collect(
   threads: int, load: float, repeats: int, parts: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
   """The entries of benchmark.json: machine, versions, and the parts by name."""
-  runs = [run for part in parts.values() for run in _all_runs(part["runs"])]
+  runs = [run for part in parts.values() for run in _all_runs(part)]
   versions = {"python": platform.python_version()}
   for run in runs:
     versions |= run["versions"]
@@ -235,7 +247,11 @@ def collect(
   }
 
 
-def _all_runs(runs: compare.Runs | list[compare.Run]) -> list[compare.Run]:
+def _all_runs(part: dict[str, Any]) -> list[compare.Run]:
+  """The runs of a part: of both sides or of ours alone, of all stages if it has some."""
+  if "runs" not in part:
+    return [run for stage in part.values() for run in _all_runs(stage)]
+  runs = part["runs"]
   return runs if isinstance(runs, list) else [run for side in runs.values() for run in side]
 
 

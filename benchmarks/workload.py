@@ -53,25 +53,28 @@ def released(name: str) -> Released:
   return Released(config, weights.state_dict(PARITY / f"fmanet_{name}.manifest.json", seed, gain))
 
 
-def keep_released(name: str) -> Released:
+def keep_released(name: str, unit: str = "keep_mini") -> Released:
   """KEEP's configuration of `inference_keep.py`, "full", or "tiny", without CFT and CFA.
 
-  Weights are generated from the tensors' names; for "tiny" also from the name of the fixtures' unit
-  "keep_mini", whose tensors they are.
+  Weights are generated from the tensors' names; for "tiny" also from the name of the fixtures'
+  `unit` whose tensors they are.
   """
   config = {"img_size": 512, "emb_dim": 256, "dim_embd": 512, "n_head": 8, "n_layers": 9}
   config |= {"codebook_size": 1024, "cft_list": ["16", "32", "64"], "kalman_attn_head_dim": 48}
   config |= {"num_uncertainty_layers": 3, "cfa_list": ["16", "32"], "cfa_nhead": 4}
   config |= {"cfa_dim": 256, "cond": 1}
   shapes = json.loads((PARITY / f"{KEEP_MODELS[name]}.manifest.json").read_text())
-  unit = ""
-  if name == "tiny":
-    config |= {"img_size": 128, "latent_size": 16, "n_layers": 2, "attn_resolutions": [4]}
-    config |= {"cft_list": [], "cfa_list": []}
-    unit = "keep_mini."
-    shapes = {key: shape for key, shape in shapes.items() if key.startswith(unit)}
-  state = weights.state_dict(shapes, KEEP_SEED)
-  return Released(config, {key.removeprefix(unit): x for key, x in state.items()})
+  if name == "full":
+    return Released(config, state_of(shapes, ""))
+  config |= {"img_size": 128, "latent_size": 16, "n_layers": 2, "attn_resolutions": [4]}
+  config |= {"cft_list": [], "cfa_list": []}
+  return Released(config, state_of(shapes, f"{unit}."))
+
+
+def state_of(shapes: Mapping[str, Sequence[int]], start: str) -> dict[str, np.ndarray]:
+  """KEEP's deterministic tensors whose keys have the given start, by the rest of the keys."""
+  chosen = {key: shape for key, shape in shapes.items() if key.startswith(start)}
+  return {key.removeprefix(start): x for key, x in weights.state_dict(chosen, KEEP_SEED).items()}
 
 
 def keep_clip(count: int, size: int) -> Iterator[np.ndarray]:
@@ -138,6 +141,32 @@ def peak_memory() -> int:
 def intervals(ends: list[float]) -> list[float]:
   """Durations of all events but the first, from the times at which they ended in turn."""
   return [after - before for before, after in itertools.pairwise(ends)]
+
+
+def time_steps(step: Callable[[], list[float]], count: int) -> dict[str, Any]:
+  """Takes training steps and times them.
+
+  Args:
+    step: takes one, to its end, and returns its losses.
+    count: how many; the first one is told apart.
+
+  Returns:
+    "first_step" in seconds; of the others "seconds" and "cpu_seconds", of all threads together; of
+    all "losses".
+  """
+  ends, cpu_ends, losses = [time.perf_counter()], [time.process_time()], []
+  for _ in range(count):
+    losses.append(step())
+    ends.append(time.perf_counter())
+    cpu_ends.append(time.process_time())
+  first, *seconds = intervals(ends)
+  _, *cpu_seconds = intervals(cpu_ends)
+  return {
+    "first_step": first,
+    "seconds": seconds,
+    "cpu_seconds": cpu_seconds,
+    "losses": losses,
+  }
 
 
 def steady_seconds(whole: float, two: float, frames: int) -> list[float]:

@@ -38,20 +38,45 @@ SUFFIXES = (".mp4", ".mkv", ".mov")
 def main() -> None:
   """Runs the command; see the module's docstring and `--help`."""
   args = _parse()
-  files.check_folder(args.out)
-  training = training_stills(args.stills)
-  validation = validation_stills(args.stills)
-  real = [find_videos(args.videos, demo_split.REAL_TRAINING)]
-  real.append(find_videos(args.videos, demo_split.REAL_VALIDATION))
-  settings = {"frames": args.frames, "size": args.size, "amplitude": 1.0, "seed": args.seed}
+  make_sets(args.stills, args.videos, args.out, args.size, args.frames, args.seed)
+
+
+def make_sets(
+  stills: pathlib.Path,
+  videos: pathlib.Path,
+  out: pathlib.Path,
+  size: int = 128,
+  frames: int = 24,
+  seed: int = 0,
+) -> None:
+  """Makes all sets, or what an interrupted run left to do.
+
+  Args:
+    stills: a folder of aligned portraits with index.csv.
+    videos: a folder of real clips.
+    out: gets the sets.
+    size: side of a frame, in pixels.
+    frames: of an animated training clip.
+    seed: of the motion.
+
+  Raises:
+    UserError: a source is missing or damaged, or would be trained on although it is held out; the
+      sets are of other settings.
+  """
+  files.check_folder(out)
+  training = training_stills(stills)
+  validation = validation_stills(stills)
+  real = [find_videos(videos, demo_split.REAL_TRAINING)]
+  real.append(find_videos(videos, demo_split.REAL_VALIDATION))
+  settings = {"frames": frames, "size": size, "amplitude": 1.0, "seed": seed}
   settings["rate"] = animate.RATE
   shorter = {**settings, "frames": VALIDATION_FRAMES}
-  animate.make_set(validation, args.out / "validation", shorter)
-  animate.make_set(training, args.out / "train", settings)
-  alignment = {"size": args.size, "detector": "mtcnn", "sigma": SIGMA}
+  animate.make_set(validation, out / "validation", shorter)
+  animate.make_set(training, out / "train", settings)
+  alignment = {"size": size, "detector": "mtcnn", "sigma": SIGMA}
   detect = detector.make_detector()
-  for videos, name in zip(real, ("train", "validation_real"), strict=True):
-    align.make_set(landmarks.find_clips(videos), args.out / name, alignment, detect)
+  for sources, name in zip(real, ("train", "validation_real"), strict=True):
+    align.make_set(landmarks.find_clips(sources), out / name, alignment, detect)
 
 
 def _parse() -> argparse.Namespace:

@@ -79,7 +79,7 @@ def clips(
     num_frames: t, the frames of a sample.
     intervals: distances in frames, of which one is drawn per sample, among those that fit the clip.
     reverse: probability of the reverse order.
-    degradation: how the low-quality frames are made, and the scale s.
+    degradation: how the low-quality frames are made, and the scale s; see `degradation_of`.
     size: side of the good faces, in pixels.
     stream: the stream that has the good frames.
     epochs: passes over the frames; None for an endless data set.
@@ -314,8 +314,9 @@ class _LoadClip:
     length = len(clip.stream(self._stream))
     frames = draw_frames(rng, length, centre, *self._drawn)
     good = clip.decode_all(self._stream, frames)
-    low = list(low_quality_frames(clip, good, rng, self._degradation))
     matrices = fit(clip, frames, self._size, good[0].shape[:2])
+    degradation = degradation_of(clip, self._degradation, self._size)
+    low = list(low_quality_frames(clip, good, rng, degradation))
     return {
       "gt": _align_all(clip, frames, good, matrices, self._size, 1),
       "lq": _align_all(clip, frames, low, matrices, self._size, self._degradation.scale),
@@ -364,7 +365,8 @@ class _LoadChunk:
       return clip.decode_all(self._low_quality, frames)
     if self._made is None or self._made[0] != i:
       good = clip.decode_each(self._stream, range(len(clip.stream(self._stream))))
-      made = low_quality_frames(clip, good, evaluation_rng(clip), self._low_quality)
+      degradation = degradation_of(clip, self._low_quality, self._size)
+      made = low_quality_frames(clip, good, evaluation_rng(clip), degradation)
       self._made = i, np.stack(list(made))
     return self._made[1][frames]
 
@@ -372,6 +374,20 @@ class _LoadChunk:
 def evaluation_rng(clip: Clip) -> np.random.Generator:
   """What draws an evaluated clip's degradation: seeded by its name, hence always the same."""
   return np.random.default_rng(zlib.crc32(clip.name.encode()))
+
+
+def degradation_of(clip: Clip, degradation: Degradation, size: int) -> Degradation:
+  """The degradation of a clip's frames, whose blur is told in pixels of a face of 512.
+
+  Aligned frames have faces of `size` pixels. Frames that are aligned after they are degraded are
+  taken to have faces of 512 pixels, as VFHQ's have.
+  """
+  return degradation.at_size(size) if is_aligned(clip) else degradation
+
+
+def is_aligned(clip: Clip) -> bool:
+  """Whether a clip's frames are taken as aligned faces: it says so, or it has no landmarks."""
+  return clip.aligned or not len(clip.landmarks)
 
 
 def low_quality_frames(

@@ -7,6 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from vsr_jax.ops.channels import broadcast_channels
+from vsr_jax.ops.convolution import Padding
+from vsr_jax.ops.temporal import convolve_frames_strided
+
 _SLOPE = 0.2  # below zero, in every LeakyReLU
 _EPSILON = 1e-12  # added to norms in a power iteration
 
@@ -75,7 +79,7 @@ class SpectralConv(nn.Module):
   """
 
   features: int
-  padding: tuple[tuple[int, int], ...]
+  padding: Padding  # of rows and of columns
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -95,17 +99,25 @@ class SpectralConv(nn.Module):
       v.value = _normalise(lax.stop_gradient(matrix) @ u.value)
       u.value = _normalise(lax.stop_gradient(matrix).T @ v.value)
     sigma = v.value @ matrix @ u.value
-    return lax.conv_general_dilated(
-      x,
-      (kernel / sigma).astype(x.dtype),
-      (1, 2, 2),
-      self.padding,
-      dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
-    )
+    return convolve_frames_strided(x, kernel / sigma, 2, self.padding)
 
 
 def _normalise(x: jax.Array) -> jax.Array:
   return x / jnp.maximum(jnp.linalg.norm(x), _EPSILON)
+
+
+class VideoConv(nn.Module):
+  """A 3x5x5 convolution of stride (1, 2, 2) with a bias."""
+
+  features: int
+  padding: Padding  # of rows and of columns
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    shape = (3, 5, 5, x.shape[-1], self.features)
+    kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+    y = convolve_frames_strided(x, kernel, 2, self.padding)
+    return y + broadcast_channels(self.param("bias", nn.initializers.zeros, shape[-1:]), y)
 
 
 class VideoDiscriminator(nn.Module):
@@ -115,9 +127,9 @@ class VideoDiscriminator(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-    first, others = ((1, 1), (1, 1), (1, 1)), ((1, 1), (2, 2), (2, 2))
+    first, others = ((1, 1), (1, 1)), ((2, 2), (2, 2))
     for i, multiple in enumerate((1, 2, 4, 4, 4)):
       padding = others if i else first
       x = SpectralConv(multiple * self.width, padding, name=f"conv_{i}")(x, train)
       x = nn.leaky_relu(x, _SLOPE)
-    return nn.Conv(4 * self.width, (3, 5, 5), (1, 2, 2), padding=others, name="scores")(x)
+    return VideoConv(4 * self.width, others, name="scores")(x)

@@ -85,9 +85,9 @@ class Setting:
   plots: bool
 
 
-def main() -> None:
-  """Runs the command; see the module's docstring and `--help`."""
-  args = _parse()
+def main(given: Sequence[str] | None = None) -> None:
+  """Runs the command with the given arguments or the process's; see the docstring and `--help`."""
+  args = _parse(given)
   evaluation.check_names([BICUBIC, TRUTH, *(name for name, _ in (*args.checkpoint, *args.outputs))])
   clips, skipped = choose_clips(
     args.data, split=args.split, streams=None, names=args.clips, frames=args.frames
@@ -334,7 +334,7 @@ def _clip_folder(folder: pathlib.Path, clip: Clip) -> str:
   return f"{folder / clip.name}/"  # the slash: a folder even if the name has a dot
 
 
-def _parse() -> argparse.Namespace:
+def _parse(given: Sequence[str] | None) -> argparse.Namespace:
   parser = cli.Parser("keep_jax.evaluate", __doc__)
   add = parser.add_argument
   add("data", metavar="DATA", type=pathlib.Path, help="VFHQ, or another set of clips of faces")
@@ -364,7 +364,7 @@ def _parse() -> argparse.Namespace:
   add(
     "--save-frames", type=pathlib.Path, metavar="DIR", help="keep what is restored: DIR/NAME/CLIP/"
   )
-  args = parser.parse_args()
+  args = parser.parse_args(given)
   arguments.check_network_arguments(parser, args)
   if not (args.checkpoint or args.outputs or args.save_inputs):
     parser.error("name --checkpoint or --outputs to be scored, or --save-inputs")

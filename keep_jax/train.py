@@ -128,7 +128,7 @@ def training_set(config: ConfigDict, clips: Sequence[Clip]) -> grain.MapDataset:
       num_frames=config.data.frames,
       intervals=config.data.intervals,
       reverse=config.data.reverse,
-      degradation=PRESETS[config.data.degradation].at_size(size),
+      degradation=PRESETS[config.data.degradation],
       size=size,
     )
   hosts = jax.process_count()
@@ -155,7 +155,7 @@ def make_evaluate(
   if single:
     low_quality = SHARP  # stage I sees good frames only
   elif low_quality in PRESETS:
-    low_quality = PRESETS[low_quality].at_size(size)
+    low_quality = PRESETS[low_quality]
   streams = {SHARP, low_quality} if isinstance(low_quality, str) else {SHARP}
   clips = open_clips(data.validation, split=data.validation_split, streams=sorted(streams)).clips
   try:

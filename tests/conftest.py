@@ -70,25 +70,34 @@ MAX_RESIDENT = 1.5e9
 # on one while the others have nothing left to do.
 LONGEST = (
   "tests/keep_jax/test_train.py",
-  "tests/fmanet_jax/test_train.py",
   "tests/fmanet_jax/test_parity.py",
+  "tests/fmanet_jax/test_train.py",
+  "tests/keep_jax/test_variants.py",
+  "tests/keep_jax/test_restore.py",
   "tests/fmanet_jax/test_streaming.py",
   "tests/fmanet_jax/test_model.py",
-  "tests/keep_jax/test_restore.py",
-  "tests/fmanet_jax/test_configs.py",
-  "tests/vsr_jax/train/test_loop.py",
-  "tests/fmanet_jax/test_restore.py",
   "tests/keep_jax/test_streaming.py",
-  "tests/keep_jax/test_variants.py",
+  "tests/vsr_jax/flow/test_raft.py",
+  "tests/fmanet_jax/test_demo.py",
+  "tests/keep_jax/test_parity.py",
+  "tests/keep_jax/test_convert.py",
+  "tests/fmanet_jax/test_restore.py",
+  "tests/vsr_jax/flow/test_gmflow.py",
+)
+# Those that import TensorFlow end, so that a worker does not hold its 0.4 GB all the time.
+LAST = (
+  "tests/data_prep/test_array_record.py",
+  "tests/data_prep/test_build.py",
+  "tests/data_prep/test_builders.py",
 )
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-  """Puts the longest files first."""
-  place = {path: i for i, path in enumerate(LONGEST)}
-  items.sort(key=lambda item: place.get(item.location[0], len(place)))
+  """Puts the longest files first, and those with TensorFlow last."""
+  place = {path: i - len(LONGEST) for i, path in enumerate(LONGEST)} | dict.fromkeys(LAST, 1)
+  items.sort(key=lambda item: place.get(item.location[0], 0))
 
 
 def pytest_collection_finish() -> None:

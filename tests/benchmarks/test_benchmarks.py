@@ -80,6 +80,7 @@ def test_training_without_a_reference(tmp_path, fast_compiles):
   assert len(run["seconds"]) == 2
   # The first loss is that of the fixture's weights; three steps of Adam on one batch lower it.
   assert run["losses"] == sorted(run["losses"], reverse=True)
+  assert len(run["cpu_seconds"]) == 2
   assert "seconds a step" in (tmp_path / "benchmark.md").read_text()
 
 
@@ -95,6 +96,34 @@ def test_keep_without_a_reference(tmp_path, fast_compiles):
   assert run["memory"] > 4e8  # the parameters
   assert part["faces"].keys() == {"detect", "align", "paste"}
   assert "a chunk of 3 frames" in (tmp_path / "benchmark.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_stage_of_keep_takes_steps(tmp_path, fast_compiles):
+  run = compare.run_worker(settings(tmp_path), sys.executable, "keep_training", "vqgan", steps=3)
+  assert len(run["seconds"]) == len(run["cpu_seconds"]) == 2
+  total, real, fake = np.array(run["losses"]).T
+  # The released code's first losses; then the discriminator learns to tell the two apart.
+  np.testing.assert_allclose((total[0], real[0], fake[0]), (1.656365, 0.901428, 1.295855), 1e-5)
+  assert (np.diff(real + fake) < 0).all()
+
+
+def test_table_of_keeps_training():
+  run = {"first_step": 9.0, "losses": [[1.0]], "cpu_seconds": [3.0]}
+  stage = {
+    "agreement": {"first": 1e-6, "largest": 2e-4},
+    "runs": {"ours": [ours([2.0], **run)], "reference": [theirs([5.0], **run)]},
+  }
+  entries = report.collect(2, 0.1, 1, {"keep-training": {"vqgan": stage, "fusion": stage}})
+  assert entries["versions"]["torch"] == "2"
+  tables = report.titles(entries)
+  title, rows = tables["keep-training fusion"]
+  assert title == "KEEP, training step, stage III, a clip of 4 frames of 128x128"
+  rows = {row[0]: row[1:] for row in rows}
+  assert rows["seconds a step"] == ("2", "5", "2.50")
+  assert rows["CPU seconds a step, of all threads"] == ("3", "3", "1.00")
+  assert rows["losses differ by (relative)"][0] == "1e-06, in the end 2e-04"
+  assert "keep-training vqgan" in tables
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="PyTorch is installed")
@@ -200,7 +229,9 @@ def test_a_folder_without_the_released_code_is_named(tmp_path):
 
 
 def test_an_unknown_part_is_named():
-  with pytest.raises(UserError, match="--only speed: there are restoration, training, keep, data"):
+  with pytest.raises(
+    UserError, match="--only speed: there are restoration, training, keep, keep-training"
+  ):
     command.main(["--only=speed"])
 
 
@@ -256,9 +287,15 @@ def test_frames_are_compared():
 
 
 def test_losses_are_compared():
-  assert compare.compare_losses([1.0, 2.2], [1.0, 2.0])["largest"] == pytest.approx(0.1)
+  assert compare.compare_losses([[1.0], [2.2]], [[1.0], [2.0]])["largest"] == pytest.approx(0.1)
   with pytest.raises(UserError, match="losses differ by 1.0e-01"):
-    compare.compare_losses([1.1, 2.0], [1.0, 2.0])
+    compare.compare_losses([[1.1], [2.0]], [[1.0], [2.0]])
+  several = [[1.0, 0.0], [2.0, 0.2]]
+  assert compare.compare_losses(several, [[1.0, 0.0], [2.0, 0.0]], 0.2)["largest"] == 0.1
+  with pytest.raises(UserError, match=r"losses differ by 1.0e-01 \(at most 1e-03\)"):
+    compare.compare_losses(several, [[1.0, 0.0], [2.0, 0.0]], 1e-3)
+  with pytest.raises(UserError, match="losses differ by nan"):
+    compare.compare_losses([[1.0], [np.nan]], [[1.0], [2.0]])
 
 
 def test_medians_and_ratios_are_of_pairs():

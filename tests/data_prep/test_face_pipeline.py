@@ -134,6 +134,15 @@ def test_low_quality_is_the_degradation_of_the_same_frames():
   assert distance.diagonal().max() < 6
 
 
+def test_the_blur_of_aligned_faces_is_in_parts_of_the_face():
+  train, points = PRESETS["train"], landmarks_of(0.0, 1.0, (0, 0), 512)[None]
+  small = face_pipeline.degradation_of(clip_of("anna", []), train, 128)
+  assert (small.sigma_x, small.sigma_y, small.kernel_size) == ((0.5, 2.5), (0.5, 2.5), 5)
+  assert face_pipeline.degradation_of(clip_of("anna", []), train, 512) is train
+  # Frames of 512 pixels are degraded before they are aligned at any size.
+  assert face_pipeline.degradation_of(clip_of("anna", [], points), train, 128) is train
+
+
 def aligned(image: np.ndarray, points: np.ndarray) -> np.ndarray:
   clip = clip_of("anna", [image], points[None])
   return face_pipeline.align(image, face_pipeline.fit(clip, [0], 512, image.shape[:2])[0], 512, 1)

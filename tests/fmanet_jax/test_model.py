@@ -59,7 +59,6 @@ def stream(model: FMANet, params, blurry):
   "changes",
   [
     {"frames": 1, "scale": 1, "kernel_down": 5, "use_bias": True, "norm_bias": False},
-    {"frames": 5, "dim": 30, "flows": 5, "heads": 3},
     {"frames": 7, "dim": 42, "scale": 3, "kernel_down": 3, "flows": 3, "heads": 7},
     {
       "scale": 4,

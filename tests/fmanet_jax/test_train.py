@@ -89,38 +89,43 @@ def quick_init(model, key):
 
 @pytest.fixture(scope="module")
 def runs(clip_set, tmp_path_factory):
-  """Of each stage, a run of four steps, and one that was taken up again after two of them."""
+  """Of each stage, a run of four steps; of the second, one taken up again after two of them."""
   root = tmp_path_factory.mktemp("runs")
   found = {}
   for stage in ("degradation", "joint"):
-    whole, halves = root / f"{stage}_whole", root / f"{stage}_halves"
+    whole = root / f"{stage}_whole"
     start = {} if stage == "degradation" else {"init_from": str(root / "degradation_whole")}
     with pytest.MonkeyPatch.context() as patch:
       if stage == "joint":
         patch.setattr(train, "init_params", quick_init)
       train.train(recipe(stage, clip_set, 4, **start), str(whole))
-    shutil.copytree(whole, halves)
-    shutil.rmtree(halves / "checkpoints" / "4")  # as if killed while step 4 was saved
-    train.train(recipe(stage, clip_set, 4, **start), str(halves))
-    found[stage] = whole, halves
+    found[stage] = whole
+  halves = found["joint_halves"] = root / "joint_halves"
+  shutil.copytree(whole, halves)
+  shutil.rmtree(halves / "checkpoints" / "4")  # as if killed while step 4 was saved
+  train.train(recipe("joint", clip_set, 4, **start), str(halves))
   return found
 
 
-@pytest.mark.parametrize("stage", ["degradation", "joint"])
-def test_a_resumed_run_equals_an_uninterrupted_one(runs, stage):
-  whole, halves = runs[stage]
+def test_a_resumed_run_equals_an_uninterrupted_one(runs):
+  whole, halves = runs["joint"], runs["joint_halves"]
   jax.tree.map(np.testing.assert_array_equal, params_of(whole), params_of(halves))
-  steps = [row for row in rows(whole) if "loss" in row]
+  steps, resumed = ([row for row in rows(run) if "loss" in row] for run in (whole, halves))
+  assert steps == resumed
+
+
+@pytest.mark.parametrize("stage", ["degradation", "joint"])
+def test_steps_and_evaluations_are_logged(runs, stage):
+  steps = [row for row in rows(runs[stage]) if "loss" in row]
   assert [row["step"] for row in steps] == [1, 2, 3, 4]
-  assert steps == [row for row in rows(halves) if "loss" in row]
   assert all(math.isfinite(row["loss"]) for row in steps)
-  scores = [row["evaluation/psnr"] for row in rows(whole) if "evaluation/psnr" in row]
+  scores = [row["evaluation/psnr"] for row in rows(runs[stage]) if "evaluation/psnr" in row]
   assert len(scores) == 2
   assert all(math.isfinite(score) for score in scores)
 
 
 def test_the_joint_stage_starts_from_the_degradation_stage(runs):
-  first, second = (params_of(runs[stage][0]) for stage in ("degradation", "joint"))
+  first, second = (params_of(runs[stage]) for stage in ("degradation", "joint"))
   distance = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), first["net_d"], second["net_d"])
   # Four steps of at most about 1e-3; the initialisation is up to 0.4 away.
   assert 0 < max(jax.tree.leaves(distance)) < 0.01
@@ -128,11 +133,11 @@ def test_the_joint_stage_starts_from_the_degradation_stage(runs):
 
 def test_net_r_starts_anew_in_the_joint_stage(runs, clip_set):
   """Stage 1 stores an untrained Net^R, which may be of another ablation and has its seed."""
-  start = {"init_from": str(runs["degradation"][0]), "model.modulation": "sft"}
+  start = {"init_from": str(runs["degradation"]), "model.modulation": "sft"}
   config = recipe("joint", clip_set, 1, **start)
   model = train.FMANet(train.Architecture(**config.model))
   assert train._starting_params(config, model, "new").keys() == {"net_d"}
-  config.init_from = str(runs["joint"][0])
+  config.init_from = str(runs["joint"])
   with pytest.raises(UserError, match="not the weights of this model"):
     train._starting_params(config, model, "new")
   config.model.modulation = "degradation_attention"
@@ -141,7 +146,7 @@ def test_net_r_starts_anew_in_the_joint_stage(runs, clip_set):
 
 
 def test_a_run_killed_in_its_first_save_starts_from_the_same_weights(runs, clip_set, tmp_path):
-  config = recipe("joint", clip_set, 1, init_from=str(runs["degradation"][0]))
+  config = recipe("joint", clip_set, 1, init_from=str(runs["degradation"]))
   model = train.FMANet(train.Architecture(**config.model))
   (tmp_path / "checkpoints" / "1.orbax-checkpoint-tmp").mkdir(parents=True)
   assert train._starting_params(config, model, str(tmp_path)).keys() == {"net_d"}
@@ -175,7 +180,7 @@ def test_other_training_data_are_refused_on_resuming(runs, clip_set, tmp_path_fa
     write_flow(other, name, length, 3, 1)
   config = recipe("degradation", clip_set, 6, **{"data.root": str(other)})
   with pytest.raises(UserError, match="of other training data"):
-    train.train(config, str(runs["degradation"][1]))
+    train.train(config, str(runs["degradation"]))
 
 
 def test_a_validation_set_smaller_than_a_batch_is_refused(clip_set, tmp_path):

@@ -20,9 +20,10 @@ import numpy as np
 
 from keep_jax.discriminator import PatchDiscriminator
 from tests.parity import weights
+from tests.support.keep_discriminators import patch_discriminator_rules
 from tests.support.programs import jit as jit
 from tests.support.programs import relative_error as relative_error
-from vsr_jax.conversion import Rule, convert, norm, with_bias
+from vsr_jax.conversion import Rule, convert
 
 PARITY = Path(__file__).parents[1] / "parity"
 SEED = 1234
@@ -90,21 +91,6 @@ def apply(net: nn.Module, rules: list[Rule], unit: str, *args: Any) -> Any:
 def kept(x: jax.Array) -> np.ndarray:
   """The pixels of an output image [... h w c] that the fixtures keep, [... c h w]."""
   return channels_first(x)[..., ::3, ::3]
-
-
-def patch_discriminator_rules() -> list[Rule]:
-  """The table of the patch discriminator of four layers, as variables."""
-  numbers = {2: 1, 5: 2, 8: 3, 11: 4}
-  rules = [*with_bias(r"main\.0", "params/conv_0")]
-  for theirs, ours in numbers.items():
-    rules += with_bias(rf"main\.{theirs}", f"params/conv_{ours}")
-    batch_norm = rf"main\.{theirs + 1}"
-    rules += norm(batch_norm, f"params/norm_{ours}")
-    rules.append(Rule(rf"{batch_norm}\.running_mean", f"batch_stats/norm_{ours}/mean"))
-    rules.append(Rule(rf"{batch_norm}\.running_var", f"batch_stats/norm_{ours}/var"))
-    rules.append(Rule(rf"{batch_norm}\.num_batches_tracked", None))
-  rules += with_bias(r"main\.14", "params/scores")
-  return rules
 
 
 def patch_discriminator(

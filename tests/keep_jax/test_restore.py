@@ -257,10 +257,10 @@ def test_people_who_cross_keep_their_states():
   """Two faces pass each other, the nearer one before the other."""
   face = cv2.resize(PHOTO[10:250, 60:260], (100, 120), interpolation=cv2.INTER_AREA)
   near = cv2.resize(face[:, ::-1], (120, 144), interpolation=cv2.INTER_AREA)
-  frames = np.full((15, 180, 420, 3), 90, np.uint8)
+  frames = np.full((29, 180, 420, 3), 90, np.uint8)
   for t, frame in enumerate(frames):
-    frame[20:140, 20 * t : 20 * t + 100] = face
-    left = 300 - 20 * t
+    frame[20:140, 10 * t : 10 * t + 100] = face
+    left = 300 - 10 * t
     frame[20:164, max(left, 0) : left + 120] = near[:, max(-left, 0) :]
   faces, _ = find_faces(frames, make_detector(), "all", size=32)
   ways = [face.track.landmarks[:, :, 0].mean(1) for face in faces]

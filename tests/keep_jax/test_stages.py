@@ -13,6 +13,7 @@ from keep_jax import codebook, conversion, panels, stages
 from keep_jax.architecture import Architecture
 from keep_jax.model import KEEP, param_shapes
 from tests.keep_jax import golden
+from tests.support.keep_discriminators import patch_discriminator_rules
 from vsr_jax.conversion import convert, to_state_dict
 from vsr_jax.train.opponent import Judge, opponent_gradients
 
@@ -102,7 +103,7 @@ def test_stage_1_gradients():
     "gradnorm_d/",
     "discriminator",
     {"params": d_gradients},
-    golden.patch_discriminator_rules(),
+    patch_discriminator_rules(),
   )
 
 
@@ -122,7 +123,7 @@ def test_stage_1_batch_statistics():
   after = stage_1_step()[-1][2]["discriminator"]
   keys = [key for key in data if key.startswith("stats_after/")]
   shapes = {key.removeprefix("stats_after/"): data[key].shape for key in keys}
-  got = to_state_dict(jax.tree.map(np.asarray, after), golden.patch_discriminator_rules(), shapes)
+  got = to_state_dict(jax.tree.map(np.asarray, after), patch_discriminator_rules(), shapes)
   for key in keys:
     np.testing.assert_allclose(got[key.removeprefix("stats_after/")], data[key], 1e-4, 1e-6)
 

@@ -13,7 +13,8 @@ from keep_jax.discriminator import SpectralConv, VideoDiscriminator
 from keep_jax.fusion import ControllableFeatureTransform, CrossFrameAttention
 from keep_jax.model import Architecture
 from tests.keep_jax import golden
-from vsr_jax.conversion import conv3d, convert, with_bias
+from tests.support.keep_discriminators import video_discriminator_rules
+from vsr_jax.conversion import convert
 
 UNIT = 1e-5
 
@@ -135,14 +136,7 @@ def test_patch_discriminator(unit, train):
 def test_video_discriminator():
   unit, net = "discriminator3d", VideoDiscriminator(8)
   clip = golden.channels_last(golden.inputs((1, 3, 3, 64, 64), 31))
-  rules = with_bias(r"layers\.10", "params/scores", conv3d)
-  for i in range(5):
-    theirs = rf"layers\.{2 * i}"
-    rules.append(conversion.Rule(rf"{theirs}\.weight_orig", f"params/conv_{i}/kernel", conv3d))
-    rules.append(conversion.Rule(rf"{theirs}\.weight_u", f"spectral/conv_{i}/u"))
-    rules.append(
-      conversion.Rule(rf"{theirs}\.weight_v", f"spectral/conv_{i}/v", as_matrix_columns(i))
-    )
+  rules = video_discriminator_rules(8)
   template = jax.eval_shape(lambda: net.init(jax.random.key(0), clip))
   variables = convert(golden.state_dict(unit), rules, template, unit)
   out = golden.jit(net.apply)(variables, clip)
@@ -152,14 +146,8 @@ def test_video_discriminator():
   assert golden.relative_error(out - bias.reshape(1, 1, 1, 1, -1), want - bias) < 1e-4
 
 
-def as_matrix_columns(layer):
-  """Their v is ordered (channel, t, h, w), ours (t, h, w, channel)."""
-  channels = (3, 8, 16, 32, 32)[layer]
-  return lambda v: v.reshape(channels, 3, 5, 5).transpose(1, 2, 3, 0).reshape(-1)
-
-
 def test_power_iterations_find_the_spectral_norm():
-  net, clip = SpectralConv(16, ((1, 1), (2, 2), (2, 2))), jnp.zeros((1, 1, 4, 4, 8))
+  net, clip = SpectralConv(16, ((2, 2), (2, 2))), jnp.zeros((1, 1, 4, 4, 8))
   variables = net.init(jax.random.key(0), clip, False)
 
   @golden.jit

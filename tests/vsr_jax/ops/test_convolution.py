@@ -251,3 +251,15 @@ def test_convolution_of_frames(t, k):
   if t == 3:  # on CPU three frames have a form of their own
     by_frame = temporal._convolve_by_frame
     assert_forms_agree(by_frame, temporal.convolve_frames_definition, x, kernel)
+
+
+@pytest.mark.parametrize(("t", "pad"), [(1, (2, 2)), (4, (1, 0))])
+def test_convolution_of_frames_with_a_stride(t, pad):
+  kernel = (normal(1, 3, 5, 5, 3, 4) / 9).astype(np.float32)
+  x = normal(0, 2, t, 7, 8, 3)
+
+  def strided(form):
+    return lambda x, kernel: form(x, kernel, 2, (pad, (2, 1)))
+
+  definition = strided(temporal.convolve_frames_strided_definition)
+  assert_forms_agree(strided(temporal.convolve_frames_strided), definition, x, kernel)

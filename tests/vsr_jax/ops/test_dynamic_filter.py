@@ -19,8 +19,9 @@ from tests.fmanet_jax import golden
 from vsr_jax.ops import dynamic_filter as filtering
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
-SIZES_DOWN = [(k, s) for k in (4, 5, 6, 8, 10, 20) for s in (1, 2, 3, 4) if (k - s) % 2 == 0]
-SIZES_UP = [(k, s) for k in (1, 3, 5, 7) for s in (1, 2, 3, 4)]
+# Kernel and scale: each of both at least once, the released ones, the smallest and the largest.
+SIZES_DOWN = [(4, 4), (5, 1), (5, 3), (6, 2), (8, 4), (10, 2), (20, 4)]
+SIZES_UP = [(1, 1), (1, 4), (3, 2), (3, 3), (5, 1), (5, 4), (7, 2), (7, 3)]
 
 
 def with_frames(sizes):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import pytest
 
 from tests.vsr_jax.train.toy import WIDTH, Listed, batches, dense, init_params, predict
 from vsr_jax.checkpoint import read_meta
-from vsr_jax.errors import UserError
+from vsr_jax.errors import Terminated, UserError
 from vsr_jax.sharding import make_mesh, place_batch
 from vsr_jax.train.loop import fit
 from vsr_jax.train.opponent import Contest, Opponent, adaptive_weight, with_gradient
@@ -220,20 +221,21 @@ def test_adjust_comes_after_the_update():
   assert float(state.variables["count"]["n"]) == 7
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
-  stage = make_stage(start=2)
-  options = {"steps": 6, "log_every": 2, "checkpoint_every": 3, "evaluate_every": 3, "keep": 5}
+def test_a_run_stopped_by_a_signal_goes_on_bit_for_bit(tmp_path):
+  stage = make_stage(start=1)
+  options = {"steps": 4, "log_every": 2, "checkpoint_every": 3, "evaluate_every": 1}
   options |= {"ema_decay": 0.9, "clip_norm": 0.5, "accumulate": 2, "fsdp_min_size": 64}
 
-  def broken(params, step):
-    if step == 6:
-      raise RuntimeError("power cut")
+  def interrupted(params, step):
+    if step == 2:
+      signal.raise_signal(signal.SIGTERM)
     return {"zero": 0.0}
 
   whole, parts = tmp_path / "whole", tmp_path / "parts"
   want = fit(stage, init_params, batches(16), workdir=whole, **options)
-  with pytest.raises(RuntimeError, match="power cut"):
-    fit(stage, init_params, batches(16), workdir=parts, evaluate=broken, **options)
+  with pytest.raises(Terminated):
+    fit(stage, init_params, batches(16), workdir=parts, evaluate=interrupted, **options)
+  assert read_meta(parts)["step"] == 2
   got = fit(stage, init_params, batches(16), workdir=parts, **options)
   jax.tree.map(np.testing.assert_array_equal, got, want)
   assert np.abs(got.variables["discriminator"]["mean"]).max() > 0
