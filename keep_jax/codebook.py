@@ -74,7 +74,13 @@ def codebook_use(use: jax.Array) -> Terms:
 def restart_dead_codes(
   below: float, params: dict[str, Any], variables: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Replaces codes used less than `below` by latents of the latest batch; see `Stage.adjust`."""
+  """Replaces codes used less than `below` by latents of the latest batch; see `Stage.adjust`.
+
+  Use is a moving average, so that a code that is no longer used restarts after some hundred steps
+  (390 for 0.02), and a restarted one has as many to be used. Adam's moments of it are left as they
+  are: without gradients they have all but vanished by then. The moving average of the params gets
+  to the new code as slowly as to every other change.
+  """
   codes = variables["codes"]
   dead = codes["use"] < below
   codebook = jnp.where(dead[:, None], codes["spare"], params["codebook"])

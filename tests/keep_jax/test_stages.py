@@ -12,8 +12,10 @@ import pytest
 from keep_jax import codebook, conversion, panels, stages
 from keep_jax.architecture import Architecture
 from keep_jax.model import KEEP, param_shapes
-from tests.keep_jax import golden
+from tests.keep_jax import golden, tiny
 from tests.support.keep_discriminators import patch_discriminator_rules
+from tests.support.programs import random_params
+from vsr_jax import lpips
 from vsr_jax.conversion import convert, to_state_dict
 from vsr_jax.train.opponent import Judge, opponent_gradients
 
@@ -174,6 +176,39 @@ def test_the_adaptive_weight_costs_less_than_a_fifth_of_the_step():
     lowered = jax.jit(gradients).lower(params, discriminator, own, truth)
     flops[adaptive] = lowered.cost_analysis()["flops"]
   assert flops[False] < flops[True] < 1.02 * flops[False]
+
+
+@pytest.mark.parametrize("gain", ["none", "fixed"])
+def test_stage_2_makes_frames_for_the_filter_alone(gain):
+  """The frames have no gradient; only the filter predicts from them."""
+  model = KEEP(tiny.change(gain=gain, cft=(), cfa=()))
+  loss = stages.prediction_loss(model, stages.Options({"code": 1.0, "cross_entropy": 0.5}))
+  shapes = param_shapes(model) | {"hq_encoder": param_shapes(model)["encoder"]}
+  clips = {name: jax.ShapeDtypeStruct((1, 2, 32, 32, 3), jnp.uint8) for name in ("gt", "lq")}
+
+  def gradients(train, params, clips):
+    return jax.grad(lambda train: loss(params | train, clips, {})[0])(train)
+
+  train = {name: shapes[name] for name in stages.TRAINED["prediction"]}
+  program = jax.jit(gradients).lower(train, shapes, clips).as_text(debug_info=True)
+  # A program has no inputs that it does not use.
+  assert "params['codebook']" in program
+  assert ("params['generator']" in program) == (gain == "fixed")
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_terms_of_images_are_weighted_l1_and_lpips(double):
+  weights = {"pixel": 0.5, "perceptual": 2.0}
+  options = stages.Options(weights, double_normalised=double)
+  params = {"lpips": random_params(lpips.template("alexnet"))}
+  a, b = (jnp.asarray(golden.channels_last(golden.inputs((2, 3, 32, 32), i))) for i in (1, 2))
+  found = golden.jit(functools.partial(stages._image_terms, options))(params, a, b)
+  assert float(found["pixel"]) == pytest.approx(0.5 * float(jnp.abs(a - b).mean()), rel=1e-5)
+  distance = golden.jit(functools.partial(lpips.distance, double_normalised=double))
+  want = 2 * float(distance(params["lpips"], a, b).mean())
+  assert float(found["perceptual"]) == pytest.approx(want, rel=1e-4)
+  without = stages.Options({"pixel": 0.0, "perceptual": 0.0})
+  assert stages._image_terms(without, {}, a, b) == {}
 
 
 def test_flow_colours_and_heat():
