@@ -1,6 +1,9 @@
 """Reports what restoring a frame costs on a TPU that is not there, by compiling for it.
 
     python -m benchmarks.aot [--topology v5e:2x4] [--height 180 --width 320] [--dtype bfloat16]
+    python -m benchmarks.aot --training vqgan [--dtype bfloat16]
+
+The first compiles FMA-Net's stream, the second a training step of a stage of KEEP at the full size.
 
 Needs the `libtpu` package that belongs to the installed JAX (`pip install "jax[tpu]"`) but no
 TPU. Programs for one device are compiled; their memory decides what fits.
@@ -16,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 
+from benchmarks.aot_training import SAMPLES, training_step
 from benchmarks.restoration import count_flops
 from fmanet_jax.architecture import Architecture
 from fmanet_jax.model import FMANet, init_params
@@ -47,7 +51,9 @@ def device_of(topology: str) -> jax.Device:
     ) from None
 
 
-def report(name: str, device: jax.Device, function: Any, *args: Any) -> None:
+def report(
+  name: str, device: jax.Device, function: Any, *args: Any, donate: tuple[int, ...] = ()
+) -> None:
   """Compiles a function of abstract arrays for the device and prints its cost.
 
   Args:
@@ -55,16 +61,18 @@ def report(name: str, device: jax.Device, function: Any, *args: Any) -> None:
     device: from `device_of`.
     function: what to compile.
     args: its arguments, trees of `jax.ShapeDtypeStruct`.
+    donate: numbers of the arguments whose memory the outputs take over.
   """
   here = jax.sharding.SingleDeviceSharding(device)
   placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), args)
-  program = jax.jit(function).lower(*placed).compile()
+  program = jax.jit(function, donate_argnums=donate).lower(*placed).compile()
   memory, cost = program.memory_analysis(), program.cost_analysis() or {}
   print(f"{name} on {device.device_kind}")
   for what, size in (
     ("arguments", memory.argument_size_in_bytes),
     ("outputs", memory.output_size_in_bytes),
     ("temporaries", memory.temp_size_in_bytes),
+    ("peak", memory.peak_memory_in_bytes),
   ):
     print(f"  {what:<20} {size / 1e6:12,.0f} MB")
   if "bytes accessed" in cost:  # counts a loop's body once
@@ -79,14 +87,24 @@ def main() -> None:
   parser.add_argument("--height", type=int, default=180, help="of a frame; default: %(default)s")
   parser.add_argument("--width", type=int, default=320, help="default: %(default)s")
   parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+  parser.add_argument("--training", choices=SAMPLES, help="a stage of KEEP")
   args = parser.parse_args()
   for name, value in ENVIRONMENT.items():
     os.environ.setdefault(name, value)
-  model = FMANet(Architecture(), jnp.dtype(args.dtype))
-  params = jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
-  frame = jax.ShapeDtypeStruct((1, args.height, args.width, 3), jnp.float32)
-  encode, restore = (functools.partial(part, model) for part in (encode_frames, restore_window))
   device = device_of(args.topology)
+  if args.training:
+    step, arguments = training_step(args.training, args.dtype)
+    report(f"A step of {args.training}", device, step, *arguments, donate=(0,))
+  else:
+    _report_stream(device, args.dtype, args.height, args.width)
+
+
+def _report_stream(device: jax.Device, dtype: str, height: int, width: int) -> None:
+  """Reports FMA-Net's two programs of a stream."""
+  model = FMANet(Architecture(), jnp.dtype(dtype))
+  params = jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
+  frame = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
+  encode, restore = (functools.partial(part, model) for part in (encode_frames, restore_window))
   report("Features of a frame", device, encode, params, frame)
   part = (frame, *jax.eval_shape(encode, params, frame))
   window = jax.tree.map(lambda x: (x,) * model.arch.frames, part)

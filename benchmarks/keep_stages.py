@@ -21,6 +21,9 @@ STAGES = ("vqgan", "prediction", "fusion")
 FRAMES = 4  # of a clip
 IMAGES = 2  # of stage I's batch
 SCALE = 4
+# Of the batches, which were chosen so that no code lies so near a tie that rounding decides it: one
+# other code moves the losses by up to 8e-3 within five steps.
+SEEDS = {"vqgan": 5, "prediction": 1234, "fusion": 2}
 
 # As released; LPIPS is left out on both sides, whose weights may not be there.
 RATES = {  # of the networks and of the discriminator
@@ -71,7 +74,7 @@ def _images_task() -> Task:
       value[:] = float(key.endswith("running_var"))
   config = {"img_size": 64, "nf": 32, "ch_mult": [1, 2, 4], "emb_dim": 32}
   config |= {"codebook_size": 128, "attn_resolutions": [16]}
-  images = weights.inputs((IMAGES, 3, 64, 64), workload.KEEP_SEED)
+  images = weights.inputs((IMAGES, 3, 64, 64), SEEDS["vqgan"])
   batch = {"gt": np.rint(255 * np.moveaxis(images, 1, -1)).astype(np.uint8)}
   return Task(config, state, opponent, batch)
 
@@ -84,7 +87,7 @@ def _clips_task(stage: str) -> Task:
     sides = list(SIDES)
     config |= {"cft_list": sides, "cfa_list": sides, "cfa_dim": 32, "temp_reg_list": ["32"]}
     opponent = weights.state_dict(video_discriminator_shapes(WIDTHS[stage]), workload.KEEP_SEED)
-  good = np.stack(list(workload.keep_clip(FRAMES, config["img_size"])))[None]
+  good = np.stack(list(workload.keep_clip(FRAMES, config["img_size"], SEEDS[stage])))[None]
   b, t, h, w, c = good.shape
   blocks = good.reshape(b, t, h // SCALE, SCALE, w // SCALE, SCALE, c)
   low = np.rint(blocks.mean((3, 5))).astype(np.uint8)

@@ -77,10 +77,10 @@ def state_of(shapes: Mapping[str, Sequence[int]], start: str) -> dict[str, np.nd
   return {key.removeprefix(start): x for key, x in weights.state_dict(chosen, KEEP_SEED).items()}
 
 
-def keep_clip(count: int, size: int) -> Iterator[np.ndarray]:
+def keep_clip(count: int, size: int, seed: int = KEEP_SEED) -> Iterator[np.ndarray]:
   """Yields `count` frames of a pattern that moves to and fro, uint8 RGB [size size 3]."""
   reach = KEEP_STEP * POOL
-  planes = weights.inputs((3, size, size + reach), seed=KEEP_SEED)
+  planes = weights.inputs((3, size, size + reach), seed)
   wide = np.rint(255 * planes).astype(np.uint8).transpose(1, 2, 0)
   starts = [KEEP_STEP * i for i in (*range(POOL), *range(POOL, 0, -1))]
   for start in itertools.islice(itertools.cycle(starts), count):
