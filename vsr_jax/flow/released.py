@@ -30,11 +30,12 @@ _STARTS = {
 }
 
 
-def load(path: str | Path) -> tuple[Network, dict[str, Any]]:
+def load(path: str | Path | None = None) -> tuple[Network, dict[str, Any]]:
   """Reads the released weights of GMFlow, PWC-Net, RAFT or SPyNet.
 
   Args:
-    path: a file that one of their modules can load, such as `gmflow_conversion`.
+    path: a file that one of their modules can load, such as `gmflow_conversion`; None for RAFT's
+      small variant, which ships.
 
   Returns:
     The network's name in `estimators.ESTIMATORS` and its parameters, numpy arrays.
@@ -42,6 +43,8 @@ def load(path: str | Path) -> tuple[Network, dict[str, Any]]:
   Raises:
     UserError: the file is missing, damaged or of another model.
   """
+  if path is None:
+    return "raft_small", raft_conversion.load()[1]
   return from_state_dict(read(path), str(path))
 
 
