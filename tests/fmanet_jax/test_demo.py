@@ -86,6 +86,7 @@ def test_weights_of_another_scale_are_told(run, weights):
   assert "demo_clip: no clip to restore at scale 2; take another checkpoint" in said.err
 
 
+@pytest.mark.slow
 def test_the_packaged_weights_sharpen_the_packaged_clip():
   files = [path for path in streaming.DEMO_WEIGHTS.rglob("*") if path.is_file()]
   assert 0 < sum(path.stat().st_size for path in files) <= 4e6

@@ -153,6 +153,7 @@ def test_batch_and_devices_do_not_mix_samples():
     )
 
 
+@pytest.mark.slow
 def test_stream_in_strips_equals_the_window(monkeypatch):
   arch = dataclasses.replace(TINY, kernel_up=5)
   model, params = FMANet(arch), random_params(arch)

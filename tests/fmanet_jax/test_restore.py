@@ -265,12 +265,12 @@ def test_a_device_without_enough_memory_is_told(run, clip, tmp_path, monkeypatch
   assert os.listdir(tmp_path) == ["clip.mkv"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("number", "code", "line"),
   [
     (signal.SIGINT, 130, "interrupted"),
-    # KEEP's command shows it in the quick run; tests/vsr_jax/test_cli.py has both.
-    pytest.param(signal.SIGTERM, 2, "terminated by SIGTERM", marks=pytest.mark.slow),
+    (signal.SIGTERM, 2, "terminated by SIGTERM"),
   ],
 )
 def test_an_interrupted_run_leaves_nothing_and_keeps_the_older_output(

@@ -71,7 +71,7 @@ def assert_same_levels(results, expected):
   assert difference.mean() < 0.01
 
 
-@pytest.mark.parametrize("t", [1, 3, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("t", [3, *(pytest.param(t, marks=pytest.mark.slow) for t in (1, 5))])
 def test_a_stream_equals_its_windows_one_by_one(t):
   model, params = tiny(t)
   frames = noise(5)
@@ -126,6 +126,7 @@ def test_a_caller_may_fill_one_buffer_again_and_again():
   np.testing.assert_array_equal(restored, np.stack(list(one_device().stream(frames))))
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near_float32():
   model, params = tiny()
   frames = noise(4, 16, 16)

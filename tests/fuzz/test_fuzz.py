@@ -5,9 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 KINDS = ("videos", "checkpoints", "sets", "stream")
 
 
+@pytest.mark.slow
 def test_a_small_campaign():
   command = [sys.executable, "-m", "tests.fuzz", "--seed", "7", "--scale", "0.02", "--only", *KINDS]
   result = subprocess.run(command, capture_output=True, text=True)

@@ -28,6 +28,7 @@ def test_motion_is_no_difference_and_flicker_is():
   assert np.mean(list(borders.differences(flicker, flows))) == pytest.approx(40, abs=4)
 
 
+@pytest.mark.slow
 def test_the_command_draws_both_modes(tmp_path, run_main):
   tiny.save(tmp_path / "weights")
   encode(tmp_path / "face.mkv", moving_pattern(32), "ffv1", "bgr0")

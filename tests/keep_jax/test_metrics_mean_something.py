@@ -113,6 +113,7 @@ def test_on_the_packaged_clip():
   check(score(packaged(), somebody()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clip", [name for name in CLIPS if name != PACKAGED])
 def test_on_real_clips(shared, clip):
   check(score(read(shared / "data/faces" / clip, clip), packaged()))

@@ -202,6 +202,7 @@ def test_a_picture_of_one_frame(run, tmp_path):
   assert read(tmp_path / "out.png")[1].shape == (1, 560, 680, 3)
 
 
+@pytest.mark.slow
 def test_a_4k_frame_with_a_face_at_its_border():
   frame = np.full((2160, 3840, 3), 60, np.uint8)
   frame[:1120, :1240] = cv2.resize(PHOTO[:, 30:], (1240, 1120), interpolation=cv2.INTER_CUBIC)
@@ -308,7 +309,7 @@ def test_an_aligned_grey_face_stays_grey(run, weights, tmp_path):
   [
     ("--mode", "as_released", "--window", "3"),
     pytest.param(("--mode", "bidirectional", "--window", "3"), marks=pytest.mark.slow),
-    ("--dtype", "bfloat16"),
+    pytest.param(("--dtype", "bfloat16"), marks=pytest.mark.slow),
     pytest.param(("--look-ahead", "0", "--window", "3"), marks=pytest.mark.slow),
     pytest.param(("--fidelity", "0"), marks=pytest.mark.slow),
     pytest.param(("--alignment", "least_squares"), marks=pytest.mark.slow),

@@ -150,6 +150,7 @@ def test_dead_codes_restart_at_latents_of_the_batch():
   np.testing.assert_array_equal(variables["codes"]["use"], [1, 1, 3])
 
 
+@pytest.mark.slow
 def test_the_adaptive_weight_costs_less_than_a_fifth_of_the_step():
   """It needs two gradients at the last kernel, and no pass backwards of its own."""
   _, model, params, _, discriminator = stage_1_fixture()

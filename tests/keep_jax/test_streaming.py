@@ -54,7 +54,7 @@ def assert_close(got, want):
   assert (got != want).mean() < 0.01
 
 
-@pytest.mark.parametrize("length", [1, 4])
+@pytest.mark.parametrize("length", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_a_clip_within_the_window_equals_the_whole_clip(clip, length):
   model, params = tiny.load()
   frames = jnp.asarray(clip[None, :length], jnp.float32) / 127.5 - 1

@@ -75,6 +75,7 @@ def test_a_batch_equals_its_frames():
     make_batch_detector()([photo, photo[:100]])
 
 
+@pytest.mark.slow
 def test_retinaface_by_name(shared):
   photo = skimage.data.astronaut()
   detect = make_detector(RETINAFACE, shared / RELEASED, max_side=320)

@@ -110,6 +110,7 @@ def test_propagation_averages_the_flow():
   np.testing.assert_allclose(found, uniform, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_runs():
   """Random weights magnify rounding: measured 1.1 px, where the flow is 6.2 px on average."""
   found = run(params(), *images(), jnp.bfloat16)

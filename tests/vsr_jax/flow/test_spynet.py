@@ -100,6 +100,7 @@ def test_equals_its_definition():
   assert error(flow[0], want) < 1e-4
 
 
+@pytest.mark.slow
 def test_the_released_weights_agree_with_raft(shared):
   pair = images()
   flow = run(spynet_conversion.load(shared / "weights" / "spynet_sintel_final.npz"), *pair)
