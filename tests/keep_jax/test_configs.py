@@ -152,12 +152,12 @@ RELEASED_AS = {
   },
   "prediction": {
     "steps": 500_000, "optim.networks.boundaries": (200_000, 400_000),
-    "data.validation_degradation": "low_quality",
+    "data.degradation": "train_as_released", "data.validation_degradation": "low_quality",
   },
   "fusion": {
     "loss.pixel": 0.1, "loss.double_normalised": True, "optim.networks.lr": 2e-5,
     "optim.discriminator.lr": 1e-5, "train.fusion_start": "as_released",
-    "data.validation_degradation": "low_quality",
+    "data.degradation": "train_as_released", "data.validation_degradation": "low_quality",
   },
 }  # fmt: skip
 
