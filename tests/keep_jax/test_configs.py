@@ -233,6 +233,7 @@ def test_what_a_loss_needs_beyond_its_model():
     ("vqgan", {"train.restart_below": 2.0}, "train.restart_below = 2.0: must be 0 to 1"),
     ("vqgan", {"discriminator.layers": 8}, "discriminator.layers = 8: too many for model.image_si"),
     ("vqgan", {"model.image_size": 8, "discriminator.layers": 1}, "model.image_size = 8: must be"),
+    ("vqgan", {"model.gain": "none"}, "model.gain = 'none': such a model has no encoder of good"),
     ("vqgan", {"train.best": "ssim"}, "train.best = 'ssim': must be one of psnr, lpips"),
     ("prediction", {"data.frames": 1}, "data.frames = 1: must be at least 2"),
     (
