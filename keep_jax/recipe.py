@@ -76,8 +76,8 @@ def _check_sizes(config: ConfigDict) -> None:
       )
   if stage == "vqgan" and model.gain == "none":
     raise UserError(
-      "model.gain = 'none': such a model has no encoder of good frames, which stage 'vqgan' trains; "
-      "leave it out, all variants start from one run of that stage"
+      "model.gain = 'none': such a model has no encoder of good frames, which stage 'vqgan' "
+      "trains; leave it out, all variants start from one run of that stage"
     )
   if stage == "vqgan" and size < 3 * 2**layers:  # two more convolutions make it smaller by 1 each
     raise UserError(

@@ -1,6 +1,6 @@
 """Stages II and III of KEEP in one, which the paper names as simpler: all losses from the start.
 
-    python -m keep_jax.train --config configs/keep/end_to_end.py --workdir runs/end_to_end \
+python -m keep_jax.train --config configs/keep/end_to_end.py --workdir runs/end_to_end \
         --config.init_from runs/vqgan,flow=weights/gmflow --config.data.root data/vfhq/512/1.0.0
 """
 

@@ -1,6 +1,6 @@
 """Stage II of KEEP, the paper's recipe: code prediction with the Kalman filter, on clips.
 
-    python -m keep_jax.train --config configs/keep/prediction.py --workdir runs/prediction \
+python -m keep_jax.train --config configs/keep/prediction.py --workdir runs/prediction \
         --config.init_from runs/vqgan,flow=weights/gmflow --config.data.root data/vfhq/512/1.0.0
 """
 

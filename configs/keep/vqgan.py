@@ -1,6 +1,6 @@
 """Stage I of KEEP, the paper's recipe: the VQGAN on single aligned faces.
 
-    python -m keep_jax.train --config configs/keep/vqgan.py --workdir runs/vqgan \
+python -m keep_jax.train --config configs/keep/vqgan.py --workdir runs/vqgan \
         --config.data.root data/vfhq/512/1.0.0
 """
 
