@@ -6,8 +6,8 @@ over five layers (the paper's equation 1). The weights of channels, the "heads",
 human judgements. Smaller is more alike; 0 for equal images.
 
 Parameters are {"vgg16" or "alexnet": layers, "heads": [channels] each} and say which network it is.
-They are never part of a program: a training loss passes them in. They do not ship (VGG16's take
-58 MB); `python -m vsr_jax.convert_lpips` makes the files that `load` opens.
+They are never part of a program: a training loss passes them in. They do not ship (VGG16's file
+has 55 MB); `python -m vsr_jax.convert_lpips` makes the files that `load` opens.
 """
 
 from __future__ import annotations
