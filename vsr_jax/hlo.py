@@ -259,7 +259,7 @@ def _traffic(x: _Instruction, own: _Computation, computations: Mapping[str, _Com
 
 
 def _fusion_traffic(x: _Instruction, own: _Computation, inner: _Computation) -> int:
-  """A fusion's results and operands; of arrays that it only slices or changes in part, the parts."""
+  """A fusion's results and operands; the parts of arrays that it slices or changes in part."""
   uses: dict[str, list[_Instruction]] = {}
   for y in inner.values():
     for name in dict.fromkeys(y.operands):

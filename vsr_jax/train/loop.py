@@ -29,8 +29,8 @@ from vsr_jax.sharding import make_mesh, place_batch, place_everywhere, replicate
 from vsr_jax.train.checkpoints import Checkpoints, make_folder
 from vsr_jax.train.report import Evaluate, Report
 from vsr_jax.train.stage import Params, Stage
-from vsr_jax.train.state import TrainState, abstract_state, init_state
-from vsr_jax.train.step import jit_train_step, make_train_step
+from vsr_jax.train.state import TrainState, init_state
+from vsr_jax.train.step import build_step
 from vsr_jax.train.summaries import RUNNING_SUMS, Recorder
 
 
@@ -87,11 +87,9 @@ def fit(
     raise UserError("a value of the config is not finite, which no checkpoint can keep") from e
   _check_options(steps, log_every, keep, accumulate, ema_decay)
   mesh = make_mesh() if mesh is None else mesh
-  shapes = abstract_state(
-    stage, init_params, mesh, ema=ema_decay is not None, fsdp_min_size=fsdp_min_size
+  train_step, shapes = build_step(
+    stage, init_params, mesh, accumulate, clip_norm, ema_decay, fsdp_min_size
   )
-  step = make_train_step(stage, accumulate=accumulate, clip_norm=clip_norm, ema_decay=ema_decay)
-  train_step = jit_train_step(step, mesh, shapes)
   init = functools.partial(init_state, stage, init_params, _key(mesh, seed, 0), shapes, init_from)
   every = {"panel": image_every, "evaluation": evaluate_every, "checkpoint": checkpoint_every}
   with contextlib.ExitStack() as stack:
