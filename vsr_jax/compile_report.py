@@ -86,7 +86,7 @@ class Report:
     """The least time for each of "compute", "memory" and "network", were there nothing else."""
     if self.traffic is None:
       return {}
-    sent = sum(_sent(kind, x.bytes, self.chips) for kind, x in self.collectives.items())
+    sent = sum(x.sent for x in self.collectives.values())
     return {
       "compute": self.flops / self.chip.peak(self.dtype),
       "memory": self.traffic / self.chip.memory_bandwidth,
@@ -190,22 +190,6 @@ def _demand(message: str) -> float:
     if found := pattern.search(message):
       return float(found[1]) * _UNITS[found[2]]
   return math.inf
-
-
-def _sent(kind: str, size: int, chips: int) -> float:
-  """Bytes that each chip sends around a ring of all chips for a collective.
-
-  Args:
-    kind: see `hlo.COLLECTIVES`.
-    size: bytes of its result on a chip.
-    chips: how many take part.
-  """
-  others = (chips - 1) / chips
-  if kind == "all-reduce":  # sums of parts, then the whole from the parts
-    return 2 * others * size
-  if kind == "reduce-scatter":  # the result is a part
-    return (chips - 1) * size
-  return size if kind == "collective-permute" else others * size
 
 
 def _format(value: float, unit: str) -> str:

@@ -29,6 +29,14 @@ _INSTRUCTION = re.compile(
   r"^\s*(?:ROOT )?%?(?P<name>[\w.\-]+) = (?P<shape>\(.*?\)|\S+) (?P<op>[a-z][a-z\-]*)\("
 )
 _COMPUTATION = re.compile(r"^(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+) \(.*\{$")
+_GROUPS = re.compile(
+  r"replica_groups=(?:\{\{(?P<first>[\d,]+)\}|\[\d+,(?P<size>\d+)\]"
+  r"|mesh\[(?P<sizes>[^\]]*)\] \{(?P<axes>[^}]*)\})"
+)
+_AXIS = re.compile(r"'([^']+)'")
+_AXIS_SIZE = re.compile(r"'([^']+)'=(\d+)")
+_PAIRS = re.compile(r"\{(\d+),(\d+)\}")
+_PARTITIONS = re.compile(r"\b(?:num_partitions|replica_count)=(\d+)")
 _OPERAND = re.compile(r"%([\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 # Move nothing, or are counted with what they begin.
@@ -48,10 +56,12 @@ class Collective:
   Attributes:
     count: how many run.
     bytes: of their results on one device, together.
+    sent: bytes that each device sends for them, where each group of devices is a ring.
   """
 
   count: int
   bytes: int
+  sent: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +69,7 @@ class Moved:
   """What a program moves on one device each time it runs.
 
   Attributes:
-    collectives: by kind, see `COLLECTIVES`; those that run.
+    collectives: by kind, see `COLLECTIVES`; those that run and go beyond a device.
     traffic: bytes read from and written to main memory.
   """
 
@@ -90,15 +100,17 @@ def analyse(text: str) -> Moved:
     ValueError: it has no entry.
   """
   computations, entry = _parse(text)
+  devices = math.prod(int(n) for n in _PARTITIONS.findall(text.partition("\n")[0]))
   collectives: dict[str, Collective] = {}
   traffic = 0
   for times, computation in _executed(computations, entry, 1):
     for x in computation.values():
       kind = x.op.removesuffix("-start")
-      if kind in COLLECTIVES:
-        had = collectives.get(kind, Collective(0, 0))
+      if kind in COLLECTIVES and (group := _group_size(x, devices)) > 1:
+        had = collectives.get(kind, Collective(0, 0, 0.0))
         size = times * _result_bytes(x)
-        collectives[kind] = Collective(had.count + times, had.bytes + size)
+        sent = had.sent + _sent(kind, size, group)
+        collectives[kind] = Collective(had.count + times, had.bytes + size, sent)
       traffic += times * _traffic(x, computation, computations)
   return Moved(dict(sorted(collectives.items())), traffic)
 
@@ -223,6 +235,33 @@ def _result_bytes(x: _Instruction) -> int:
   if x.op == "all-reduce-start":
     return array_bytes(x.shape)
   return array_bytes(parts[1]) if len(parts) > 1 else array_bytes(x.shape)
+
+
+def _group_size(x: _Instruction, devices: int) -> int:
+  """How many devices a collective joins; 1 where each only sends to itself."""
+  if x.op.startswith("collective-permute"):
+    pairs = re.search(r"source_target_pairs=\{([^=]*)\}", x.rest)
+    moving = any(a != b for a, b in _PAIRS.findall(pairs[1] if pairs else ""))
+    return 2 if moving else 1
+  found = _GROUPS.search(x.rest)
+  if found is None:  # one group of all
+    return devices
+  if found["first"]:
+    return len(found["first"].split(","))
+  if found["size"]:
+    return int(found["size"])
+  sizes = dict(_AXIS_SIZE.findall(found["sizes"]))
+  return math.prod(int(sizes[axis]) for axis in _AXIS.findall(found["axes"]))
+
+
+def _sent(kind: str, size: int, group: int) -> float:
+  """Bytes that each device of a ring sends for a collective with a result of `size` bytes."""
+  others = (group - 1) / group
+  if kind == "all-reduce":  # parts are summed, then gathered
+    return 2 * others * size
+  if kind == "reduce-scatter":  # the result is one device's part
+    return (group - 1) * size
+  return size if kind == "collective-permute" else others * size
 
 
 def _elements(shape: str) -> list[str]:
