@@ -146,9 +146,11 @@ def _pad(dims: list[int], layout: str) -> list[int]:
   """Sizes from the major to the minor axis, those of the first tile rounded up to whole ones."""
   order = layout.partition(":")[0]
   axes = [int(axis) for axis in order.split(",") if axis]
+  if not axes:  # a scalar, or no layout is told
+    return dims
   physical = [dims[axis] for axis in reversed(axes)]
   tile = _TILE.search(layout)
-  if tile and physical:
+  if tile:
     sizes = [int(n) for n in tile["tile"].split(",") if n != "*"]
     for i, size in enumerate(reversed(sizes[-len(physical) :]), start=1):
       physical[-i] = -(-physical[-i] // size) * size

@@ -18,7 +18,7 @@ import jax
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 _DEFAULT_MMAP_MAX = 2**16  # glibc's default
 
-_WITHOUT_DEVICES = {
+WITHOUT_DEVICES = {  # environment variables of `compile_without_devices`
   # Otherwise libtpu asks a cloud's metadata server what it runs on. The type is that of any TPU.
   "TPU_SKIP_MDS_QUERY": "1",
   "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -62,7 +62,7 @@ def compile_without_devices() -> None:
   """
   jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_compilation_cache_dir", None)
-  for name, value in _WITHOUT_DEVICES.items():
+  for name, value in WITHOUT_DEVICES.items():
     os.environ.setdefault(name, value)
 
 

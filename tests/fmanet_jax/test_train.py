@@ -21,6 +21,7 @@ from fmanet_jax import train
 from fmanet_jax.model import param_shapes
 from tests.data_prep.helpers import write_clip_set, write_flow
 from tests.support.programs import random_params
+from vsr_jax import hlo
 from vsr_jax.checkpoint import read_meta, restore_params
 from vsr_jax.configs.fmanet import demo
 from vsr_jax.data_prep import opening
@@ -291,7 +292,9 @@ def test_devices_exchange_gradients_only_and_sum_them_to_those_of_one(clip_set):
   # Adam's first moment is a tenth of the gradient; means over the batch are rounded otherwise.
   for got, want in zip(jax.tree.leaves(moments), jax.tree.leaves(alone), strict=True):
     np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-5 * np.abs(want).max())
-  assert "all-reduce(" in program
   # A loop over a split batch would gather it in every turn.
-  assert "all-gather(" not in program
-  assert "all-to-all(" not in program
+  found = hlo.analyse(program).collectives
+  assert found.keys() == {"all-reduce"}
+  gradients = sum(x.nbytes for x in jax.tree.leaves(moments["net_d"][0].mu))
+  logged = 4 * len(logs)
+  assert gradients <= found["all-reduce"].bytes <= gradients + logged

@@ -30,3 +30,5 @@ def test_figures_are_of_the_right_magnitude_and_kinds_belong_to_one_chip():
     assert 1e14 < chip.peak("float32") <= chip.peak("bfloat16") < 1e16  # FLOP/s
     assert 1e10 <= chip.memory < chip.memory_bandwidth < 1e13  # each is read in less than a second
     assert 1e11 < chip.interconnect < chip.memory_bandwidth
+    assert chip.sources
+    assert all(x.startswith("https://") for x in chip.sources)
