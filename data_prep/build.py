@@ -70,7 +70,7 @@ def main() -> None:
       builder.download_and_prepare(download_config=_configure(args))
   summarize(folder)
   if args.dataset == "reds":
-    progress.tell_next("vsr_jax.data_prep.flow_labels", folder, "--weights", "raft-small.pth")
+    progress.tell_next("vsr_jax.data_prep.flow_labels", folder)
   else:
     progress.tell_next(
       "vsr_jax.data_prep.show", f"{args.dataset}/{config}", "--data-dir", args.data_dir

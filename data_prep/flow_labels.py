@@ -1,12 +1,13 @@
 """Command: pseudo ground truth of optical flow, by RAFT on the sharp low-resolution frames.
 
-  python -m vsr_jax.data_prep.flow_labels DIR --weights raft-small.pth [--frames T] [--batch N]
+  python -m vsr_jax.data_prep.flow_labels DIR [--weights raft-sintel.pth] [--frames T] [--batch N]
   python -m vsr_jax.data_prep.flow_labels DIR --released REDS/train_flow_bicubic
 
 DIR is a clip set, REDS as released, or the folder of a data set that data_prep.build made, such as
 data/reds/x4/1.0.0; --split names the split. Each frame gets the flow (dx, dy), in low-resolution
 pixels, to its neighbours at -N..-1, 1..N (T = 2N + 1), zeros where there is no such neighbour.
-`flow_store.py` describes the files. A run that was interrupted goes on with the next clip.
+`flow_store.py` describes the files. A run that was interrupted goes on with the next clip. Without
+`--weights` the flow is that of RAFT's small variant, which ships.
 
 `--released` takes FMA-Net's own labels of REDS, CLIP/00000001_00000000.npy and so on, instead of
 making new ones; these exist for whole windows only, the others are zeros, which no window reads.
@@ -53,8 +54,12 @@ def main() -> None:
   """Runs the command; see the module's docstring and `--help`."""
   parser = cli.Parser("vsr_jax.data_prep.flow_labels", __doc__)
   parser.add_argument("root", type=pathlib.Path, metavar="DIR")
-  source = parser.add_mutually_exclusive_group(required=True)
-  source.add_argument("--weights", type=pathlib.Path, help="a released RAFT .pth")
+  source = parser.add_mutually_exclusive_group()
+  source.add_argument(
+    "--weights",
+    type=pathlib.Path,
+    help="a released RAFT .pth; default: those of the small variant, which ship",
+  )
   source.add_argument(
     "--released", type=pathlib.Path, metavar="FOLDER", help="FMA-Net's labels, CLIP/*.npy"
   )
@@ -152,8 +157,8 @@ def convert_released(
     labels = flow_store.ReleasedFlow(released / clip.name, names, *size)
     if not labels.serve(clip.length, num_frames, *size):
       raise UserError(
-        f"{labels.folder}: lacks labels of clip {clip.name}; extract them again, or make all with "
-        "--weights"
+        f"{labels.folder}: lacks labels of clip {clip.name}; extract them again, or make all "
+        "without --released"
       )
     flow_store.write_labels(
       folder, clip.name, _released(labels, clip.length, num_frames), num_frames
@@ -180,7 +185,8 @@ def _label(
 ) -> list[str]:
   net, params = raft_conversion.load(args.weights)
   if todo:
-    origin = {"weights": args.weights.name, "channel_order": args.channel_order}
+    weights = args.weights or raft_conversion.ASSET
+    origin = {"weights": weights.name, "channel_order": args.channel_order}
     flow_store.check_origin(folder, {**origin, "iterations": ITERATIONS})
   estimate = make_estimate(net, params, bgr=args.channel_order == "bgr")
   damaged: list[str] = []

@@ -180,7 +180,7 @@ def _fault(
     return str(e)
   raise UserError(
     f"{path}: clip {clip.name} has no flow labels for windows of {num_frames} frames; "
-    f"run python -m vsr_jax.data_prep.flow_labels {path} --frames {num_frames} --weights RAFT.pth"
+    f"run python -m vsr_jax.data_prep.flow_labels {path} --frames {num_frames}"
   )
 
 

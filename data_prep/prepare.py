@@ -89,7 +89,7 @@ def _prepare(args: argparse.Namespace, sources: dict[str, pathlib.Path]) -> None
       print(f"incomplete {entry['name']}: {entry['warning']}")
   if not finished:
     raise UserError(f"{args.out}: no clip could be made; the reasons are above")
-  progress.tell_next("vsr_jax.data_prep.flow_labels", args.out, "--weights", "raft-small.pth")
+  progress.tell_next("vsr_jax.data_prep.flow_labels", args.out)
 
 
 def _input_count_text(count: int) -> str:

@@ -179,6 +179,17 @@ def test_the_command_labels_what_is_missing(clip_set, monkeypatch, capsys):
   assert flow_store.open_labels(folder)["beach"].neighbours == 4
 
 
+def test_without_weights_those_that_ship_are_taken(clip_set, monkeypatch):
+  taken = []
+  monkeypatch.setattr(
+    flow_labels, "make_estimate", lambda net, params, **_: taken.append(params) or brightness
+  )
+  run(monkeypatch, clip_set, "--batch", 4)
+  jax.tree.map(np.testing.assert_array_equal, *taken, flow_labels.raft_conversion.load()[1])
+  index = json.loads((clip_set / flow_store.FOLDER / flow_store.INDEX).read_text())
+  assert index["origin"]["weights"] == "raft_small.npz"
+
+
 def test_two_runs_do_not_share_a_folder(clip_set, monkeypatch):
   with locked(clip_set / flow_store.FOLDER), pytest.raises(UserError, match="another run"):
     run(monkeypatch, clip_set, "--weights", "some.pth")

@@ -57,9 +57,7 @@ def test_a_set_is_made_and_a_rerun_keeps_it(inputs, tmp_path, monkeypatch, capsy
   run(monkeypatch, *sources, "--out", out)
   text = capsys.readouterr().out
   assert text.startswith("5 inputs to do, none done before\n")
-  assert text.endswith(
-    f"next: python -m vsr_jax.data_prep.flow_labels {out} --weights raft-small.pth\n"
-  )
+  assert text.endswith(f"next: python -m vsr_jax.data_prep.flow_labels {out}\n")
   assert "2 clips, 6 frames; 3 inputs skipped" in text
   assert "small: low-resolution frames would be 75x63, training needs 64 pixels a side" in text
   assert "no scene of 3 frames" in text

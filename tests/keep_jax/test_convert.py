@@ -46,12 +46,12 @@ def test_released_layouts_fill_the_whole_model(name, arch):
   assert sum(x.size for x in jax.tree.leaves(params)) == sum(map(math.prod, shapes.values()))
 
 
-def constants(name):
-  """A state dict of a released layout; each tensor has one value, by its name of v1.0.0."""
+def of_released_size(name):
+  """A state dict of a released layout; a tensor's random values follow from its name of v1.0.0."""
   state = {}
   for key, shape in golden.manifest(name).items():
     new = next((n + key.removeprefix(o) for o, n in RENAMED.items() if key.startswith(o)), key)
-    state[key] = np.full(shape, zlib.crc32(new.encode()) % 9973 + 1, np.float32)
+    state[key] = np.random.default_rng(zlib.crc32(new.encode())).random(shape, np.float32)
   return state
 
 
@@ -61,12 +61,11 @@ def test_files_of_the_released_size(tmp_path):
   layouts = {"keep_v010": lambda state: state, "keep_full": in_average, "keep_asian": in_average}
   found = {}
   for name, layout in layouts.items():
-    save_state_dict(tmp_path / "KEEP.pth", layout(constants(name)))
+    save_state_dict(tmp_path / "KEEP.pth", layout(of_released_size(name)))
     convert.convert(str(tmp_path / "KEEP.pth"), str(tmp_path / name))
     params = streaming.load(tmp_path / name)[1]
     found[name] = jax.tree.map(lambda x: (x.shape, float(x.min()), float(x.max())), params)
     leaves = jax.tree.leaves(found[name], is_leaf=lambda x: isinstance(x, tuple))
-    assert all(low == high for _, low, high in leaves)
     sizes = map(math.prod, golden.manifest(name).values())
     assert sum(math.prod(shape) for shape, *_ in leaves) == sum(sizes)
     (tmp_path / "KEEP.pth").unlink()
