@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import gc
@@ -23,11 +24,10 @@ from vsr_jax.architecture import from_entries
 from vsr_jax.checkpoint import read_meta, restore_params
 from vsr_jax.compiling import compiling
 from vsr_jax.errors import UserError
-from vsr_jax.frames import Frame, stream_frames
+from vsr_jax.frames import Frame, as_frames_of_one_size, stream_frames
 from vsr_jax.memory import release_freed_memory
 from vsr_jax.runtime import compiler_options
 from vsr_jax.sharding import make_mesh
-from vsr_jax.window_stream import groups_held, stream_windows
 
 DEMO_WEIGHTS = pathlib.Path(__file__).parent / "assets" / "demo_weights"
 OVERLAP = 16  # input pixels that neighbouring tiles share and are blended over
@@ -99,7 +99,12 @@ class Restorer:
     replicated = by_frame = None
     if mesh is not None:
       replicated, by_frame = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
-    self._groups_held, self._groups_with_f0 = groups_held(model.arch.frames // 2, self.group_size)
+    radius = model.arch.frames // 2
+    # A window reaches 2 * radius frames back from its last frame: into `before` earlier groups, of
+    # which the first `past` hold no centre frame, so that their F^0 is not needed.
+    before = -(-2 * radius // self.group_size)
+    past = (before * self.group_size - radius) // self.group_size
+    self._groups_held, self._groups_with_f0 = before + 1, before + 1 - past
     self._by_frame = by_frame
     self._params = jax.device_put(params, replicated)
     self._folded = jax.device_put(fold_kernels(model, params), replicated)
@@ -149,13 +154,31 @@ class Restorer:
     return stream_frames(self._stream_images, frames)
 
   def _stream_images(self, frames: Any) -> Iterator[np.ndarray]:
-    return stream_windows(
-      frames,
-      self._run_encode,
-      self._run_restore,
-      radius=self.context,
-      group_size=self.group_size,
-    )
+    frames = as_frames_of_one_size(frames)
+    radius = self.model.arch.frames // 2
+    held = collections.deque(maxlen=self._groups_held)
+    groups_f0 = collections.deque(maxlen=self._groups_with_f0)
+    last: list[np.ndarray] = []
+    pending: tuple[jax.Array, int] | None = None
+    padded = _replicate_ends(frames, (self._groups_held - 1) * self.group_size - radius, radius)
+    for group, count in _groups(padded, self.group_size):
+      # Padding repeats the same array: its features are those of the group before.
+      if not last or any(a is not b for a, b in zip(group, last, strict=True)):
+        features = f0 = None
+        if len(held) == self._groups_held:  # freed before the next features are computed
+          held.popleft()
+          groups_f0.popleft()
+        features, f0 = self._run_encode(np.stack(group))
+      held.append(features)
+      groups_f0.append(f0)
+      last = group
+      if len(held) == self._groups_held:
+        images = self._run_restore(tuple(held), tuple(groups_f0))
+        if pending is not None:
+          yield from _to_host(*pending)
+        pending = images, count
+    if pending is not None:
+      yield from _to_host(*pending)
 
   def _run_encode(self, frames: np.ndarray) -> Any:
     """Runs the compiled `_encode_group` on uint8 frames [b h w 3]."""
@@ -241,6 +264,33 @@ def _restore_group(
   frames, d, r = jax.tree.map(functools.partial(windows, start, t), *groups)
   images = restore_window(model, params, folded, frames, (f0_d, *d), (f0_r, *r))
   return jnp.rint(255 * jnp.clip(images, 0, 1)).astype(jnp.uint8)
+
+
+def _replicate_ends(frames: Iterable[np.ndarray], before: int, after: int) -> Iterator[np.ndarray]:
+  """The frames, with copies of the first before and of the last after them, if there is any."""
+  frame = None
+  for i, frame in enumerate(map(np.array, frames)):  # copies: a caller may fill one buffer anew
+    if i == 0:
+      yield from [frame] * before
+    yield frame
+  if frame is not None:
+    yield from [frame] * after
+
+
+def _groups(frames: Iterator[np.ndarray], size: int) -> Iterator[tuple[list[np.ndarray], int]]:
+  """Groups of `size` frames, the last one padded with its last frame; and their true lengths."""
+  group: list[np.ndarray] = []
+  for frame in frames:
+    group.append(frame)
+    if len(group) == size:
+      yield group, size
+      group = []
+  if group:
+    yield group + [group[-1]] * (size - len(group)), len(group)
+
+
+def _to_host(images: jax.Array, count: int) -> Iterator[np.ndarray]:
+  yield from np.asarray(images)[:count]
 
 
 def estimate_memory(model: FMANet, height: int, width: int) -> int:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal, overload
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from keep_jax.bidirectional import initial_carried, restore_observed
+from keep_jax.bidirectional import Carried, initial_carried, restore_observed
 from keep_jax.model import (
   KEEP,
   Observation,
@@ -26,21 +28,61 @@ from keep_jax.model import (
 )
 from keep_jax.weights import load as load
 from vsr_jax.flow.estimators import Features
-from vsr_jax.frames import Frame, stream_frames
+from vsr_jax.frames import Frame, as_frames, as_frames_of_one_size, stream_frames
 from vsr_jax.programs import CompiledByShape
-from vsr_jax.recursion import LONGEST_WINDOW as LONGEST_WINDOW
-from vsr_jax.recursion import PendingFrame, Recursion, TrackState
 from vsr_jax.runtime import compiler_options
 from vsr_jax.trees import join, split
 
 WINDOW = 20  # frames that the gain network sees at a time, as released
+LONGEST_WINDOW = 1000  # a window's frames and observations are held in memory
 LOOK_AHEAD = 4  # most frames after a frame that its gain sees, beyond the first window
 
 MODES = ("stream", "as_released", "bidirectional")
 Mode = Literal["stream", "as_released", "bidirectional"]
 
+T = TypeVar("T")
+Name = TypeVar("Name", bound=Hashable)
 
-class Restorer(Recursion):
+
+@dataclasses.dataclass(eq=False)
+class _PendingFace:
+  """A face in a frame that waits for its step of the recursion, with what is computed so far."""
+
+  observation: Observation
+  features: Features  # for the flow
+  flow: jax.Array  # to the frame before; of a track's first frame to itself
+  gain: jax.Array | None = None
+  begins: bool = False  # whether the recursion restarts here, from `initial_state`
+  image: jax.Array | None = None  # in mode "bidirectional", whose chunks are restored whole
+
+  @property
+  def is_ready(self) -> bool:
+    return self.gain is not None or self.image is not None
+
+
+@dataclasses.dataclass(eq=False)
+class _TrackState:
+  """The state of one face track while it is restored.
+
+  Attributes:
+    state: the recursion's state after the last restored frame.
+    features: the flow network's features of the last frame taken; None before the first.
+    first_latent: the first frame's latent; None until its gain is computed.
+    latest: latents of the latest frames that have gains; without the first frame's if the model
+      attends to it anyway.
+    waiting: frames taken that have no gains yet.
+    carried: state of mode "bidirectional", carried from chunk to chunk instead of `state`.
+  """
+
+  state: State
+  latest: collections.deque[jax.Array]
+  features: Features | None = None
+  first_latent: jax.Array | None = None
+  waiting: list[_PendingFace] = dataclasses.field(default_factory=list)
+  carried: Carried | None = None
+
+
+class Restorer:
   """Restores clips of aligned faces as streams.
 
   Four programs are compiled: the observations and flow features of frames, the flow, the gains of a
@@ -69,14 +111,14 @@ class Restorer(Recursion):
   ):
     if mode not in MODES:
       raise ValueError(f"mode {mode!r}: must be one of {', '.join(MODES)}")
-    super().__init__(
-      window,
-      look_ahead if mode == "stream" else None,
-      attend_first_frame=model.arch.attend_first_frame,
-      causal=model.arch.causal,
-    )
+    if not 2 <= window <= LONGEST_WINDOW:
+      raise ValueError(f"window {window}: must be 2 to {LONGEST_WINDOW}")
+    if mode == "stream" and not 0 <= look_ahead < window - 1:
+      raise ValueError(f"look_ahead {look_ahead}: must be below window - 1 = {window - 1}")
     self.model = model
     self.mode = mode
+    self.window = window
+    self.look_ahead = look_ahead
     self._params = params
 
     def program(
@@ -119,32 +161,91 @@ class Restorer(Recursion):
     Raises:
       ValueError: from iteration: a frame is of another form.
     """
-    return stream_frames(self.stream_one, frames)
+    return stream_frames(self._stream_images, frames)
 
-  def initial_state(self) -> State:
-    return initial_state(self.model, 1)
+  def _stream_images(self, frames: Any) -> Iterator[np.ndarray]:
+    for faces in self.stream_tracks({0: frame} for frame in as_frames(frames)):
+      yield faces[0]
 
-  def observe(self, images: np.ndarray) -> tuple[Sequence[Observation], Sequence[Features]]:
-    return self._observe(self._params, images)
+  def stream_tracks(
+    self, frames: Iterable[Mapping[Name, np.ndarray]]
+  ) -> Iterator[dict[Name, np.ndarray]]:
+    """Restores the faces of every frame of a clip; each track has a state of its own.
 
-  def find_flows(
-    self, features: Sequence[Features], before: Sequence[Features]
-  ) -> Sequence[jax.Array]:
-    return self._flow(self._params, features, before)
+    Args:
+      frames: for each frame its faces by track, as `stream` takes frames, of one size. A track ends
+        with the first frame without it; the same name later is a new one.
 
-  def find_gains(self, latents: list[jax.Array]) -> Sequence[jax.Array]:
-    return self._gains(self._params, latents)
+    Yields:
+      For each frame its restored faces by track, uint8 RGB [size size 3]; while these are handed
+      out, those of the next frame are computed (on CPU only where `keep_freed_memory` of
+      `vsr_jax.runtime` is not in force).
+    """
+    tracks: dict[Name, _TrackState] = {}
+    pending: collections.deque[dict[Name, tuple[_TrackState, _PendingFace]]] = collections.deque()
+    computed: dict[Name, jax.Array] | None = None
 
-  def take_step(
-    self, states: Sequence[State], inputs: Sequence[tuple[Any, jax.Array, jax.Array]]
-  ) -> tuple[Sequence[State], Sequence[jax.Array]]:
-    return self._step(self._params, states, inputs)
+    def ready():
+      nonlocal computed
+      while pending and all(face.is_ready for _, face in pending[0].values()):
+        last, computed = computed, self._advance(pending.popleft())
+        if last is not None:
+          yield jax.device_get(last)
 
-  def finish(self, track: TrackState, group: list[PendingFrame]) -> None:
-    """Computes the gains of a group of a track's frames, or restores it (mode "bidirectional")."""
-    if self.mode != "bidirectional":
-      super().finish(track, group)
-      return
+    for faces in frames:
+      for name in tracks.keys() - faces.keys():
+        self._finish_group(tracks.pop(name))
+      for name in faces.keys() - tracks.keys():
+        latest = collections.deque(maxlen=self.window - self.model.arch.attend_first_frame)
+        tracks[name] = _TrackState(initial_state(self.model, 1), latest)
+      checked = zip(faces, as_frames_of_one_size(faces.values()), strict=True)
+      pending.append(self._take({name: (tracks[name], face) for name, face in checked}))
+      yield from ready()
+    for track in tracks.values():
+      self._finish_group(track)
+    yield from ready()
+    if computed is not None:
+      yield jax.device_get(computed)
+
+  def _take(
+    self, faces: Mapping[Name, tuple[_TrackState, np.ndarray]]
+  ) -> dict[Name, tuple[_TrackState, _PendingFace]]:
+    """Encodes the faces of the next frame, and computes gains for the groups that are complete."""
+    taken = {}
+    for part in _batches(list(faces.items())):
+      names, pairs = zip(*part, strict=True)
+      tracks, images = zip(*pairs, strict=True)
+      observations, features = self._observe(self._params, np.stack(images))
+      before = tuple(
+        own if track.features is None else track.features
+        for track, own in zip(tracks, features, strict=True)
+      )
+      flows = self._flow(self._params, features, before)
+      for i, (name, track) in enumerate(zip(names, tracks, strict=True)):
+        track.features = features[i]
+        face = _PendingFace(observations[i], features[i], flows[i])
+        track.waiting.append(face)
+        taken[name] = track, face
+        if len(track.waiting) == self._group_size(track):
+          self._finish_group(track)
+    return taken
+
+  def _group_size(self, track: _TrackState) -> int:
+    """How many frames of a track get gains at once (mode "bidirectional": are restored)."""
+    if self.mode == "stream" and self.model.arch.causal:
+      return 1  # no gain would see a later frame
+    whole = self.mode != "stream" or track.first_latent is None
+    return self.window if whole else self.look_ahead + 1
+
+  def _finish_group(self, track: _TrackState) -> None:
+    """Computes the gains of a track's waiting frames, or restores them (mode "bidirectional")."""
+    group, track.waiting = track.waiting, []
+    if group and self.mode == "bidirectional":
+      self._restore_chunk(track, group)
+    elif group:
+      self._calculate_gains(track, group)
+
+  def _restore_chunk(self, track: _TrackState, group: list[_PendingFace]) -> None:
     features = [(face.features,) for face in group]
     # The last frame's flow is to itself: nothing is predicted there backwards.
     pairs = zip(features, [*features[1:], features[-1]], strict=True)
@@ -152,12 +253,63 @@ class Restorer(Recursion):
     flows = [face.flow for face in group], to_next
     carried = initial_carried(self.model, 1) if track.carried is None else track.carried
     observations = [face.observation for face in group]
-    first_latent = track.first_latent if self.attend_first_frame else None
+    first_latent = track.first_latent if self.model.arch.attend_first_frame else None
     track.carried, images = self._chunk(self._params, carried, first_latent, observations, flows)
     if track.first_latent is None:
       track.first_latent = observations[0].latent
     for face, image in zip(group, images, strict=True):
       face.image = image
+
+  def _calculate_gains(self, track: _TrackState, group: list[_PendingFace]) -> None:
+    latents = [face.observation.latent for face in group]
+    if self.mode == "as_released":
+      group[0].begins = True
+      # As in the released code a chunk of one frame is doubled.
+      gains = self._gains(self._params, 2 * latents if len(latents) == 1 else latents)
+    else:
+      attend_first_frame = self.model.arch.attend_first_frame
+      if track.first_latent is None:
+        track.first_latent = latents[0]
+        latents = latents[1:] if attend_first_frame else latents
+      track.latest.extend(latents)
+      window = [track.first_latent, *track.latest] if attend_first_frame else list(track.latest)
+      seen = len(window)
+      if self.model.arch.causal:  # what comes after makes no difference: one program for all
+        window += [window[-1]] * (self.window - seen)
+      gains = self._gains(self._params, window)[seen - len(group) : seen]
+    for face, gain in zip(group, gains, strict=False):
+      face.gain = gain
+
+  def _advance(
+    self, faces: Mapping[Name, tuple[_TrackState, _PendingFace]]
+  ) -> dict[Name, jax.Array]:
+    """Restores the faces of one frame, uint8 [size size 3] each."""
+    if self.mode == "bidirectional":
+      # A frame is advanced only when all its faces are ready, which here means restored.
+      return {name: face.image for name, (_, face) in faces.items() if face.image is not None}
+    restored = {}
+    for part in _batches(list(faces.items())):
+      names, pairs = zip(*part, strict=True)
+      tracks, pending = zip(*pairs, strict=True)
+      states = tuple(
+        initial_state(self.model, 1) if face.begins else track.state
+        for track, face in zip(tracks, pending, strict=True)
+      )
+      inputs = tuple((face.observation, face.gain, face.flow) for face in pending)
+      states, images = self._step(self._params, states, inputs)
+      for track, state in zip(tracks, states, strict=True):
+        track.state = state
+      restored |= zip(names, images, strict=True)
+    return restored
+
+
+def _batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
+  """Cuts a sequence into parts of powers of two, the largest first."""
+  start = 0
+  while start < len(items):
+    size = 1 << ((len(items) - start).bit_length() - 1)
+    yield items[start : start + size]
+    start += size
 
 
 def _count_faces(items: Sequence[Any]) -> str:

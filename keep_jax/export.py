@@ -1,6 +1,6 @@
-"""Command: extracts from a training run the weights that restoring needs, to be kept or shipped.
+"""Command: takes out of a training run what restoring needs, to be kept or shipped.
 
-  python -m keep_jax.extract RUN DIR [--float16]
+  python -m keep_jax.export RUN DIR [--float16]
 
 RUN is a run of stage II or III, or a checkpoint of one. DIR gets the sub-networks of the model, by
 their moving averages, and nothing of the optimizer, the discriminator or the machine. A flow
@@ -30,21 +30,21 @@ from vsr_jax.errors import UserError
 
 def main() -> None:
   """Runs the command; see the module's docstring and `--help`."""
-  parser = cli.Parser("keep_jax.extract", __doc__)
+  parser = cli.Parser("keep_jax.export", __doc__)
   parser.add_argument("run", metavar="RUN", help="a run of stage II or III, or a checkpoint of one")
   parser.add_argument("folder", metavar="DIR", help="the checkpoint to be written")
   parser.add_argument("--float16", action="store_true", help="store numbers in half the space")
   args = parser.parse_args()
-  print(extract(args.run, args.folder, half=args.float16))
+  print(export(args.run, args.folder, half=args.float16))
   progress.tell_next("keep_jax.restore", "INPUT", "OUTPUT", "--checkpoint", args.folder)
 
 
-def extract(run: str | pathlib.Path, folder: str | pathlib.Path, *, half: bool) -> str:
+def export(run: str | pathlib.Path, folder: str | pathlib.Path, *, half: bool) -> str:
   """Writes what restoring needs of a run.
 
   Args:
     run: a run of stage II or III, or a checkpoint of one.
-    folder: where to write; an earlier one there is replaced.
+    folder: where to write; an earlier export there is replaced.
     half: store the numbers as float16.
 
   Returns:
