@@ -88,7 +88,7 @@ def make_set(
             raise UserError(f"{source.path}: no face found; leave it out")
           matrices, _ = align.fit(points, settings["size"])
           frames = _aligned(source, matrices, settings["size"])
-          aligned_clips.add(out, entries, origin, frames, moved(points, matrices), rate)
+          aligned_clips.add(out, entries, origin, frames, align.move(points, matrices), rate)
         except UserError as e:
           skipped[origin.name] = str(e)
         bar.update()
@@ -105,11 +105,6 @@ def _aligned(source: Source, matrices: np.ndarray, size: int) -> Iterator[np.nda
   with landmarks.open_frames(source) as (_, images):
     for image, matrix in zip(images, matrices, strict=True):
       yield align.align_reduced(image, matrix, size, face_pipeline.BORDER)
-
-
-def moved(points: np.ndarray, matrices: np.ndarray) -> np.ndarray:
-  """Landmarks [t 5 2] in the pixels of the aligned frames that `matrices` [t 2 3] make."""
-  return points @ matrices[:, :, :2].swapaxes(1, 2) + matrices[:, None, :, 2]
 
 
 if __name__ == "__main__":

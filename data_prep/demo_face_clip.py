@@ -4,8 +4,8 @@
 
 Writes OUT/truth.mp4, the animated portrait (`animate.py`) before a background that continues its
 own out of focus, and OUT/input.mp4, the same blurred, noisy, reduced, compressed
-(`face_degrade.py`) and enlarged again, with a quiet chord as sound. All of it is a function of the
-file's name.
+(`face_degrade.py`) and enlarged again, with a quiet chord as sound. What is random in it follows
+from the file's name.
 """
 
 from __future__ import annotations
@@ -83,11 +83,8 @@ def draw_clip(still: np.ndarray, landmarks: np.ndarray, rng: np.random.Generator
   motion = head_motion.draw(rng, landmarks, FRAMES, rate=RATE, amplitude=AMPLITUDE)
   side = len(still)
   picture = with_surroundings(still)
-  place = (
-    (WIDTH - FACE) // 2,
-    HEIGHT - FACE,
-    FACE,
-  )  # cut by the frame's lower edge, as shoulders are
+  # Cut by the frame's lower edge, as shoulders are.
+  place = ((WIDTH - FACE) // 2, HEIGHT - FACE, FACE)
   frames = animate.render_part(picture, (side, side, side), motion, (HEIGHT, WIDTH), place)
   return np.stack(list(frames))
 

@@ -1,6 +1,6 @@
 """How low-quality face video is made from good video: KEEP's degradation.
 
-  python -m vsr_jax.data_prep.face_degrade CLIP OUT.png    what every preset does, as one picture
+  python -m vsr_jax.data_prep.face_degrade CLIP OUT.png    what the presets do, as one picture
 
 In KEEP's order: a Gaussian blur, one for the clip, noise, reduction, noise again, H.264. All is a
 pure function of the clip and a NumPy generator, and meant to give the same bits on every host:
@@ -44,8 +44,6 @@ class Degradation:
   """The settings of the degradation; ranges (low, high) are drawn from uniformly.
 
   Noise is drawn for each frame, all else for each clip.
-
-  A recipe's values can be given as they are: `Degradation(**config)`.
 
   Attributes:
     isotropic: probability of a round kernel, whose width is drawn from `sigma_x`.
@@ -106,8 +104,9 @@ class Degradation:
 
 
 PRESETS = {
-  # The released training configuration.
+  # The released training configuration, and with the slips of the code beside it.
   "train": Degradation(),
+  "train_as_released": Degradation(as_released=True),
   # The ranges in a folder's name of KEEP's test set of this name: Blur5-10 Noise0-10 CRF18-25.
   "mild": Degradation(sigma_x=(5, 10), sigma_y=(5, 10), noise=(0, 10), crf=(18, 25)),
   # The ranges of the harder test sets are not public. These two are our own: medium stays within
@@ -320,11 +319,13 @@ def from_planes(planes: np.ndarray, height: int) -> np.ndarray:
 
 
 def draw_strip(clip: np.ndarray, seed: int, rows: int = 2) -> np.ndarray:
-  """Draws the clip and what each preset makes of it as columns, with evenly spaced frames as rows.
+  """Draws the clip and what presets make of it as columns, with evenly spaced frames as rows.
+
+  The one with the released slips is left out: it looks like "train".
 
   Args:
     clip: uint8 RGB [t h w 3], sizes multiples of 8.
-    seed: of everything random, the same for each preset.
+    seed: of everything random, the same for all.
     rows: number of frames shown.
 
   Returns:
@@ -333,7 +334,8 @@ def draw_strip(clip: np.ndarray, seed: int, rows: int = 2) -> np.ndarray:
   shown = np.linspace(0, len(clip) - 1, min(rows, len(clip))).astype(int)
   made = {"good": clip}
   for name, settings in PRESETS.items():
-    made[name] = degrade(clip, np.random.default_rng(seed), settings)
+    if not settings.as_released:
+      made[name] = degrade(clip, np.random.default_rng(seed), settings)
   h, w = clip.shape[1:3]
   columns = []
   for name, frames in made.items():
@@ -362,7 +364,7 @@ def main() -> None:
   files.check_place(args.out)
   frames = np.stack(list(_central_squares(args.clip, args.start, args.frames, args.size)))
   write_whole(args.out, encode_image(draw_strip(frames, args.seed)))
-  print(f"{args.out}: the clip, then {', '.join(PRESETS)}")
+  print(f"{args.out}: the clip, and what presets make of it")
 
 
 def _central_squares(path: str, start: int, count: int, size: int) -> Iterator[np.ndarray]:

@@ -37,7 +37,6 @@ def images(
   *,
   seed: int,
   size: int = SIZE,
-  stream: str = SHARP,
   epochs: int | None = None,
 ) -> grain.MapDataset:
   """Makes samples of single aligned faces: every frame of every clip, in another order each epoch.
@@ -46,7 +45,6 @@ def images(
     source: the clips.
     seed: determines the order.
     size: side of the faces, in pixels.
-    stream: the stream that has the good frames.
     epochs: passes over the frames; None for an endless data set.
 
   Returns:
@@ -56,7 +54,7 @@ def images(
     UserError: there is no frame; later, a frame is damaged or neither aligned nor alignable.
   """
   frames = grain.MapDataset.source(Windows(_lengths(source), 1)).seed(seed).shuffle()
-  return frames.repeat(epochs).map(_LoadImage(source, size, stream))
+  return frames.repeat(epochs).map(_LoadImage(source, size))
 
 
 def clips(
@@ -68,20 +66,18 @@ def clips(
   reverse: float = 0.5,
   degradation: Degradation = PRESETS["train"],
   size: int = SIZE,
-  stream: str = SHARP,
   epochs: int | None = None,
 ) -> grain.MapDataset:
   """Makes samples of aligned face clips, good and degraded: one around every frame of every clip.
 
   Args:
-    source: the clips; shorter ones than `num_frames` frames are not used.
+    source: the clips; those too short for the smallest of the intervals are not used.
     seed: determines the order and all that is random.
     num_frames: t, the frames of a sample.
     intervals: distances in frames, of which one is drawn per sample, among those that fit the clip.
     reverse: probability of the reverse order.
     degradation: how the low-quality frames are made, and the scale s; see `degradation_of`.
     size: side of the good faces, in pixels.
-    stream: the stream that has the good frames.
     epochs: passes over the frames; None for an endless data set.
 
   Returns:
@@ -101,7 +97,7 @@ def clips(
   if not any(length >= shortest for length in lengths):
     raise UserError(f"no clip has the {shortest} frames of a training clip")
   usable = [length if length >= shortest else 0 for length in lengths]
-  load = _LoadClip(source, num_frames, tuple(intervals), reverse, degradation, size, stream)
+  load = _LoadClip(source, num_frames, tuple(intervals), reverse, degradation, size)
   frames = grain.MapDataset.source(Windows(usable, 1)).seed(seed).shuffle()
   return frames.repeat(epochs).random_map(load)
 
@@ -114,7 +110,6 @@ def evaluation_batches(
   chunk: int = CHUNK,
   interval: int = 1,
   size: int = SIZE,
-  stream: str = SHARP,
   host: int = 0,
   hosts: int = 1,
 ) -> grain.MapDataset:
@@ -133,7 +128,6 @@ def evaluation_batches(
     interval: distance in frames between neighbours of a chunk; with 15 every 15th frame is taken,
       as in the released validation.
     size: side of the good faces, in pixels.
-    stream: the stream that has the good frames.
     host: this host's index, from 0.
     hosts: number of hosts; all have equally many batches.
 
@@ -143,7 +137,6 @@ def evaluation_batches(
       lq: uint8 RGB [b t size/s size/s 3].
       mask: bool [b t]; False for a frame that only fills up.
       clip: int32 [b], index into `source`.
-      first: int32 [b], index of the chunk's first frame.
 
   Raises:
     UserError: there is no frame; later, a frame is damaged or neither aligned nor alignable.
@@ -152,7 +145,7 @@ def evaluation_batches(
   starts = [(i, first) for i, length in lengths for first in range(0, length, chunk * interval)]
   if not starts:
     raise UserError("no clip has a frame to evaluate")
-  load = _LoadChunk(source, low_quality, chunk, interval, size, stream)
+  load = _LoadChunk(source, low_quality, chunk, interval, size)
   chunks = grain.MapDataset.source(Padded(starts, batch_size * hosts)).map(load)
   return batch(chunks, batch_size, host=host, hosts=hosts)
 
@@ -278,14 +271,13 @@ def _align_all(
 class _LoadImage:
   """Decodes and aligns a frame."""
 
-  def __init__(self, source: Sequence[Clip], size: int, stream: str):
+  def __init__(self, source: Sequence[Clip], size: int):
     self._source = source
     self._size = size
-    self._stream = stream
 
   def __call__(self, position: tuple[int, int]) -> dict[str, np.ndarray]:
     clip, index = self._source[position[0]], position[1]
-    image = clip.decode(self._stream, index)
+    image = clip.decode(SHARP, index)
     matrices = fit(clip, [index], self._size, image.shape[:2])
     return {"gt": _align_all(clip, [index], [image], matrices, self._size, 1)[0]}
 
@@ -301,19 +293,16 @@ class _LoadClip:
     reverse: float,
     degradation: Degradation,
     size: int,
-    stream: str,
   ):
     self._source = source
     self._drawn = num_frames, intervals, reverse
     self._degradation = degradation
     self._size = size
-    self._stream = stream
 
   def __call__(self, position: tuple[int, int], rng: np.random.Generator) -> dict[str, np.ndarray]:
     clip, centre = self._source[position[0]], position[1]
-    length = len(clip.stream(self._stream))
-    frames = draw_frames(rng, length, centre, *self._drawn)
-    good = clip.decode_all(self._stream, frames)
+    frames = draw_frames(rng, clip.length, centre, *self._drawn)
+    good = clip.decode_all(SHARP, frames)
     matrices = fit(clip, frames, self._size, good[0].shape[:2])
     degradation = degradation_of(clip, self._degradation, self._size)
     low = list(low_quality_frames(clip, good, rng, degradation))
@@ -333,38 +322,35 @@ class _LoadChunk:
     chunk: int,
     interval: int,
     size: int,
-    stream: str,
   ):
     self._source = source
     self._low_quality = low_quality
     self._offsets = interval * np.arange(chunk)
     self._size = size
-    self._stream = stream
     self._made: tuple[int, np.ndarray] | None = None
 
   def __call__(self, position: tuple[tuple[int, int], bool]) -> dict[str, np.ndarray | np.generic]:
     (i, first), real = position
     clip = self._source[i]
-    length = len(clip.stream(self._stream))
     wanted = first + self._offsets
-    frames = np.where(wanted < length, wanted, wanted[wanted < length][-1])
-    good = clip.decode_all(self._stream, frames)
+    inside = wanted < clip.length
+    frames = np.where(inside, wanted, wanted[inside][-1])
+    good = clip.decode_all(SHARP, frames)
     low = self._low_quality_frames(i, clip, frames)
     scale = good[0].shape[0] // low[0].shape[0]
     matrices = fit(clip, frames, self._size, good[0].shape[:2])
     return {
       "gt": _align_all(clip, frames, good, matrices, self._size, 1),
       "lq": _align_all(clip, frames, low, matrices, self._size, scale),
-      "mask": (wanted < length) & real,
+      "mask": inside & real,
       "clip": np.int32(i),
-      "first": np.int32(first),
     }
 
   def _low_quality_frames(self, i: int, clip: Clip, frames: np.ndarray) -> np.ndarray:
     if isinstance(self._low_quality, str):
       return clip.decode_all(self._low_quality, frames)
     if self._made is None or self._made[0] != i:
-      good = clip.decode_each(self._stream, range(len(clip.stream(self._stream))))
+      good = clip.decode_each(SHARP, range(clip.length))
       degradation = degradation_of(clip, self._low_quality, self._size)
       made = low_quality_frames(clip, good, evaluation_rng(clip), degradation)
       self._made = i, np.stack(list(made))

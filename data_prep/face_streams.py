@@ -18,7 +18,7 @@ from vsr_jax.data_prep import face_pipeline
 from vsr_jax.data_prep.clip import SHARP, Clip
 from vsr_jax.data_prep.face_degrade import Degradation
 from vsr_jax.errors import UserError
-from vsr_jax.faces.align import SIZE, TEMPLATE, invert
+from vsr_jax.faces.align import SIZE, TEMPLATE, invert, move
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -111,7 +111,7 @@ def face_clip(clip: Clip, low_quality: str | Degradation, size: int | None) -> F
     points = np.tile(template(size), (clip.length, 1, 1)) if points is None else points
   else:
     assert points is not None  # the matrices come from it
-    points = _moved(points, matrices)
+    points = move(points, matrices)
   return FaceClip(clip, low_quality, scale, (size, size), matrices, points)
 
 
@@ -121,12 +121,7 @@ def _landmarks(clip: Clip) -> np.ndarray | None:
   if points is None:
     return None
   matrices, unusable = face_pipeline.fit_landmarks(clip, points, SIZE, robust=False)
-  return np.where(unusable[:, None, None], _moved(TEMPLATE, invert(matrices)), points)
-
-
-def _moved(points: np.ndarray, matrices: np.ndarray) -> np.ndarray:
-  """Points [5 2] or [t 5 2], moved by [t 2 3]: [t 5 2]."""
-  return points @ matrices[..., :2].swapaxes(-1, -2) + matrices[:, None, :, 2]
+  return np.where(unusable[:, None, None], move(TEMPLATE, invert(matrices)), points)
 
 
 def aligned_size(clip: Clip) -> int | None:
@@ -135,7 +130,7 @@ def aligned_size(clip: Clip) -> int | None:
   Raises:
     UserError: its frames are damaged, or not square.
   """
-  if len(clip.landmarks) and not clip.aligned:
+  if not face_pipeline.is_aligned(clip):
     return None
   height, width, _ = clip.decode(SHARP, 0).shape
   if height != width:

@@ -104,7 +104,8 @@ def draw(
     landmarks: float64 [5 2]: eyes, nose, mouth's corners in the still, as parts of its side.
     frames: t, at least 1.
     rate: frames per second.
-    amplitude: factor of all motion (not of the light); up to 2 nothing folds over.
+    amplitude: factor of all motion, but for lids and jaw of at most 1, and not of the light; up to
+      2 nothing folds over.
   """
   seconds = np.arange(frames) / rate
   curves = {name: amplitude * _wave(rng, seconds, curve) for name, curve in MOTION.items()}

@@ -35,8 +35,9 @@ def initial_code_use(model: KEEP, restart: bool) -> dict[str, Any]:
   """The variables of the codebook in stage I.
 
   "use" is the moving average of each code's share of the latents' places, times the number of
-  codes: 1 is usual, 0 is a dead code. With `restart`, "spare" holds a latent for each code, and all
-  codes are dead at first: the first batch gives a codebook of latents.
+  codes: 1 is usual, 0 is a dead code. It begins at 1, so that what a new run logs of it is too good
+  for some hundred steps. With `restart` it begins at 0, and "spare" holds a latent for each code:
+  all codes but those that the first batch uses often become latents of that batch.
   """
   a = model.arch
   if not restart:
@@ -47,7 +48,7 @@ def initial_code_use(model: KEEP, restart: bool) -> dict[str, Any]:
 def count_codes(
   indices: jax.Array, latent: jax.Array, codes: Mapping[str, Any], keys: Mapping[str, jax.Array]
 ) -> dict[str, Any]:
-  """The variables of `initial_code_use` after a batch.
+  """The variables of `initial_code_use` after a batch or micro-batch.
 
   Args:
     indices: the batch's code indices, int32 of any shape.
@@ -65,7 +66,7 @@ def count_codes(
 
 
 def codebook_use(use: jax.Array) -> Terms:
-  """How many codes are in use, at least a tenth as often as usual, and their perplexity."""
+  """How many codes are used more than a tenth as often as usual; and the perplexity of the use."""
   p = use / use.sum()
   entropy = -(p * jnp.log(jnp.maximum(p, 1e-10))).sum()
   return {"codes_used": (use > 0.1).sum().astype(jnp.float32), "perplexity": jnp.exp(entropy)}

@@ -12,7 +12,7 @@ from vsr_jax.ops.convolution import Padding
 from vsr_jax.ops.temporal import convolve_frames_strided
 
 _SLOPE = 0.2  # below zero, in every LeakyReLU
-_EPSILON = 1e-12  # added to norms in a power iteration
+_EPSILON = 1e-12  # least norm that a power iteration divides by
 
 
 class BatchNorm(nn.Module):

@@ -14,7 +14,7 @@ VQGAN = ("hq_encoder", "codebook", "generator")  # the sub-networks of stage I
 
 
 def start_params(model: KEEP, key: jax.Array, *, fusion_as_released: bool = False) -> Params:
-  """Random parameters of every sub-network, as a training stage starts.
+  """Random parameters of every sub-network, as a stage of clips starts: a gain network as released.
 
   Args:
     model: the model.

@@ -52,7 +52,7 @@ def heat(x: jax.Array) -> jax.Array:
 def flow_colours(flow: jax.Array) -> jax.Array:
   """Flow [b h w 2] as RGB [b h w 3] in [0, 1]: the hue is its direction, white is no motion.
 
-  The longest vector of each image has the full colour.
+  The longest vector of each image has the full colour, but none shorter than a pixel has.
   """
   length = jnp.linalg.norm(flow, axis=-1, keepdims=True)
   length = length / jnp.maximum(length.max((1, 2), keepdims=True), 1.0)

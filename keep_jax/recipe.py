@@ -74,6 +74,11 @@ def _check_sizes(config: ConfigDict) -> None:
         f"loss.temporal_side = {loss.temporal_side}: must be one of {sorted(sides)}, the sides of "
         "features with CFT or CFA"
       )
+  if stage == "vqgan" and model.gain == "none":
+    raise UserError(
+      "model.gain = 'none': such a model has no encoder of good frames, which stage 'vqgan' "
+      "trains; leave it out, all variants start from one run of that stage"
+    )
   if stage == "vqgan" and size < 3 * 2**layers:  # two more convolutions make it smaller by 1 each
     raise UserError(
       f"discriminator.layers = {layers}: too many for model.image_size = {size}, which must be at "

@@ -23,6 +23,7 @@ from jax import lax
 
 from keep_jax import codebook, forward, losses, panels
 from keep_jax.architecture import FlowName
+from keep_jax.codebook import Terms
 from keep_jax.discriminator import PatchDiscriminator, VideoDiscriminator
 from keep_jax.model import KEEP, Observation, Params, Restored, clip_flows, param_shapes
 from vsr_jax import lpips
@@ -37,7 +38,6 @@ from vsr_jax.train.opponent import (
 )
 from vsr_jax.train.stage import Batch, Stage
 
-Terms = dict[str, jax.Array]
 Weights = Mapping[str, float]
 Codes = Callable[[KEEP, Params, jax.Array], jax.Array]  # such as `codebook.true_codes`
 
@@ -55,9 +55,10 @@ class Options:
   """What a stage's loss needs to know beside the model.
 
   Attributes:
-    weights: of the loss terms by name; a term of weight 0 is not computed. Stage I: "pixel",
-      "perceptual", "codebook", "adversarial". II: "code", "cross_entropy". III: "pixel",
-      "perceptual", "temporal", "adversarial". "end_to_end": those of II and III.
+    weights: of the loss terms by name. Stage I: "pixel", "perceptual", "codebook", "adversarial".
+      II: "code", "cross_entropy". III: "pixel", "perceptual", "temporal", "adversarial".
+      "end_to_end": those of II and III. "pixel", "perceptual" and "temporal" of weight 0 are not
+      computed.
     adaptive: multiply stage I's adversarial weight by VQGAN's adaptive one.
     double_normalised: give LPIPS images that are normalised already, as the released code does.
     temporal_side: side of the generator's feature that the temporal term compares.
@@ -143,13 +144,13 @@ def _image_terms(options: Options, params: Params, image: jax.Array, truth: jax.
 def _code_terms(
   weights: Weights, params: Params, restored: Restored, observation: Observation, codes: jax.Array
 ) -> Terms:
-  terms = {
+  """Stage II's weighted terms and, for the logs, the share of codes that are predicted right."""
+  right = jnp.argmax(restored.logits, -1) == codes
+  return {
     "code": weights["code"] * losses.code_mse(observation.latent, codes, params["codebook"]),
     "cross_entropy": weights["cross_entropy"] * losses.code_cross_entropy(restored.logits, codes),
+    "codes_right": lax.stop_gradient(right.astype(jnp.float32).mean()),
   }
-  # For the logs: the share of right codes.
-  right = jnp.argmax(restored.logits, -1) == codes
-  return terms | {"codes_right": lax.stop_gradient(right.astype(jnp.float32).mean())}
 
 
 def prediction_loss(
@@ -224,17 +225,17 @@ def fusion_loss(
       feature = restored.features[options.temporal_side]
       true_flows = flows(with_flow, params, truth)
       terms["temporal"] = w["temporal"] * losses.temporal(feature, true_flows)
+    logs = {"gain": _mean_gain(gains)}
     if predict:
-      code_terms = _code_terms(
-        w, params, restored, observation, codebook.true_codes(model, params, truth)
-      )
-      terms |= {name: code_terms[name] for name in ("code", "cross_entropy")}
+      codes = codebook.true_codes(model, params, truth)
+      terms |= _code_terms(w, params, restored, observation, codes)
+      logs["codes_right"] = terms.pop("codes_right")
     value, gradient, variables = judge.loss_and_gradient(clip)
     terms["adversarial"] = with_gradient(
       clip, w["adversarial"] * value, w["adversarial"] * gradient
     )
     total = sum(terms.values(), start=jnp.zeros(()))
-    return total, terms | {"gain": _mean_gain(gains)}, Contest(truth, clip, variables)
+    return total, terms | logs, Contest(truth, clip, variables)
 
   return loss
 

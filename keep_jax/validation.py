@@ -26,13 +26,11 @@ from keep_jax import forward
 from keep_jax.model import KEEP, Params, to_uint8
 from vsr_jax import lpips
 from vsr_jax.errors import UserError
-from vsr_jax.metrics import Metric, Score, Sums
-from vsr_jax.metrics.sums import PSNR, mean_over_clips
+from vsr_jax.metrics import Score, Sums
+from vsr_jax.metrics.sums import LPIPS, PSNR, mean_over_clips
 from vsr_jax.sharding import place_batch, place_everywhere, replicated
+from vsr_jax.train.stage import Batch
 
-LPIPS = Metric("lpips", "LPIPS", 4, False, "lpips")
-
-Batch = Mapping[str, Any]
 Apply = Callable[[Params, Batch], jax.Array]
 
 

@@ -6,8 +6,8 @@ over five layers (the paper's equation 1). The weights of channels, the "heads",
 human judgements. Smaller is more alike; 0 for equal images.
 
 Parameters are {"vgg16" or "alexnet": layers, "heads": [channels] each} and say which network it is.
-They are never part of a program: a training loss passes them in. They do not ship (VGG16's take
-58 MB); `python -m vsr_jax.convert_lpips` makes the files that `load` opens.
+They are never part of a program: a training loss passes them in. They do not ship (VGG16's file
+has 55 MB); `python -m vsr_jax.convert_lpips` makes the files that `load` opens.
 """
 
 from __future__ import annotations
@@ -49,8 +49,6 @@ class VGG16(nn.Module):
   They are those of the last convolution at each of five sizes, each half the one before.
   """
 
-  dtype: jnp.dtype = jnp.float32
-
   @nn.compact
   def __call__(self, x: jax.Array) -> list[jax.Array]:
     features = []
@@ -58,7 +56,7 @@ class VGG16(nn.Module):
       if stage:
         x = max_pool(x, 2, 2)
       for i in range(count):
-        x = nn.relu(Conv(width, 3, True, self.dtype, name=f"conv{stage}_{i}")(x))
+        x = nn.relu(Conv(width, 3, True, name=f"conv{stage}_{i}")(x))
       features.append(x)
     return features
 
@@ -66,15 +64,13 @@ class VGG16(nn.Module):
 class AlexNet(nn.Module):
   """AlexNet's convolutions (Krizhevsky, 2014): [n h w 3] -> the features of its five layers."""
 
-  dtype: jnp.dtype = jnp.float32
-
   @nn.compact
   def __call__(self, x: jax.Array) -> list[jax.Array]:
-    first = nn.Conv(64, (11, 11), (4, 4), ((2, 2), (2, 2)), dtype=self.dtype, name="conv0")
+    first = nn.Conv(64, (11, 11), (4, 4), ((2, 2), (2, 2)), name="conv0")
     features = [nn.relu(first(x))]
     for i, (width, size) in enumerate([(192, 5), (384, 3), (256, 3), (256, 3)], 1):
       x = max_pool(features[-1], 3, 2) if i < 3 else features[-1]
-      features.append(nn.relu(Conv(width, size, True, self.dtype, name=f"conv{i}")(x)))
+      features.append(nn.relu(Conv(width, size, True, name=f"conv{i}")(x)))
     return features
 
 
@@ -133,16 +129,14 @@ def distance(
   a: jax.Array,
   b: jax.Array,
   *,
-  dtype: jnp.dtype = jnp.float32,
   double_normalised: bool = False,
 ) -> jax.Array:
-  """LPIPS of pairs of images.
+  """LPIPS of pairs of images, computed in float32.
 
   Args:
     params: from `load`.
     a: RGB [n h w 3] in [-1, 1], both sides at least `MIN_SIDE`.
     b: likewise, of the same size.
-    dtype: the type that the networks compute in; all after them is float32.
     double_normalised: whether images are first normalised as ImageNet's, and then again, as the
       released KEEP's training loss does. The plain distance is the paper's.
 
@@ -158,7 +152,7 @@ def distance(
       f"images of shapes {a.shape} and {b.shape}, not both [n h w 3] of at least {least} pixels"
     )
   # Each by itself: where only one is differentiated, the other one has no backward pass.
-  features = [_features(params, x, dtype, double_normalised) for x in (a, b)]
+  features = [_features(params, x, double_normalised) for x in (a, b)]
   total = jnp.zeros(len(a))
   for i, (first, second) in enumerate(zip(*features, strict=True)):
     difference = jnp.square(_unit(first) - _unit(second)).mean((1, 2))
@@ -166,18 +160,17 @@ def distance(
   return total
 
 
-def _features(params: Params, x: jax.Array, dtype: jnp.dtype, double: bool) -> list[jax.Array]:
+def _features(params: Params, x: jax.Array, double: bool) -> list[jax.Array]:
   network = network_of(params)
   x = x.astype(jnp.float32)
   if double:
     x = normalized_as_imagenet((x + 1) * 127.5)
   x = (x - jnp.array(_SHIFT).reshape(1, 1, 1, 3)) / jnp.array(_SCALE).reshape(1, 1, 1, 3)
-  return _NETWORKS[network](dtype).apply({"params": params[network]}, x.astype(dtype))
+  return _NETWORKS[network]().apply({"params": params[network]}, x)
 
 
 def _unit(x: jax.Array) -> jax.Array:
-  """Features [n h w c] with unit length along channels, in float32."""
-  x = x.astype(jnp.float32)
+  """Features [n h w c] with unit length along channels."""
   energy = jnp.square(x).sum(-1, keepdims=True)
   # A root has no derivative at 0, which is a feature vector that rectifiers left empty.
   some = energy > 0

@@ -1,3 +1,3 @@
-"""KEEP's values: the changes of its ablations."""
+"""KEEP's recipes: values only."""
 
 from __future__ import annotations

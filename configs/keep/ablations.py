@@ -1,4 +1,4 @@
-"""The paper's ablations, as named changes of its recipe.
+"""The paper's ablations, and others, as named changes of its recipe.
 
     python -m keep_jax.train --config configs/keep/ablations.py:NAME,prediction \
         --workdir runs/NAME_2 --config.init_from runs/vqgan,flow=weights/gmflow ...
@@ -71,7 +71,5 @@ def get_config(variant: str = "keep,prediction") -> ConfigDict:
   if stage not in allowed:
     raise ValueError(f"{variant!r}: must be {' or '.join(f'{name},{x}' for x in allowed)}")
   c = base.defaults(stage)
-  if stage == "end_to_end":
-    c.steps = 450_000
   c.model.update(changes)
   return c

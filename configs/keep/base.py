@@ -25,7 +25,8 @@ def defaults(stage: str = "vqgan") -> ConfigDict:
   # converted files, each with all that it holds, or with some as in "flow+cft=PATH". Later ones
   # win. "": from scratch.
   c.init_from = ""
-  c.steps = {"vqgan": 800_000, "prediction": 400_000}.get(stage, 50_000)
+  steps = {"vqgan": 800_000, "prediction": 400_000, "fusion": 50_000}
+  c.steps = steps.get(stage, steps["prediction"] + steps["fusion"])
 
   c.model = _model()
   if stage in ("vqgan", "prediction"):  # what stage III adds

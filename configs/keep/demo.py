@@ -1,4 +1,4 @@
-"""The demonstration weights: a small KEEP that two CPU cores train in days, a GPU in minutes.
+"""The demonstration weights: a KEEP that is small enough to be trained on two CPU cores.
 
     python -m keep_jax.train --config configs/keep/demo.py:vqgan --workdir runs/demo_vqgan \
         --config.data.root data/demo_faces/train

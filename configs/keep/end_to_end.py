@@ -13,6 +13,4 @@ from vsr_jax.configs.keep import base
 
 def get_config() -> ConfigDict:
   """The locked recipe: stage III's, with as many steps as II and III have."""
-  c = base.defaults("end_to_end")
-  c.steps = 450_000
-  return c
+  return base.defaults("end_to_end")

@@ -152,12 +152,12 @@ RELEASED_AS = {
   },
   "prediction": {
     "steps": 500_000, "optim.networks.boundaries": (200_000, 400_000),
-    "data.validation_degradation": "low_quality",
+    "data.degradation": "train_as_released", "data.validation_degradation": "low_quality",
   },
   "fusion": {
     "loss.pixel": 0.1, "loss.double_normalised": True, "optim.networks.lr": 2e-5,
     "optim.discriminator.lr": 1e-5, "train.fusion_start": "as_released",
-    "data.validation_degradation": "low_quality",
+    "data.degradation": "train_as_released", "data.validation_degradation": "low_quality",
   },
 }  # fmt: skip
 
@@ -233,6 +233,7 @@ def test_what_a_loss_needs_beyond_its_model():
     ("vqgan", {"train.restart_below": 2.0}, "train.restart_below = 2.0: must be 0 to 1"),
     ("vqgan", {"discriminator.layers": 8}, "discriminator.layers = 8: too many for model.image_si"),
     ("vqgan", {"model.image_size": 8, "discriminator.layers": 1}, "model.image_size = 8: must be"),
+    ("vqgan", {"model.gain": "none"}, "model.gain = 'none': such a model has no encoder of good"),
     ("vqgan", {"train.best": "ssim"}, "train.best = 'ssim': must be one of psnr, lpips"),
     ("prediction", {"data.frames": 1}, "data.frames = 1: must be at least 2"),
     (

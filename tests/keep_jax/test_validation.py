@@ -33,7 +33,6 @@ def batches():
       "lq": rng.integers(0, 256, (1, 2, 8, 8, 3), np.uint8),
       "mask": np.array([mask]),
       "clip": np.array([clip], np.int32),
-      "first": np.array([0], np.int32),
     }
     for mask, clip in zip(masks, (0, 0, 1), strict=True)
   ]

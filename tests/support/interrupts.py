@@ -19,13 +19,14 @@ def send_when_seen(
   Returns:
     Its exit code, and what it printed to stderr after that.
   """
-  process = subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, text=True)
-  seen = ""
-  while not re.search(pattern, seen):
+  # Unbuffered: `communicate` reads the pipe itself, and would miss what a buffer holds.
+  process = subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, bufsize=0)
+  seen = b""
+  while not re.search(pattern.encode(), seen):
     part = process.stderr.read(1)
-    assert part, seen
+    assert part, seen.decode()
     seen += part
   before()
   process.send_signal(number)
   rest = process.communicate(timeout=60)[1]
-  return process.returncode, rest
+  return process.returncode, rest.decode()

@@ -117,6 +117,11 @@ def invert(matrices: np.ndarray) -> np.ndarray:
   return np.concatenate([linear, -linear @ matrices[..., 2:]], -1)
 
 
+def move(points: np.ndarray, matrices: np.ndarray) -> np.ndarray:
+  """Moves points (x, y), [k 2] or [n k 2], by matrices [n 2 3]: [n k 2]."""
+  return points @ matrices[..., :2].swapaxes(-1, -2) + matrices[:, None, :, 2]
+
+
 def align(
   frame: np.ndarray,
   matrix: np.ndarray,

@@ -70,13 +70,11 @@ class InvertedResidual(nn.Module):
 class MobileFace(nn.Module):
   """Faces RGB [n 112 112 3] in [-1, 1] -> [n 256]; MobileNet's second version, narrow."""
 
-  stages: tuple[tuple[int, int, int], ...] = ((96, 96, 32), (96, 96, 32), (96, 192, 64))
-  last: tuple[int, int, int] = (192, 384, 128)
-
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     x = nn.relu6(ConvNorm(32, 3, 2, use_bias=True, epsilon=1e-3, name="stem")(x))
-    for i, (first, hidden, features) in enumerate((*self.stages, self.last)):
+    stages = [(96, 96, 32), (96, 96, 32), (96, 192, 64), (192, 384, 128)]
+    for i, (first, hidden, features) in enumerate(stages):
       x = InvertedResidual(first, features, 2, name=f"block{i}_0")(x)
       x = InvertedResidual(hidden, features, name=f"block{i}_1")(x)
       x = InvertedResidual(hidden, features, name=f"block{i}_2")(x)
@@ -86,20 +84,18 @@ class MobileFace(nn.Module):
 class SqueezeExcite(nn.Module):
   """Weighs each channel by a number in (0, 1) that all channels' means decide: [n h w c]."""
 
-  reduction: int = 16
-
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     c = x.shape[-1]
     y = x.mean((1, 2), keepdims=True)
-    y = nn.relu(nn.Dense(c // self.reduction, use_bias=False, name="squeeze")(y))
+    y = nn.relu(nn.Dense(c // 16, use_bias=False, name="squeeze")(y))
     return x * nn.sigmoid(nn.Dense(c, use_bias=False, name="excite")(y))
 
 
 class ResidualUnit(nn.Module):
   """Norm, 3x3, PReLU, 3x3 at the stride, norm, channel weights; a skip, projected if widths differ.
 
-  The improved residual unit of ArcFace's appendix, with squeeze and excitation.
+  That of the network in github TreB1eN/InsightFace_Pytorch, from which model_ir_se50.pth comes.
   """
 
   features: int

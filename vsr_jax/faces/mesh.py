@@ -92,9 +92,9 @@ def landmarks(params: Params, faces: jax.Array) -> tuple[jax.Array, jax.Array]:
     params: from `load`.
     faces: RGB [n 192 192 3] in [0, 1], an upright face in each. MediaPipe gives it the square about
       the middle of the landmarks, 1.5 times their extent, turned so that the eyes are level. In
-      a crop of `faces.align` with 512 pixels that is a square of 495 about (261, 295), in the mean
-      of 72 portraits. The whole crop, reduced to 192 pixels by area, serves as well: the landmarks
-      are then 2.9 pixels of 512 from those in MediaPipe's square, on average of 24 portraits.
+      a crop of `faces.align` with 512 pixels that is a square of 493 about (254, 302), in the mean
+      of 48 portraits. The whole crop, reduced to 192 pixels by area, serves as well: the landmarks
+      are then 3.6 pixels of 512 from those in MediaPipe's square, on average of these.
 
   Returns:
     float32 [n 468 3]: x and y in pixels of `faces`, z in the same unit, smaller closer; in

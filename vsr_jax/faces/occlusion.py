@@ -59,8 +59,7 @@ def hidden_behind(landmarks: np.ndarray, nearer: np.ndarray, size: int) -> np.nd
   Returns:
     [n] bool.
   """
-  points = landmarks @ nearer[:, :, :2].swapaxes(1, 2) + nearer[:, None, :, 2]
-  return (head_radius(points, size) < 1).sum(1) > _MAX_HIDDEN
+  return (head_radius(align.move(landmarks, nearer), size) < 1).sum(1) > _MAX_HIDDEN
 
 
 def running_majority(flags: np.ndarray) -> np.ndarray:

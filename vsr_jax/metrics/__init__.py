@@ -1,9 +1,9 @@
 """Metrics of restored frames against the truth, as sums that merge and then compute.
 
-`pictures` compares frames, `motion` their motion, and `sums` holds what was measured: each part of
-a clip, or each host, can sum on its own. PSNR, SSIM and tOF are those of the released FMA-Net
-evaluation, on uint8 frames as they would be read back from PNG files. docs/metrics.md has the
-formulas.
+`pictures` compares frames, `motion` and `warping` how they move, `faces` what networks see in
+faces, and `sums` holds what was measured: each part of a clip, or each host, can sum on its own.
+PSNR, SSIM and tOF are those of the released FMA-Net evaluation, on uint8 frames as they would be
+read back from PNG files. docs/metrics.md has the formulas.
 """
 
 from __future__ import annotations

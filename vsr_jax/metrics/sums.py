@@ -90,6 +90,7 @@ class Metric:
 
 PSNR = Metric("psnr", "PSNR", 2, True, "psnr")
 SSIM = Metric("ssim", "SSIM", 4, True, "ssim")
+LPIPS = Metric("lpips", "LPIPS", 4, False, "lpips")
 TOF = Metric("tof", "tOF", 3, False, "tof")
 
 

@@ -17,7 +17,7 @@ WARPING = Metric("warping", "E_warp ×1000", 3, False, "warping", shown_times=10
 
 
 def visible(to_previous: jax.Array, to_next: jax.Array) -> jax.Array:
-  """Where a frame shows what the frame before it showed, too (Ruder et al., 2016, Sec. 4.1).
+  """Where a frame shows what the frame before it showed, too (Ruder et al., 2016).
 
   Args:
     to_previous: flow [b h w 2] in pixels from a frame to the one before.
