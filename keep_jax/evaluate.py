@@ -344,8 +344,8 @@ def _parse(given: Sequence[str] | None) -> argparse.Namespace:
     default=[],
     type=evaluation.named_path,
     metavar="[NAME=]DIR",
-    help="a row for what keep_jax.restore takes: a run, or what keep_jax.convert wrote; repeatable. "
-    "Default: the demonstration weights, without --outputs and --save-inputs",
+    help="a row for what keep_jax.restore takes: a run, or what keep_jax.convert wrote; "
+    "repeatable. Default: the demonstration weights, without --outputs and --save-inputs",
   )
   evaluation.add_arguments(parser)
   add(
