@@ -27,6 +27,7 @@ from fmanet_jax.model import FMANet
 from fmanet_jax.window import fold_kernels
 from vsr_jax import cli
 from vsr_jax.exported import command, programs
+from vsr_jax.ops.devices import without_kernels
 
 _LARGEST = 8192  # pixels of a side
 
@@ -54,6 +55,7 @@ def main() -> None:
   command.write(args, system, form, lowered, whole)
 
 
+@without_kernels()
 def lower(
   model: FMANet, params: dict[str, Any], height: int, width: int, platforms: Sequence[str]
 ) -> dict[str, export.Exported]:

@@ -39,6 +39,7 @@ from keep_jax.model import (
 )
 from vsr_jax import cli
 from vsr_jax.exported import command, programs
+from vsr_jax.ops.devices import without_kernels
 
 
 def main() -> None:
@@ -60,6 +61,7 @@ def main() -> None:
   command.write(args, system, {"recursion": numbers}, lowered, params)
 
 
+@without_kernels()
 def lower(model: KEEP, params: Params, platforms: Sequence[str]) -> dict[str, export.Exported]:
   """Lowers the programs of streams of b faces, see `programs.lower` and `streaming.Restorer`.
 

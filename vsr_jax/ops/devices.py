@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
+
+_kernels = contextvars.ContextVar("kernels", default=True)  # see `without_kernels`
 
 
 def by_device(
@@ -42,6 +46,29 @@ def parts_of(batch: int) -> int:
   """Into how many parts the devices of the mesh in use split a batch; 1 if it does not divide."""
   parts = jax.sharding.get_abstract_mesh().shape.get("data", 1)
   return 1 if batch % parts else parts
+
+
+def kernels_may_run() -> bool:
+  """Whether a kernel written for one device may stand here: XLA cannot divide it among several.
+
+  True without a mesh, and within `by_device` where the batch does divide; see `without_kernels`.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  return _kernels.get() and (mesh.size <= 1 or mesh.are_all_axes_manual)
+
+
+@contextlib.contextmanager
+def without_kernels() -> Iterator[None]:
+  """A context whose programs hold no kernels, traced in it for the first time.
+
+  For programs of several platforms, in which JAX lowers no kernel, and for files that others read,
+  who do not run foreign ones.
+  """
+  token = _kernels.set(False)
+  try:
+    yield
+  finally:
+    _kernels.reset(token)
 
 
 def with_cpu_form(cpu: Callable[..., Any], definition: Callable[..., Any]) -> Callable[..., Any]:

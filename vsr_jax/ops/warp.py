@@ -7,12 +7,17 @@ outside counts as 0.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vsr_jax.ops.devices import by_device, true_after
+from vsr_jax.ops.devices import by_device, kernels_may_run, true_after
 from vsr_jax.ops.resize import resize_bilinear
+from vsr_jax.ops.tiled_gather import AREA, CHANNELS, COLUMNS, ROWS, fits, gather_by_tiles
+
+_NARROW = 32  # channels of a flow up to which TPUs read by tiles; more fill the lanes of a row
 
 
 def sample_bilinear(image: jax.Array, points: jax.Array) -> jax.Array:
@@ -71,9 +76,10 @@ def _in_groups(
 def _warp_batch(images: jax.Array, flows: jax.Array, masks: jax.Array | None) -> jax.Array:
   """Images [b h w n c], their flows [b h w n 2] and masks [b h w n 1] -> [b h w n c]."""
   every = jax.vmap(_warp_image)
+  tpu = _warp_by_tiles if _fits_tiles(images) else every
   if images.shape[0] == 1:
-    return lax.platform_dependent(images, flows, masks, cpu=_warp_single, default=every)
-  warped = lax.platform_dependent(images, flows, cpu=_warp_by_loop, default=every)
+    return lax.platform_dependent(images, flows, masks, cpu=_warp_single, tpu=tpu, default=every)
+  warped = lax.platform_dependent(images, flows, cpu=_warp_by_loop, tpu=tpu, default=every)
   return warped if masks is None else warped * masks
 
 
@@ -121,19 +127,85 @@ _warp_by_loop.defvjp(
 )
 
 
+def _fits_tiles(images: jax.Array) -> bool:
+  """Whether `_warp_by_tiles` is for images [b h w n c]; it needs to know their sizes."""
+  if not all(isinstance(size, int) for size in images.shape) or not kernels_may_run():
+    return False
+  _, h, w, _, c = images.shape
+  return c <= _NARROW and fits(-(-(h + 1) // ROWS) * -(-(w + 1) // COLUMNS))
+
+
+@functools.partial(jax.jit, static_argnames="interpret")
+def _warp_by_tiles(
+  images: jax.Array, flows: jax.Array, masks: jax.Array | None = None, interpret: bool = False
+) -> jax.Array:
+  """`jax.vmap(_warp_image)` of finite images in float32, without gathers: `ops.tiled_gather`.
+
+  All four neighbours of a point are read at once: a table, larger than the image by a pixel above
+  and left, holds at (y + 1, x + 1) the pixels (y, x), (y, x + 1), (y + 1, x) and (y + 1, x + 1).
+  """
+  b, h, w, n, c = images.shape
+  images = jnp.moveaxis(images, (3, 4), (1, 2))
+  table = _to_tiles(_neighbours(images.astype(jnp.float32)))
+  offset = _to_tiles(jnp.moveaxis(flows.astype(jnp.float32), (3, 4), (1, 2)))
+  whole, part = _split(offset, h, w)
+  rows, columns = offset.shape[1:3]
+  here = _to_tiles(jnp.mgrid[: rows * ROWS, : columns * COLUMNS][None, None])
+  y, x = here[..., 0, :], here[..., 1, :]
+  x0, y0 = x + whole[..., 0, :], y + whole[..., 1, :]
+  inside = (x0 >= -1) & (x0 < w) & (y0 >= -1) & (y0 < h)
+  # What reads zeros only is led to its own place, so that no tile far away is read for it.
+  at_x, at_y = (
+    jnp.clip(jnp.where(inside, there, here) + 1, 0, size)
+    for there, here, size in ((x0, x, w), (y0, y, h))
+  )
+  tile = at_y // ROWS * table.shape[2] + at_x // COLUMNS
+  index = AREA * tile + COLUMNS * (at_y % ROWS) + at_x % COLUMNS
+  wx, wy = part[..., 0, :], part[..., 1, :]
+  weights = ((1 - wx) * (1 - wy), wx * (1 - wy), (1 - wx) * wy, wx * wy)
+  read = gather_by_tiles(table, index, interpret)
+  corners = [
+    read[..., c * i : c * (i + 1), :] * jnp.where(inside, weight, 0.0)[..., None, :]
+    for i, weight in enumerate(weights)
+  ]
+  warped = (corners[0] + corners[1] + corners[2] + corners[3]).reshape(
+    b, n, rows, columns, ROWS, c, COLUMNS
+  )
+  warped = warped.transpose(0, 2, 4, 3, 6, 1, 5).reshape(b, rows * ROWS, -1, n, c)
+  warped = warped[:, :h, :w].astype(images.dtype)
+  return warped if masks is None else warped * masks
+
+
+def _neighbours(images: jax.Array) -> jax.Array:
+  """[b n c h w] -> the table of `_warp_by_tiles`, [b n 4c h+1 w+1], filled up with zeros."""
+  _, _, c, h, w = images.shape
+  below, right = -(h + 1) % ROWS, -(w + 1) % COLUMNS  # at once, not by a copy of the table
+  around = ((0, 0),) * 3
+  shifted = [
+    jnp.pad(images, (*around, (1 - dy, below + dy), (1 - dx, right + dx)))
+    for dy in (0, 1)
+    for dx in (0, 1)
+  ]
+  fill = jnp.zeros_like(shifted[0][:, :, :1]).repeat(-4 * c % CHANNELS, axis=2)
+  return jnp.concatenate([*shifted, fill], axis=2)
+
+
+def _to_tiles(x: jax.Array) -> jax.Array:
+  """[b n c h w] -> [b*n k l 2 c 128], k times l tiles; they are filled up with zeros."""
+  b, n, c, h, w = x.shape
+  x = jnp.pad(x, ((0, 0),) * 3 + ((0, -h % ROWS), (0, -w % COLUMNS)))
+  x = x.reshape(b * n, c, -(-h // ROWS), ROWS, -(-w // COLUMNS), COLUMNS)
+  return x.transpose(0, 2, 4, 3, 1, 5)
+
+
 def _sample(image: jax.Array, origin: jax.Array, offset: jax.Array) -> jax.Array:
   """Reads an image [h w n c] at origin (int32) + offset (real), both [... n 2] as (x, y).
 
   The integer parts are added as int32: a sum in float32 would lose low bits of the offset.
   """
   h, w, n, c = image.shape
-  # Clipping keeps the integer conversion defined for any finite flow; so far
-  # outside everything is 0 anyway.
-  limit = float(2 * max(h, w) + 2)
-  offset = jnp.clip(offset.astype(jnp.float32), -limit, limit)
-  whole = jnp.floor(offset)
-  part = offset - whole
-  first = origin + whole.astype(jnp.int32)
+  whole, part = _split(offset, h, w)
+  first = origin + whole
   x0, y0, wx, wy = first[..., 0], first[..., 1], part[..., 0], part[..., 1]
   rows = image.reshape(h * w * n, c)
   group = jnp.arange(n).reshape((1,) * (x0.ndim - 1) + (n,))
@@ -150,6 +222,16 @@ def _sample(image: jax.Array, origin: jax.Array, offset: jax.Array) -> jax.Array
     + corner(x0, y0 + 1, (1 - wx) * wy)
     + corner(x0 + 1, y0 + 1, wx * wy)
   )
+
+
+def _split(offset: jax.Array, h: int, w: int) -> tuple[jax.Array, jax.Array]:
+  """The integer (int32) and fractional (float32) part of flow in an image of h x w pixels."""
+  # Clipping keeps the integer conversion defined for any finite flow; so far
+  # outside everything is 0 anyway.
+  limit = float(2 * max(h, w) + 2)
+  offset = jnp.clip(offset.astype(jnp.float32), -limit, limit)
+  whole = jnp.floor(offset)
+  return whole.astype(jnp.int32), offset - whole
 
 
 def resize_flow(flow: jax.Array, scale: int) -> jax.Array:
