@@ -20,12 +20,12 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 
 from benchmarks.aot_training import SAMPLES, training_step
-from benchmarks.restoration import count_flops
 from fmanet_jax.architecture import Architecture
 from fmanet_jax.model import FMANet, init_params
 from fmanet_jax.window import encode_frames, fold_kernels, restore_window
 from vsr_jax import cli
 from vsr_jax.errors import UserError
+from vsr_jax.flops import count_flops
 
 ENVIRONMENT = {  # without these libtpu asks a cloud's metadata server for the topology
   "JAX_PLATFORMS": "cpu",
@@ -77,7 +77,8 @@ def report(
     print(f"  {what:<20} {size / 1e6:12,.0f} MB")
   if "bytes accessed" in cost:  # counts a loop's body once
     print(f"  {'memory traffic':<20} {cost['bytes accessed'] / 1e9:12,.1f} GB")
-  print(f"  {'work':<20} {count_flops(function, *args) / 1e9:12,.1f} GFLOP")
+  work = count_flops(function, *args, platform=device.platform)
+  print(f"  {'work':<20} {work / 1e9:12,.1f} GFLOP")
 
 
 def main() -> None:
