@@ -13,6 +13,7 @@ if __name__ == "__main__":
 
 import dataclasses
 import pathlib
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -68,6 +69,7 @@ def train(config: ConfigDict, workdir: str) -> None:
   Raises:
     UserError: the config, data or a checkpoint cannot be used.
   """
+  began = time.monotonic()
   recipe.check(config, tuple(TRAINED))
   arch = Architecture(**config.model)
   model = FMANet(arch, jnp.dtype(config.dtype), config.train.remat)
@@ -101,6 +103,7 @@ def train(config: ConfigDict, workdir: str) -> None:
       best="psnr" if evaluate else None,
       evaluate=evaluate,
       **recipes.fit_options(config),
+      began=began,
       meta={"model": dataclasses.asdict(arch), "config": config.to_dict()},
     )
   if jax.process_index() == 0:

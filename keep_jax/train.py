@@ -12,6 +12,7 @@ if __name__ == "__main__":
 
 import dataclasses
 import functools
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -60,6 +61,7 @@ def train(config: ConfigDict, workdir: str) -> None:
   Raises:
     UserError: the config, data or a checkpoint cannot be used.
   """
+  began = time.monotonic()
   recipe.check(config, tuple(PRESETS), LOW_QUALITY)
   arch = Architecture(**config.model)
   model = KEEP(arch, jnp.dtype(config.dtype), config.train.remat)
@@ -90,6 +92,7 @@ def train(config: ConfigDict, workdir: str) -> None:
       lowest=config.train.best == "lpips",
       evaluate=evaluate,
       **recipes.fit_options(config),
+      began=began,
       meta={"model": dataclasses.asdict(arch), "config": config.to_dict()},
     )
   if jax.process_index() == 0:
