@@ -197,7 +197,7 @@ def _compiled(
   """The program of a step; what compiling took is given back before it runs."""
   largest = max(batch.values(), key=len)  # every array has its samples on the first axis
   devices = largest.sharding.device_set
-  device = next(iter(devices))
+  device: jax.Device = next(iter(devices))
   with compiling("the training step"), goodput.of("compile"):
     traced = train_step.trace(state, batch, *inputs)
     flops = count_jaxpr(traced.jaxpr.jaxpr, device.platform)

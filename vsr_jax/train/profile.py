@@ -37,7 +37,7 @@ def parse_window(text: str) -> Window:
 class Profile:
   """Traces a window of steps; a context manager that writes what it has if the run ends early.
 
-  The trace of each process (HOST.xplane.pb) appears whole, in
+  The trace of each process, HOST.xplane.pb, and its copy for Perfetto appear whole, in
   WORKDIR/plugins/profile/steps_FIRST-LAST.
   """
 
