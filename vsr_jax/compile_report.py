@@ -154,11 +154,14 @@ def examine(traced: Traced, chip: Chip, chips: int, dtype: str) -> Report:
     dtype: of products, "float32" or "bfloat16".
   """
   lowered = traced.lower()
-  platform = "tpu" if chip.kinds[0].startswith("TPU") else "cuda"
+  is_tpu = chip.kinds[0].startswith("TPU")
+  platform = "tpu" if is_tpu else "cuda"
+  # There is no GPU on which XLA could try out algorithms.
+  options = {} if is_tpu else {"xla_gpu_autotune_level": 0}
   flops = count_jaxpr(traced.jaxpr.jaxpr, platform) / chips
   began = time.monotonic()
   try:
-    compiled = lowered.compile()
+    compiled = lowered.compile(options)
   except RuntimeError as e:
     if "RESOURCE_EXHAUSTED" not in str(e):
       raise
