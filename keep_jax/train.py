@@ -105,10 +105,10 @@ def make_plan(config: ConfigDict, devices: int) -> Plan:
     UserError: the config cannot be used on them.
   """
   recipe.check(config, tuple(PRESETS), LOW_QUALITY, devices)
-  model, size, lead = _model(config), config.model.image_size, (config.data.batch,)
-  sides = {"gt": size}
+  model, size = _model(config), config.model.image_size
+  lead, sides = [config.data.batch], {"gt": size}
   if config.stage != "vqgan":
-    lead += (config.data.frames,)
+    lead.append(config.data.frames)
     sides["lq"] = size // PRESETS[config.data.degradation].scale
   batch = {name: jax.ShapeDtypeStruct((*lead, x, x, 3), jnp.uint8) for name, x in sides.items()}
   auxiliary = dict(auxiliary_shapes(config.stage, model, recipe.options(config)))
