@@ -296,7 +296,12 @@ def _traffic(x: _Instruction, own: _Computation, computations: Mapping[str, _Com
     return 2 * sizes[1]
   if x.op == "scatter":
     return 3 * sizes[-1]
-  return _in_memory(x.shape) + sum(sizes)
+  written = x.shape
+  if (
+    'custom_call_target="__cu' in x.rest
+  ):  # last, the scratch memory of cuBLAS's or cuDNN's function
+    written = ", ".join(_elements(x.shape)[:-1])
+  return _in_memory(written) + sum(sizes)
 
 
 def _fusion_traffic(x: _Instruction, own: _Computation, inner: _Computation) -> int:
