@@ -297,9 +297,8 @@ def _traffic(x: _Instruction, own: _Computation, computations: Mapping[str, _Com
   if x.op == "scatter":
     return 3 * sizes[-1]
   written = x.shape
-  if (
-    'custom_call_target="__cu' in x.rest
-  ):  # last, the scratch memory of cuBLAS's or cuDNN's function
+  if 'custom_call_target="__cu' in x.rest and x.shape.startswith("("):
+    # The last result of cuBLAS's and cuDNN's functions is their scratch memory.
     written = ", ".join(_elements(x.shape)[:-1])
   return _in_memory(written) + sum(sizes)
 
