@@ -9,12 +9,13 @@ from ml_collections import ConfigDict
 from vsr_jax.train import recipe
 
 
-def check(config: ConfigDict, stages: Sequence[str]) -> None:
+def check(config: ConfigDict, stages: Sequence[str], devices: int | None = None) -> None:
   """Checks every value but those of the model, which `Architecture` checks.
 
   Args:
     config: as `configs.fmanet.base.defaults` describes it.
     stages: the names that `config.stage` may have.
+    devices: how many the step is compiled for, where it does not run; None: those that are there.
 
   Raises:
     UserError: its line names each wrong value and what it must be.
@@ -28,4 +29,4 @@ def check(config: ConfigDict, stages: Sequence[str]) -> None:
   pixels = config.model.frames * config.data.crop**2
   # Bytes: blurry, sharp_lr and sharp as uint8, and the flow as float32.
   size = pixels * (3 * (2 + config.model.scale**2) + 2 * 4)
-  recipe.check_batch(config, size, "data.crop")
+  recipe.check_batch(config, size, "data.crop", devices)

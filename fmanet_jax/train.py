@@ -12,6 +12,7 @@ if __name__ == "__main__":
   cli.begin()  # before the imports that take seconds
 
 import dataclasses
+import functools
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -41,6 +42,7 @@ from vsr_jax.data_prep.clip import Clip
 from vsr_jax.data_prep.opening import open_clips
 from vsr_jax.train import command
 from vsr_jax.train import recipe as recipes
+from vsr_jax.train.compile_only import Plan
 from vsr_jax.train.loop import fit
 from vsr_jax.train.schedules import step_schedule
 from vsr_jax.train.stage import Stage
@@ -56,7 +58,9 @@ TRAINED = {  # stage -> the networks it trains
 
 def main() -> None:
   """Reads the flags and trains."""
-  command.run("fmanet_jax.train", "Trains a stage of FMA-Net.", _EXAMPLE, base.defaults, train)
+  command.run(
+    "fmanet_jax.train", "Trains a stage of FMA-Net.", _EXAMPLE, base.defaults, train, make_plan
+  )
 
 
 def train(config: ConfigDict, workdir: str) -> None:
@@ -71,10 +75,8 @@ def train(config: ConfigDict, workdir: str) -> None:
   """
   began = time.monotonic()
   recipe.check(config, tuple(TRAINED))
-  arch = Architecture(**config.model)
-  model = FMANet(arch, jnp.dtype(config.dtype), config.train.remat)
-  # Flow labels are needed only if image flow is predicted and its loss has a weight.
-  need_flow = arch.filtering == "flow_guided" and config.loss.flow > 0
+  model = _model(config)
+  arch, need_flow = model.arch, _needs_flow(config)
   clips = open_clips(config.data.root, num_frames=arch.frames, need_flow=need_flow).clips
   for clip in clips:
     if clip.scale != arch.scale:
@@ -108,6 +110,33 @@ def train(config: ConfigDict, workdir: str) -> None:
     )
   if jax.process_index() == 0:
     _print_summary(config, workdir, int(state.step))
+
+
+def make_plan(config: ConfigDict, devices: int) -> Plan:
+  """What training a recipe would compile on so many devices.
+
+  Raises:
+    UserError: the config cannot be used on them.
+  """
+  recipe.check(config, tuple(TRAINED), devices)
+  model, crop = _model(config), config.data.crop
+  lead = config.data.batch, config.model.frames
+  large = crop * config.model.scale
+  shapes = {"blurry": (crop, crop, 3), "sharp": (large, large, 3), "sharp_lr": (crop, crop, 3)}
+  batch = {name: jax.ShapeDtypeStruct((*lead, *x), jnp.uint8) for name, x in shapes.items()}
+  if _needs_flow(config):
+    batch["flow"] = jax.ShapeDtypeStruct((*lead, crop, crop, 2), jnp.float32)
+  stage = stage_from_config(model, config)
+  return Plan(stage, functools.partial(init_params, model), batch, {})
+
+
+def _model(config: ConfigDict) -> FMANet:
+  return FMANet(Architecture(**config.model), jnp.dtype(config.dtype), config.train.remat)
+
+
+def _needs_flow(config: ConfigDict) -> bool:
+  """Whether flow labels are used: image flow is predicted, and its loss has a weight."""
+  return config.model.filtering == "flow_guided" and config.loss.flow > 0
 
 
 def _print_summary(config: ConfigDict, workdir: str, step: int) -> None:

@@ -17,13 +17,16 @@ from vsr_jax.train.schedules import cosine_schedule, step_schedule
 STARTS = ("identity", "as_released")  # of CFT and CFA
 
 
-def check(config: ConfigDict, presets: Sequence[str], own_frames: str) -> None:
+def check(
+  config: ConfigDict, presets: Sequence[str], own_frames: str, devices: int | None = None
+) -> None:
   """Checks every value but those of the model, which `Architecture` checks.
 
   Args:
     config: as `configs.keep.base.defaults` describes it.
     presets: names of the degradations.
     own_frames: what stands for a validation set's own low-quality frames instead.
+    devices: how many the step is compiled for, where it does not run; None: those that are there.
 
   Raises:
     UserError: its line names each wrong value and what it must be.
@@ -58,7 +61,9 @@ def check(config: ConfigDict, presets: Sequence[str], own_frames: str) -> None:
   _check_sizes(config)
   frames = 1 if config.stage == "vqgan" else config.data.frames
   # Bytes of the good and the low-quality frames as float32, which they are made at once.
-  recipe.check_batch(config, 4 * 3 * 2 * frames * config.model.image_size**2, "data.frames")
+  recipe.check_batch(
+    config, 4 * 3 * 2 * frames * config.model.image_size**2, "data.frames", devices
+  )
 
 
 def _check_sizes(config: ConfigDict) -> None:

@@ -37,6 +37,7 @@ from vsr_jax.errors import UserError
 from vsr_jax.sharding import make_mesh, place_everywhere
 from vsr_jax.train import command
 from vsr_jax.train import recipe as recipes
+from vsr_jax.train.compile_only import Plan
 from vsr_jax.train.loop import fit
 from vsr_jax.train.report import Evaluate
 from vsr_jax.train.stage import Stage
@@ -48,7 +49,9 @@ _NEXT = {"vqgan": "prediction", "prediction": "fusion"}  # the stage after a sta
 
 def main() -> None:
   """Reads the flags and trains."""
-  command.run("keep_jax.train", "Trains a stage of KEEP.", _EXAMPLE, base.defaults, train)
+  command.run(
+    "keep_jax.train", "Trains a stage of KEEP.", _EXAMPLE, base.defaults, train, make_plan
+  )
 
 
 def train(config: ConfigDict, workdir: str) -> None:
@@ -63,8 +66,7 @@ def train(config: ConfigDict, workdir: str) -> None:
   """
   began = time.monotonic()
   recipe.check(config, tuple(PRESETS), LOW_QUALITY)
-  arch = Architecture(**config.model)
-  model = KEEP(arch, jnp.dtype(config.dtype), config.train.remat)
+  model = _model(config)
   stage, mesh = stage_from_config(model, config), make_mesh()
   perceptual = place_everywhere(mesh, _load_lpips(config))
   init_from, auxiliary = _start(config, model, workdir)
@@ -93,10 +95,33 @@ def train(config: ConfigDict, workdir: str) -> None:
       evaluate=evaluate,
       **recipes.fit_options(config),
       began=began,
-      meta={"model": dataclasses.asdict(arch), "config": config.to_dict()},
+      meta={"model": dataclasses.asdict(model.arch), "config": config.to_dict()},
     )
   if jax.process_index() == 0:
     _print_summary(config, workdir, int(state.step))
+
+
+def make_plan(config: ConfigDict, devices: int) -> Plan:
+  """What training a recipe would compile on so many devices.
+
+  Raises:
+    UserError: the config cannot be used on them.
+  """
+  recipe.check(config, tuple(PRESETS), LOW_QUALITY, devices)
+  model, size = _model(config), config.model.image_size
+  lead, sides = [config.data.batch], {"gt": size}
+  if config.stage != "vqgan":
+    lead.append(config.data.frames)
+    sides["lq"] = size // PRESETS[config.data.degradation].scale
+  batch = {name: jax.ShapeDtypeStruct((*lead, x, x, 3), jnp.uint8) for name, x in sides.items()}
+  auxiliary = dict(auxiliary_shapes(config.stage, model, recipe.options(config)))
+  if recipe.uses_lpips(config):
+    auxiliary["lpips"] = lpips.template(config.loss.perceptual_network)
+  return Plan(stage_from_config(model, config), initialiser(model, config), batch, auxiliary)
+
+
+def _model(config: ConfigDict) -> KEEP:
+  return KEEP(Architecture(**config.model), jnp.dtype(config.dtype), config.train.remat)
 
 
 def stage_from_config(model: KEEP, config: ConfigDict) -> Stage:

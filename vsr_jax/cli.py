@@ -122,7 +122,7 @@ def run(main: Callable[[], None]) -> None:
 
   Raises:
     SystemExit: code 0, 2 (`UserError`, a file that cannot be used, no space left, SIGTERM) or 130
-      (Ctrl-C).
+      (Ctrl-C), or one that the command itself exits with.
   """
   streams.open_missing()
   streams.outlive_readers()

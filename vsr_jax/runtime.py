@@ -18,6 +18,15 @@ import jax
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 _DEFAULT_MMAP_MAX = 2**16  # glibc's default
 
+WITHOUT_DEVICES = {  # environment variables of `compile_without_devices`
+  # Otherwise libtpu asks a cloud's metadata server what it runs on. The type is that of any TPU.
+  "TPU_SKIP_MDS_QUERY": "1",
+  "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+  "TPU_WORKER_HOSTNAMES": "localhost",
+  # One process at a time may use a TPU; any number may compile for one.
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
+}
+
 
 def compiler_options() -> dict[str, str]:
   """Returns `compiler_options` of `jax.jit` for programs that restore frames; sets nothing."""
@@ -43,6 +52,18 @@ def enable_compilation_cache() -> None:
     return
   if os.access(folder, os.W_OK | os.X_OK):
     jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def compile_without_devices() -> None:
+  """Prepares the process for `topology.devices_of`, before JAX starts: the CPU is its only device.
+
+  Programs compiled for devices that are not there are not kept on disk, from where they could only
+  be loaded onto the devices.
+  """
+  jax.config.update("jax_platforms", "cpu")
+  jax.config.update("jax_compilation_cache_dir", None)
+  for name, value in WITHOUT_DEVICES.items():
+    os.environ.setdefault(name, value)
 
 
 def return_freed_memory() -> None:

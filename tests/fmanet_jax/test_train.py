@@ -20,7 +20,11 @@ import pytest
 from fmanet_jax import train
 from fmanet_jax.model import param_shapes
 from tests.data_prep.helpers import write_clip_set, write_flow
-from tests.support.programs import random_params
+from tests.support.programs import (
+  assert_gradients_alone_are_exchanged,
+  random_params,
+  recording_steps,
+)
 from vsr_jax.checkpoint import read_meta, restore_params
 from vsr_jax.configs.fmanet import demo
 from vsr_jax.data_prep import opening
@@ -88,23 +92,55 @@ def quick_init(model, key):
 
 
 @pytest.fixture(scope="module")
-def runs(clip_set, tmp_path_factory):
+def recorded():
+  """The text of each stage's step, from `runs`."""
+  return {}
+
+
+@pytest.fixture(scope="module")
+def runs(clip_set, recorded, tmp_path_factory):
   """Of each stage, a run of four steps; of the second, one taken up again after two of them."""
   root = tmp_path_factory.mktemp("runs")
   found = {}
   for stage in ("degradation", "joint"):
     whole = root / f"{stage}_whole"
     start = {} if stage == "degradation" else {"init_from": str(root / "degradation_whole")}
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, recording_steps() as steps:
       if stage == "joint":
         patch.setattr(train, "init_params", quick_init)
       train.train(recipe(stage, clip_set, 4, **start), str(whole))
     found[stage] = whole
+    recorded[stage] = steps[0]
   halves = found["joint_halves"] = root / "joint_halves"
   shutil.copytree(whole, halves)
   shutil.rmtree(halves / "checkpoints" / "4")  # as if killed while step 4 was saved
   train.train(recipe("joint", clip_set, 4, **start), str(halves))
   return found
+
+
+def test_devices_exchange_gradients_only(runs, recorded, clip_set):
+  plan = train.make_plan(recipe("joint", clip_set, 4), 8)
+  assert_gradients_alone_are_exchanged(recorded["joint"], plan)
+
+
+def test_what_is_only_compiled_is_what_trains(clip_set):
+  config = recipe("joint", clip_set, 4)
+  plan = train.make_plan(config, 8)
+  clips = opening.open_clips(clip_set, num_frames=3, need_flow=True).clips
+  batch = train._training_set(config, clips, True)[0]
+  assert {name: (x.shape, x.dtype) for name, x in plan.batch.items()} == {
+    name: (x.shape, x.dtype) for name, x in batch.items()
+  }
+  config.loss.flow = 0.0
+  assert "flow" not in train.make_plan(config, 8).batch
+
+
+@pytest.mark.parametrize("parts", [{"data.batch": 12}, {"train.accumulate": 2}])
+def test_a_batch_that_devices_do_not_divide_is_not_compiled(parts, clip_set):
+  with pytest.raises(
+    UserError, match=r"data.batch = \d+: must be a multiple of \d+, the 8 devices"
+  ):
+    train.make_plan(recipe("joint", clip_set, 4, **parts), 8)
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(runs):
@@ -291,7 +327,4 @@ def test_devices_exchange_gradients_only_and_sum_them_to_those_of_one(clip_set):
   # Adam's first moment is a tenth of the gradient; means over the batch are rounded otherwise.
   for got, want in zip(jax.tree.leaves(moments), jax.tree.leaves(alone), strict=True):
     np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-5 * np.abs(want).max())
-  assert "all-reduce(" in program
-  # A loop over a split batch would gather it in every turn.
-  assert "all-gather(" not in program
-  assert "all-to-all(" not in program
+  assert_gradients_alone_are_exchanged(program, train.make_plan(config, 8))

@@ -17,7 +17,10 @@ from keep_jax.architecture import Architecture
 from keep_jax.model import KEEP, param_shapes
 from tests.keep_jax import training
 from tests.keep_jax.training import SIZE, make_recipe, quick_init
+from tests.support import programs
 from vsr_jax.checkpoint import read_meta, restore_params
+from vsr_jax.data_prep.clip import SHARP
+from vsr_jax.data_prep.opening import open_clips
 from vsr_jax.sharding import make_mesh, place_batch, replicated
 from vsr_jax.train.checkpoints import Checkpoints
 from vsr_jax.train.state import abstract_state, init_state
@@ -46,11 +49,19 @@ def quick(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def runs(data, quick, tmp_path_factory):
+def recorded():
+  """The text of each stage's step, from `runs`."""
+  return {}
+
+
+@pytest.fixture(scope="module")
+def runs(data, quick, recorded, tmp_path_factory):
   """A run of two steps of each stage, the next one from the one before."""
   root, start = tmp_path_factory.mktemp("runs"), ""
   for stage, changes in CHAIN.items():
-    train.train(make_recipe(stage, data, init_from=start, **changes), str(root / stage))
+    with programs.recording_steps() as steps:
+      train.train(make_recipe(stage, data, init_from=start, **changes), str(root / stage))
+    (recorded[stage],) = steps
     start = str(root / stage)
   return {stage: root / stage for stage in CHAIN}
 
@@ -79,6 +90,23 @@ def test_a_resumed_run_equals_an_uninterrupted_one(stage, runs, data, tmp_path, 
   assert steps == again
   assert [row["step"] for row in steps] == [1, 2]
   assert all(math.isfinite(x) for row in rows(runs[stage]) for x in row.values())
+
+
+@pytest.mark.parametrize("stage", ["vqgan", "prediction"])
+def test_devices_exchange_gradients_only(stage, runs, recorded, data):
+  plan = train.make_plan(make_recipe(stage, data, **CHAIN[stage]), 8)
+  programs.assert_gradients_alone_are_exchanged(recorded[stage], plan)
+
+
+@pytest.mark.parametrize("stage", CHAIN)
+def test_what_is_only_compiled_is_what_trains(stage, data):
+  config = make_recipe(stage, data)
+  plan = train.make_plan(config, 8)
+  streams = open_clips(config.data.root, streams=(SHARP,), num_frames=2).clips
+  batch = train.training_set(config, streams)[0]
+  assert {name: (x.shape, x.dtype) for name, x in plan.batch.items()} == {
+    name: (x.shape, x.dtype) for name, x in batch.items()
+  }
 
 
 @pytest.fixture
@@ -242,7 +270,9 @@ def test_devices_share_a_step_and_the_opponent(stage, data):
 def whole_step(data):
   """A step of all losses, of 16 clips."""
   config = make_recipe("end_to_end", data, **{"discriminator.start": 0, "data.batch": 16})
-  return config, one_step(config)[0]
+  logs, _, program = one_step(config)
+  programs.assert_gradients_alone_are_exchanged(program, train.make_plan(config, 8))
+  return config, logs
 
 
 @pytest.mark.slow

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+
+from vsr_jax import hlo
+from vsr_jax.sharding import make_mesh
+from vsr_jax.train.compile_only import Plan
+from vsr_jax.train.state import abstract_state
 
 
 def jit(function: Callable, **options: Any) -> Callable:
@@ -33,6 +40,41 @@ def scopes(jaxpr: Any) -> set[str]:
 
 def _is_jaxpr(x: Any) -> bool:
   return hasattr(x, "eqns")
+
+
+@contextlib.contextmanager
+def recording_steps() -> Iterator[list[str]]:
+  """A context whose value gets the text of every training step that is compiled within."""
+  texts: list[str] = []
+  compile_lowered = jax.stages.Lowered.compile
+
+  def compile_and_record(*args: Any, **options: Any) -> jax.stages.Compiled:
+    program = compile_lowered(*args, **options)
+    if (text := program.as_text() or "").startswith("HloModule jit_train_step"):
+      texts.append(text)
+    return program
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(jax.stages.Lowered, "compile", compile_and_record)
+    yield texts
+
+
+def assert_gradients_alone_are_exchanged(text: str, plan: Plan) -> None:
+  """Fails unless devices only sum gradients, once or, an opponent's, for real and for fake.
+
+  Beyond them there is room for logs, statistics of batches, and sums in two parts or in every turn
+  of a short loop: less than activations take.
+  """
+  found = hlo.analyse(text).collectives
+  assert found.keys() == {"all-reduce"}
+  params = abstract_state(plan.stage, plan.init_params, make_mesh()).params
+  sizes = {
+    name: sum(4 * x.size for x in jax.tree.leaves(params[name]))
+    for name in plan.stage.all_optimizers
+  }
+  once = sum(sizes.values())
+  own = sum(size for name, size in sizes.items() if name in plan.stage.optimizers)
+  assert once <= found["all-reduce"].bytes <= 1.15 * (2 * once - own)
 
 
 def random_params(shapes: Any | Callable[[jax.Array], Any]) -> Any:

@@ -7,6 +7,7 @@ frames instead, without gathers.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import jax
@@ -181,4 +182,7 @@ def _patches(padded: jax.Array, h: int, w: int) -> jax.Array:
 
 def _pad_edges(frames: jax.Array, before: int, after: int | None = None) -> jax.Array:
   pad = (before, before if after is None else after)
-  return jnp.pad(frames, ((0, 0), (0, 0), pad, pad, (0, 0)), mode="edge")
+  # One frame at a time: along axes that it does not pad, `jnp.pad` adds edges of no length, whose
+  # gradient, of zeros, the devices that share a batch would send each other.
+  one = functools.partial(jnp.pad, pad_width=(pad, pad, (0, 0)), mode="edge")
+  return jax.vmap(jax.vmap(one))(frames)

@@ -11,15 +11,19 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from vsr_jax import errors, runtime
-from vsr_jax.train import recipe
+from vsr_jax.topology import EXAMPLES
+from vsr_jax.train import compile_only, recipe
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="The recipe's file.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; a run in it is resumed.")
 _MULTIHOST = flags.DEFINE_bool("multihost", False, "One of several hosts, as on a pod.")
+_COMPILE_ONLY = flags.DEFINE_bool("compile_only", False, "Compile the step; train nothing.")
+_TOPOLOGY = flags.DEFINE_string("topology", None, "The chips to compile for, such as v5e:4x4.")
+_SEARCH = flags.DEFINE_bool("search", False, "Find the largest batches that fit the chips.")
 
 _HELP = """\
 usage: python -m {name} --config FILE[:VARIANT] --workdir DIR [--config.KEY=VALUE ...]
-       {indent} [--[no]multihost]
+       {indent} [--[no]multihost] [--compile_only --topology CHIPS [--search]]
 
 {description}
 
@@ -27,6 +31,10 @@ options:
   --config FILE[:VARIANT]  the recipe, such as {example}
   --workdir DIR            the run's folder; a run in it is resumed
   --[no]multihost          one of several hosts, as on a pod
+  --compile_only           trains nothing: compiles the step for chips that need not be there, and
+                           writes DIR/compile.json; the exit code is 3 where it does not fit them
+  --topology CHIPS         these chips, such as {topologies}
+  --search                 the largest batch that fits them, without and with train.remat
   --config.KEY=VALUE       changes a field of the recipe
 
 The fields, which {fields} explains, and what they are unless a recipe says otherwise:
@@ -39,6 +47,7 @@ def run(
   example: str,
   defaults: Callable[[], ConfigDict],
   train: Callable[[ConfigDict, str], None],
+  make_plan: compile_only.MakePlan,
 ) -> None:
   """Reads the flags and trains.
 
@@ -49,13 +58,16 @@ def run(
       fields.
     defaults: makes a recipe with all fields.
     train: gets the recipe and the run's folder.
+    make_plan: what `train` would compile.
 
   Raises:
     UserError: the flags or the recipe are wrong.
+    SystemExit: code 3, the step was compiled and does not fit.
   """
   fields_file = str(pathlib.PurePosixPath(example).with_name("base.py"))
   if {"-h", "--help"} & set(sys.argv[1:]):
     text = {"name": name, "indent": " " * len(f"python -m {name}"), "fields": fields_file}
+    text["topologies"] = EXAMPLES
     fields = recipe.flat(defaults())
     lines = (f"  --config.{key}={value}" for key, value in fields.items())
     print(_HELP.format(**text, description=description, example=example), *lines, sep="\n")
@@ -63,6 +75,13 @@ def run(
   config = _read_flags(defaults(), fields_file)
   if config is None or _WORKDIR.value is None:
     raise errors.UserError("give --config FILE and --workdir DIR; --help tells the rest")
+  if _COMPILE_ONLY.value:
+    if _TOPOLOGY.value is None:
+      raise errors.UserError(f"--compile_only: give --topology, such as {EXAMPLES}")
+    fits = compile_only.run(config, _WORKDIR.value, _TOPOLOGY.value, make_plan, _SEARCH.value)
+    sys.exit(0 if fits else compile_only.DOES_NOT_FIT)
+  if _TOPOLOGY.value or _SEARCH.value:
+    raise errors.UserError("--topology and --search only compile: add --compile_only")
   if _MULTIHOST.value:
     jax.distributed.initialize()
   runtime.keep_freed_memory()

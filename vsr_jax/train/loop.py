@@ -33,8 +33,8 @@ from vsr_jax.train.goodput import Goodput, Work
 from vsr_jax.train.profile import Profile, Window
 from vsr_jax.train.report import Evaluate, Report
 from vsr_jax.train.stage import Params, Stage
-from vsr_jax.train.state import TrainState, abstract_state, init_state
-from vsr_jax.train.step import jit_train_step, make_train_step
+from vsr_jax.train.state import TrainState, init_state
+from vsr_jax.train.step import build_step
 from vsr_jax.train.summaries import RUNNING_SUMS, Recorder
 
 
@@ -91,9 +91,9 @@ def fit(
   counts = {"steps": steps, "log_every": log_every, "keep": keep, "accumulate": accumulate}
   _check_options(counts, ema_decay, profile, meta)
   mesh = make_mesh() if mesh is None else mesh
-  ema = ema_decay is not None
-  shapes = abstract_state(stage, init_params, mesh, ema=ema, fsdp_min_size=fsdp_min_size)
-  step = make_train_step(stage, accumulate=accumulate, clip_norm=clip_norm, ema_decay=ema_decay)
+  train_step, shapes = build_step(
+    stage, init_params, mesh, accumulate, clip_norm, ema_decay, fsdp_min_size
+  )
   init = functools.partial(init_state, stage, init_params, _key(mesh, seed, 0), shapes, init_from)
   every = {"panel": image_every, "evaluation": evaluate_every, "checkpoint": checkpoint_every}
   with _locked_workdir(workdir), jax.set_mesh(mesh), contextlib.ExitStack() as stack:
@@ -105,7 +105,7 @@ def fit(
     stack.enter_context(report)
     tracing = stack.enter_context(Profile(workdir, profile, int(state.step)))
     inputs = _key(mesh, seed, 1), place_everywhere(mesh, auxiliary or {})
-    compiled = functools.partial(_compiled, jit_train_step(step, mesh, shapes), goodput, dtype)
+    compiled = functools.partial(_compiled, train_step, goodput, dtype)
     feed = _Feed(mesh, batches, goodput)
     return _run(compiled, state, inputs, feed, report, tracing, goodput, steps, every)
 

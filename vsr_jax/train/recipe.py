@@ -137,24 +137,29 @@ def _short_repr(value: Any) -> str:
   return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def check_batch(config: ConfigDict, sample_bytes: int, remedy: str) -> None:
+def check_batch(
+  config: ConfigDict, sample_bytes: int, remedy: str, devices: int | None = None
+) -> None:
   """Checks that a batch divides among the devices, and that its images fit into memory.
 
   Args:
     config: a recipe.
     sample_bytes: what a sample's arrays take.
     remedy: the field to lower beside data.batch, for the error.
+    devices: how many there would be, where the step is only compiled; then images need no memory.
 
   Raises:
     UserError: it does not.
   """
   batch, accumulate = config.data.batch, config.train.accumulate
-  parts = jax.device_count() * accumulate
-  if batch % parts:
+  count = jax.device_count() if devices is None else devices
+  if batch % (parts := count * accumulate):
     raise UserError(
-      f"data.batch = {batch}: must be a multiple of {parts}, the {jax.device_count()} devices "
-      f"times train.accumulate = {accumulate}"
+      f"data.batch = {batch}: must be a multiple of {parts}, the {count} devices times "
+      f"train.accumulate = {accumulate}"
     )
+  if devices is not None:
+    return
   device = jax.local_devices()[0]
   share = batch // (jax.process_count() if device.platform == "cpu" else jax.device_count())
   size, free = share * sample_bytes, free_memory(device)

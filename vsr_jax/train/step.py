@@ -16,7 +16,7 @@ from vsr_jax.errors import UserError
 from vsr_jax.sharding import batch_sharding, replicated
 from vsr_jax.train.opponent import Judge, opponent_gradients
 from vsr_jax.train.stage import Batch, Params, Stage, split_nets
-from vsr_jax.train.state import TrainState
+from vsr_jax.train.state import TrainState, abstract_state
 
 TrainStep = Callable[
   [TrainState, Batch, jax.Array, Params], tuple[TrainState, dict[str, jax.Array]]
@@ -202,3 +202,30 @@ def jit_train_step(train_step: TrainStep, mesh: Mesh, shapes: TrainState) -> Wra
     out_shardings=(where, everywhere),
     donate_argnums=0,
   )
+
+
+def build_step(
+  stage: Stage,
+  init_params: Callable[[jax.Array], Params],
+  mesh: Mesh,
+  accumulate: int = 1,
+  clip_norm: float | None = None,
+  ema_decay: float | None = None,
+  fsdp_min_size: int | None = None,
+) -> tuple[Wrapped, TrainState]:
+  """The jitted step of a run and its state's shapes; what is trained and what is only compiled.
+
+  Args:
+    stage: what is trained.
+    init_params: `key -> params` of every sub-network but the opponent.
+    mesh: from `make_mesh`; its devices need not be there.
+    accumulate: see `make_train_step`, as the next two.
+    clip_norm: likewise.
+    ema_decay: likewise.
+    fsdp_min_size: see `sharding.param_sharding`.
+  """
+  shapes = abstract_state(
+    stage, init_params, mesh, ema=ema_decay is not None, fsdp_min_size=fsdp_min_size
+  )
+  step = make_train_step(stage, accumulate=accumulate, clip_norm=clip_norm, ema_decay=ema_decay)
+  return jit_train_step(step, mesh, shapes), shapes
