@@ -35,7 +35,11 @@ from vsr_jax.train.summaries import RUNNING_SUMS, Recorder
 
 
 class ResumableBatches(Protocol):
-  """A stream of batches {name: array [b ...]} whose position can be kept, as Grain's are."""
+  """A stream of batches {name: array [b ...]} whose position can be kept, as Grain's are.
+
+  Where there are several hosts each gets its rows of a batch (`sharding.host_rows`), and the
+  position is the same on all of them, so that the run can go on with another number of hosts.
+  """
 
   def __next__(self) -> Mapping[str, np.ndarray]: ...
 
@@ -47,7 +51,7 @@ class ResumableBatches(Protocol):
 def fit(
   stage: Stage,
   init_params: Callable[[jax.Array], Params],  # key -> params of every sub-network, float32
-  batches: ResumableBatches,  # this host's part
+  batches: ResumableBatches,  # this host's rows
   *,
   workdir: str | pathlib.Path,  # for checkpoints/, log.jsonl and TensorBoard's file
   steps: int,  # the whole run's

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pathlib
@@ -21,6 +22,7 @@ from vsr_jax import cli
 from vsr_jax.checkpoint import read_meta, restore_params
 from vsr_jax.errors import UserError
 from vsr_jax.locks import locked
+from vsr_jax.sharding import host_rows, make_mesh
 from vsr_jax.train import loop
 from vsr_jax.train.loop import fit
 
@@ -32,8 +34,42 @@ def rows(workdir):
   return [{k: v for k, v in row.items() if k != "seconds"} for row in lines]
 
 
+class Watched:
+  """Batches whose values are also put into a list."""
+
+  def __init__(self, batches, seen):
+    self.batches, self.seen = batches, seen
+    self.get_state, self.set_state = batches.get_state, batches.set_state
+
+  def __next__(self):
+    self.seen.append(next(self.batches))
+    return self.seen[-1]
+
+
 def saved_steps(workdir):
   return sorted(int(p.name) for p in (workdir / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_a_run_of_eight_devices_goes_on_with_fewer(tmp_path, devices):
+  stage = make_stage(streams=("noise",))
+  options = {"log_every": 1, "accumulate": 2, "fsdp_min_size": 64}
+  seen = []
+
+  def run(workdir, steps, count):
+    mesh = make_mesh(devices=jax.devices()[:count])
+    data = Watched(batches(16, rows=host_rows(mesh, 16)), seen)
+    fit(stage, init_params, data, workdir=workdir, steps=steps, mesh=mesh, **options)
+
+  run(tmp_path / "whole", 5, 8)
+  want = seen.copy()
+  seen.clear()
+  run(tmp_path / "parts", 2, 8)
+  run(tmp_path / "parts", 5, devices)
+  assert len(want) == 5
+  jax.tree.map(np.testing.assert_array_equal, seen, want)
+  for row, other in zip(rows(tmp_path / "parts"), rows(tmp_path / "whole"), strict=True):
+    assert row == pytest.approx(other, abs=1e-6)
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
@@ -58,7 +94,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
   jax.tree.map(np.testing.assert_array_equal, got, want)
   assert rows(parts) == rows(whole)
   assert saved_steps(parts) == saved_steps(whole) == [3, 6, 9]
-  positions = [d / "checkpoints" / "9" / "data" / "process_0.json" for d in (parts, whole)]
+  positions = [d / "checkpoints" / "9" / "data" / "position.json" for d in (parts, whole)]
   assert positions[0].read_text() == positions[1].read_text()
 
 
@@ -235,12 +271,19 @@ def test_two_hosts_stop_at_one_step_when_one_is_terminated_and_go_on(tmp_path):
     assert "terminated by SIGTERM" in text
   (step,) = saved_steps(tmp_path)
   data = tmp_path / "checkpoints" / str(step) / "data"
-  assert {p.name for p in data.glob("*.json")} == {"process_0.json", "process_1.json"}
+  assert {p.name for p in data.glob("*.json")} == {"position.json"}
   for process in start_both(step + 2):
     _, text = process.communicate(timeout=120)
     assert process.returncode == 0, text
   assert saved_steps(tmp_path) == [step, step + 2]
-  assert [row["step"] for row in rows(tmp_path)] == list(range(1, step + 3))
+  # On, as one host with eight devices; and the same from the start.
+  got = fit(STAGE, init_params, batches(), workdir=tmp_path, steps=step + 4, log_every=1)
+  assert [row["step"] for row in rows(tmp_path)] == list(range(1, step + 5))
+  whole = tmp_path / "whole"
+  want = fit(STAGE, init_params, batches(), workdir=whole, steps=step + 4, log_every=1)
+  for row, other in zip(rows(tmp_path), rows(whole), strict=True):
+    assert row == pytest.approx(other, rel=1e-5)
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), got, want)
 
 
 def test_a_loss_may_be_traced_only_once(tmp_path):
