@@ -6,20 +6,22 @@ import pathlib
 import sys
 from collections.abc import Callable
 
-import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from vsr_jax import errors, runtime
-from vsr_jax.train import recipe
+from vsr_jax.train import hosts, recipe
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="The recipe's file.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; a run in it is resumed.")
 _MULTIHOST = flags.DEFINE_bool("multihost", False, "One of several hosts, as on a pod.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of the first of several hosts.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes.", lower_bound=1)
+_PROCESS = flags.DEFINE_integer("process", None, "This process's number.", lower_bound=0)
 
 _HELP = """\
 usage: python -m {name} --config FILE[:VARIANT] --workdir DIR [--config.KEY=VALUE ...]
-       {indent} [--[no]multihost]
+       {indent} [--[no]multihost [--coordinator HOST:PORT --processes N --process I]]
 
 {description}
 
@@ -27,6 +29,9 @@ options:
   --config FILE[:VARIANT]  the recipe, such as {example}
   --workdir DIR            the run's folder; a run in it is resumed
   --[no]multihost          one of several hosts, as on a pod
+  --coordinator, --processes, --process
+                           HOST:PORT of the first process, their number, and this one's from 0;
+                           TPU pods and SLURM tell them
   --config.KEY=VALUE       changes a field of the recipe
 
 The fields, which {fields} explains, and what they are unless a recipe says otherwise:
@@ -64,10 +69,11 @@ def run(
   if config is None or _WORKDIR.value is None:
     raise errors.UserError("give --config FILE and --workdir DIR; --help tells the rest")
   if _MULTIHOST.value:
-    jax.distributed.initialize()
+    hosts.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
   runtime.keep_freed_memory()
   runtime.enable_compilation_cache()  # a resumed run does not compile its step again
-  train(config, _WORKDIR.value)
+  with hosts.watched():
+    train(config, _WORKDIR.value)
 
 
 def _read_flags(known: ConfigDict, fields_file: str) -> ConfigDict | None:

@@ -26,6 +26,7 @@ from vsr_jax.json_files import BadJson
 from vsr_jax.locks import locked
 from vsr_jax.memory import release_freed_memory
 from vsr_jax.sharding import make_mesh, place_batch, place_everywhere, replicated
+from vsr_jax.train import hosts
 from vsr_jax.train.checkpoints import Checkpoints, make_folder
 from vsr_jax.train.report import Evaluate, Report
 from vsr_jax.train.stage import Params, Stage
@@ -90,6 +91,9 @@ def fit(
   except ValueError as e:
     raise UserError("a value of the config is not finite, which no checkpoint can keep") from e
   _check_options(steps, log_every, keep, accumulate, ema_decay)
+  hosts.check_equal(
+    {"config": [stage.name, steps, seed, meta], "training data": batches.get_state()}
+  )
   mesh = make_mesh() if mesh is None else mesh
   shapes = abstract_state(
     stage, init_params, mesh, ema=ema_decay is not None, fsdp_min_size=fsdp_min_size

@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -222,9 +223,9 @@ def test_a_second_ctrl_c_acts_at_once(tmp_path, monkeypatch):
   assert saved_steps(tmp_path) == []
 
 
-def start(workdir, steps, *cluster):
+def start(workdir, steps, *cluster, change=""):
   command = [sys.executable, "-m", "tests.vsr_jax.train.toy", str(workdir), str(steps), *cluster]
-  environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+  environment = os.environ | {"JAX_PLATFORMS": "cpu", "CHANGE": change}
   return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 
 
@@ -254,15 +255,43 @@ def test_sigterm_saves_exits_with_2_and_the_run_goes_on(tmp_path):
   assert [row["step"] for row in rows(tmp_path)] == list(range(1, step + 3))
 
 
+def start_both(workdir, steps, change=""):
+  """Two processes of one run; the second one's config has a change."""
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    address = f"localhost:{free.getsockname()[1]}"
+  cluster = [(address, str(host), "2") for host in (0, 1)]
+  return [start(workdir, steps, *cluster[0]), start(workdir, steps, *cluster[1], change=change)]
+
+
+def test_hosts_with_other_configs_are_told_before_the_first_step(tmp_path):
+  for process in start_both(tmp_path, 5, change="other"):
+    _, text = process.communicate(timeout=120)
+    assert process.returncode == 2, text
+    host = re.escape(socket.gethostname())
+    line = rf"error: {host} \(process 1\): another config than {host} \(process 0\) has; start"
+    assert re.match(line, text.splitlines()[-1]), text
+    assert "Traceback" not in text
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_host_that_dies_is_told_by_name(tmp_path, lost):
+  processes = start_both(tmp_path, 10**6)
+  wait_for_a_step(tmp_path, processes[0])
+  processes[lost].kill()
+  since = time.monotonic()
+  _, text = processes[1 - lost].communicate(timeout=60)
+  assert time.monotonic() - since < 60
+  assert f"error: {socket.gethostname()} (process {lost}) is gone; the run goes on from" in text
+  assert processes[1 - lost].returncode not in (0, 2)
+  processes[lost].communicate()
+
+
 @pytest.mark.slow
 def test_two_hosts_stop_at_one_step_when_one_is_terminated_and_go_on(tmp_path):
-  def start_both(steps):
-    with socket.socket() as free:
-      free.bind(("localhost", 0))
-      address = f"localhost:{free.getsockname()[1]}"
-    return [start(tmp_path, steps, address, str(host), "2") for host in (0, 1)]
-
-  processes = start_both(10**6)
+  processes = start_both(tmp_path, 10**6)
   wait_for_a_step(tmp_path, processes[0])
   processes[1].send_signal(signal.SIGTERM)
   for process in processes:
@@ -272,7 +301,7 @@ def test_two_hosts_stop_at_one_step_when_one_is_terminated_and_go_on(tmp_path):
   (step,) = saved_steps(tmp_path)
   data = tmp_path / "checkpoints" / str(step) / "data"
   assert {p.name for p in data.glob("*.json")} == {"position.json"}
-  for process in start_both(step + 2):
+  for process in start_both(tmp_path, step + 2):
     _, text = process.communicate(timeout=120)
     assert process.returncode == 0, text
   assert saved_steps(tmp_path) == [step, step + 2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import grain
@@ -13,6 +14,7 @@ import optax
 from vsr_jax import cli
 from vsr_jax.data_prep import batching
 from vsr_jax.sharding import host_rows, make_mesh
+from vsr_jax.train.hosts import join, watched
 from vsr_jax.train.loop import fit
 from vsr_jax.train.stage import Stage
 
@@ -110,13 +112,14 @@ def main():
   if cluster:
     host, hosts = map(int, cluster[1:])
     jax.config.update("jax_num_cpu_devices", 2)
-    jax.distributed.initialize(cluster[0], hosts, host)
+    join(cluster[0], hosts, host)
   # The hosts take turns along the mesh, as chips of a torus may, so that none has adjacent rows.
   devices = sorted(jax.devices(), key=lambda device: (device.id % 2, device.process_index))
   mesh = make_mesh(devices=devices)
   data = batches(rows=host_rows(mesh, 8))
   options = {"workdir": workdir, "steps": int(steps), "log_every": 1, "fsdp_min_size": 64}
-  fit(STAGE, init_params, data, mesh=mesh, **options)
+  with watched():
+    fit(STAGE, init_params, data, mesh=mesh, meta={"config": os.environ.get("CHANGE")}, **options)
 
 
 if __name__ == "__main__":
