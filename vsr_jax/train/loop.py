@@ -86,14 +86,8 @@ def fit(
     UserError: a batch, checkpoint or workdir that cannot be used, or a step that is not finite.
     Terminated, KeyboardInterrupt: SIGTERM or Ctrl-C came; the step it met is done and saved.
   """
-  try:
-    json.dumps(meta, allow_nan=False)  # as every checkpoint will keep it
-  except ValueError as e:
-    raise UserError("a value of the config is not finite, which no checkpoint can keep") from e
   _check_options(steps, log_every, keep, accumulate, ema_decay)
-  hosts.check_equal(
-    {"config": [stage.name, steps, seed, meta], "training data": batches.get_state()}
-  )
+  _check_start({"config": [stage.name, steps, seed, meta], "training data": batches.get_state()})
   mesh = make_mesh() if mesh is None else mesh
   shapes = abstract_state(
     stage, init_params, mesh, ema=ema_decay is not None, fsdp_min_size=fsdp_min_size
@@ -123,6 +117,15 @@ def _check_options(
       raise ValueError(f"{name} {value}: must be at least 1")
   if ema_decay is not None and not 0 <= ema_decay < 1:
     raise ValueError(f"ema_decay {ema_decay}: must be at least 0 and below 1")
+
+
+def _check_start(told: Mapping[str, Any]) -> None:
+  """Checks that checkpoints can keep what this run is of, and that all hosts say the same of it."""
+  try:
+    json.dumps(told, allow_nan=False)
+  except ValueError as e:
+    raise UserError("a value of the config is not finite, which no checkpoint can keep") from e
+  hosts.check_equal(told)
 
 
 @contextlib.contextmanager
