@@ -39,8 +39,13 @@ def make_folder(workdir: str | pathlib.Path) -> pathlib.Path:
   """Makes a run's folder, if it is missing, and gives that of its checkpoints.
 
   Raises:
-    UserError: it cannot be made or written.
+    UserError: it cannot be made or written, or is no path of a file system.
   """
+  if "://" in str(workdir):  # of which pathlib would make a folder here
+    raise UserError(
+      f"{workdir}: a run is kept in a folder of a file system, and in no bucket; name one, on"
+      " several hosts one that all of them share"
+    )
   folder = pathlib.Path(workdir).absolute() / "checkpoints"
   try:
     folder.mkdir(parents=True, exist_ok=True)

@@ -32,7 +32,9 @@ _PATIENCE = 5  # seconds in which this process may come to the same error as ano
 _DONE, _FAILED = b"done", b"failed"  # what a process says before it leaves
 
 
-def join(coordinator: str | None = None, processes: int | None = None, process: int | None = None):
+def join(
+  coordinator: str | None = None, processes: int | None = None, process: int | None = None
+) -> None:
   """Makes this process one of several; to be called before JAX uses a device.
 
   Args:

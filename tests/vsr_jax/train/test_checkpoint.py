@@ -258,6 +258,13 @@ def test_a_config_that_no_checkpoint_could_keep_is_refused_at_the_start(tmp_path
   assert not list(tmp_path.iterdir())
 
 
+def test_a_bucket_as_a_workdir_is_refused_and_no_folder_of_its_name_is_made(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(UserError, match="^gs://bucket/run: a run is kept in a folder"):
+    resume("gs://bucket/run")
+  assert not list(tmp_path.iterdir())
+
+
 def test_a_workdir_that_cannot_be_made_is_named(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(UserError, match="file/run: cannot be made or used as a run's folder"):

@@ -3,7 +3,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import pathlib
 import re
 import signal
 import socket
@@ -18,6 +17,7 @@ import optax
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.support import hosts
 from tests.vsr_jax.train.toy import STAGE, Listed, batches, images, init_params, loss, make_stage
 from vsr_jax import cli
 from vsr_jax.checkpoint import read_meta, restore_params
@@ -26,8 +26,6 @@ from vsr_jax.locks import locked
 from vsr_jax.sharding import host_rows, make_mesh
 from vsr_jax.train import loop
 from vsr_jax.train.loop import fit
-
-ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 
 def rows(workdir):
@@ -226,21 +224,14 @@ def test_a_second_ctrl_c_acts_at_once(tmp_path, monkeypatch):
 def start(workdir, steps, *cluster, change=""):
   command = [sys.executable, "-m", "tests.vsr_jax.train.toy", str(workdir), str(steps), *cluster]
   environment = os.environ | {"JAX_PLATFORMS": "cpu", "CHANGE": change}
-  return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for_a_step(workdir, process):
-  log = workdir / "log.jsonl"
-  deadline = time.monotonic() + 120
-  while not (log.exists() and log.read_text()):
-    assert process.poll() is None, process.stderr.read()
-    assert time.monotonic() < deadline
-    time.sleep(0.05)
+  return subprocess.Popen(
+    command, cwd=hosts.ROOT, env=environment, stderr=subprocess.PIPE, text=True
+  )
 
 
 def test_sigterm_saves_exits_with_2_and_the_run_goes_on(tmp_path):
   process = start(tmp_path, 10**6)
-  wait_for_a_step(tmp_path, process)
+  hosts.wait_for_a_step(tmp_path, process)
   for _ in range(2):  # to a process and to its group, as `timeout` sends it
     process.send_signal(signal.SIGTERM)
   _, text = process.communicate(timeout=120)
@@ -257,29 +248,32 @@ def test_sigterm_saves_exits_with_2_and_the_run_goes_on(tmp_path):
 
 def start_both(workdir, steps, change=""):
   """Two processes of one run; the second one's config has a change."""
-  with socket.socket() as free:
-    free.bind(("localhost", 0))
-    address = f"localhost:{free.getsockname()[1]}"
+  address = hosts.free_address()
   cluster = [(address, str(host), "2") for host in (0, 1)]
   return [start(workdir, steps, *cluster[0]), start(workdir, steps, *cluster[1], change=change)]
 
 
+@pytest.mark.slow  # test_hosts.py shows it without processes
 def test_hosts_with_other_configs_are_told_before_the_first_step(tmp_path):
-  for process in start_both(tmp_path, 5, change="other"):
-    _, text = process.communicate(timeout=120)
-    assert process.returncode == 2, text
+  for text in hosts.finish(start_both(tmp_path, 5, change="other"), code=2):
     host = re.escape(socket.gethostname())
     line = rf"error: {host} \(process 1\): another config than {host} \(process 0\) has; start"
     assert re.match(line, text.splitlines()[-1]), text
-    assert "Traceback" not in text
   assert not list(tmp_path.iterdir())
+
+
+def test_two_hosts_compute_what_one_does(tmp_path):
+  hosts.finish(start_both(tmp_path / "two", 4), code=0)
+  fit(STAGE, init_params, batches(), workdir=tmp_path / "one", steps=4, log_every=1)
+  for row, other in zip(rows(tmp_path / "two"), rows(tmp_path / "one"), strict=True):
+    assert row == pytest.approx(other, rel=1e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_host_that_dies_is_told_by_name(tmp_path, lost):
   processes = start_both(tmp_path, 10**6)
-  wait_for_a_step(tmp_path, processes[0])
+  hosts.wait_for_a_step(tmp_path, processes[0])
   processes[lost].kill()
   since = time.monotonic()
   _, text = processes[1 - lost].communicate(timeout=60)
@@ -292,18 +286,14 @@ def test_a_host_that_dies_is_told_by_name(tmp_path, lost):
 @pytest.mark.slow
 def test_two_hosts_stop_at_one_step_when_one_is_terminated_and_go_on(tmp_path):
   processes = start_both(tmp_path, 10**6)
-  wait_for_a_step(tmp_path, processes[0])
+  hosts.wait_for_a_step(tmp_path, processes[0])
   processes[1].send_signal(signal.SIGTERM)
-  for process in processes:
-    _, text = process.communicate(timeout=120)
-    assert process.returncode == 2, text
+  for text in hosts.finish(processes, code=2):
     assert "terminated by SIGTERM" in text
   (step,) = saved_steps(tmp_path)
   data = tmp_path / "checkpoints" / str(step) / "data"
   assert {p.name for p in data.glob("*.json")} == {"position.json"}
-  for process in start_both(tmp_path, step + 2):
-    _, text = process.communicate(timeout=120)
-    assert process.returncode == 0, text
+  hosts.finish(start_both(tmp_path, step + 2), code=0)
   assert saved_steps(tmp_path) == [step, step + 2]
   # On, as one host with eight devices; and the same from the start.
   got = fit(STAGE, init_params, batches(), workdir=tmp_path, steps=step + 4, log_every=1)
