@@ -38,9 +38,7 @@ help:
 
 demo: $(STAMP)
 	$(BIN)/python -m fmanet_jax.demo --out demo_output/fmanet
-	@if [ -d keep_jax/assets/demo_weights ]; then \
-	  $(BIN)/python -m keep_jax.demo --out demo_output/keep; \
-	else echo "KEEP's demonstration weights are not packaged yet: its clip is left out"; fi
+	$(BIN)/python -m keep_jax.demo --out demo_output/keep
 
 demo-weights: $(STAMP)
 	$(BIN)/python -m keep_jax.demo_weights "$(RUNS)" --minutes $(MINUTES) --variant $(VARIANT) \

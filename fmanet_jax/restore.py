@@ -15,12 +15,13 @@ if __name__ == "__main__":
   cli.begin()  # before the imports that take seconds
 
 import argparse
-import contextlib
+import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 
 from fmanet_jax import streaming
-from vsr_jax import cli, progress, runtime, video, video_cli
+from vsr_jax import cli, runtime, video, video_cli
 from vsr_jax.enlarge import enlarger
 from vsr_jax.ops.resize import resize_bicubic
 
@@ -40,7 +41,6 @@ def main() -> None:
 
 def restore_video(reader: video.Reader, args: argparse.Namespace) -> None:
   """Restores the frames that a reader gives, as the command line says."""
-  total = video_cli.frame_total(reader, *args.frames)
   frames = video_cli.counted_for(args.output, reader)
   runtime.enable_compilation_cache()
   runtime.return_freed_memory()
@@ -52,26 +52,16 @@ def restore_video(reader: video.Reader, args: argparse.Namespace) -> None:
   tile = args.tile or enlarger.fitting_tile(restorer, info.height, info.width)
   if tile != args.tile:
     print(f"note: whole frames do not fit the memory; restoring by tiles of {tile} pixels")
-  count = 0
-  with (
-    progress.Clock() as clock,
-    video.open_writer(
-      args.output, height, shown_width, info.frame_rate, source=info, quality=args.quality
-    ) as writer,
-    contextlib.closing(video.prefetch(frames)) as read,
-    progress.bar("restoring", total) as bar,
-  ):
+
+  def restored(read: Iterator[video.Frame]) -> Iterator[video.Frame]:
     for frame in enlarger.enlarge_frames(restorer, read, tile):
-      if frame.is_context:
-        continue
-      image = frame.image
       if args.side_by_side:
         assert frame.restored_from is not None  # set in every restored `Frame`
-        image = np.hstack([resize_bicubic(frame.restored_from, restorer.scale), image])
-      writer.write(image, frame.time, frame.duration, frame.name)
-      count += 1
-      bar.update()
-  print(f"{args.output}: {count} frames of {shown_width}x{height}{clock.speed(count)}")
+        before = resize_bicubic(frame.restored_from, restorer.scale)
+        frame = dataclasses.replace(frame, image=np.hstack([before, frame.image]))
+      yield frame
+
+  video_cli.write_restored(args, reader, frames, restored, (height, shown_width))
 
 
 def _parse() -> argparse.Namespace:

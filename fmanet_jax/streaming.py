@@ -181,12 +181,12 @@ class Restorer:
       yield from _to_host(*pending)
 
   def _run_encode(self, frames: np.ndarray) -> Any:
-    """Runs the compiled `_encode_group` on uint8 frames [b h w 3]."""
+    """Runs the compiled `encode_group` on uint8 frames [b h w 3]."""
     encode, _ = self._compiled(*frames.shape[1:3])
     return encode(self._params, jax.device_put(frames, self._by_frame))
 
   def _run_restore(self, groups: tuple[Any, ...], groups_f0: tuple[Any, ...]) -> jax.Array:
-    """Runs the compiled `_restore_group` on the features of the groups held."""
+    """Runs the compiled `restore_group` on the features of the groups held."""
     _, restore = self._compiled(*groups[0][0].shape[1:3])
     return restore(self._params, self._folded, groups, groups_f0)
 
@@ -194,8 +194,8 @@ class Restorer:
     """Both programs for frames [h w 3]; memory used by compiling is released before they run."""
     if (h, w) not in self._programs:
       jit = functools.partial(jax.jit, compiler_options=compiler_options())
-      encode = jit(functools.partial(_encode_group, self.model), out_shardings=self._by_frame)
-      restore = jit(functools.partial(_restore_group, self.model, self._by_frame))
+      encode = jit(functools.partial(encode_group, self.model), out_shardings=self._by_frame)
+      restore = jit(functools.partial(restore_group, self.model, self._by_frame))
       frames, (group, f0) = self._shapes(h, w)
       held = (group,) * self._groups_held, (f0,) * self._groups_with_f0
       with self._on_mesh(), compiling(f"for {w}x{h}"):
@@ -209,7 +209,7 @@ class Restorer:
     return self._programs[h, w]
 
   def _shapes(self, h: int, w: int) -> tuple[Any, Any]:
-    """Shapes of a group of frames [b h w 3], and of the result of `_encode_group` for it."""
+    """Shapes of a group of frames [b h w 3], and of the result of `encode_group` for it."""
     a = self.model.arch
 
     def images(channels, dtype):
@@ -226,7 +226,7 @@ def open_restorer(checkpoint: str | pathlib.Path | None = None, dtype: str = "fl
   return Restorer(model, params, make_mesh() if jax.device_count() > 1 else None)
 
 
-def _encode_group(model: FMANet, params: Params, frames: jax.Array) -> Any:
+def encode_group(model: FMANet, params: Params, frames: jax.Array) -> Any:
   """uint8 [b h w 3] -> (frames in [0, 1], F^1..F^M of Net^D, of Net^R), (F^0 of Net^D, of Net^R).
 
   F^0 is apart because a window needs it of its centre frame only, so that it is kept for less long.
@@ -236,7 +236,7 @@ def _encode_group(model: FMANet, params: Params, frames: jax.Array) -> Any:
   return (frames, d[1:], r[1:]), (d[0], r[0])
 
 
-def _restore_group(
+def restore_group(
   model: FMANet,
   by_frame: NamedSharding | None,
   params: Params,
@@ -246,7 +246,7 @@ def _restore_group(
 ) -> jax.Array:
   """Restores the b windows whose last frames are the last group's, -> uint8 [b sh sw 3].
 
-  `groups` and `groups_f0` are results of `_encode_group`, oldest first; `groups_f0` begins with
+  `groups` and `groups_f0` are results of `encode_group`, oldest first; `groups_f0` begins with
   the group that holds the first window's centre frame.
   """
   t, b = model.arch.frames, len(groups[0][0])

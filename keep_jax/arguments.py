@@ -20,7 +20,7 @@ def add_arguments(parser: cli.Parser) -> None:
   add(
     "--checkpoint",
     metavar="DIR",
-    help="a run, or what keep_jax.convert or keep_jax.export wrote; default: the demonstration "
+    help="a run, or what keep_jax.convert or keep_jax.extract wrote; default: the demonstration "
     "weights",
   )
   add(

@@ -5,7 +5,7 @@
   python -m keep_jax.demo_weights DIR --minutes N ... --variant no_kfn    (afterwards, to compare)
 
 Makes the data (`data_prep.demo_faces`; DATA: they are there already), trains the three stages of
-configs/keep/demo.py one after the other, exports the weights, scores them and draws the curves:
+configs/keep/demo.py one after the other, extracts the weights, scores them and draws the curves:
 
   DIR/data             the clips
   DIR/plan.json        steps and batches, by the minutes and the measured time of a step
@@ -40,7 +40,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from keep_jax import demo_plan, evaluate, export, recipe, train
+from keep_jax import demo_plan, evaluate, extract, recipe, train
 from keep_jax.demo_plan import Plan, StagePlan
 from vsr_jax import cli, files, json_files, lpips, memory, plotting, runtime
 from vsr_jax.configs.keep import ablations, demo
@@ -192,8 +192,8 @@ def finish(args: argparse.Namespace) -> None:
   variant, folder = args.variant, args.folder
   place = folder if variant == KEEP else folder / variant
   runs = [run_folder(folder, variant, name) for name in STAGES]
-  _log(folder, ["keep_jax.export", runs[-1], place / "weights", "--float16"])
-  print(export.export(runs[-1], place / "weights", half=True))
+  _log(folder, ["keep_jax.extract", runs[-1], place / "weights", "--float16"])
+  print(extract.extract(runs[-1], place / "weights", half=True))
   rows = {KEEP: folder / "weights"}
   rows |= {"stage II": runs[1]} if variant == KEEP else {variant: place / "weights"}
   for name in SETS:

@@ -1,6 +1,6 @@
 """Command: scores restored clips of faces against their truth, with bicubic as the row to beat.
 
-  python -m keep_jax.evaluate DATA --checkpoint [NAME=]DIR ... [--degradation mild] [--out DIR]
+  python -m keep_jax.evaluate DATA [--checkpoint [NAME=]DIR ...] [--degradation mild] [--out DIR]
   python -m keep_jax.evaluate DATA --outputs [NAME=]DIR ...     (what other methods have restored)
   python -m keep_jax.evaluate DATA --save-inputs DIR            (what they are to restore)
 
@@ -284,7 +284,7 @@ def make_table(
   entries = {
     "data": str(args.data),
     "split": args.split,
-    "checkpoints": {name: str(path) for name, path in args.checkpoint},
+    "checkpoints": {name: path and str(path) for name, path in args.checkpoint},
     "outputs": {name: str(path) for name, path in args.outputs},
     "scored": "aligned" if setting.size else "whole frames",
     "size": setting.size,
@@ -344,7 +344,8 @@ def _parse(given: Sequence[str] | None) -> argparse.Namespace:
     default=[],
     type=evaluation.named_path,
     metavar="[NAME=]DIR",
-    help="a row for what keep_jax.restore takes: a run, or what keep_jax.convert wrote; repeatable",
+    help="a row for what keep_jax.restore takes: a run, or what keep_jax.convert wrote; "
+    "repeatable. Default: the demonstration weights, without --outputs and --save-inputs",
   )
   evaluation.add_arguments(parser)
   add(
@@ -367,7 +368,7 @@ def _parse(given: Sequence[str] | None) -> argparse.Namespace:
   args = parser.parse_args(given)
   arguments.check_network_arguments(parser, args)
   if not (args.checkpoint or args.outputs or args.save_inputs):
-    parser.error("name --checkpoint or --outputs to be scored, or --save-inputs")
+    args.checkpoint = [("KEEP", None)]  # the demonstration weights
   if args.size is not None and (args.whole_frames or not SMALLEST <= args.size <= 1024):
     parser.error(f"--size {args.size}: must be {SMALLEST} to 1024, and is for aligned faces")
   return args

@@ -1,11 +1,10 @@
-"""Command: takes out of a training run what restoring needs, to be kept or shipped.
+"""Command: writes KEEP's programs and weights as one file that runs without this package.
 
-  python -m keep_jax.export RUN DIR [--float16]
+  python -m keep_jax.export CHECKPOINT FILE [--platforms cpu,cuda,tpu] [--dtype bfloat16]
 
-RUN is a run of stage II or III, or a checkpoint of one. DIR gets the sub-networks of the model, by
-their moving averages, and nothing of the optimizer, the discriminator or the machine. A flow
-network that ships with this package (RAFT-small) is left out, and `keep_jax.restore` takes it from
-there. --float16 halves the size.
+FILE is for aligned faces of the model's size; `python -m vsr_jax.run_exported FILE INPUT OUTPUT`
+restores with it, as `keep_jax.restore --aligned` does. The programs take any number of faces, and
+any length of a window. `keep_jax.extract` takes the weights alone out of a run.
 """
 
 from __future__ import annotations
@@ -15,74 +14,102 @@ if __name__ == "__main__":
 
   cli.begin()  # before the imports that take seconds
 
-import dataclasses
-import pathlib
+import functools
+from collections.abc import Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import export
 
-from keep_jax import weights
-from keep_jax.model import Params
-from vsr_jax import cli, progress
-from vsr_jax.checkpoint import check_export, export_params, find_checkpoint, read_meta
-from vsr_jax.errors import UserError
+from keep_jax import streaming
+from keep_jax.model import (
+  KEEP,
+  Observation,
+  Params,
+  State,
+  calculate_gains,
+  flow_between,
+  flow_features,
+  initial_state,
+  observe,
+  step,
+  to_uint8,
+)
+from vsr_jax import cli
+from vsr_jax.exported import command, programs
 
 
 def main() -> None:
   """Runs the command; see the module's docstring and `--help`."""
   parser = cli.Parser("keep_jax.export", __doc__)
-  parser.add_argument("run", metavar="RUN", help="a run of stage II or III, or a checkpoint of one")
-  parser.add_argument("folder", metavar="DIR", help="the checkpoint to be written")
-  parser.add_argument("--float16", action="store_true", help="store numbers in half the space")
+  command.add_arguments(parser)
   args = parser.parse_args()
-  print(export(args.run, args.folder, half=args.float16))
-  progress.tell_next("keep_jax.restore", "INPUT", "OUTPUT", "--checkpoint", args.folder)
+  command.check_output(args.file)
+  model, params = streaming.load(args.checkpoint, args.dtype)
+  lowered = lower(model, params, args.platforms)
+  numbers = {
+    "size": model.arch.image_size,
+    "window": streaming.WINDOW,
+    "look_ahead": streaming.LOOK_AHEAD,
+    "attend_first_frame": model.arch.attend_first_frame,
+    "causal": model.arch.causal,
+  }
+  system = f"KEEP for faces of {model.arch.image_size}x{model.arch.image_size}"
+  command.write(args, system, {"recursion": numbers}, lowered, params)
 
 
-def export(run: str | pathlib.Path, folder: str | pathlib.Path, *, half: bool) -> str:
-  """Writes what restoring needs of a run.
+def lower(model: KEEP, params: Params, platforms: Sequence[str]) -> dict[str, export.Exported]:
+  """Lowers the programs of streams of b faces, see `programs.lower` and `streaming.Restorer`.
 
   Args:
-    run: a run of stage II or III, or a checkpoint of one.
-    folder: where to write; an earlier export there is replaced.
-    half: store the numbers as float16.
+    model: the model.
+    params: its sub-networks'.
+    platforms: names of `programs.PLATFORMS`.
 
   Returns:
-    A line that tells what was written.
-
-  Raises:
-    UserError: the run cannot be restored from, the folder is something else, or float16 is too
-      small for a number.
+    "see": uint8 [b size size 3] -> the observation, latents [b h' w' c] first, and features for the
+    flow. "flow": features, and those of the frames before -> [b size size 2]. "gains": latents
+    [1 t h' w' c] of a window -> [1 t h' w' 1]. "step": state, observation, gains [b h' w' 1], flow
+    -> the next state and uint8 [b size size 3].
   """
-  source = find_checkpoint(run)
-  if pathlib.Path(folder).resolve() in (source.resolve(), *source.resolve().parents):
-    raise UserError(f"{folder}: holds the run {run}; choose another folder")
-  check_export(folder)
-  model, params = weights.load(source)
-  shipped = weights.shipped_flow(model.arch.flow)
-  dtype = np.float16 if half else np.float32
-  left_out = [name for name, tree in shipped.items() if _are_equal(tree, params[name], dtype)]
-  # A tree without leaves (no CFT, no CFA) is left out, as checkpoints cannot hold it.
-  kept = {
-    name: tree for name, tree in params.items() if name not in left_out and jax.tree.leaves(tree)
-  }
-  meta = read_meta(source)
-  entries = {name: meta[name] for name in ("stage", "step", "converted_from") if name in meta}
-  export_params(folder, kept, {"model": dataclasses.asdict(model.arch), **entries}, half=half)
-  count = sum(x.size for x in jax.tree.leaves(kept))
-  stored = sum(path.stat().st_size for path in pathlib.Path(folder).rglob("*") if path.is_file())
-  side = model.arch.image_size
-  also = "; the flow network ships already" if left_out else ""
-  return (
-    f"{folder}: KEEP for faces of {side}x{side}, {count:,} parameters of {', '.join(kept)}, "
-    f"{stored / 1e6:.1f} MB{also}"
+
+  def see(params: Params, frames: jax.Array) -> tuple[Observation, Any]:
+    x = frames.astype(jnp.float32) / 127.5 - 1
+    return observe(model, params, x), flow_features(model, params, x)
+
+  def flow(params: Params, features: Any, before: Any) -> tuple[jax.Array]:
+    return (flow_between(model, params, features, before),)
+
+  def gains(params: Params, latents: jax.Array) -> tuple[jax.Array]:
+    return (calculate_gains(model, params, latents),)
+
+  def advance(
+    params: Params, state: State, observation: Observation, gain: jax.Array, flow: jax.Array
+  ) -> tuple[State, jax.Array]:
+    state, restored = step(model, params, state, observation, gain, flow)
+    return state, to_uint8(restored.image)
+
+  b, t = (export.symbolic_shape(name)[0] for name in "bt")
+  size = model.arch.image_size
+  frames = jax.ShapeDtypeStruct((b, size, size, 3), np.uint8)
+  observation, features = jax.eval_shape(see, params, frames)
+  latent = observation.latent
+  window = jax.ShapeDtypeStruct((1, t, *latent.shape[1:]), latent.dtype)
+  (gain,) = jax.eval_shape(gains, params, window)
+  gain = jax.ShapeDtypeStruct((b, *gain.shape[2:]), gain.dtype)
+  state = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct((b, *x.shape[1:]), x.dtype),
+    jax.eval_shape(functools.partial(initial_state, model, 1)),
   )
-
-
-def _are_equal(a: Params, b: Params, dtype: type[np.floating]) -> bool:
-  """Whether two trees of arrays of one structure are the same as this type."""
-  same = jax.tree.map(lambda x, y: np.array_equal(np.asarray(x, dtype), np.asarray(y, dtype)), a, b)
-  return all(jax.tree.leaves(same))
+  inputs = [state, observation, gain, *jax.eval_shape(flow, params, features, features)]
+  return {
+    "see": programs.lower(see, params, [frames], platforms),
+    "flow": programs.lower(flow, params, [features, features], platforms),
+    "gains": programs.lower(gains, params, [window], platforms),
+    "step": programs.lower(advance, params, inputs, platforms),
+  }
 
 
 if __name__ == "__main__":

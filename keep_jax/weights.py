@@ -25,7 +25,7 @@ def load(
 
   Args:
     checkpoint: a run of stage II or III, a checkpoint of one, or what `keep_jax.convert` or
-      `keep_jax.export` wrote; None for the demonstration weights that ship with the package.
+      `keep_jax.extract` wrote; None for the demonstration weights that ship with the package.
     dtype: compute type, "float32" or "bfloat16".
 
   Returns:
@@ -77,8 +77,8 @@ def load(
 def shipped_flow(flow: FlowName) -> Params:
   """The flow network's params that every copy of this package has: {"flow": RAFT-small's}.
 
-  Exported weights leave them out, and training takes them where it is given none. Empty for another
-  flow network.
+  Extracted weights leave them out, and training takes them where it is given none. Empty for
+  another flow network.
   """
   if flow != "raft_small":
     return {}

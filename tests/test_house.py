@@ -7,6 +7,7 @@ import importlib
 import pathlib
 import re
 import subprocess
+import sys
 from collections.abc import Mapping
 
 import ml_collections
@@ -150,6 +151,21 @@ def missing_commands(text: str) -> list[str]:
   )
 
 
+def needed(path: str) -> set[str]:
+  """Every file of ours, and every module of others, that a file imports, by whatever way."""
+  todo, found = [path], {path}
+  while todo:
+    file = todo.pop()
+    for name in imported(file, (ROOT / file).read_text(encoding="utf-8")):
+      parts = name.split(".")
+      bases = ["/".join(parts[:i]) for i in range(1, len(parts) + 1)]
+      places = {f"{base}{end}" for base in bases for end in (".py", "/__init__.py")}
+      ours = {place for place in places if (ROOT / place).is_file()}
+      todo += ours - found
+      found |= ours or {parts[0]}
+  return found
+
+
 def unlocked(configs: Mapping[str, ml_collections.ConfigDict]) -> list[str]:
   """The names of the configs in which a misspelt key would go unnoticed."""
   return [name for name, config in configs.items() if not config.is_locked]
@@ -177,6 +193,18 @@ def test_only_operations_choose_by_platform():
   chosen = {p for p, source in house_files("*.py").items() if "platform_dependent" in source}
   assert {path for path in chosen if not path.startswith(("vsr_jax/ops/", "tests/"))} == set()
   assert "vsr_jax/ops/convolution.py" in chosen
+
+
+def test_exported_files_run_without_models():
+  """With JAX and what it brings along, codecs, pictures and a progress bar alone."""
+  found = needed("vsr_jax/run_exported.py")
+  assert {"vsr_jax/exported/streams.py", "vsr_jax/video/decode.py"} <= found
+  ours = {name for name in found if name.endswith(".py")}
+  models = ("fmanet_jax/", "keep_jax/", "vsr_jax/flow/", "vsr_jax/enlarge/", "vsr_jax/layers.py")
+  assert {name for name in ours if name.startswith((*models, "vsr_jax/ops/"))} == set()
+  brought = {"jax", "jaxlib", "numpy", "scipy", "av", "cv2", "tqdm"}
+  assert found - ours - sys.stdlib_module_names == brought
+  assert "flax" in needed("keep_jax/model.py")  # that it can fail
 
 
 def test_the_definition_of_fma_net_stays_plain():

@@ -6,9 +6,9 @@ import argparse
 import contextlib
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
-from vsr_jax import images, video
+from vsr_jax import images, progress, video
 from vsr_jax.cli import Parser
 from vsr_jax.errors import UserError
 from vsr_jax.video import spool
@@ -18,7 +18,9 @@ from vsr_jax.video.frames_folder import several_frames
 LARGEST_SIDE = 16_384  # the largest side of a picture that x264 takes
 
 
-def add_video_arguments(parser: Parser, *, output_needed: bool = True) -> None:
+def add_video_arguments(
+  parser: Parser, *, output_needed: bool = True, dtype_needed: bool = True
+) -> None:
   """Adds the arguments of every such command: INPUT, OUTPUT, --dtype, --frames and others."""
   parser.add_argument(
     "input",
@@ -31,7 +33,8 @@ def add_video_arguments(parser: Parser, *, output_needed: bool = True) -> None:
     nargs=None if output_needed else "?",
     help=".mp4, .mkv, .mov, or a folder for PNGs",
   )
-  parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+  if dtype_needed:
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
   parser.add_argument(
     "--frames", type=frame_range, metavar="A:B", default=(0, None), help="only frames A..B-1"
   )
@@ -140,6 +143,40 @@ def frame_total(reader: video.Reader, start: int, stop: int | None) -> int | Non
   if count is None:
     return None
   return max(1, min(count, count if stop is None else stop) - start)
+
+
+def write_restored(
+  args: argparse.Namespace,
+  reader: video.Reader,
+  frames: Iterator[video.Frame],
+  restore: Callable[[Iterator[video.Frame]], Iterator[video.Frame]],
+  size: tuple[int, int],
+) -> None:
+  """Restores frames as they are read, writes OUTPUT, and prints how many it has and their speed.
+
+  Args:
+    args: what `add_video_arguments` added.
+    reader: of INPUT.
+    frames: the reader's, from `counted_for`.
+    restore: the network as a stream.
+    size: height and width of the frames that it gives.
+  """
+  count = 0
+  with (
+    progress.Clock() as clock,
+    video.open_writer(
+      args.output, *size, reader.info.frame_rate, source=reader.info, quality=args.quality
+    ) as writer,
+    contextlib.closing(video.prefetch(frames)) as read,
+    progress.bar("restoring", frame_total(reader, *args.frames)) as bar,
+  ):
+    for frame in restore(read):
+      if frame.is_context:
+        continue
+      writer.write(frame.image, frame.time, frame.duration, frame.name)
+      count += 1
+      bar.update()
+  print(f"{args.output}: {count} frames of {size[1]}x{size[0]}{clock.speed(count)}")
 
 
 def check_size(path: str, height: int, width: int) -> None:

@@ -32,7 +32,7 @@ def packaged():
 def test_the_packaged_clip_is_small_and_its_files_belong_together(packaged):
   assert sum(path.stat().st_size for path in CLIP.iterdir()) < 300_000
   low, truth = packaged["input"][1], packaged["truth"][1]
-  assert low.shape == truth.shape == (60, 240, 384, 3)
+  assert low.shape == truth.shape == (60, 176, 288, 3)
   assert packaged["input"][0].frame_rate == packaged["truth"][0].frame_rate == 25
   there, later = (np.mean([rgb_psnr(low[i], truth[i + k]) for i in range(50)]) for k in (0, 5))
   assert 24 < there < 30
@@ -55,7 +55,7 @@ def test_the_detector_that_ships_finds_the_face_and_no_other(packaged):
     good, bad = (detect(packaged[name][1][i]) for name in ("truth", "input"))
     for found in (good, bad):
       assert (found.scores > 0.9).sum() == 1
-    assert np.abs(good.landmarks[0] - bad.landmarks[0]).max() < 12  # of a face of 100 pixels
+    assert np.abs(good.landmarks[0] - bad.landmarks[0]).max() < 12  # of a face of 64 pixels
 
 
 def test_the_command_makes_a_clip_of_a_portrait(run_main, monkeypatch, tmp_path):

@@ -183,7 +183,7 @@ def test_the_commands_told_are_what_was_done(run, trainer, tmp_path):
   lines = (tmp_path / "runs" / "commands.txt").read_text().splitlines()
   commands = [shlex.split(line)[2:] for line in lines if not line.startswith("#")]
   modules = [command[0] for command in commands]
-  assert modules == [*3 * ["keep_jax.train"], "keep_jax.export", *2 * ["keep_jax.evaluate"]]
+  assert modules == [*3 * ["keep_jax.train"], "keep_jax.extract", *2 * ["keep_jax.evaluate"]]
   trained = [config for config, workdir in trainer.configs if workdir]
   for command, config in zip(commands, trained, strict=False):
     assert command[1:3] == ["--config", f"configs/keep/smoke.py:{config.stage}"]

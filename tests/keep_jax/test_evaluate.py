@@ -113,6 +113,12 @@ def test_the_setting_and_the_table_say_what_is_compared(run, data, tmp_path):
   assert text in said.out
 
 
+def test_the_demonstration_weights_are_the_default(run, data):
+  found, _ = run(data)
+  assert found["methods"] == ["bicubic", "KEEP", "truth"]
+  assert found["checkpoints"] == {"KEEP": None}
+
+
 def test_every_method_gets_the_same_input(run, data, stand_ins, tmp_path):
   inputs = tmp_path / "inputs"
   run(

@@ -49,7 +49,6 @@ def not_square(data):
 # What happens to data/ (or beside it) beforehand, the arguments, and what the line says.
 BAD_INPUT = {
   "no data": (None, "missing --checkpoint w", "missing: no such folder of clips"),
-  "nothing to score": (None, "data", "name --checkpoint or --outputs"),
   "two rows of one name": (None, "data --checkpoint a=x --outputs a=y", "a: two rows have this"),
   "a row named truth": (None, "data --checkpoint truth=x", "truth: two rows have this name"),
   "a clip missing in the outputs": (

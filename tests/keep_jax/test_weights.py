@@ -1,4 +1,4 @@
-"""Weights that are exported and shipped, the default of restoring, and small models' faces."""
+"""Weights that are extracted and shipped, the default of restoring, and small models' faces."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import skimage.data
 
-from keep_jax import export, restore, stages, starting, streaming, weights
+from keep_jax import extract, restore, stages, starting, streaming, weights
 from keep_jax.faces import find_faces, identity, restore_faces
 from keep_jax.model import KEEP, restore_clip
 from tests.keep_jax import tiny
@@ -43,19 +43,19 @@ def as_half(tree):
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-  """A run of a tiny model with the flow that ships, its params, its export and what that told."""
-  folder = tmp_path_factory.mktemp("exported")
+def extracted(tmp_path_factory):
+  """A run of a tiny model with the flow that ships: params, what is extracted, what that told."""
+  folder = tmp_path_factory.mktemp("extracted")
   params = tiny.load()[1] | {"flow": raft_conversion.load()[1]}
   discriminator = {"discriminator": {"kernel": np.ones((2, 2), np.float32)}}
   entries = {"stage": "fusion", "step": 3, "config": {"data": {"root": "/home/me/faces"}}}
   save(folder / "run", params | discriminator, WITH_FLOW, **entries)
-  told = export.export(folder / "run", folder / "weights", half=True)
+  told = extract.extract(folder / "run", folder / "weights", half=True)
   return params, folder / "weights", told
 
 
-def test_an_export_is_small_and_complete(exported):
-  params, folder, told = exported
+def test_what_is_extracted_is_small_and_complete(extracted):
+  params, folder, told = extracted
   assert "KEEP for faces of 32x32" in told
   assert "the flow network ships already" in told
   meta = read_meta(folder)
@@ -71,9 +71,9 @@ def test_an_export_is_small_and_complete(exported):
   assert_equal(found, as_half(own) | {"flow": params["flow"]})
 
 
-def test_training_starts_with_the_flow_that_ships(exported):
+def test_training_starts_with_the_flow_that_ships(extracted):
   """And takes float16 for float32."""
-  params, folder, _ = exported
+  params, folder, _ = extracted
   sources, options = starting.parse(str(folder)), stages.Options({})
   found, origins = starting.load(sources, KEEP(WITH_FLOW), "prediction", options)
   assert_equal(found["flow"], params["flow"])
@@ -84,11 +84,11 @@ def test_training_starts_with_the_flow_that_ships(exported):
     starting.load(sources, gmflow, "prediction", options)
 
 
-def test_an_export_keeps_a_flow_network_of_ones_own(exported, tmp_path):
-  params = exported[0]
+def test_what_is_extracted_keeps_a_flow_network_of_ones_own(extracted, tmp_path):
+  params = extracted[0]
   other = jax.tree.map(lambda x: 1.01 * x, params["flow"])
   save(tmp_path / "run", params | {"flow": other}, WITH_FLOW)
-  assert "ships already" not in export.export(tmp_path / "run", tmp_path / "weights", half=False)
+  assert "ships already" not in extract.extract(tmp_path / "run", tmp_path / "weights", half=False)
   held = read_meta(tmp_path / "weights")["arrays"]["params"]
   assert {spec[:8] for name, spec in held.items() if name.startswith("flow/")} == {"float32["}
 
@@ -110,7 +110,7 @@ def test_float16_costs_little():
     assert 0 < relative_error(changed, np.asarray(exact)) < 4e-3
 
 
-def test_exports_that_cannot_be(run_main, tmp_path):
+def test_what_cannot_be_extracted(run_main, tmp_path):
   params = tiny.load()[1]
   save(tmp_path / "vqgan", {"codebook": params["codebook"]}, stage="vqgan")
   save(tmp_path / "part", {"encoder": params["encoder"]})
@@ -124,7 +124,7 @@ def test_exports_that_cannot_be(run_main, tmp_path):
     ("large", "large", "large: holds the run"),
     ("large", "notes", "notes: exists and is no exported checkpoint"),
   ):
-    said = run_main(export.main, tmp_path / run, tmp_path / folder, "--float16", code=2)
+    said = run_main(extract.main, tmp_path / run, tmp_path / folder, "--float16", code=2)
     (line,) = said.err.strip().splitlines()
     assert re.search(told, line), line
   assert not (tmp_path / "out").exists()

@@ -29,7 +29,7 @@ def by_device(
     The results, concatenated along their first axis. Without a mesh, or where the batch does not
     divide among the devices, `function(first, *others)`.
   """
-  if parts_of(len(first)) == 1:
+  if parts_of(first.shape[0]) == 1:  # not len, which a symbolic size does not have
     return function(first, *others)
   split = PartitionSpec("data")
   # check_vma is off because it rejects loops whose initial carry is a constant. It would find

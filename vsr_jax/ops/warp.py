@@ -71,7 +71,7 @@ def _in_groups(
 def _warp_batch(images: jax.Array, flows: jax.Array, masks: jax.Array | None) -> jax.Array:
   """Images [b h w n c], their flows [b h w n 2] and masks [b h w n 1] -> [b h w n c]."""
   every = jax.vmap(_warp_image)
-  if len(images) == 1:
+  if images.shape[0] == 1:
     return lax.platform_dependent(images, flows, masks, cpu=_warp_single, default=every)
   warped = lax.platform_dependent(images, flows, cpu=_warp_by_loop, default=every)
   return warped if masks is None else warped * masks
@@ -108,7 +108,7 @@ def _warp_by_loop(images: jax.Array, flows: jax.Array) -> jax.Array:
     image, flow = (lax.dynamic_index_in_dim(x, i, keepdims=False) for x in (images, flows))
     return lax.dynamic_update_index_in_dim(images, _warp_image(image, flow), i, axis=0)
 
-  return lax.fori_loop(0, len(images), warp, images)
+  return lax.fori_loop(0, images.shape[0], warp, images)
 
 
 def _warp_by_map(images: jax.Array, flows: jax.Array) -> jax.Array:

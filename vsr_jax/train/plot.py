@@ -54,26 +54,35 @@ def read_log(run: pathlib.Path) -> dict[str, tuple[list[int], list[float]]]:
 
 
 def draw(runs: Sequence[tuple[str, dict]], out: pathlib.Path) -> None:
-  """Writes one picture: a row a run, loss terms (logarithmic) on the left, metrics on the right.
+  """Writes one picture: a row a run, loss terms (logarithmic) on the left, then each metric.
 
   Raises:
     UserError: matplotlib is not installed.
   """
-  page = new_figure(11, 3.5 * len(runs))
-  axes = page.subplots(len(runs), 2, squeeze=False)
-  for (title, series), (left, right) in zip(runs, axes, strict=True):
+  columns = 1 + max(len(_metrics(series)) for _, series in runs)
+  page = new_figure(5.5 * columns, 3.5 * len(runs))
+  axes = page.subplots(len(runs), columns, squeeze=False)
+  for (title, series), (left, *others) in zip(runs, axes, strict=True):
     for name, (steps, values) in sorted(series.items()):
       if "/" not in name:
-        left.semilogy(steps, values, label=name, linewidth=2 if name == "loss" else 1)
-      elif name.startswith("evaluation/"):
-        right.plot(steps, values, marker="o", label=name.removeprefix("evaluation/"))
+        left.plot(steps, values, label=name, linewidth=2 if name == "loss" else 1)
+    left.set_yscale("symlog", linthresh=1e-3)  # an adversarial term may be negative
     left.set(title=f"{title}: weighted loss terms", xlabel="step")
-    right.set(title=f"{title}: validation", xlabel="step", ylabel="dB")
-    for axis in (left, right):
+    left.legend(fontsize="small", ncols=2)
+    left.grid(alpha=0.3)
+    for axis in others:
+      axis.set_axis_off()
+    for axis, name in zip(others, _metrics(series), strict=False):
+      axis.set_axis_on()
+      axis.plot(*series[name], marker="o")
+      axis.set(title=f"{title}: {name.removeprefix('evaluation/')} of the validation clips")
+      axis.set(xlabel="step")
       axis.grid(alpha=0.3)
-      if axis.get_legend_handles_labels()[0]:
-        axis.legend(fontsize="small")
   page.savefig(out, dpi=110)
+
+
+def _metrics(series: dict) -> list[str]:
+  return sorted(name for name in series if name.startswith("evaluation/"))
 
 
 if __name__ == "__main__":

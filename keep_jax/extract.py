@@ -1,0 +1,89 @@
+"""Command: extracts from a training run the weights that restoring needs, to be kept or shipped.
+
+  python -m keep_jax.extract RUN DIR [--float16]
+
+RUN is a run of stage II or III, or a checkpoint of one. DIR gets the sub-networks of the model, by
+their moving averages, and nothing of the optimizer, the discriminator or the machine. A flow
+network that ships with this package (RAFT-small) is left out, and `keep_jax.restore` takes it from
+there. --float16 halves the size.
+"""
+
+from __future__ import annotations
+
+if __name__ == "__main__":
+  from vsr_jax import cli
+
+  cli.begin()  # before the imports that take seconds
+
+import dataclasses
+import pathlib
+
+import jax
+import numpy as np
+
+from keep_jax import weights
+from keep_jax.model import Params
+from vsr_jax import cli, progress
+from vsr_jax.checkpoint import check_export, export_params, find_checkpoint, read_meta
+from vsr_jax.errors import UserError
+
+
+def main() -> None:
+  """Runs the command; see the module's docstring and `--help`."""
+  parser = cli.Parser("keep_jax.extract", __doc__)
+  parser.add_argument("run", metavar="RUN", help="a run of stage II or III, or a checkpoint of one")
+  parser.add_argument("folder", metavar="DIR", help="the checkpoint to be written")
+  parser.add_argument("--float16", action="store_true", help="store numbers in half the space")
+  args = parser.parse_args()
+  print(extract(args.run, args.folder, half=args.float16))
+  progress.tell_next("keep_jax.restore", "INPUT", "OUTPUT", "--checkpoint", args.folder)
+
+
+def extract(run: str | pathlib.Path, folder: str | pathlib.Path, *, half: bool) -> str:
+  """Writes what restoring needs of a run.
+
+  Args:
+    run: a run of stage II or III, or a checkpoint of one.
+    folder: where to write; an earlier one there is replaced.
+    half: store the numbers as float16.
+
+  Returns:
+    A line that tells what was written.
+
+  Raises:
+    UserError: the run cannot be restored from, the folder is something else, or float16 is too
+      small for a number.
+  """
+  source = find_checkpoint(run)
+  if pathlib.Path(folder).resolve() in (source.resolve(), *source.resolve().parents):
+    raise UserError(f"{folder}: holds the run {run}; choose another folder")
+  check_export(folder)
+  model, params = weights.load(source)
+  shipped = weights.shipped_flow(model.arch.flow)
+  dtype = np.float16 if half else np.float32
+  left_out = [name for name, tree in shipped.items() if _are_equal(tree, params[name], dtype)]
+  # A tree without leaves (no CFT, no CFA) is left out, as checkpoints cannot hold it.
+  kept = {
+    name: tree for name, tree in params.items() if name not in left_out and jax.tree.leaves(tree)
+  }
+  meta = read_meta(source)
+  entries = {name: meta[name] for name in ("stage", "step", "converted_from") if name in meta}
+  export_params(folder, kept, {"model": dataclasses.asdict(model.arch), **entries}, half=half)
+  count = sum(x.size for x in jax.tree.leaves(kept))
+  stored = sum(path.stat().st_size for path in pathlib.Path(folder).rglob("*") if path.is_file())
+  side = model.arch.image_size
+  also = "; the flow network ships already" if left_out else ""
+  return (
+    f"{folder}: KEEP for faces of {side}x{side}, {count:,} parameters of {', '.join(kept)}, "
+    f"{stored / 1e6:.1f} MB{also}"
+  )
+
+
+def _are_equal(a: Params, b: Params, dtype: type[np.floating]) -> bool:
+  """Whether two trees of arrays of one structure are the same as this type."""
+  same = jax.tree.map(lambda x, y: np.array_equal(np.asarray(x, dtype), np.asarray(y, dtype)), a, b)
+  return all(jax.tree.leaves(same))
+
+
+if __name__ == "__main__":
+  cli.run(main)
