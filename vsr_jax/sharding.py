@@ -96,7 +96,7 @@ def host_rows(mesh: Mesh, size: int) -> tuple[int, ...]:
       "number of devices"
     )
   held = batch_sharding(mesh).addressable_devices_indices_map((size,)).values()
-  return tuple(sorted({row for (part,) in held for row in range(size)[part]}))
+  return tuple(sorted({row for index in held if index for row in range(size)[index[0]]}))
 
 
 def place_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
@@ -118,7 +118,8 @@ def place_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Ar
     size = len(x) * jax.process_count()
     at = {row: i for i, row in enumerate(host_rows(mesh, size))}
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
+    def part(index: tuple[slice, ...] | None) -> np.ndarray:
+      assert index is not None  # of a device that holds nothing
       rows = range(size)[index[0]]  # consecutive ones, since a device's rows are
       return x[at[rows[0]] : at[rows[-1]] + 1][(slice(None), *index[1:])]
 

@@ -138,10 +138,10 @@ def _connected() -> Iterator[dict[socket.socket, str]]:
         with contextlib.suppress(OSError):  # JAX's own service is left to notice that one
           link = stack.enter_context(server.accept()[0])
           links[link] = names[int.from_bytes(link.recv(4, socket.MSG_WAITALL)) % len(names)]
-    elif link := _reach(*found[0][1:]):
-      stack.enter_context(link)
-      link.sendall(jax.process_index().to_bytes(4))
-      links[link] = names[0]
+    elif first := _reach(*found[0][1:]):
+      stack.enter_context(first)
+      first.sendall(jax.process_index().to_bytes(4))
+      links[first] = names[0]
     for link in links:
       link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
       for option, value in _KEEPALIVE.items():
