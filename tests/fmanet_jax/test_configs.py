@@ -208,6 +208,8 @@ def get_config():
     ("nowhere.py", [], "nowhere.py"),
     ("misspelt.py", [], 'Did you mean "steps" instead of "setps"'),
     ("demo.py", ["--config.train.remat", "True", "--config.steps=1"], "'True' belongs to no opt"),
+    ("demo.py", ["--process=1"], "--process are for --multihost; add it"),
+    ("demo.py", ["--multihost", "--processes=2"], "the processes do not find each other: "),
     ("demo.py", ["--config.dtype=float31"], "dtype = 'float31': must be one of float32, bfloat"),
   ],
 )

@@ -68,8 +68,11 @@ def run(
   config = _read_flags(defaults(), fields_file)
   if config is None or _WORKDIR.value is None:
     raise errors.UserError("give --config FILE and --workdir DIR; --help tells the rest")
+  cluster = _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
+  if any(value is not None for value in cluster) and not _MULTIHOST.value:
+    raise errors.UserError("--coordinator, --processes and --process are for --multihost; add it")
   if _MULTIHOST.value:
-    hosts.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    hosts.join(*cluster)
   runtime.keep_freed_memory()
   runtime.enable_compilation_cache()  # a resumed run does not compile its step again
   with hosts.watched():

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from vsr_jax.errors import UserError
+from vsr_jax.errors import Terminated, UserError
 
 LOST = 1  # exit code where another host is gone; launch/ starts such a run again
 _LINE = 512  # bytes of what a process tells all others
@@ -86,8 +86,8 @@ def check_equal(told: Mapping[str, Any]) -> None:
 def watched() -> Iterator[None]:
   """A context in which this process ends, and says which host it was, when another one is gone.
 
-  It ends with 2 where the other one had a `UserError`, and otherwise with `LOST`. Every process
-  enters it at the same time. Of one process alone it does nothing.
+  It ends with 2 where the other one met what a user has to mend, and otherwise with `LOST`. Every
+  process enters it at the same time. Of one process alone it does nothing.
   """
   if jax.process_count() == 1:
     yield
@@ -97,12 +97,14 @@ def watched() -> Iterator[None]:
     threading.Thread(target=_watch, args=(links, leaving), daemon=True).start()
     try:
       yield
-    except UserError:
+    except (UserError, OSError):  # commands end with 2 then
       _say(links, leaving, _FAILED)
       raise
-    except BaseException as e:
-      if not isinstance(e, Exception):  # a signal, at which all stop together
-        _say(links, leaving, _DONE)
+    except Terminated:  # all stop together
+      _say(links, leaving, _DONE)
+      raise
+    except BaseException:
+      leaving.set()  # in silence: the others are to start again
       raise
     _say(links, leaving, _DONE)
 

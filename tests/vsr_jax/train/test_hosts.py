@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
+import threading
 
 import jax
 import pytest
 
-from vsr_jax.errors import UserError
+from vsr_jax.errors import Terminated, UserError
 from vsr_jax.train import hosts
 
 
@@ -36,6 +39,70 @@ def test_one_host_has_nobody_to_agree_with_and_to_watch():
   hosts.check_equal({"config": 1})
   with hosts.watched():
     pass
+
+
+@pytest.mark.parametrize(
+  ("error", "word"),
+  [
+    (None, b"done"),
+    (Terminated(), b"done"),
+    (UserError("x"), b"failed"),
+    (OSError("full"), b"failed"),
+    (RuntimeError("x"), b""),
+    (KeyboardInterrupt(), b""),
+  ],
+  ids=repr,
+)
+def test_a_process_says_how_it_leaves(monkeypatch, error, word):
+  ours, theirs = socket.socketpair()
+
+  @contextlib.contextmanager
+  def connected():
+    with ours:
+      yield {ours: "b (process 1)"}
+
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  monkeypatch.setattr(hosts, "_connected", connected)
+  monkeypatch.setattr(hosts, "_watch", lambda *_: None)
+  expected = pytest.raises(type(error)) if error else contextlib.nullcontext()
+  with theirs:
+    with expected, hosts.watched():
+      if error:
+        raise error
+    assert theirs.recv(99) == word
+
+
+@pytest.mark.parametrize(
+  ("word", "code", "line", "passed_on"),
+  [
+    (b"", hosts.LOST, "b (process 1) is gone; the run goes on from its last", b"b (process 1) is"),
+    (b"failed", 2, "b (process 1) ended with an error, which it says", b"failed"),
+    (b"c (process 2) is gone", hosts.LOST, "c (process 2) is gone", b"c (process 2) is gone"),
+    (b"done", None, "", b""),
+  ],
+)
+def test_who_is_gone_is_told_and_passed_on(monkeypatch, capfd, word, code, line, passed_on):
+  class Ended(Exception):
+    pass
+
+  def end(with_code):
+    codes.append(with_code)
+    raise Ended
+
+  codes = []
+  monkeypatch.setattr(hosts.os, "_exit", end)
+  monkeypatch.setattr(hosts, "_PATIENCE", 0)
+  (b, far_b), (c, far_c) = socket.socketpair(), socket.socketpair()
+  with b, far_b, c, far_c:
+    far_b.sendall(word)
+    far_b.shutdown(socket.SHUT_WR)
+    links = {b: "b (process 1)"} if word == b"done" else {b: "b (process 1)", c: "c (process 2)"}
+    with contextlib.suppress(Ended):
+      hosts._watch(links, threading.Event())
+    c.close()
+    assert far_c.recv(99).startswith(passed_on)
+  assert codes == ([] if code is None else [code])
+  assert line in capfd.readouterr().err
 
 
 def test_processes_that_do_not_find_each_other_are_told_the_options(monkeypatch):
