@@ -215,6 +215,8 @@ def get_config():
       ["--compile_only", "--topology=v4:9"],
       "--topology v4:9: unknown; give one such as",
     ),
+    ("demo.py", ["--process=1"], "--process are for --multihost; add it"),
+    ("demo.py", ["--multihost", "--processes=2"], "the processes do not find each other: "),
     ("demo.py", ["--config.dtype=float31"], "dtype = 'float31': must be one of float32, bfloat"),
   ],
 )

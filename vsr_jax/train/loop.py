@@ -28,6 +28,7 @@ from vsr_jax.json_files import BadJson
 from vsr_jax.locks import locked
 from vsr_jax.memory import release_freed_memory
 from vsr_jax.sharding import make_mesh, place_batch, place_everywhere, replicated
+from vsr_jax.train import hosts
 from vsr_jax.train.checkpoints import Checkpoints, make_folder
 from vsr_jax.train.goodput import Goodput, Work
 from vsr_jax.train.profile import Profile, Window
@@ -39,7 +40,11 @@ from vsr_jax.train.summaries import RUNNING_SUMS, Recorder
 
 
 class ResumableBatches(Protocol):
-  """A stream of batches {name: array [b ...]} whose position can be kept, as Grain's are."""
+  """A stream of batches {name: array [b ...]} whose position can be kept, as Grain's are.
+
+  Where there are several hosts each gets its rows of a batch (`sharding.host_rows`), and the
+  position is the same on all of them, so that the run can go on with another number of hosts.
+  """
 
   def __next__(self) -> Mapping[str, np.ndarray]: ...
 
@@ -51,7 +56,7 @@ class ResumableBatches(Protocol):
 def fit(
   stage: Stage,
   init_params: Callable[[jax.Array], Params],  # key -> params of every sub-network, float32
-  batches: ResumableBatches,  # this host's part
+  batches: ResumableBatches,  # this host's rows
   *,
   workdir: str | pathlib.Path,  # for checkpoints/, log.jsonl and TensorBoard's file
   steps: int,  # the whole run's
@@ -89,7 +94,8 @@ def fit(
     Terminated, KeyboardInterrupt: SIGTERM or Ctrl-C came; the step it met is done and saved.
   """
   counts = {"steps": steps, "log_every": log_every, "keep": keep, "accumulate": accumulate}
-  _check_options(counts, ema_decay, profile, meta)
+  _check_options(counts, ema_decay, profile)
+  _check_start({"config": [stage.name, steps, seed, meta], "training data": batches.get_state()})
   mesh = make_mesh() if mesh is None else mesh
   train_step, shapes = build_step(
     stage, init_params, mesh, accumulate, clip_norm, ema_decay, fsdp_min_size
@@ -111,15 +117,8 @@ def fit(
 
 
 def _check_options(
-  counts: Mapping[str, int],
-  ema_decay: float | None,
-  profile: Window | None,
-  meta: Mapping[str, Any] | None,
+  counts: Mapping[str, int], ema_decay: float | None, profile: Window | None
 ) -> None:
-  try:
-    json.dumps(meta, allow_nan=False)  # as every checkpoint will keep it
-  except ValueError as e:
-    raise UserError("a value of the config is not finite, which no checkpoint can keep") from e
   for name, value in counts.items():
     if value < 1:  # with keep = 0 a run would end without a checkpoint
       raise ValueError(f"{name} {value}: must be at least 1")
@@ -127,6 +126,15 @@ def _check_options(
     raise ValueError(f"ema_decay {ema_decay}: must be at least 0 and below 1")
   if profile is not None and profile.last > counts["steps"]:
     raise ValueError(f"profile {tuple(profile)}: ends after the run's {counts['steps']} steps")
+
+
+def _check_start(told: Mapping[str, Any]) -> None:
+  """Checks that checkpoints can keep what this run is of, and that all hosts say the same of it."""
+  try:
+    json.dumps(told, allow_nan=False)
+  except ValueError as e:
+    raise UserError("a value of the config is not finite, which no checkpoint can keep") from e
+  hosts.check_equal(told)
 
 
 @contextlib.contextmanager
