@@ -1,12 +1,12 @@
-"""Reports what restoring costs on a TPU that is not there, by compiling for it.
+"""Reports what restoring costs on a TPU or GPU that is not there, by compiling for it.
 
     python -m benchmarks.aot fmanet [--topology v5e:1x1] [--height 180 --width 320] [--batch 1]
     python -m benchmarks.aot keep [--dtype bfloat16] [--only step] [--json FILE]
 
 Compiled are the programs of a stream, for one of the topology's chips: of FMA-Net the features of
 a frame and a window; of KEEP, at the full size of its faces, "see", "flow", "gains" and "step".
-Needs the `libtpu` package that belongs to the installed JAX (`pip install "jax[tpu]"`). The exit
-code is 3 where a program does not fit. Training steps: `python -m fmanet_jax.train --compile_only`.
+docs/pods.md explains topologies and what they need installed. The exit code is 3 where a program
+does not fit. Training steps: `python -m fmanet_jax.train --compile_only`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from keep_jax import architecture, streaming
 from keep_jax.model import KEEP, initial_state
 from keep_jax.model import param_shapes as keep_shapes
 from vsr_jax import cli, files, runtime
-from vsr_jax.chips import find_chip
+from vsr_jax.chips import Chip
 from vsr_jax.compile_report import Report, examine
 from vsr_jax.topology import devices_of
 from vsr_jax.train.compile_only import DOES_NOT_FIT
@@ -84,11 +84,9 @@ def keep_programs(dtype: str, batch: int) -> dict[str, Program]:
   }
 
 
-def report(program: Program, device: jax.Device, dtype: str) -> Report:
+def report(program: Program, device: jax.Device, chip: Chip, dtype: str) -> Report:
   """Compiles a program for a device that need not be there."""
   function, args = program
-  chip = find_chip(device)
-  assert chip is not None  # the table has all kinds that `devices_of` takes
   here = jax.sharding.SingleDeviceSharding(device)
   placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), args)
   return examine(jax.jit(function).trace(*placed), chip, 1, dtype)
@@ -109,7 +107,7 @@ def main() -> None:
   if args.batch < 1:
     parser.error(f"--batch {args.batch}: must be at least 1")
   runtime.compile_without_devices()
-  device = devices_of(args.topology)[0]
+  (device, *_), chip = devices_of(args.topology)
   if args.system == "fmanet":
     programs = fmanet_programs(args.dtype, args.batch, args.height, args.width)
   else:
@@ -120,7 +118,7 @@ def main() -> None:
     files.check_place(args.json)
   reports = {}
   for name in [args.only] if args.only else programs:
-    reports[name] = report(programs[name], device, args.dtype)
+    reports[name] = report(programs[name], device, chip, args.dtype)
     print(f"{name} of {args.system}, batch {args.batch}, {args.dtype},", reports[name].to_text())
   if args.json:
     told = {name: x.to_json() for name, x in reports.items()}

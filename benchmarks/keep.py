@@ -31,7 +31,6 @@ from benchmarks import workload
 from benchmarks.restoration import (
   VERSIONS,
   compile_times,
-  count_flops,
   device_memory,
   device_name,
   product_peak,
@@ -55,6 +54,7 @@ from vsr_jax import cli, runtime
 from vsr_jax.checkpoint import export_params
 from vsr_jax.errors import UserError
 from vsr_jax.faces.detector import make_detector
+from vsr_jax.flops import count_flops
 from vsr_jax.video import Frame
 
 FACE_FRAMES = 12

@@ -12,14 +12,12 @@ import argparse
 import functools
 import statistics
 import time
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 
 from benchmarks import workload
 from fmanet_jax.conversion import convert_released, split_networks
@@ -27,6 +25,7 @@ from fmanet_jax.model import FMANet, Params
 from fmanet_jax.streaming import Restorer
 from fmanet_jax.window import encode_frames, fold_kernels, restore_window
 from vsr_jax import cli
+from vsr_jax.flops import count_flops
 from vsr_jax.runtime import return_freed_memory
 
 VERSIONS = {"jax": jax.__version__, "flax": flax.__version__, "numpy": np.__version__}
@@ -108,36 +107,6 @@ def count_work(args: argparse.Namespace) -> dict[str, Any]:
   folded = jax.eval_shape(functools.partial(fold_kernels, model), params)
   flops = count_flops(encode, params, frame) + count_flops(restore, params, folded, *window)
   return {"flops": flops}
-
-
-def count_flops(function: Callable[..., Any], *args: Any) -> float:
-  """Floating-point operations of a function as XLA counts them, with all turns of loops."""
-  return _flops(jax.make_jaxpr(function)(*args))
-
-
-def _flops(jaxpr: ClosedJaxpr) -> float:
-  # XLA's analysis counts the body of a loop once.
-  rest = sum(turns * _flops(body) - _flops_once(body) for turns, body in _loops(jaxpr.jaxpr))
-  return _flops_once(jaxpr) + rest
-
-
-def _flops_once(jaxpr: ClosedJaxpr) -> float:
-  return jax.jit(jaxpr_as_fun(jaxpr)).lower(*jaxpr.in_avals).cost_analysis()["flops"]
-
-
-def _loops(jaxpr: Jaxpr) -> Iterator[tuple[int, ClosedJaxpr]]:
-  """Turns and body of the outermost loops of a fixed length."""
-  for equation in jaxpr.eqns:
-    if equation.primitive.name == "scan":
-      yield equation.params["length"], equation.params["jaxpr"]
-    else:
-      for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
-        if _is_jaxpr(inner):
-          yield from _loops(getattr(inner, "jaxpr", inner))
-
-
-def _is_jaxpr(x: Any) -> bool:
-  return isinstance(x, (Jaxpr, ClosedJaxpr))
 
 
 def product_peak() -> float:

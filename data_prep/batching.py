@@ -1,12 +1,13 @@
 """What all pipelines share: windows, hosts' shares of samples, batches, and reading them ahead.
 
-  source of windows -> seed -> shuffle -> repeat -> decode and augment -> [mix] -> host's share
+  source of windows -> seed -> shuffle -> repeat -> decode and augment -> [mix] -> host's rows
   -> batch -> worker processes -> iterator
 
-The pipelines are Grain's, deterministic and checkpointable for any number of hosts. A host's share
-is taken from the finished stream of samples, lazily: the global batch of a step does not depend on
-how many hosts or workers make it. FMA-Net's samples are made in `blur_pipeline.py`, KEEP's in
-`face_pipeline.py`.
+The pipelines are Grain's, deterministic and checkpointable. There is one global order of samples,
+and batch k holds samples k b to (k + 1) b - 1. A host makes those rows of a batch that its devices
+hold, lazily: the global batch of a step does not depend on how many hosts or workers make it, and
+the number of the next batch is the position of all hosts. FMA-Net's samples are made in
+`blur_pipeline.py`, KEEP's in `face_pipeline.py`.
 """
 
 from __future__ import annotations
@@ -88,18 +89,31 @@ def mix(samples: Sequence[grain.MapDataset], weights: Sequence[float]) -> grain.
 
 
 def batch(
-  samples: grain.MapDataset, batch_size: int, *, host: int = 0, hosts: int = 1
+  samples: grain.MapDataset, batch_size: int, *, rows: Sequence[int] | None = None
 ) -> grain.MapDataset:
-  """Makes a host's batches: `batch_size` of every `hosts`-th sample each; no incomplete batch."""
-  if hosts > 1:
-    samples = samples.slice(slice(host, None, hosts))
-  return samples.batch(batch_size, drop_remainder=True)
+  """Makes batches of consecutive samples, or a host's part of them; no incomplete batch.
+
+  Args:
+    samples: dicts of arrays.
+    batch_size: samples of a batch, of all hosts together.
+    rows: which of them this host makes, from `vsr_jax.sharding.host_rows`; None: all.
+  """
+  if rows is None or len(rows) == batch_size:
+    return samples.batch(batch_size, drop_remainder=True)
+  end = len(samples) // batch_size * batch_size
+  parts = [samples.slice(slice(row, end, batch_size)) for row in rows]
+  return grain.experimental.ZipMapDataset(parts).map(_stack)
+
+
+def _stack(samples: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+  return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
 
 
 class BatchReader(Iterator[dict[str, np.ndarray]]):
   """Iterates over batches, which are made ahead; a context manager that ends the workers.
 
-  Its state is the number of the next batch, and can be restored with any number of workers.
+  Its state is the number of the next batch, the same on all hosts, and can be restored with any
+  number of hosts and workers.
   """
 
   def __init__(self, dataset: grain.MapDataset, workers: int = 0, fingerprint: int = 0):

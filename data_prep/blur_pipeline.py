@@ -26,22 +26,20 @@ def make_dataset(
   batch_size: int,
   seed: int,
   flow: bool = True,
-  host: int = 0,
-  hosts: int = 1,
+  rows: Sequence[int] | None = None,
   epochs: int | None = None,
 ) -> grain.MapDataset:
-  """Makes this host's training batches, a random-access data set.
+  """Makes training batches, or this host's rows of them, a random-access data set.
 
   Args:
     clips: from `open_clips`, all of one scale s, with the streams blur_bicubic, sharp and
       sharp_bicubic.
     num_frames: T, odd.
     crop: side of the low-resolution crop, in pixels.
-    batch_size: this host's samples b per batch; an incomplete last batch is left out.
+    batch_size: samples of a batch, of all hosts together; an incomplete last one is left out.
     seed: determines the order, crops and flips.
     flow: whether flow labels are read.
-    host: this host's index, from 0.
-    hosts: number of hosts, whose batches together are one of hosts * b samples.
+    rows: which b samples of a batch this host makes, see `batching.batch`; None: all.
     epochs: passes over the windows, each in another order; None for an endless data set.
 
   Returns:
@@ -65,11 +63,15 @@ def make_dataset(
   windows = Windows([clip.length for clip in clips], num_frames)
   samples = grain.MapDataset.source(windows).seed(seed).shuffle()
   samples = samples.repeat(epochs).random_map(_LoadWindow(clips, num_frames, crop, flow))
-  return batch(samples, batch_size, host=host, hosts=hosts)
+  return batch(samples, batch_size, rows=rows)
 
 
 def make_evaluation_set(
-  clips: Sequence[Clip], *, num_frames: int, batch_size: int, host: int = 0, hosts: int = 1
+  clips: Sequence[Clip],
+  *,
+  num_frames: int,
+  batch_size: int,
+  rows: Sequence[int] | None = None,
 ) -> grain.MapDataset:
   """Makes evaluation batches: every window of every clip once, in order, as whole frames.
 
@@ -78,9 +80,8 @@ def make_evaluation_set(
   Args:
     clips: from `open_clips`, all of one size.
     num_frames: T, odd.
-    batch_size: this host's samples b per batch.
-    host: this host's index, from 0.
-    hosts: number of hosts; all have equally many batches.
+    batch_size: samples of a batch, of all hosts together.
+    rows: which b of them this host makes, see `batching.batch`; None: all.
 
   Returns:
     Batches, dicts of NumPy arrays:
@@ -100,8 +101,8 @@ def make_evaluation_set(
       f"clips of several sizes cannot share a batch: {told}; evaluate each size alone"
     )
   windows = Windows([clip.length for clip in clips], num_frames)
-  samples = grain.MapDataset.source(Padded(windows, batch_size * hosts))
-  return batch(samples.map(_LoadWhole(clips, num_frames)), batch_size, host=host, hosts=hosts)
+  samples = grain.MapDataset.source(Padded(windows, batch_size))
+  return batch(samples.map(_LoadWhole(clips, num_frames)), batch_size, rows=rows)
 
 
 class _LoadWhole:

@@ -110,8 +110,7 @@ def evaluation_batches(
   chunk: int = CHUNK,
   interval: int = 1,
   size: int = SIZE,
-  host: int = 0,
-  hosts: int = 1,
+  rows: Sequence[int] | None = None,
 ) -> grain.MapDataset:
   """Makes evaluation batches: the frames of every clip once, in chunks without overlap.
 
@@ -123,13 +122,12 @@ def evaluation_batches(
     source: the clips.
     low_quality: the stream that has the low-quality frames, or how to make them from a
       whole clip at once; the random seed is the clip's name, so that they are always the same.
-    batch_size: this host's chunks b per batch.
+    batch_size: chunks of a batch, of all hosts together.
     chunk: t, the frames of a chunk.
     interval: distance in frames between neighbours of a chunk; with 15 every 15th frame is taken,
       as in the released validation.
     size: side of the good faces, in pixels.
-    host: this host's index, from 0.
-    hosts: number of hosts; all have equally many batches.
+    rows: which b chunks of a batch this host makes, see `batching.batch`; None: all.
 
   Returns:
     Batches, dicts of NumPy arrays:
@@ -146,8 +144,8 @@ def evaluation_batches(
   if not starts:
     raise UserError("no clip has a frame to evaluate")
   load = _LoadChunk(source, low_quality, chunk, interval, size)
-  chunks = grain.MapDataset.source(Padded(starts, batch_size * hosts)).map(load)
-  return batch(chunks, batch_size, host=host, hosts=hosts)
+  chunks = grain.MapDataset.source(Padded(starts, batch_size)).map(load)
+  return batch(chunks, batch_size, rows=rows)
 
 
 def _lengths(clips: Sequence[Clip]) -> list[int]:

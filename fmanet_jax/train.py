@@ -14,6 +14,7 @@ if __name__ == "__main__":
 import dataclasses
 import functools
 import pathlib
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -39,6 +40,7 @@ from vsr_jax.configs.fmanet import base
 from vsr_jax.data_prep import batching, blur_pipeline
 from vsr_jax.data_prep.clip import Clip
 from vsr_jax.data_prep.opening import open_clips
+from vsr_jax.sharding import host_rows, make_mesh
 from vsr_jax.train import command
 from vsr_jax.train import recipe as recipes
 from vsr_jax.train.compile_only import Plan
@@ -72,6 +74,7 @@ def train(config: ConfigDict, workdir: str) -> None:
   Raises:
     UserError: the config, data or a checkpoint cannot be used.
   """
+  began = time.monotonic()
   recipe.check(config, tuple(TRAINED))
   model = _model(config)
   arch, need_flow = model.arch, _needs_flow(config)
@@ -88,7 +91,8 @@ def train(config: ConfigDict, workdir: str) -> None:
       config.data.validation, split=config.data.validation_split, num_frames=arch.frames
     )
     evaluate = make_evaluate(model, config, found.clips)
-  dataset = _training_set(config, clips, need_flow)
+  mesh = make_mesh()
+  dataset = _training_set(config, clips, need_flow, host_rows(mesh, config.data.batch))
   fingerprint = blur_pipeline.fingerprint(clips, batch_size=config.data.batch, seed=config.seed)
   with (
     cli.memory_errors(workdir, "lower data.batch, raise train.accumulate or set train.remat"),
@@ -99,10 +103,12 @@ def train(config: ConfigDict, workdir: str) -> None:
       lambda key: init_params(model, key),
       batches,
       workdir=workdir,
+      mesh=mesh,
       init_from=_starting_params(config, model, workdir),
       best="psnr" if evaluate else None,
       evaluate=evaluate,
       **recipes.fit_options(config),
+      began=began,
       meta={"model": dataclasses.asdict(arch), "config": config.to_dict()},
     )
   if jax.process_index() == 0:
@@ -204,16 +210,14 @@ def make_evaluate(
   return evaluate
 
 
-def _training_set(config: ConfigDict, clips: Sequence[Clip], flow: bool):
-  hosts = jax.process_count()
+def _training_set(config: ConfigDict, clips: Sequence[Clip], flow: bool, rows: Sequence[int]):
   return blur_pipeline.make_dataset(
     clips,
     num_frames=config.model.frames,
     crop=config.data.crop,
-    batch_size=config.data.batch // hosts,
+    batch_size=config.data.batch,
     seed=config.seed,
-    host=jax.process_index(),
-    hosts=hosts,
+    rows=rows,
     flow=flow,
   )
 

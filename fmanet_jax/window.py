@@ -128,7 +128,8 @@ def restore_window(
   """
   net_d = model.net_d.bind({"params": params["net_d"]})
   net_r = model.net_r.bind({"params": params["net_r"]})
-  aligned, flow_mask = _align(net_d.frma, features_d, None, None)
+  with jax.named_scope("NetD.align"):
+    aligned, flow_mask = _align(net_d.frma, features_d, None, None)
   if folded is None:
     kernel_features = net_r.kernel_features(net_d.kernel_logits(aligned))
   else:
@@ -136,7 +137,8 @@ def restore_window(
     entered = convolve_folded(hidden, *_kernels_to_fold(params), folded)
     kernel_features = net_r.kernel_entry2(leaky_relu(entered))
   flow_mask = net_r.flow_entry(flow_mask)
-  aligned, flow_mask = _align(net_r.frma, features_r, flow_mask, kernel_features)
+  with jax.named_scope("NetR.align"):
+    aligned, flow_mask = _align(net_r.frma, features_r, flow_mask, kernel_features)
   _, warped = warp_to_centre(model, params, jnp.stack(frames, axis=1), flow_mask)
   return _upsample(model, params, aligned, warped)
 
@@ -151,7 +153,8 @@ def _align(
   centre = features[0][len(features[0]) // 2]
   aligned = None
   for block, anchored in zip(blocks, features[1:], strict=True):
-    aligned, flow_mask = _run_block(block, anchored, centre, aligned, flow_mask, kernel_features)
+    with jax.named_scope(block.name):  # as Linen does where a block is called whole
+      aligned, flow_mask = _run_block(block, anchored, centre, aligned, flow_mask, kernel_features)
   assert aligned is not None  # there is at least one block
   assert flow_mask is not None
   return aligned, flow_mask

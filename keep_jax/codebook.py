@@ -17,6 +17,7 @@ Terms = dict[str, jax.Array]
 USE_DECAY = 0.99  # of the moving average of how often each code is used
 
 
+@jax.named_scope("true_codes")
 def true_codes(model: KEEP, params: Params, truth: jax.Array) -> jax.Array:
   """Code indices [b t h'*w'] of good clips [b t h w 3] by the encoder of stage I; no gradient.
 

@@ -112,6 +112,7 @@ class FixedGain(nn.Module):
     return jnp.full((*latents.shape[:-1], 1), self.value, jnp.float32)
 
 
+@jax.named_scope("predict")
 def predict(
   previous: jax.Array, flow: jax.Array, encode: Callable[[jax.Array], jax.Array]
 ) -> jax.Array:
@@ -128,6 +129,7 @@ def predict(
   return encode(backward_warp(previous, flow))
 
 
+@jax.named_scope("update")
 def update(observed: jax.Array, predicted: jax.Array, gain: jax.Array) -> jax.Array:
   """The update z+ = (1 - K) observed + K predicted; K [b h w 1], latents [b h w c].
 

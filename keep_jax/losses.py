@@ -10,6 +10,7 @@ from vsr_jax.losses import charbonnier, l2
 from vsr_jax.ops.warp import backward_warp
 
 
+@jax.named_scope("code_mse")
 def code_mse(latent: jax.Array, code_indices: jax.Array, codebook: jax.Array) -> jax.Array:
   """Stage II: draws the low-quality latent, before the Kalman update, to the true codes.
 
@@ -25,12 +26,14 @@ def code_mse(latent: jax.Array, code_indices: jax.Array, codebook: jax.Array) ->
   return l2(latent.reshape(truth.shape), truth)
 
 
+@jax.named_scope("cross_entropy")
 def code_cross_entropy(logits: jax.Array, code_indices: jax.Array) -> jax.Array:
   """Stage II: cross entropy of the predicted codes, logits [b t h*w n] and indices [b t h*w]."""
   logs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
   return -jnp.take_along_axis(logs, code_indices[..., None], axis=-1).mean()
 
 
+@jax.named_scope("temporal")
 def temporal(features: jax.Array, flows: jax.Array) -> jax.Array:
   """Stage III: a feature equals the one of the frame before, moved by the true frames' flow.
 

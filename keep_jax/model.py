@@ -156,6 +156,7 @@ def param_shapes(model: KEEP) -> Params:
   return repeat_blocks(jax.eval_shape(one, jax.random.key(0)), layers)
 
 
+@jax.named_scope("observe")
 def observe(model: KEEP, params: Params, frames: jax.Array) -> Observation:
   """Encodes low-quality frames [... h w 3], which are already of the output's size."""
   *lead, h, w, c = frames.shape
@@ -167,11 +168,13 @@ def observe(model: KEEP, params: Params, frames: jax.Array) -> Observation:
   return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), found)
 
 
+@jax.named_scope("gains")
 def calculate_gains(model: KEEP, params: Params, latents: jax.Array) -> jax.Array:
   """Kalman gains [b t h' w' 1] of a clip's latents [b t h' w' emb_dim]; see `kalman`."""
   return model.gain_network.apply({"params": params["gain"]}, latents)
 
 
+@jax.named_scope("flow")
 def flow_features(model: KEEP, params: Params, frames: jax.Array) -> Features:
   """The flow network's features of frames [b h w 3] in [-1, 1]: a tree of arrays [b ...].
 
@@ -180,6 +183,7 @@ def flow_features(model: KEEP, params: Params, frames: jax.Array) -> Features:
   return model.flow_estimator.encode(params["flow"], 127.5 * (frames.astype(jnp.float32) + 1))
 
 
+@jax.named_scope("flow")
 def flow_between(model: KEEP, params: Params, features: Features, before: Features) -> jax.Array:
   """Flow [b h w 2] in pixels from frames to the frames before them, by their features."""
   return model.flow_estimator.between(params["flow"], features, before)
@@ -238,6 +242,7 @@ def step(
   return decode(model, params, state, latent, observation.skips, fidelity)
 
 
+@jax.named_scope("decode")
 def decode(
   model: KEEP,
   params: Params,

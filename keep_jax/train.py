@@ -12,6 +12,7 @@ if __name__ == "__main__":
 
 import dataclasses
 import functools
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,7 +34,7 @@ from vsr_jax.data_prep.clip import LOW_QUALITY, SHARP, Clip
 from vsr_jax.data_prep.face_degrade import PRESETS, Degradation
 from vsr_jax.data_prep.opening import open_clips
 from vsr_jax.errors import UserError
-from vsr_jax.sharding import make_mesh, place_everywhere
+from vsr_jax.sharding import host_rows, make_mesh, place_everywhere
 from vsr_jax.train import command
 from vsr_jax.train import recipe as recipes
 from vsr_jax.train.compile_only import Plan
@@ -63,6 +64,7 @@ def train(config: ConfigDict, workdir: str) -> None:
   Raises:
     UserError: the config, data or a checkpoint cannot be used.
   """
+  began = time.monotonic()
   recipe.check(config, tuple(PRESETS), LOW_QUALITY)
   model = _model(config)
   stage, mesh = stage_from_config(model, config), make_mesh()
@@ -75,7 +77,7 @@ def train(config: ConfigDict, workdir: str) -> None:
   with (
     cli.memory_errors(workdir, "lower data.batch, raise train.accumulate or set train.remat"),
     batching.BatchReader(
-      training_set(config, clips),
+      training_set(config, clips, host_rows(mesh, config.data.batch)),
       workers=config.data.workers,
       fingerprint=_fingerprint(config, clips),
     ) as batches,
@@ -92,6 +94,7 @@ def train(config: ConfigDict, workdir: str) -> None:
       lowest=config.train.best == "lpips",
       evaluate=evaluate,
       **recipes.fit_options(config),
+      began=began,
       meta={"model": dataclasses.asdict(model.arch), "config": config.to_dict()},
     )
   if jax.process_index() == 0:
@@ -105,10 +108,10 @@ def make_plan(config: ConfigDict, devices: int) -> Plan:
     UserError: the config cannot be used on them.
   """
   recipe.check(config, tuple(PRESETS), LOW_QUALITY, devices)
-  model, size, lead = _model(config), config.model.image_size, (config.data.batch,)
-  sides = {"gt": size}
+  model, size = _model(config), config.model.image_size
+  lead, sides = [config.data.batch], {"gt": size}
   if config.stage != "vqgan":
-    lead += (config.data.frames,)
+    lead.append(config.data.frames)
     sides["lq"] = size // PRESETS[config.data.degradation].scale
   batch = {name: jax.ShapeDtypeStruct((*lead, x, x, 3), jnp.uint8) for name, x in sides.items()}
   auxiliary = dict(auxiliary_shapes(config.stage, model, recipe.options(config)))
@@ -141,8 +144,10 @@ def initialiser(model: KEEP, config: ConfigDict) -> Any:
   return functools.partial(start_params, model, fusion_as_released=released)
 
 
-def training_set(config: ConfigDict, clips: Sequence[Clip]) -> grain.MapDataset:
-  """This host's batches of a config: single images in stage I, clips in the others."""
+def training_set(
+  config: ConfigDict, clips: Sequence[Clip], rows: Sequence[int]
+) -> grain.MapDataset:
+  """This host's rows of a config's batches: single images in stage I, clips in the others."""
   size = config.model.image_size
   if config.stage == "vqgan":
     samples = face_pipeline.images(clips, seed=config.seed, size=size)
@@ -156,8 +161,7 @@ def training_set(config: ConfigDict, clips: Sequence[Clip]) -> grain.MapDataset:
       degradation=PRESETS[config.data.degradation],
       size=size,
     )
-  hosts = jax.process_count()
-  return batching.batch(samples, config.data.batch // hosts, host=jax.process_index(), hosts=hosts)
+  return batching.batch(samples, config.data.batch, rows=rows)
 
 
 def make_evaluate(
@@ -187,13 +191,12 @@ def make_evaluate(
     batches = face_pipeline.evaluation_batches(
       clips,
       low_quality=low_quality,
-      batch_size=jax.local_device_count(),
+      batch_size=mesh.shape["data"],
       # No longer than the clips: frames that fill up a chunk cost as much as others.
       chunk=min(face_pipeline.CHUNK, max(-(-clip.length // interval) for clip in clips)),
       interval=interval,
       size=size,
-      host=jax.process_index(),
-      hosts=jax.process_count(),
+      rows=host_rows(mesh, mesh.shape["data"]),
     )
     if single:
       batches = batches.map(lambda batch: {name: batch[name] for name in batch if name != "lq"})

@@ -3,7 +3,7 @@
 A checkpoint is a folder with one item each: `params`, `ema`, `opt_state` and, of a stage with an
 opponent, `variables` (arrays), `meta`
 (`meta.json`: step, stage, the caller's own entries, and every array's name, dtype, shape and
-checksum) and `data` (the position of each process's data iterator). A run keeps them in
+checksum) and `data` (the position in the data, one for all hosts). A run keeps them in
 WORKDIR/checkpoints/STEP, see `train/checkpoints.py`; an exported folder holds `params` and `meta`
 only. Orbax writes a folder under another name and renames it when it is complete.
 """
@@ -38,7 +38,6 @@ _META = json_files.fields(
   {"arrays": json_files.fields({"params": check_table}, dict.fromkeys(ARRAYS, check_table))},
   {
     "step": json_files.integer(0, 2**31 - 1),
-    "processes": json_files.integer(1, 10**6),
     "stage": json_files.optional(json_files.text),
     "sums": json_files.mapping(
       json_files.text, json_files.mapping(json_files.text, json_files.integer(0, 2**32 - 1))
@@ -75,9 +74,14 @@ class JsonItem:
     return read()
 
 
-def meta_item(value: Any = None) -> JsonItem:
-  """The item of a checkpoint's meta entries; where there are several processes the first writes."""
-  return JsonItem("meta.json", value, write=jax.process_index() == 0)
+def first_writes(file: str, value: Any) -> JsonItem:
+  """An item that is the same in all processes, of which the first writes it."""
+  return JsonItem(file, value, write=jax.process_index() == 0)
+
+
+def meta_item(value: Any) -> JsonItem:
+  """The item of a checkpoint's meta entries."""
+  return first_writes("meta.json", value)
 
 
 def find_checkpoint(path: str | pathlib.Path) -> pathlib.Path:

@@ -22,6 +22,10 @@ _DEMANDS = (  # bytes that a program asks for, in the messages of compilers that
   re.compile(r"total memory required[^(]*\(([\d.]+)([KMGT]?)\)"),
 )
 
+# There is no GPU on which XLA could try out algorithms. For products it takes cuBLAS then; tiles
+# for its own kernels it finds by trying only, and fails for small ones.
+_UNTRIED = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
+
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
@@ -154,11 +158,13 @@ def examine(traced: Traced, chip: Chip, chips: int, dtype: str) -> Report:
     dtype: of products, "float32" or "bfloat16".
   """
   lowered = traced.lower()
-  platform = "tpu" if chip.kinds[0].startswith("TPU") else "cuda"
+  is_tpu = chip.kinds[0].startswith("TPU")
+  platform = "tpu" if is_tpu else "cuda"
+  options = {} if is_tpu else _UNTRIED
   flops = count_jaxpr(traced.jaxpr.jaxpr, platform) / chips
   began = time.monotonic()
   try:
-    compiled = lowered.compile()
+    compiled = lowered.compile(options)
   except RuntimeError as e:
     if "RESOURCE_EXHAUSTED" not in str(e):
       raise
@@ -174,6 +180,7 @@ def examine(traced: Traced, chip: Chip, chips: int, dtype: str) -> Report:
 
 def _memory(compiled: Compiled) -> Memory:
   found = compiled.memory_analysis()
+  assert found is not None  # it is for CPUs, TPUs and GPUs
   return Memory(
     found.argument_size_in_bytes,
     found.output_size_in_bytes,

@@ -123,6 +123,7 @@ def network_of(params: Params) -> Network:
   return "vgg16" if "vgg16" in params else "alexnet"
 
 
+@jax.named_scope("lpips")
 @jax.default_matmul_precision("float32")
 def distance(
   params: Params,

@@ -77,12 +77,34 @@ def place_everywhere(mesh: Mesh, tree: Any) -> Any:
   return jax.tree.map(place, tree)
 
 
+def host_rows(mesh: Mesh, size: int) -> tuple[int, ...]:
+  """The rows of a global batch that this host's devices hold, in ascending order.
+
+  They need not be consecutive: a mesh follows the wires between chips, not the order of hosts.
+
+  Args:
+    mesh: from `make_mesh`.
+    size: samples of the global batch.
+
+  Raises:
+    UserError: the devices along the data axis do not divide the batch.
+  """
+  parts = mesh.shape["data"]
+  if size % parts:
+    raise UserError(
+      f"a batch of {size} does not divide among {parts} devices; change the batch size or the "
+      "number of devices"
+    )
+  held = batch_sharding(mesh).addressable_devices_indices_map((size,)).values()
+  return tuple(sorted({row for index in held if index for row in range(size)[index[0]]}))
+
+
 def place_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
   """Puts this host's part of a batch on its devices.
 
   Args:
     mesh: from `make_mesh`.
-    batch: arrays [b ...] by name, where b is this host's share of the global batch.
+    batch: arrays [b ...] by name, this host's rows (`host_rows`) of the global batch.
 
   Returns:
     Global arrays by name, split over the data axis.
@@ -90,15 +112,17 @@ def place_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Ar
   Raises:
     UserError: the devices along the data axis do not divide the global batch.
   """
-  parts = mesh.shape["data"]
-  for name, x in batch.items():
-    if len(x) * jax.process_count() % parts:
-      raise UserError(
-        f"a batch of {len(x) * jax.process_count()} ({name}) does not divide among {parts} devices;"
-        " change the batch size or the number of devices"
-      )
   sharding = batch_sharding(mesh)
-  return {
-    name: jax.make_array_from_process_local_data(sharding, np.asarray(x))
-    for name, x in batch.items()
-  }
+
+  def place(x: np.ndarray) -> jax.Array:
+    size = len(x) * jax.process_count()
+    at = {row: i for i, row in enumerate(host_rows(mesh, size))}
+
+    def part(index: tuple[slice, ...] | None) -> np.ndarray:
+      assert index is not None  # of a device that holds nothing
+      rows = range(size)[index[0]]  # consecutive ones, since a device's rows are
+      return x[at[rows[0]] : at[rows[-1]] + 1][(slice(None), *index[1:])]
+
+    return jax.make_array_from_callback((size, *x.shape[1:]), sharding, part)
+
+  return {name: place(np.asarray(x)) for name, x in batch.items()}

@@ -57,6 +57,7 @@ def defaults() -> ConfigDict:
   c.train.keep = 2  # checkpoints
   c.train.evaluate_every = 10_000
   c.train.evaluate_windows = 64
+  c.train.profile = placeholder(str)  # START:STEPS, such as "1000:5": steps to trace; None: none
   return c.lock()
 
 

@@ -99,6 +99,7 @@ def _train(stage: str) -> ConfigDict:
   train.checkpoint_every = 5_000
   train.keep = 2  # checkpoints
   train.evaluate_every = 5_000
+  train.profile = placeholder(str)  # START:STEPS, such as "1000:5": steps to trace; None: none
   train.evaluate_interval = 15  # every so many frames of a validation clip are restored
   train.best = "psnr"  # or "lpips": the checkpoint of the best validation is kept, too
   return train

@@ -208,6 +208,15 @@ def get_config():
     ("nowhere.py", [], "nowhere.py"),
     ("misspelt.py", [], 'Did you mean "steps" instead of "setps"'),
     ("demo.py", ["--config.train.remat", "True", "--config.steps=1"], "'True' belongs to no opt"),
+    ("demo.py", ["--topology=v5e:4x4"], "--topology and --search only compile: add --compile_only"),
+    ("demo.py", ["--compile_only"], "--compile_only: give --topology, such as v5e:4x4"),
+    (
+      "demo.py",
+      ["--compile_only", "--topology=v4:9"],
+      "--topology v4:9: unknown; give one such as",
+    ),
+    ("demo.py", ["--process=1"], "--process are for --multihost; add it"),
+    ("demo.py", ["--multihost", "--processes=2"], "the processes do not find each other: "),
     ("demo.py", ["--config.dtype=float31"], "dtype = 'float31': must be one of float32, bfloat"),
   ],
 )
@@ -247,4 +256,6 @@ def test_impossible_values_are_named(change, message, tmp_path):
 def test_the_command_has_help(tmp_path):
   result = commands.run("fmanet_jax.train", "--help", folder=tmp_path)
   assert result.returncode == 0
-  assert all(flag in result.stdout for flag in ("--config", "--workdir", "--[no]multihost"))
+  assert all(
+    flag in result.stdout for flag in ("--config", "--workdir", "--[no]multihost", "v5e:4x4")
+  )

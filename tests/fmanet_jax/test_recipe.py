@@ -50,6 +50,8 @@ def make(changes):
     ("train.ema_decay", math.nan, "at least 0 and below 1"),
     ("train.clip_norm", 0.0, "above 0 and finite"),
     ("train.fsdp_min_size", 0, "at least 1"),
+    ("train.profile", "5", "START:STEPS, such as 1000:5"),
+    ("train.profile", "0:5", "START:STEPS, such as 1000:5"),
   ],
 )
 def test_a_value_out_of_its_range_is_named_before_data_are_read(tmp_path, key, value, must):
@@ -57,6 +59,18 @@ def test_a_value_out_of_its_range_is_named_before_data_are_read(tmp_path, key, v
     train.train(make({key: value}), str(tmp_path / "run"))
   assert str(error.value).startswith(f"{key} = {value!r}: must be {must}")
   assert not (tmp_path / "run").exists()
+
+
+def test_a_window_to_trace_that_ends_after_the_run_is_refused(tmp_path):
+  with pytest.raises(UserError) as error:
+    train.train(make({"steps": 7, "train.profile": "6:3"}), str(tmp_path / "run"))
+  text = (
+    "train.profile = '6:3': ends with step 8, after the run's 7 steps; choose an earlier window"
+  )
+  assert str(error.value) == text
+  assert not (tmp_path / "run").exists()
+  options = recipes.fit_options(make({"steps": 8, "train.profile": "6:3"}))
+  assert options["profile"] == (6, 3)
 
 
 def test_all_wrong_values_are_told_at_once():

@@ -15,6 +15,7 @@ from fmanet_jax.architecture import Architecture
 from fmanet_jax.model import FMANet, param_shapes
 from tests.fmanet_jax import golden
 from tests.support.fmanet import SMALLEST, TINY, load
+from tests.support.programs import scopes
 from vsr_jax import losses
 from vsr_jax.train.schedules import step_schedule
 
@@ -52,13 +53,17 @@ def test_terms_of_a_stage(name, dtype, filtering):
   stage = stages.make_stage(name, FMANet(arch, dtype), weights, {})
   params, batch = shapes(arch)
   loss = jax.value_and_grad(lambda params, batch: stage.loss(params, batch, {}), has_aux=True)
-  (total, terms), gradient = jax.eval_shape(loss, params, batch)
+  program, ((total, terms), gradient) = jax.make_jaxpr(loss, return_shape=True)(params, batch)
   assert jax.tree.map(lambda x: (x.shape, x.dtype), gradient) == jax.tree.map(
     lambda x: (x.shape, x.dtype), params
   )
   assert (total.shape, total.dtype) == ((), jnp.float32)
   assert terms.keys() == weights.keys() - (FLOW_TERMS if filtering == "conventional" else set())
   assert {(x.shape, x.dtype) for x in terms.values()} == {((), jnp.dtype(jnp.float32))}
+  if filtering == "flow_guided":  # what a trace of the run shows by name
+    names = {"NetD.align", "frma_0", "warp", "filter_down", "l1"}
+    names |= {"NetR.align", "filter_up"} if name == "joint" else set()
+    assert scopes(program) >= names
 
 
 @pytest.mark.slow

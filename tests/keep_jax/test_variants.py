@@ -22,9 +22,11 @@ from keep_jax.model import (
   observe,
   param_shapes,
   restore_clip,
+  step,
 )
 from keep_jax.streaming import Restorer
 from tests.keep_jax import golden, tiny
+from tests.support.programs import scopes
 from vsr_jax.checkpoint import export_params
 from vsr_jax.configs.keep import ablations
 from vsr_jax.errors import UserError
@@ -277,3 +279,16 @@ def test_a_checkpoint_with_the_earlier_name_of_a_field_loads(tmp_path):
   full = {part: tree for part, tree in params.items() if jax.tree.leaves(tree)}
   export_params(tmp_path / "keep", full, {"model": entries})
   assert streaming.load(tmp_path / "keep")[0] == model
+
+
+def test_what_a_trace_shows_by_name():
+  model, params = tiny.load()
+  frames, flow = tiny.clip(1)[:, 0], tiny.random_flows(2)[:, 0]
+
+  def restore(params, frames, flow):
+    seen = observe(model, params, frames)
+    gain = calculate_gains(model, params, seen.latent[:, None])[:, 0]
+    return step(model, params, initial_state(model, 1), seen, gain, flow)
+
+  names = scopes(jax.make_jaxpr(restore)(params, frames, flow))
+  assert names >= {"observe", "gains", "predict", "warp", "update", "decode"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -24,6 +25,21 @@ def jit(function: Callable, **options: Any) -> Callable:
   `make test` compiles all programs so, `make test-full` these.
   """
   return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0}, **options)
+
+
+def scopes(jaxpr: Any) -> set[str]:
+  """Names of all scopes (`jax.named_scope`, Linen's modules) that a jaxpr's operations are in."""
+  found = set()
+  for equation in jaxpr.eqns:
+    found |= set(re.split(r"[/()]", str(equation.source_info.name_stack)))
+    for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
+      if _is_jaxpr(inner):
+        found |= scopes(inner)
+  return found
+
+
+def _is_jaxpr(x: Any) -> bool:
+  return hasattr(x, "eqns")
 
 
 @contextlib.contextmanager

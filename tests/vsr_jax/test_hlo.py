@@ -166,6 +166,16 @@ def test_a_fusion_reads_the_slice_and_not_the_array():
   assert hlo.analyse(text).traffic == 2 * KB
 
 
+def test_scratch_memory_of_libraries_is_no_traffic():
+  text = program(
+    "%p = f32[16,16]{1,0} parameter(0)",
+    "%c = (f32[16,16]{1,0}, s8[33554432]{0}) custom-call(%p, %p),"
+    ' custom_call_target="__cublas$lt$matmul"',
+    "ROOT %g = f32[16,16]{1,0} get-tuple-element(%c), index=0",
+  )
+  assert hlo.analyse(text).traffic == 3 * KB
+
+
 def test_a_text_without_a_program_is_refused():
   with pytest.raises(ValueError, match="no ENTRY"):
     hlo.analyse("HloModule nothing\n")

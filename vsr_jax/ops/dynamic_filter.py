@@ -85,6 +85,7 @@ def dynamic_upsample_definition(frames: jax.Array, weights: jax.Array, scale: in
   return out.reshape(b, h * scale, w * scale, c)
 
 
+@jax.named_scope("filter_down")
 def dynamic_downsample(frames: jax.Array, weights: jax.Array, scale: int) -> jax.Array:
   """Equal to `dynamic_downsample_definition`: a sum over shifted s x s blocks.
 
@@ -110,6 +111,7 @@ def dynamic_downsample(frames: jax.Array, weights: jax.Array, scale: int) -> jax
   return sum(products, start=jnp.zeros(()))
 
 
+@jax.named_scope("filter_up")
 def normalise_and_upsample(frames: jax.Array, unnormalised: jax.Array, scale: int) -> jax.Array:
   """Equal to `normalise_up`, then `dynamic_upsample_definition`.
 

@@ -34,6 +34,7 @@ def sample_bilinear(image: jax.Array, points: jax.Array) -> jax.Array:
   return _sample(image[:, :, None], jnp.zeros_like(points, jnp.int32), points)[..., 0, :]
 
 
+@jax.named_scope("warp")
 def backward_warp(image: jax.Array, flow: jax.Array, mask: jax.Array | None = None) -> jax.Array:
   """Warps images by flow.
 

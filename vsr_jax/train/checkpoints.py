@@ -20,6 +20,7 @@ from vsr_jax.checkpoint import (
   JsonItem,
   cannot_write,
   context,
+  first_writes,
   load_items,
   meta_item,
   read_meta,
@@ -30,17 +31,21 @@ from vsr_jax.orbax_threads import not_by_orbax
 from vsr_jax.train.state import TrainState
 from vsr_jax.trees import differences, table
 
-
-def _data(value: Any = None) -> JsonItem:
-  return JsonItem(f"process_{jax.process_index()}.json", value)
+_POSITION = "position.json"  # in the item "data"
+_OLD_POSITION = "process_0.json"  # of checkpoints with one for each process, all of them equal
 
 
 def make_folder(workdir: str | pathlib.Path) -> pathlib.Path:
   """Makes a run's folder, if it is missing, and gives that of its checkpoints.
 
   Raises:
-    UserError: it cannot be made or written.
+    UserError: it cannot be made or written, or is no path of a file system.
   """
+  if "://" in str(workdir):  # of which pathlib would make a folder here
+    raise UserError(
+      f"{workdir}: a run is kept in a folder of a file system, and in no bucket; name one, on"
+      " several hosts one that all of them share"
+    )
   folder = pathlib.Path(workdir).absolute() / "checkpoints"
   try:
     folder.mkdir(parents=True, exist_ok=True)
@@ -128,16 +133,16 @@ class Checkpoints:
     Args:
       state: the state after `step` steps.
       step: names the checkpoint.
-      data: JSON position of this process's data iterator after the last batch used.
-      meta: JSON entries to keep beside the arrays; "step", "processes", "arrays" and "sums" (their
-        checksums) are added.
+      data: JSON position of the data iterator after the last batch used, the same on all hosts.
+      meta: JSON entries to keep beside the arrays; "step", "arrays" and "sums" (their checksums)
+        are added.
       metrics: scalars by which the best checkpoint is chosen.
     """
     arrays = _array_items(state)
     tables = {item: table(tree) for item, tree in arrays.items()}
     sums = {item: checksums(tree) for item, tree in arrays.items()}
-    meta = {**meta, "step": step, "processes": jax.process_count(), "arrays": tables, "sums": sums}
-    items = arrays | {"meta": meta_item(meta), "data": _data(data)}
+    meta = {**meta, "step": step, "arrays": tables, "sums": sums}
+    items = arrays | {"meta": meta_item(meta), "data": first_writes(_POSITION, data)}
     self.wait()
     folder = self.folder / str(step)
     try:
@@ -164,6 +169,8 @@ class Checkpoints:
   def restore(self, shapes: TrainState) -> tuple[TrainState, Any, dict[str, Any]]:
     """Reads the latest checkpoint into arrays with the shardings of `shapes` (`abstract_state`'s).
 
+    The run may go on with another number of hosts and devices.
+
     Returns:
       The state, the data iterator's position and the meta entries.
 
@@ -181,12 +188,8 @@ class Checkpoints:
         raise UserError(
           f"{folder}: its {item} do not fit this stage and model: {wrong}; use another workdir"
         )
-    if meta.get("processes") != jax.process_count():
-      raise UserError(
-        f"{folder}: written by {meta.get('processes')} processes; go on with as many,"
-        " or start another run from its params"
-      )
-    items = load_items(folder, wanted | {"data": _data()})
+    position = _POSITION if (folder / "data" / _POSITION).exists() else _OLD_POSITION
+    items = load_items(folder, wanted | {"data": JsonItem(position)})
     check_sums(folder, {item: items[item] for item in wanted}, meta)
     step = jax.device_put(np.int32(meta["step"]), shapes.step.sharding)
     # What has no arrays is not stored: an item or a sub-network whose shapes are all that it is.

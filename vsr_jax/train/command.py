@@ -6,24 +6,27 @@ import pathlib
 import sys
 from collections.abc import Callable
 
-import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from vsr_jax import errors, runtime
 from vsr_jax.topology import EXAMPLES
-from vsr_jax.train import compile_only, recipe
+from vsr_jax.train import compile_only, hosts, recipe
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="The recipe's file.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; a run in it is resumed.")
 _MULTIHOST = flags.DEFINE_bool("multihost", False, "One of several hosts, as on a pod.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of the first of several hosts.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes.", lower_bound=1)
+_PROCESS = flags.DEFINE_integer("process", None, "This process's number.", lower_bound=0)
 _COMPILE_ONLY = flags.DEFINE_bool("compile_only", False, "Compile the step; train nothing.")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "The chips to compile for, such as v5e:4x4.")
 _SEARCH = flags.DEFINE_bool("search", False, "Find the largest batches that fit the chips.")
 
 _HELP = """\
 usage: python -m {name} --config FILE[:VARIANT] --workdir DIR [--config.KEY=VALUE ...]
-       {indent} [--[no]multihost] [--compile_only --topology CHIPS [--search]]
+       {indent} [--[no]multihost [--coordinator HOST:PORT --processes N --process I]]
+       {indent} [--compile_only --topology CHIPS [--search]]
 
 {description}
 
@@ -31,6 +34,9 @@ options:
   --config FILE[:VARIANT]  the recipe, such as {example}
   --workdir DIR            the run's folder; a run in it is resumed
   --[no]multihost          one of several hosts, as on a pod
+  --coordinator, --processes, --process
+                           HOST:PORT of the first process, their number, and this one's from 0;
+                           TPU pods and SLURM tell them
   --compile_only           trains nothing: compiles the step for chips that need not be there, and
                            writes DIR/compile.json; the exit code is 3 where it does not fit them
   --topology CHIPS         these chips, such as {topologies}
@@ -82,11 +88,15 @@ def run(
     sys.exit(0 if fits else compile_only.DOES_NOT_FIT)
   if _TOPOLOGY.value or _SEARCH.value:
     raise errors.UserError("--topology and --search only compile: add --compile_only")
+  cluster = _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
+  if any(value is not None for value in cluster) and not _MULTIHOST.value:
+    raise errors.UserError("--coordinator, --processes and --process are for --multihost; add it")
   if _MULTIHOST.value:
-    jax.distributed.initialize()
+    hosts.join(*cluster)
   runtime.keep_freed_memory()
   runtime.enable_compilation_cache()  # a resumed run does not compile its step again
-  train(config, _WORKDIR.value)
+  with hosts.watched():
+    train(config, _WORKDIR.value)
 
 
 def _read_flags(known: ConfigDict, fields_file: str) -> ConfigDict | None:

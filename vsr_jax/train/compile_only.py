@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vsr_jax import runtime
-from vsr_jax.chips import Chip, find_chip
+from vsr_jax.chips import Chip
 from vsr_jax.compile_report import Report, examine
 from vsr_jax.files import make_folder, write_whole
 from vsr_jax.sharding import batch_sharding, make_mesh, replicated
@@ -64,9 +64,7 @@ def run(config: ConfigDict, workdir: str, topology: str, make_plan: MakePlan, se
     UserError: the topology or the recipe cannot be used.
   """
   runtime.compile_without_devices()
-  devices = devices_of(topology)
-  chip = find_chip(devices[0])
-  assert chip is not None  # the table has all kinds that `devices_of` takes
+  devices, chip = devices_of(topology)
   make_plan(config, len(devices))  # what is wrong is told before a folder is made
   make_folder(pathlib.Path(workdir))
   told: dict[str, Any] = {"topology": topology, "config": config.to_dict()}

@@ -20,13 +20,18 @@ from jax.sharding import Mesh
 from jax.stages import Compiled, Wrapped
 
 from vsr_jax.checkpoint import read_meta
+from vsr_jax.chips import find_chip
 from vsr_jax.compiling import compiling
 from vsr_jax.errors import SAME_SIGNAL, Terminated, UserError
+from vsr_jax.flops import count_jaxpr
 from vsr_jax.json_files import BadJson
 from vsr_jax.locks import locked
 from vsr_jax.memory import release_freed_memory
 from vsr_jax.sharding import make_mesh, place_batch, place_everywhere, replicated
+from vsr_jax.train import hosts
 from vsr_jax.train.checkpoints import Checkpoints, make_folder
+from vsr_jax.train.goodput import Goodput, Work
+from vsr_jax.train.profile import Profile, Window
 from vsr_jax.train.report import Evaluate, Report
 from vsr_jax.train.stage import Params, Stage
 from vsr_jax.train.state import TrainState, init_state
@@ -35,7 +40,11 @@ from vsr_jax.train.summaries import RUNNING_SUMS, Recorder
 
 
 class ResumableBatches(Protocol):
-  """A stream of batches {name: array [b ...]} whose position can be kept, as Grain's are."""
+  """A stream of batches {name: array [b ...]} whose position can be kept, as Grain's are.
+
+  Where there are several hosts each gets its rows of a batch (`sharding.host_rows`), and the
+  position is the same on all of them, so that the run can go on with another number of hosts.
+  """
 
   def __next__(self) -> Mapping[str, np.ndarray]: ...
 
@@ -47,7 +56,7 @@ class ResumableBatches(Protocol):
 def fit(
   stage: Stage,
   init_params: Callable[[jax.Array], Params],  # key -> params of every sub-network, float32
-  batches: ResumableBatches,  # this host's part
+  batches: ResumableBatches,  # this host's rows
   *,
   workdir: str | pathlib.Path,  # for checkpoints/, log.jsonl and TensorBoard's file
   steps: int,  # the whole run's
@@ -68,6 +77,9 @@ def fit(
   evaluate: Evaluate | None = None,  # (params or their average if there is one, step) -> scalars
   evaluate_every: int | None = None,  # steps between evaluations; there is one at the end anyway
   meta: Mapping[str, Any] | None = None,  # JSON entries kept in checkpoints, such as the config
+  dtype: str = "float32",  # of products, for the share of the chips' peak
+  profile: Window | None = None,  # steps to trace
+  began: float | None = None,  # when the session began, by `time.monotonic`; None: now
 ) -> TrainState:
   """Trains a stage to `steps` steps, going on from where an earlier call was interrupted.
 
@@ -81,31 +93,35 @@ def fit(
     UserError: a batch, checkpoint or workdir that cannot be used, or a step that is not finite.
     Terminated, KeyboardInterrupt: SIGTERM or Ctrl-C came; the step it met is done and saved.
   """
-  try:
-    json.dumps(meta, allow_nan=False)  # as every checkpoint will keep it
-  except ValueError as e:
-    raise UserError("a value of the config is not finite, which no checkpoint can keep") from e
-  _check_options(steps, log_every, keep, accumulate, ema_decay)
+  _check_options(steps, log_every, keep, accumulate, ema_decay, profile)
+  _check_start({"config": [stage.name, steps, seed, meta], "training data": batches.get_state()})
   mesh = make_mesh() if mesh is None else mesh
   train_step, shapes = build_step(
     stage, init_params, mesh, accumulate, clip_norm, ema_decay, fsdp_min_size
   )
   init = functools.partial(init_state, stage, init_params, _key(mesh, seed, 0), shapes, init_from)
   every = {"panel": image_every, "evaluation": evaluate_every, "checkpoint": checkpoint_every}
-  with contextlib.ExitStack() as stack:
-    stack.enter_context(_locked_workdir(workdir))
-    stack.enter_context(jax.set_mesh(mesh))
+  with _locked_workdir(workdir), jax.set_mesh(mesh), contextlib.ExitStack() as stack:
+    goodput = stack.enter_context(Goodput(workdir, began))
     checkpoints = stack.enter_context(Checkpoints(workdir, keep=keep, best=best, lowest=lowest))
     state, running_sums = _start(checkpoints, stage, shapes, batches, init)
     recorder = Recorder(workdir, int(state.step), log_every=log_every, running_sums=running_sums)
-    with Report(stage, mesh, steps, checkpoints, recorder, evaluate, meta or {}) as report:
-      feed = _Feed(mesh, batches)
-      inputs = _key(mesh, seed, 1), place_everywhere(mesh, auxiliary or {})
-      return _run(train_step, state, inputs, feed, report, steps, every)
+    report = Report(stage, mesh, steps, checkpoints, recorder, evaluate, meta or {}, goodput)
+    stack.enter_context(report)
+    tracing = stack.enter_context(Profile(workdir, profile, int(state.step)))
+    inputs = _key(mesh, seed, 1), place_everywhere(mesh, auxiliary or {})
+    compiled = functools.partial(_compiled, train_step, goodput, dtype)
+    feed = _Feed(mesh, batches, goodput)
+    return _run(compiled, state, inputs, feed, report, tracing, goodput, steps, every)
 
 
 def _check_options(
-  steps: int, log_every: int, keep: int, accumulate: int, ema_decay: float | None
+  steps: int,
+  log_every: int,
+  keep: int,
+  accumulate: int,
+  ema_decay: float | None,
+  profile: Window | None,
 ) -> None:
   counts = {"steps": steps, "log_every": log_every, "keep": keep, "accumulate": accumulate}
   for name, value in counts.items():
@@ -113,6 +129,17 @@ def _check_options(
       raise ValueError(f"{name} {value}: must be at least 1")
   if ema_decay is not None and not 0 <= ema_decay < 1:
     raise ValueError(f"ema_decay {ema_decay}: must be at least 0 and below 1")
+  if profile is not None and profile.last > steps:
+    raise ValueError(f"profile {tuple(profile)}: ends after the run's {steps} steps")
+
+
+def _check_start(told: Mapping[str, Any]) -> None:
+  """Checks that checkpoints can keep what this run is of, and that all hosts say the same of it."""
+  try:
+    json.dumps(told, allow_nan=False)
+  except ValueError as e:
+    raise UserError("a value of the config is not finite, which no checkpoint can keep") from e
+  hosts.check_equal(told)
 
 
 @contextlib.contextmanager
@@ -172,24 +199,39 @@ def _start(
   return state, meta["log"]
 
 
-def _compiled(train_step: Wrapped, *args: Any) -> Compiled:
+def _compiled(
+  train_step: Wrapped,
+  goodput: Goodput,
+  dtype: str,
+  state: TrainState,
+  batch: Mapping[str, jax.Array],
+  *inputs: Any,
+) -> Compiled:
   """The program of a step; what compiling took is given back before it runs."""
-  with compiling("the training step"):
-    program = train_step.lower(*args).compile()
+  largest = max(batch.values(), key=len)  # every array has its samples on the first axis
+  devices = largest.sharding.device_set
+  device: jax.Device = next(iter(devices))
+  with compiling("the training step"), goodput.of("compile"):
+    traced = train_step.trace(state, batch, *inputs)
+    flops = count_jaxpr(traced.jaxpr.jaxpr, device.platform)
+    program = traced.lower().compile()
+  goodput.take(Work(len(largest), flops, len(devices), find_chip(device), dtype))
   release_freed_memory()
   return program
 
 
 def _run(
-  train_step: Wrapped,
+  compiled: Callable[..., Compiled],
   state: TrainState,
   inputs: tuple[jax.Array, Params],
   feed: _Feed,
   report: Report,
+  tracing: Profile,
+  goodput: Goodput,
   steps: int,
   every: Mapping[str, int | None],
 ) -> TrainState:
-  """The steps that are left.
+  """The steps that are left; `compiled` makes the program of a step for its arguments.
 
   `inputs` are what every step gets beside its batch: the root key and the auxiliary params; `every`
   says how often a panel, evaluation or checkpoint is due.
@@ -200,13 +242,18 @@ def _run(
     return step == steps or bool(interval and step % interval == 0)
 
   with _Interrupt() as interrupt:
+    if int(state.step) < steps:
+      feed.fetch()
+      goodput.begin(int(state.step))
     program: Compiled | None = None
     for step in range(int(state.step) + 1, steps + 1):
       batch = feed.take()
       with jax.transfer_guard("disallow"):
         if program is None:
-          program = _compiled(train_step, state, batch, *inputs)
-        state, logs = program(state, batch, *inputs)
+          program = compiled(state, batch, *inputs)
+        with tracing.step(step, state):
+          state, logs = program(state, batch, *inputs)
+      goodput.started(logs)
       if step < steps:
         try:
           feed.fetch()  # The next batch is made and copied while this step runs.
@@ -215,6 +262,7 @@ def _run(
           report.save(step, state, feed.position, None)
           raise
       report.add(step, logs)
+      tracing.after(step, logs)
       if due("panel"):
         report.panel(step, state, batch, inputs[1])
       metrics = report.evaluation(step, state) if due("evaluation") else None
@@ -224,14 +272,15 @@ def _run(
       if stop:
         report.stopped(step)
         raise stop
+  report.end()
   return state
 
 
 class _Feed:
   """Batches on the mesh, one fetched ahead, with the iterator's position after the one in use."""
 
-  def __init__(self, mesh: Mesh, batches: ResumableBatches):
-    self._mesh, self._batches = mesh, batches
+  def __init__(self, mesh: Mesh, batches: ResumableBatches, goodput: Goodput):
+    self._mesh, self._batches, self._goodput = mesh, batches, goodput
     self._ahead: tuple[dict[str, jax.Array], str] | None = None
     self._position = "null"
 
@@ -242,12 +291,13 @@ class _Feed:
 
   def fetch(self) -> None:
     """Makes the next batch and starts its copy to the devices."""
-    try:
-      batch = next(self._batches)
-    except StopIteration:
-      raise UserError("the training data ended before the last step; repeat it") from None
-    # As text, because an iterator may go on to change the state it gave.
-    self._ahead = place_batch(self._mesh, batch), json.dumps(self._batches.get_state())
+    with self._goodput.making_batch():
+      try:
+        batch = next(self._batches)
+      except StopIteration:
+        raise UserError("the training data ended before the last step; repeat it") from None
+      # As text, because an iterator may go on to change the state it gave.
+      self._ahead = place_batch(self._mesh, batch), json.dumps(self._batches.get_state())
 
   def take(self) -> dict[str, jax.Array]:
     """The next batch."""

@@ -69,6 +69,7 @@ class Judge(NamedTuple):
   variables: Variables
   step: jax.Array
 
+  @jax.named_scope("adversarial")
   def loss_and_gradient(self, fake: jax.Array) -> tuple[jax.Array, jax.Array, dict[str, Any]]:
     """The generator's hinge loss -mean(D(fake)) and its gradient, by one pass over the opponent.
 
@@ -94,6 +95,7 @@ class Judge(NamedTuple):
     return value, gradient, dict(self.variables) | {self.opponent.network: own}
 
 
+@jax.named_scope("opponent")
 def opponent_gradients(judge: Judge, contest: Contest) -> tuple[Any, dict[str, jax.Array], Any]:
   """The opponent's hinge loss, mean(max(0, 1 - D(real))) + mean(max(0, 1 + D(fake))).
 

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 import vsr_jax
 from vsr_jax.errors import UserError
 from vsr_jax.memory import free_memory
+from vsr_jax.train.profile import parse_window
 
 DTYPES = ("float32", "bfloat16")
 LARGEST_SEED = 2**32 - 1  # the data order's shuffle takes no larger one
@@ -60,6 +61,14 @@ STEPS = Condition(
   lambda x: isinstance(x, Iterable) and all(type(n) is int and n >= 0 for n in x),
 )
 
+
+def _is_window(x: Any) -> bool:
+  try:
+    return bool(parse_window(x))
+  except (TypeError, ValueError):
+    return False
+
+
 # By key of the flattened config, for the fields that all recipes have. A value of None, "not used",
 # passes every condition.
 COMMON = {
@@ -77,6 +86,7 @@ COMMON = {
   "train.checkpoint_every": at_least(0),
   "train.keep": at_least(1),
   "train.evaluate_every": at_least(0),
+  "train.profile": Condition("START:STEPS, such as 1000:5", _is_window),
 }
 RATE = {  # the fields of a learning rate
   "lr": NOT_NEGATIVE,
@@ -113,6 +123,13 @@ def check(config: ConfigDict, conditions: Mapping[str, Condition]) -> None:
   ]
   if wrong:
     raise UserError("; ".join(wrong))
+  if config.train.profile is not None:
+    last = parse_window(config.train.profile).last
+    if last > config.steps:
+      raise UserError(
+        f"train.profile = {config.train.profile!r}: ends with step {last}, after the run's "
+        f"{config.steps} steps; choose an earlier window"
+      )
 
 
 def _short_repr(value: Any) -> str:
@@ -157,7 +174,10 @@ def fit_options(config: ConfigDict) -> dict[str, Any]:
   """The options of `loop.fit` that stand in every recipe, by their names."""
   names = ["accumulate", "ema_decay", "clip_norm", "fsdp_min_size", "keep"]
   names += ["log_every", "image_every", "checkpoint_every", "evaluate_every"]
-  return {"steps": config.steps, "seed": config.seed} | {x: config.train[x] for x in names}
+  window = config.train.profile
+  options = {"profile": None if window is None else parse_window(window), "dtype": config.dtype}
+  options |= {"steps": config.steps, "seed": config.seed}
+  return options | {x: config.train[x] for x in names}
 
 
 def flat(config: Mapping[str, Any], group: str = "") -> dict[str, Any]:

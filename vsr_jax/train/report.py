@@ -17,6 +17,7 @@ from vsr_jax import progress
 from vsr_jax.errors import UserError
 from vsr_jax.sharding import replicated
 from vsr_jax.train.checkpoints import Checkpoints
+from vsr_jax.train.goodput import Goodput
 from vsr_jax.train.stage import Params, Stage
 from vsr_jax.train.state import TrainState
 from vsr_jax.train.summaries import Recorder
@@ -36,9 +37,11 @@ class Report:
     recorder: Recorder,
     evaluate: Evaluate | None,
     meta: Mapping[str, Any],
+    goodput: Goodput,
   ):
     """Takes over the recorder; the arguments are those of `fit`."""
     self._stage, self._checkpoints, self._recorder = stage, checkpoints, recorder
+    self._goodput = goodput
     self._evaluate, self._meta = evaluate, meta
     self._jitted_images = stage.images and jax.jit(stage.images, out_shardings=replicated(mesh))
     self._pending: tuple[int, dict[str, jax.Array]] | None = None
@@ -78,7 +81,9 @@ class Report:
     self._pending = None
     values = {name: float(x) for name, x in jax.device_get(logs).items()}
     self._stop_if(step, [name for name, x in values.items() if not math.isfinite(x)])
-    self._recorder.add(step, values, lambda: self._rates(step))
+    self._goodput.finished(step)
+    if self._recorder.add(step, values, lambda: self._rates(step)):
+      self._recorder.scalars(step, self._goodput.scalars())
     self._bar.set_postfix(loss=f"{values['loss']:.4g}", refresh=False)
     self._bar.update()
 
@@ -91,19 +96,18 @@ class Report:
     """Shows the stage's images of a batch."""
     if self._jitted_images:
       self._flush()
-      self._recorder.panel(
-        step,
-        jax.device_get(self._jitted_images(_evaluation_params(state) | dict(auxiliary), batch)),
-      )
+      with self._goodput.of("evaluation"):
+        images = self._jitted_images(_evaluation_params(state) | dict(auxiliary), batch)
+        self._recorder.panel(step, jax.device_get(images))
 
   def evaluation(self, step: int, state: TrainState) -> dict[str, float] | None:
     """Evaluates and records the scalars; None without an evaluation."""
     if self._evaluate is None:
       return None
     self._flush()
-    metrics = {
-      name: float(x) for name, x in self._evaluate(_evaluation_params(state), step).items()
-    }
+    with self._goodput.of("evaluation"):
+      found = self._evaluate(_evaluation_params(state), step)
+      metrics = {name: float(x) for name, x in found.items()}
     self._recorder.row(step, {f"evaluation/{name}": x for name, x in metrics.items()})
     return metrics
 
@@ -112,6 +116,13 @@ class Report:
   ) -> None:
     """Saves a checkpoint; raises UserError if any number in it is not finite."""
     self._flush()
+    with self._goodput.of("checkpoints"):
+      self._save(step, state, position, metrics)
+    self._goodput.write()
+
+  def _save(
+    self, step: int, state: TrainState, position: Any, metrics: Mapping[str, float] | None
+  ) -> None:
     trees = {"params": state.params, "ema": state.ema, "optimizer": state.opt_state}
     trees["variables"] = state.variables
     finite = jax.device_get(_finite(trees))
@@ -119,9 +130,14 @@ class Report:
     meta = {**self._meta, "stage": self._stage.name, "log": self._recorder.running_sums}
     self._checkpoints.save(state, step, data=position, meta=meta, metrics=metrics)
 
+  def end(self) -> None:
+    """Waits for the last checkpoint."""
+    with self._goodput.of("checkpoints"):
+      self._checkpoints.wait()
+
   def stopped(self, step: int) -> None:
     """Waits for the last checkpoint and says that the run can go on from it."""
-    self._checkpoints.wait()
+    self.end()
     if jax.process_index() == 0:
       self._bar.write(f"stopped after step {step}; the same command goes on from it", sys.stderr)
 

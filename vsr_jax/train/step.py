@@ -70,13 +70,8 @@ def make_train_step(
     norms = {name: optax.tree.norm(grad) for name, grad in grads.items()}
     if clip_norm is not None:
       grads = _clip(grads, norms, clip_norm, stage)
-    params: dict[str, Any] = dict(frozen)
-    opt_state = {}
-    for name, grad in grads.items():
-      # Optax counts in int32 and raises a float to that power, which strict promotion forbids.
-      with jax.numpy_dtype_promotion("standard"):
-        updates, opt_state[name] = optimizers[name].update(grad, state.opt_state[name], train[name])
-      params[name] = optax.apply_updates(train[name], updates)
+    updated, opt_state = _update(optimizers, grads, state.opt_state, train)
+    params: dict[str, Any] = dict(frozen) | updated
     if stage.opponent is not None and stage.opponent.start:
       # A gradient of zero would move Adam's counts and averages before the opponent takes part.
       name, wait = stage.opponent.network, state.step < stage.opponent.start
@@ -95,16 +90,37 @@ def make_train_step(
   return train_step
 
 
+@jax.named_scope("optimizer")
+def _update(
+  optimizers: Mapping[str, optax.GradientTransformation],
+  grads: Params,
+  opt_state: Mapping[str, Any],
+  train: Params,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """The trainable sub-networks' params and optimizer states after a step."""
+  params, after = {}, {}
+  for name, grad in grads.items():
+    # Optax counts in int32 and raises a float to that power, which strict promotion forbids.
+    with jax.numpy_dtype_promotion("standard"):
+      updates, after[name] = optimizers[name].update(grad, opt_state[name], train[name])
+    params[name] = optax.apply_updates(train[name], updates)
+  return params, after
+
+
+@jax.named_scope("moving_average")
 def _average(decay: float, ema: Any, params: Any) -> Any:
   return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, params)
 
 
+@jax.named_scope("clip")
 def _clip(
   grads: Params, norms: Mapping[str, jax.Array], largest: float, stage: Stage
 ) -> dict[str, Any]:
   """Scales the gradients of the stage's sub-networks together, and the opponent's on their own."""
   clipped = {}
-  for group in (set(stage.optimizers), set(grads) - set(stage.optimizers)):
+  own = [name for name in grads if name in stage.optimizers]
+  # Lists, not sets: several hosts have to add in one order, that of the program they share.
+  for group in (own, [name for name in grads if name not in own]):
     norm = jnp.sqrt(sum((norms[name] ** 2 for name in group), start=jnp.zeros(())))
     scale = largest / jnp.maximum(norm, largest)
     clipped |= {name: jax.tree.map(lambda x, s=scale: x * s, grads[name]) for name in group}
@@ -128,6 +144,7 @@ def _gradients(
   if opponent is not None:
     judge = Judge(opponent, train[opponent.network], variables, step)
 
+  @jax.named_scope("loss")
   def loss(own: Params):
     if judge is None:
       total, terms = stage.loss({**frozen, **own}, batch, keys)

@@ -108,20 +108,25 @@ class Recorder:
 
   def add(
     self, step: int, logs: Mapping[str, float], rates: Callable[[], Mapping[str, float]]
-  ) -> None:
+  ) -> bool:
     """Adds one step's logs, and writes a row of their means when it is due.
 
     Args:
       step: number of the step, from 1.
       logs: the step's scalars.
       rates: gives the learning rates, which are written as they are.
+
+    Returns:
+      Whether a row was written.
     """
     self._sums = {name: self._sums.get(name, 0.0) + value for name, value in logs.items()}
     self._count += 1
-    if step % self._log_every == 0:
-      means = {name: total / self._count for name, total in self._sums.items()}
-      self.row(step, means | {f"learning_rate/{name}": rate for name, rate in rates().items()})
-      self._sums, self._count = {}, 0
+    if step % self._log_every:
+      return False
+    means = {name: total / self._count for name, total in self._sums.items()}
+    self.row(step, means | {f"learning_rate/{name}": rate for name, rate in rates().items()})
+    self._sums, self._count = {}, 0
+    return True
 
   def row(self, step: int, values: Mapping[str, float]) -> None:
     """Writes one row; "seconds" is the time spent on the run so far."""
@@ -131,6 +136,11 @@ class Recorder:
       log.write(json.dumps(row) + "\n")
       log.flush()
       events.scalars(step, values)
+
+  def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    """Writes points of curves for TensorBoard alone, as they differ from run to run."""
+    if self._files is not None:
+      self._files[1].scalars(step, values)
 
   def panel(self, step: int, images: Mapping[str, np.ndarray]) -> None:
     """Writes named images [n h w 3] in [0, 1] as one picture: a row a sample, a column a name."""

@@ -58,7 +58,7 @@ def test_items_are_separate_and_meta_is_readable(trained):
   assert (meta["step"], meta["stage"], meta["config"]) == (2, "toy", {"width": 8})
   assert meta["arrays"]["params"]["teacher/kernel"] == "float32[8,8]"
   assert "teacher/kernel" not in meta["arrays"]["ema"]
-  assert json.loads((folder / "data" / "process_0.json").read_text())
+  assert json.loads((folder / "data" / "position.json").read_text())
 
 
 def test_params_are_restored_alone_with_the_average_in_place(trained):
@@ -178,7 +178,7 @@ def test_the_checkpoint_before_a_deleted_one_is_used(run_dir, trained):
 
 
 def test_a_damaged_iterator_position_is_named(run_dir):
-  (run_dir / "checkpoints" / "2" / "data" / "process_0.json").write_text("{")
+  (run_dir / "checkpoints" / "2" / "data" / "position.json").write_text("{")
   with pytest.raises(UserError, match="checkpoints/2: damaged, its data cannot be read"):
     resume(run_dir)
 
@@ -211,11 +211,18 @@ def test_a_run_of_another_stage_model_optimizer_or_average_is_refused(run_dir):
     resume(run_dir, init=wide)
 
 
-def test_another_number_of_processes_is_refused(run_dir):
-  path = run_dir / "checkpoints" / "2" / "meta" / "meta.json"
-  path.write_text(json.dumps(json.loads(path.read_text()) | {"processes": 4}))
-  with pytest.raises(UserError, match="written by 4 processes"):
-    resume(run_dir)
+def test_an_older_checkpoint_with_a_position_for_each_process_goes_on(run_dir):
+  folder = run_dir / "checkpoints" / "2"
+  path = folder / "meta" / "meta.json"
+  path.write_text(json.dumps(json.loads(path.read_text()) | {"processes": 2}))
+  position = (folder / "data" / "position.json").rename(folder / "data" / "process_0.json")
+  shutil.copy(position, folder / "data" / "process_1.json")
+  data = batches()
+  fit(STAGE, init_params, data, workdir=run_dir, steps=3, ema_decay=0.5)
+  want = batches()
+  for _ in range(3):
+    next(want)
+  assert data.get_state() == want.get_state()
 
 
 @pytest.mark.parametrize(
@@ -223,7 +230,6 @@ def test_another_number_of_processes_is_refused(run_dir):
   [
     {"step": "2"},
     {"step": 2**40},
-    {"processes": -1},
     {"stage": ["toy"]},
     {"log": None},
     {"log": {"sums": {"loss": "x"}, "count": 1, "seconds": 0}},
@@ -249,6 +255,13 @@ def test_a_meta_of_wrong_values_is_damaged(run_dir, change):
 def test_a_config_that_no_checkpoint_could_keep_is_refused_at_the_start(tmp_path):
   with pytest.raises(UserError, match="a value of the config is not finite"):
     fit(STAGE, init_params, Listed([]), workdir=tmp_path, steps=3, meta={"a": float("inf")})
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_bucket_as_a_workdir_is_refused_and_no_folder_of_its_name_is_made(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(UserError, match="^gs://bucket/run: a run is kept in a folder"):
+    resume("gs://bucket/run")
   assert not list(tmp_path.iterdir())
 
 

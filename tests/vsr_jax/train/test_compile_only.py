@@ -19,6 +19,31 @@ from vsr_jax.configs.fmanet import smoke
 from vsr_jax.errors import UserError
 from vsr_jax.train import compile_only
 
+GPU = """gpu_device_info {
+  threads_per_block_limit: 1024
+  threads_per_warp: 32
+  shared_memory_per_block: 49152
+  shared_memory_per_core: 233472
+  threads_per_core_limit: 2048
+  core_count: 132
+  fpus_per_core: 128
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  memory_bandwidth: 3352320000000
+  l2_cache_size: 52428800
+  clock_rate_ghz: 1.98
+  device_memory_size: 84978434048
+  shared_memory_per_block_optin: 232448
+  cuda_compute_capability { major: 9 minor: 0 }
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 8 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+
 
 def make_config(**changes):
   config = smoke.get_config()
@@ -110,8 +135,8 @@ def test_the_search_compares_policies(capsys, monkeypatch):
 def on_cpus(monkeypatch):
   """The suite's CPUs stand for the slice, as those of the given kind of chip."""
   monkeypatch.setattr(runtime, "compile_without_devices", lambda: None)
-  monkeypatch.setattr(compile_only, "devices_of", lambda topology: jax.devices())
-  monkeypatch.setattr(compile_only, "find_chip", lambda device: CHIPS["v5e"])
+  found = jax.devices(), CHIPS["v5e"]
+  monkeypatch.setattr(compile_only, "devices_of", lambda topology: found)
 
 
 def test_the_report_is_printed_and_written(on_cpus, tmp_path, capsys):
@@ -126,7 +151,7 @@ def test_the_report_is_printed_and_written(on_cpus, tmp_path, capsys):
 
 def test_a_step_that_does_not_fit_is_reported_too(on_cpus, tmp_path, monkeypatch, capsys):
   small = dataclasses.replace(CHIPS["v5e"], memory=100.0)
-  monkeypatch.setattr(compile_only, "find_chip", lambda device: small)
+  monkeypatch.setattr(compile_only, "devices_of", lambda topology: (jax.devices(), small))
   assert not compile_only.run(make_config(), str(tmp_path), "v5e:2x4", make_plan, search=False)
   assert not compile_only.run(make_config(), str(tmp_path), "v5e:2x4", make_plan, search=True)
   assert "does not fit" in capsys.readouterr().out
@@ -158,20 +183,70 @@ def test_without_libtpu_the_command_to_get_it_is_told(monkeypatch):
     topology.devices_of("v5e:2x2")
 
 
+def test_without_the_plugin_for_gpus_the_command_to_get_it_is_told(monkeypatch, tmp_path):
+  def missing(*_, **__):
+    raise NotImplementedError("topology not implemented for cuda")
+
+  monkeypatch.setattr(topologies, "get_topology_desc", missing)
+  path = tmp_path / "h100.txtpb"
+  path.write_text(GPU)
+  with pytest.raises(UserError, match=r"h100.txtpb: .*pip install 'jax\[cuda12\]==\d"):
+    topology.devices_of(f"{path}:8")
+
+
+@pytest.mark.parametrize("content", [b"x" * 10**5, b"\xff\xfe"])
+def test_a_description_that_is_no_text_is_named(tmp_path, content):
+  path = tmp_path / "gpu.txtpb"
+  path.write_bytes(content)
+  with pytest.raises(UserError, match=f"^{path}: not a text"):
+    topology.devices_of(str(path))
+
+
 @pytest.fixture
 def without_devices(monkeypatch):
   """What a command sets for the whole process, until the end of the test."""
-  if importlib.util.find_spec("libtpu") is None:
-    pytest.skip("libtpu is missing: pip install 'jax[tpu]'")
   cache = jax.config.jax_compilation_cache_dir
   for name, value in runtime.WITHOUT_DEVICES.items():  # to be removed again at the end
     monkeypatch.setenv(name, value)
-  yield runtime.compile_without_devices
+  yield
   jax.config.update("jax_compilation_cache_dir", cache)
 
 
+@pytest.fixture
+def libtpu(without_devices):
+  """Tests that compile for TPUs skip without it."""
+  if importlib.util.find_spec("libtpu") is None:
+    pytest.skip("libtpu is missing: pip install 'jax[tpu]'")
+
+
+@pytest.fixture
+def gpu(without_devices, tmp_path):
+  """The description of a GPU; tests that compile for it skip without JAX's plugin for GPUs."""
+  if importlib.util.find_spec("jax_cuda12_plugin") is None:
+    pytest.skip("JAX's plugin for GPUs is missing: pip install 'jax[cuda12]'")
+  path = tmp_path / "h100.txtpb"
+  path.write_text(GPU)
+  return path
+
+
+def test_a_step_compiles_for_gpus(gpu, tmp_path):
+  assert compile_only.run(make_config(), str(tmp_path), f"{gpu}:8", make_plan, search=False)
+  told = json.loads((tmp_path / "compile.json").read_text())
+  assert (told["chips"], told["chip"]["name"]) == (8, "h100")
+  assert told["collectives"].keys() == {"all-reduce"}
+
+
+def test_descriptions_of_nothing_and_of_unknown_gpus_are_told(gpu):
+  gpu.write_text("not a description {")
+  with pytest.raises(UserError, match="txtpb: FAILED_PRECONDITION.*; give the description"):
+    topology.devices_of(str(gpu))
+  gpu.write_text(GPU.replace("H100", "Z9"))
+  with pytest.raises(UserError, match="'NVIDIA Z9 80GB HBM3' is no chip of the table"):
+    topology.devices_of(str(gpu))
+
+
 @pytest.mark.parametrize(("name", "count"), [("v5e:2x2", 4), ("v6e:1x1", 1), ("v5p:2x2x1", 4)])
-def test_a_step_compiles_for_a_slice(without_devices, name, count, tmp_path):
+def test_a_step_compiles_for_a_slice(libtpu, name, count, tmp_path):
   assert compile_only.run(make_config(), str(tmp_path), name, make_plan, search=False)
   told = json.loads((tmp_path / "compile.json").read_text())
   assert told["chips"] == count
@@ -179,7 +254,7 @@ def test_a_step_compiles_for_a_slice(without_devices, name, count, tmp_path):
   assert told["traffic_bytes"] > 0
 
 
-def test_a_slice_that_does_not_exist_is_told(without_devices):
-  without_devices()
+def test_a_slice_that_does_not_exist_is_told(libtpu):
+  runtime.compile_without_devices()
   with pytest.raises(UserError, match="--topology v5e:3x3: .*; give one that exists"):
     topology.devices_of("v5e:3x3")

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import functools
 import json
 import os
-import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -16,15 +17,15 @@ import optax
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.support import hosts
 from tests.vsr_jax.train.toy import STAGE, Listed, batches, images, init_params, loss, make_stage
 from vsr_jax import cli
 from vsr_jax.checkpoint import read_meta, restore_params
 from vsr_jax.errors import UserError
 from vsr_jax.locks import locked
+from vsr_jax.sharding import host_rows, make_mesh
 from vsr_jax.train import loop
 from vsr_jax.train.loop import fit
-
-ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 
 def rows(workdir):
@@ -32,8 +33,42 @@ def rows(workdir):
   return [{k: v for k, v in row.items() if k != "seconds"} for row in lines]
 
 
+class Watched:
+  """Batches whose values are also put into a list."""
+
+  def __init__(self, batches, seen):
+    self.batches, self.seen = batches, seen
+    self.get_state, self.set_state = batches.get_state, batches.set_state
+
+  def __next__(self):
+    self.seen.append(next(self.batches))
+    return self.seen[-1]
+
+
 def saved_steps(workdir):
   return sorted(int(p.name) for p in (workdir / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_a_run_of_eight_devices_goes_on_with_fewer(tmp_path, devices):
+  stage = make_stage(streams=("noise",))
+  options = {"log_every": 1, "accumulate": 2, "fsdp_min_size": 64}
+  seen = []
+
+  def run(workdir, steps, count):
+    mesh = make_mesh(devices=jax.devices()[:count])
+    data = Watched(batches(16, rows=host_rows(mesh, 16)), seen)
+    fit(stage, init_params, data, workdir=workdir, steps=steps, mesh=mesh, **options)
+
+  run(tmp_path / "whole", 5, 8)
+  want = seen.copy()
+  seen.clear()
+  run(tmp_path / "parts", 2, 8)
+  run(tmp_path / "parts", 5, devices)
+  assert len(want) == 5
+  jax.tree.map(np.testing.assert_array_equal, seen, want)
+  for row, other in zip(rows(tmp_path / "parts"), rows(tmp_path / "whole"), strict=True):
+    assert row == pytest.approx(other, abs=1e-6)
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
@@ -58,7 +93,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
   jax.tree.map(np.testing.assert_array_equal, got, want)
   assert rows(parts) == rows(whole)
   assert saved_steps(parts) == saved_steps(whole) == [3, 6, 9]
-  positions = [d / "checkpoints" / "9" / "data" / "process_0.json" for d in (parts, whole)]
+  positions = [d / "checkpoints" / "9" / "data" / "position.json" for d in (parts, whole)]
   assert positions[0].read_text() == positions[1].read_text()
 
 
@@ -186,24 +221,17 @@ def test_a_second_ctrl_c_acts_at_once(tmp_path, monkeypatch):
   assert saved_steps(tmp_path) == []
 
 
-def start(workdir, steps, *cluster):
+def start(workdir, steps, *cluster, change=""):
   command = [sys.executable, "-m", "tests.vsr_jax.train.toy", str(workdir), str(steps), *cluster]
-  environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-  return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for_a_step(workdir, process):
-  log = workdir / "log.jsonl"
-  deadline = time.monotonic() + 120
-  while not (log.exists() and log.read_text()):
-    assert process.poll() is None, process.stderr.read()
-    assert time.monotonic() < deadline
-    time.sleep(0.05)
+  environment = os.environ | {"JAX_PLATFORMS": "cpu", "CHANGE": change}
+  return subprocess.Popen(
+    command, cwd=hosts.ROOT, env=environment, stderr=subprocess.PIPE, text=True
+  )
 
 
 def test_sigterm_saves_exits_with_2_and_the_run_goes_on(tmp_path):
   process = start(tmp_path, 10**6)
-  wait_for_a_step(tmp_path, process)
+  hosts.wait_for_a_step(tmp_path, process)
   for _ in range(2):  # to a process and to its group, as `timeout` sends it
     process.send_signal(signal.SIGTERM)
   _, text = process.communicate(timeout=120)
@@ -218,29 +246,63 @@ def test_sigterm_saves_exits_with_2_and_the_run_goes_on(tmp_path):
   assert [row["step"] for row in rows(tmp_path)] == list(range(1, step + 3))
 
 
+def start_both(workdir, steps, change=""):
+  """Two processes of one run; the second one's config has a change."""
+  address = hosts.free_address()
+  cluster = [(address, str(host), "2") for host in (0, 1)]
+  return [start(workdir, steps, *cluster[0]), start(workdir, steps, *cluster[1], change=change)]
+
+
+@pytest.mark.slow  # test_hosts.py shows it without processes
+def test_hosts_with_other_configs_are_told_before_the_first_step(tmp_path):
+  for text in hosts.finish(start_both(tmp_path, 5, change="other"), code=2):
+    host = re.escape(socket.gethostname())
+    line = rf"error: {host} \(process 1\): another config than {host} \(process 0\) has; start"
+    assert re.match(line, text.splitlines()[-1]), text
+  assert not list(tmp_path.iterdir())
+
+
+def test_two_hosts_compute_what_one_does(tmp_path):
+  hosts.finish(start_both(tmp_path / "two", 4), code=0)
+  fit(STAGE, init_params, batches(), workdir=tmp_path / "one", steps=4, log_every=1)
+  for row, other in zip(rows(tmp_path / "two"), rows(tmp_path / "one"), strict=True):
+    assert row == pytest.approx(other, rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_host_that_dies_is_told_by_name(tmp_path, lost):
+  processes = start_both(tmp_path, 10**6)
+  hosts.wait_for_a_step(tmp_path, processes[0])
+  processes[lost].kill()
+  since = time.monotonic()
+  _, text = processes[1 - lost].communicate(timeout=60)
+  assert time.monotonic() - since < 60
+  assert f"error: {socket.gethostname()} (process {lost}) is gone; the run goes on from" in text
+  assert processes[1 - lost].returncode not in (0, 2)
+  processes[lost].communicate()
+
+
 @pytest.mark.slow
 def test_two_hosts_stop_at_one_step_when_one_is_terminated_and_go_on(tmp_path):
-  def start_both(steps):
-    with socket.socket() as free:
-      free.bind(("localhost", 0))
-      address = f"localhost:{free.getsockname()[1]}"
-    return [start(tmp_path, steps, address, str(host), "2") for host in (0, 1)]
-
-  processes = start_both(10**6)
-  wait_for_a_step(tmp_path, processes[0])
+  processes = start_both(tmp_path, 10**6)
+  hosts.wait_for_a_step(tmp_path, processes[0])
   processes[1].send_signal(signal.SIGTERM)
-  for process in processes:
-    _, text = process.communicate(timeout=120)
-    assert process.returncode == 2, text
+  for text in hosts.finish(processes, code=2):
     assert "terminated by SIGTERM" in text
   (step,) = saved_steps(tmp_path)
   data = tmp_path / "checkpoints" / str(step) / "data"
-  assert {p.name for p in data.glob("*.json")} == {"process_0.json", "process_1.json"}
-  for process in start_both(step + 2):
-    _, text = process.communicate(timeout=120)
-    assert process.returncode == 0, text
+  assert {p.name for p in data.glob("*.json")} == {"position.json"}
+  hosts.finish(start_both(tmp_path, step + 2), code=0)
   assert saved_steps(tmp_path) == [step, step + 2]
-  assert [row["step"] for row in rows(tmp_path)] == list(range(1, step + 3))
+  # On, as one host with eight devices; and the same from the start.
+  got = fit(STAGE, init_params, batches(), workdir=tmp_path, steps=step + 4, log_every=1)
+  assert [row["step"] for row in rows(tmp_path)] == list(range(1, step + 5))
+  whole = tmp_path / "whole"
+  want = fit(STAGE, init_params, batches(), workdir=whole, steps=step + 4, log_every=1)
+  for row, other in zip(rows(tmp_path), rows(whole), strict=True):
+    assert row == pytest.approx(other, rel=1e-5)
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), got, want)
 
 
 def test_a_loss_may_be_traced_only_once(tmp_path):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType
 
 from vsr_jax.errors import UserError
-from vsr_jax.sharding import batch_sharding, make_mesh, param_sharding, place_batch
+from vsr_jax.sharding import batch_sharding, host_rows, make_mesh, param_sharding, place_batch
 
 
 def test_the_mesh_has_two_automatic_axes():
@@ -31,8 +31,18 @@ def test_a_batch_is_split_over_the_data_axis():
   np.testing.assert_array_equal(np.asarray(placed), x)
 
 
+def test_rows_of_a_batch_are_where_a_mesh_has_its_devices():
+  mesh = make_mesh(devices=jax.devices()[::-1])
+  assert host_rows(mesh, 16) == tuple(range(16))
+  x = np.arange(16, dtype=np.float32)
+  placed = place_batch(mesh, {"x": x})["x"]
+  np.testing.assert_array_equal(np.asarray(placed), x)
+  first = next(s for s in placed.addressable_shards if s.device == jax.devices()[-1])
+  np.testing.assert_array_equal(first.data, x[:2])
+
+
 def test_a_batch_that_does_not_divide_is_refused():
-  with pytest.raises(UserError, match=r"batch of 6 \(x\) does not divide among 8 devices"):
+  with pytest.raises(UserError, match=r"batch of 6 does not divide among 8 devices"):
     place_batch(make_mesh(), {"x": np.zeros((6, 2))})
 
 

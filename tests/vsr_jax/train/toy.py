@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import grain
@@ -11,6 +12,9 @@ import numpy as np
 import optax
 
 from vsr_jax import cli
+from vsr_jax.data_prep import batching
+from vsr_jax.sharding import host_rows, make_mesh
+from vsr_jax.train.hosts import join, watched
 from vsr_jax.train.loop import fit
 from vsr_jax.train.stage import Stage
 
@@ -78,9 +82,9 @@ class Samples:
     return {"x": x, "y": np.sin(2 * x)}
 
 
-def batches(size=8, host=0, hosts=1):
-  data = grain.MapDataset.source(Samples()).seed(7).shuffle()[host::hosts].repeat()
-  return iter(data.batch(size, drop_remainder=True).to_iter_dataset(READ))
+def batches(size=8, rows=None):
+  samples = grain.MapDataset.source(Samples()).seed(7).shuffle().repeat()
+  return iter(batching.batch(samples, size, rows=rows).to_iter_dataset(READ))
 
 
 class Listed:
@@ -105,13 +109,17 @@ class Listed:
 def main():
   """WORKDIR STEPS [COORDINATOR HOST HOSTS]: trains until it is interrupted."""
   workdir, steps, *cluster = sys.argv[1:]
-  host, hosts = 0, 1
   if cluster:
     host, hosts = map(int, cluster[1:])
     jax.config.update("jax_num_cpu_devices", 2)
-    jax.distributed.initialize(cluster[0], hosts, host)
-  data = batches(8 // hosts, host, hosts)
-  fit(STAGE, init_params, data, workdir=workdir, steps=int(steps), log_every=1, fsdp_min_size=64)
+    join(cluster[0], hosts, host)
+  # The hosts take turns along the mesh, as chips of a torus may, so that none has adjacent rows.
+  devices = sorted(jax.devices(), key=lambda device: (device.id % 2, device.process_index))
+  mesh = make_mesh(devices=devices)
+  data = batches(rows=host_rows(mesh, 8))
+  options = {"workdir": workdir, "steps": int(steps), "log_every": 1, "fsdp_min_size": 64}
+  with watched():
+    fit(STAGE, init_params, data, mesh=mesh, meta={"config": os.environ.get("CHANGE")}, **options)
 
 
 if __name__ == "__main__":
