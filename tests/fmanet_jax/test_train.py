@@ -127,7 +127,7 @@ def test_what_is_only_compiled_is_what_trains(clip_set):
   config = recipe("joint", clip_set, 4)
   plan = train.make_plan(config, 8)
   clips = opening.open_clips(clip_set, num_frames=3, need_flow=True).clips
-  batch = train._training_set(config, clips, True)[0]
+  batch = train._training_set(config, clips, True, range(config.data.batch))[0]
   assert {name: (x.shape, x.dtype) for name, x in plan.batch.items()} == {
     name: (x.shape, x.dtype) for name, x in batch.items()
   }

@@ -103,7 +103,7 @@ def test_what_is_only_compiled_is_what_trains(stage, data):
   config = make_recipe(stage, data)
   plan = train.make_plan(config, 8)
   streams = open_clips(config.data.root, streams=(SHARP,), num_frames=2).clips
-  batch = train.training_set(config, streams)[0]
+  batch = train.training_set(config, streams, range(config.data.batch))[0]
   assert {name: (x.shape, x.dtype) for name, x in plan.batch.items()} == {
     name: (x.shape, x.dtype) for name, x in batch.items()
   }

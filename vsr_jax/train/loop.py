@@ -94,8 +94,7 @@ def fit(
     UserError: a batch, checkpoint or workdir that cannot be used, or a step that is not finite.
     Terminated, KeyboardInterrupt: SIGTERM or Ctrl-C came; the step it met is done and saved.
   """
-  counts = {"steps": steps, "log_every": log_every, "keep": keep, "accumulate": accumulate}
-  _check_options(counts, ema_decay, profile)
+  _check_options(steps, log_every, keep, accumulate, ema_decay, profile)
   _check_start({"config": [stage.name, steps, seed, meta], "training data": batches.get_state()})
   mesh = make_mesh() if mesh is None else mesh
   train_step, shapes = build_step(
@@ -118,15 +117,21 @@ def fit(
 
 
 def _check_options(
-  counts: Mapping[str, int], ema_decay: float | None, profile: Window | None
+  steps: int,
+  log_every: int,
+  keep: int,
+  accumulate: int,
+  ema_decay: float | None,
+  profile: Window | None,
 ) -> None:
+  counts = {"steps": steps, "log_every": log_every, "keep": keep, "accumulate": accumulate}
   for name, value in counts.items():
     if value < 1:  # with keep = 0 a run would end without a checkpoint
       raise ValueError(f"{name} {value}: must be at least 1")
   if ema_decay is not None and not 0 <= ema_decay < 1:
     raise ValueError(f"ema_decay {ema_decay}: must be at least 0 and below 1")
-  if profile is not None and profile.last > counts["steps"]:
-    raise ValueError(f"profile {tuple(profile)}: ends after the run's {counts['steps']} steps")
+  if profile is not None and profile.last > steps:
+    raise ValueError(f"profile {tuple(profile)}: ends after the run's {steps} steps")
 
 
 def _check_start(told: Mapping[str, Any]) -> None:
