@@ -12,10 +12,10 @@ class Bucket(MemoryFileSystem):
   """gs://bucket; any other is missing. `failure` is raised by whatever writes, if it is set."""
 
   protocol = ("gs", "gcs")
-  store = {}
-  pseudo_dirs = [""]
-  failure = None
-  written = []
+
+  def __init__(self, **options):
+    super().__init__(**options)
+    self.store, self.pseudo_dirs, self.written, self.failure = {}, [""], [], None
 
   @classmethod
   def _strip_protocol(cls, path):
@@ -32,7 +32,6 @@ class Bucket(MemoryFileSystem):
 def make_bucket(monkeypatch):
   """Puts an empty bucket behind gs:// for a test, and gives it."""
   bucket = Bucket(skip_instance_cache=True)
-  bucket.store, bucket.pseudo_dirs, bucket.written = {}, [""], []
   monkeypatch.setattr(paths, "PACKAGE", "fsspec")
   monkeypatch.setattr(paths, "_store", lambda: bucket)
   monkeypatch.setattr(backend.fsspec_backend, "_get_filesystem", lambda _: bucket)

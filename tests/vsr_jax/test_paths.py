@@ -128,10 +128,14 @@ def test_goodput_is_kept_in_a_bucket(bucket):
 
 
 def test_a_bucket_that_vanishes_does_not_hide_why_a_run_ends(bucket):
-  with pytest.raises(UserError, match="the data ended"), Goodput("gs://bucket/run") as goodput:
-    goodput.begin(0)
-    bucket.failure = OSError("gone")
-    raise UserError("the data ended")
+  def run():
+    with Goodput("gs://bucket/run") as goodput:
+      goodput.begin(0)
+      bucket.failure = OSError("gone")
+      raise UserError("the data ended")
+
+  with pytest.raises(UserError, match="the data ended"):
+    run()
 
 
 def test_an_export_is_written_to_a_bucket_and_read_from_it(bucket):
