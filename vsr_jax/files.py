@@ -47,6 +47,7 @@ def check_place(path: str | os.PathLike[str]) -> None:
     UserError: the folder to write in does not exist or cannot be written, or the place is taken by
       something that may not be replaced, such as another user's file in /tmp.
   """
+  _check_local(path)
   target = os.path.realpath(path)
   parent = os.path.dirname(target)
   if not os.path.isdir(parent):
@@ -68,6 +69,7 @@ def check_folder(path: str | os.PathLike[str]) -> None:
   Raises:
     UserError: the folder cannot be written or made.
   """
+  _check_local(path)
   there = place = os.path.realpath(path)
   while not os.path.lexists(there):
     there = os.path.dirname(there)
@@ -76,6 +78,11 @@ def check_folder(path: str | os.PathLike[str]) -> None:
     raise UserError(f"{path}: {what}is a file; name a folder")
   if not os.access(there, os.W_OK | os.X_OK):
     raise UserError(f"{path}: the folder {there} cannot be written; choose another one")
+
+
+def _check_local(path: str | os.PathLike[str]) -> None:
+  if os.fspath(path).startswith("gs:/"):  # pathlib makes one slash of two
+    raise UserError(f"{path}: this is written to folders of a file system only; name one")
 
 
 def part_name(path: str | os.PathLike[str], kind: str = "") -> str:

@@ -8,23 +8,27 @@ what objects' names begin with; and a bucket can be missing, closed, or out of r
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
 import io
 import logging
+import multiprocessing.util
 import os
 import pathlib
 import re
 import secrets
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import IO, Any, cast
+from typing import IO, Any, BinaryIO, cast
 
 from vsr_jax.errors import UserError
 
 PACKAGE = "gcsfs"  # reads and writes gs://; the extra "gcs"
 PUT_EVERY = 60.0  # seconds between two puttings of an object that grows
+_COPY = "vsr_jax_bucket"  # in the folder for temporary files
 _AT_ONCE = 16  # transfers
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _GS = "gs://"
@@ -61,6 +65,20 @@ def place(path: str | os.PathLike[str]) -> pathlib.Path:
   # Listings that are kept would miss what TensorStore writes and what other hosts do.
   fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
   return cast(pathlib.Path, epath.Path(text.rstrip("/")))
+
+
+def local(path: str | os.PathLike[str]) -> pathlib.Path:
+  """A path of a file system, for what can be kept nowhere else.
+
+  Raises:
+    UserError: it is one of a bucket.
+  """
+  if _URL.match(os.fspath(path)):
+    raise UserError(
+      f"{path}: pictures and videos are read and written in folders of a file system"
+      " only; copy it with gcloud storage cp"
+    )
+  return pathlib.Path(path)
 
 
 def absolute(path: str | os.PathLike[str]) -> pathlib.Path:
@@ -170,18 +188,90 @@ def nearby(folder: pathlib.Path, what: str = "") -> Iterator[pathlib.Path]:
     return
   with tempfile.TemporaryDirectory(prefix="bucket_") as near:
     copy_from(folder, pathlib.Path(near), what)
-    try:
+    with _naming(folder, pathlib.Path(near)):
       yield pathlib.Path(near)
-    except UserError as e:
-      raise UserError(str(e).replace(near, str(folder))) from e
+
+
+@contextlib.contextmanager
+def kept_nearby(folder: pathlib.Path, what: str) -> Iterator[pathlib.Path]:
+  """As `nearby`, but the copy stays until the process ends, for readers that go on after that.
+
+  Warns:
+    UserWarning: the copy of a run that was killed was removed.
+  """
+  if not in_bucket(folder):
+    yield folder
+    return
+  near = _copies.get(folder)
+  if near is None:
+    from vsr_jax import files  # which imports this module
+
+    files.remove_left(tempfile.gettempdir(), _COPY)
+    made = files.part_name(os.path.join(tempfile.gettempdir(), _COPY))
+    os.mkdir(made, 0o700)
+    # Unlike atexit, this also comes before an end by a signal, and not in forked processes.
+    multiprocessing.util.Finalize(None, shutil.rmtree, (made, True), exitpriority=0)
+    near = pathlib.Path(made, *folder.parts[2:])  # whose name tells what it is a copy of
+    copy_from(folder, near, what)
+    _copies[folder] = near
+  with _naming(folder, near):
+    yield near
+
+
+_copies: dict[pathlib.Path, pathlib.Path] = {}  # of this process
+
+
+@contextlib.contextmanager
+def _naming(folder: pathlib.Path, near: pathlib.Path) -> Iterator[None]:
+  """A context whose errors name a folder of a bucket, not its copy."""
+  try:
+    yield
+  except UserError as e:
+    raise UserError(str(e).replace(str(near), str(folder))) from e
+
+
+def open_copy(path: pathlib.Path) -> BinaryIO:
+  """Opens a temporary copy of a bucket's file for reading.
+
+  Raises:
+    UserError: the bucket cannot be used.
+    FileNotFoundError: there is no such file.
+  """
+  copy = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115 (the caller closes it)
+  try:
+    with reaching(path), path.open("rb") as file:
+      shutil.copyfileobj(file, copy, 1 << 20)
+  except FileNotFoundError as e:
+    copy.close()
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from e
+  except BaseException:
+    copy.close()
+    raise
+  copy.seek(0)
+  return copy
 
 
 def copy_from(folder: pathlib.Path, near: pathlib.Path, what: str = "") -> None:
-  """Copies what is in a folder of a bucket to one of a file system; see `nearby`."""
+  """Copies what is in a folder of a bucket to one of a file system; see `nearby`.
+
+  Raises:
+    UserError: the bucket cannot be used, there is no such folder, an object's name is no file's, or
+      the disk is too small.
+  """
   found = sizes(folder)
+  if not found:
+    raise UserError(f"{folder}: there is nothing of that name in the bucket; check it")
   for name in found:
     if any(part in ("", ".", "..") for part in name.split("/")):
       raise UserError(f"{folder}: holds an object named {name!r}, which is no file; remove it")
+
+  near.mkdir(parents=True, exist_ok=True)
+  need, free = sum(found.values()), shutil.disk_usage(near).free
+  if need > free:
+    raise UserError(
+      f"{folder}: its copy needs {need / 1e9:.3g} GB, and the disk of {near} has {free / 1e9:.3g};"
+      " let TMPDIR name a folder on a larger one"
+    )
 
   def get(name: str) -> None:
     target = near / name

@@ -1,20 +1,28 @@
 from __future__ import annotations
 
 import json
+import multiprocessing.util
+import os
 import pathlib
+import shutil
+import tempfile
 
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
+from tests.data_prep.helpers import write_clip_set
 from tests.support.bucket import make_bucket
-from vsr_jax import checkpoint, files, json_files, paths
+from vsr_jax import checkpoint, files, json_files, paths, torch_files, video_cli
 from vsr_jax.checkpoint import export_params, find_checkpoint, read_meta, restore_params
+from vsr_jax.data_prep.clip import SHARP
+from vsr_jax.data_prep.opening import open_clips
 from vsr_jax.errors import UserError
 from vsr_jax.train import summaries
 from vsr_jax.train.checkpoints import make_folder
 from vsr_jax.train.goodput import Goodput
 from vsr_jax.train.summaries import Recorder
+from vsr_jax.video import outputs
 
 REMEDY = r"; check its name, your rights there \(gcloud auth .*\) and the network, and run again$"
 
@@ -183,3 +191,52 @@ def test_an_object_of_a_stranger_s_name_is_not_copied(bucket, tmp_path):
   with pytest.raises(UserError, match="holds an object named '../../x'"):
     paths.copy_from(paths.place("gs://bucket/set"), tmp_path / "near")
   assert not list(tmp_path.iterdir())
+
+
+def test_a_set_in_a_bucket_is_opened_by_a_copy_that_ends_with_the_process(
+  bucket, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+  (tmp_path / "temporary").mkdir()
+  write_clip_set(tmp_path / "set", {"alley": 4})
+  paths.copy_to(tmp_path / "set", paths.place("gs://bucket/set"), last="")
+  for _ in range(2):
+    (clip,) = open_clips("gs://bucket/set", num_frames=3).clips
+    (near,) = (tmp_path / "temporary").iterdir()  # the same one
+    assert clip.decode(SHARP, 0).ndim == 3
+  with pytest.raises(UserError, match="^gs://bucket/set: no usable clip of at least 5 frames"):
+    open_clips("gs://bucket/set", num_frames=5)
+  with pytest.raises(UserError, match="^gs://bucket/nothing: there is nothing of that name"):
+    open_clips("gs://bucket/nothing")
+  assert near.stat().st_mode & 0o777 == 0o700  # it may be what only this user may see
+  multiprocessing.util._run_finalizers()
+  assert not near.exists()
+
+
+def test_a_copy_that_the_disk_cannot_hold_is_refused(bucket, tmp_path, monkeypatch):
+  paths.place("gs://bucket/set/a").write_bytes(b"12345")
+  free = shutil.disk_usage(tmp_path)._replace(free=4)
+  monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+  with pytest.raises(UserError, match="^gs://bucket/set: its copy needs .* TMPDIR"):
+    paths.copy_from(paths.place("gs://bucket/set"), tmp_path / "near")
+
+
+def test_a_file_of_weights_is_read_from_a_bucket(bucket):
+  paths.place("gs://bucket/a.pth").write_bytes(b"12345")
+  with torch_files.open_regular("gs://bucket/a.pth") as file:
+    assert os.fstat(file.fileno()).st_size == 5
+    assert file.read() == b"12345"
+  with pytest.raises(UserError, match="^gs://bucket/b.pth cannot be read: No such file"):
+    torch_files.load("gs://bucket/b.pth")
+
+
+def test_pictures_and_videos_are_of_no_bucket():
+  for check in (files.check_place, files.check_folder):
+    with pytest.raises(UserError, match="^gs:/bucket/a: this is written to folders of a file"):
+      check(pathlib.Path("gs://bucket/a"))
+  for use in (outputs.check_output, lambda path: video_cli.readable(path).__enter__()):
+    with pytest.raises(UserError, match="^gs://bucket/a.mp4: pictures and videos are read"):
+      use("gs://bucket/a.mp4")
+  with pytest.raises(UserError, match="^gs://bucket/out: pictures and videos"):
+    paths.local("gs://bucket/out")
+  assert paths.local("out") == pathlib.Path("out")
