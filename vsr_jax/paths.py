@@ -30,6 +30,11 @@ PACKAGE = "gcsfs"  # reads and writes gs://; the extra "gcs"
 PUT_EVERY = 60.0  # seconds between two puttings of an object that grows
 _COPY = "vsr_jax_bucket"  # in the folder for temporary files
 _AT_ONCE = 16  # transfers
+# Both are looked at once, by whoever uses epath or gcsfs first. TensorFlow, which is there for
+# data_prep.build, would be loaded for what gcsfs does as well; and gcsfs would ask for a bucket's
+# kind, for which a run may lack the right.
+os.environ.setdefault("EPATH_USE_TF", "false")
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _GS = "gs://"
 
@@ -54,10 +59,6 @@ def place(path: str | os.PathLike[str]) -> pathlib.Path:
     raise UserError(f"{text}: names no bucket; give gs://BUCKET/FOLDER")
   if importlib.util.find_spec(PACKAGE) is None:
     raise UserError(f'{text}: gs:// needs a package more; pip install -e ".[gcs]"')
-  # TensorFlow, which is there for data_prep.build, would be loaded for what gcsfs does as well.
-  os.environ.setdefault("EPATH_USE_TF", "false")
-  # Otherwise it asks for a bucket's kind, for which a run may lack the right; all kinds are alike.
-  os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
   logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # prints tracebacks of what it raises
   import fsspec.config
   from etils import epath

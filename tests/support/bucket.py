@@ -35,5 +35,4 @@ def make_bucket(monkeypatch):
   monkeypatch.setattr(paths, "PACKAGE", "fsspec")
   monkeypatch.setattr(paths, "_store", lambda: bucket)
   monkeypatch.setattr(backend.fsspec_backend, "_get_filesystem", lambda _: bucket)
-  monkeypatch.setenv("EPATH_USE_TF", "false")
   return bucket
