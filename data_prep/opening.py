@@ -19,6 +19,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from vsr_jax import paths
 from vsr_jax.data_prep import built, clip_set, flow_store, meta_info
 from vsr_jax.data_prep.builders.gopro import release as gopro
 from vsr_jax.data_prep.builders.reds import release as reds
@@ -75,7 +76,7 @@ def open_clips(
   found only where flow is needed, since such a clip has no labels.
 
   Args:
-    path: the set's path.
+    path: the set's path; one in a bucket (gs://) is copied to a temporary folder, once a process.
     split: for a release "train" or "test", which is REDS4 for REDS; for a built set one that it
       has; other sets are one split and ignore it.
     streams: which streams are needed; None for those that are there.
@@ -87,7 +88,18 @@ def open_clips(
     UserError: no such set or split, a stream is missing, streams of unequal length, sizes or
       scales that do not belong together, missing flow, or no clip left.
   """
-  path = pathlib.Path(path)
+  with paths.kept_nearby(paths.place(path), f"copying {path}") as near:
+    return _open_clips(near, split, streams, num_frames, need_flow, warn)
+
+
+def _open_clips(
+  path: pathlib.Path,
+  split: str,
+  streams: Sequence[str] | None,
+  num_frames: int,
+  need_flow: bool,
+  warn: bool,
+) -> OpenedSet:
   opened = _open(path, split, streams)
   clips, left_out = [], dict(opened.left_out)
   for clip in opened.clips:

@@ -28,7 +28,7 @@ import numpy as np
 import tqdm
 
 from fmanet_jax import streaming
-from vsr_jax import cli, evaluation, files, given_outputs, runtime, video
+from vsr_jax import cli, evaluation, files, given_outputs, paths, runtime, video
 from vsr_jax.data_prep.clip import BLUR_BICUBIC, SHARP, Clip
 from vsr_jax.data_prep.folders import FileStream
 from vsr_jax.data_prep.opening import choose_clips
@@ -212,7 +212,7 @@ def _saved_clip(folder: pathlib.Path, clip: Clip) -> str:
 
 def _parse() -> argparse.Namespace:
   parser = cli.Parser("fmanet_jax.evaluate", __doc__)
-  parser.add_argument("data", metavar="DATA", type=pathlib.Path, help="clip set, REDS, built set")
+  parser.add_argument("data", metavar="DATA", type=paths.place, help="clip set, REDS, built set")
   evaluation.add_arguments(parser)
   parser.add_argument(
     "--all-frames",
@@ -224,7 +224,7 @@ def _parse() -> argparse.Namespace:
   )
   parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
   parser.add_argument(
-    "--save-frames", type=pathlib.Path, metavar="DIR", help="keep what is restored: DIR/CLIP/*.png"
+    "--save-frames", type=paths.local, metavar="DIR", help="keep what is restored: DIR/CLIP/*.png"
   )
   args = parser.parse_args()
   if args.outputs and not args.checkpoint and args.save_frames:

@@ -20,6 +20,7 @@ from jax.stages import Compiled
 from fmanet_jax.architecture import Architecture
 from fmanet_jax.model import FMANet, Params, param_shapes
 from fmanet_jax.window import encode_frames, fold_kernels, restore_window
+from vsr_jax import paths
 from vsr_jax.architecture import from_entries
 from vsr_jax.checkpoint import read_meta, restore_params
 from vsr_jax.compiling import compiling
@@ -58,7 +59,7 @@ def load(
 def load_architecture(checkpoint: str | pathlib.Path | None = None) -> Architecture:
   """Reads the architecture in a checkpoint's metadata; arguments and errors are those of `load`."""
   checkpoint = DEMO_WEIGHTS if checkpoint is None else checkpoint
-  if not pathlib.Path(checkpoint).is_dir():
+  if not paths.is_folder(checkpoint):
     raise UserError(
       f"{checkpoint}: no such folder; give a run's folder, or make one of the released weights "
       "with `python -m fmanet_jax.convert model_D.pt model_R.pt DIR`"

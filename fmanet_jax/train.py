@@ -13,7 +13,6 @@ if __name__ == "__main__":
 
 import dataclasses
 import functools
-import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -35,7 +34,7 @@ from fmanet_jax.model import (
   restore,
 )
 from vsr_jax import cli, errors, progress
-from vsr_jax.checkpoint import read_meta, restore_params
+from vsr_jax.checkpoint import has_checkpoint, read_meta, restore_params
 from vsr_jax.configs.fmanet import base
 from vsr_jax.data_prep import batching, blur_pipeline
 from vsr_jax.data_prep.clip import Clip
@@ -227,8 +226,7 @@ def _starting_params(config: ConfigDict, model: FMANet, workdir: str) -> Params 
 
   None without `init_from`, and for a run that is resumed.
   """
-  steps = pathlib.Path(workdir, "checkpoints").glob("*")
-  if not config.init_from or any(path.name.isdecimal() for path in steps):
+  if not config.init_from or has_checkpoint(workdir):
     return None
   shapes = param_shapes(model)
   trained = TRAINED.get(read_meta(config.init_from).get("stage", ""), tuple(shapes))

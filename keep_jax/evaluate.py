@@ -34,7 +34,7 @@ from keep_jax.evaluation_networks import Measuring
 from keep_jax.evaluation_pictures import FrameStrip, save_curves
 from keep_jax.face_scores import TRUTH, FaceClipScore, Networks
 from keep_jax.faces import find_faces, restore_faces
-from vsr_jax import cli, evaluation, files, given_outputs, plotting, runtime, video
+from vsr_jax import cli, evaluation, files, given_outputs, paths, plotting, runtime, video
 from vsr_jax.data_prep import landmarks
 from vsr_jax.data_prep.clip import LOW_QUALITY, SHARP, Clip
 from vsr_jax.data_prep.face_degrade import PRESETS, Degradation
@@ -337,7 +337,7 @@ def _clip_folder(folder: pathlib.Path, clip: Clip) -> str:
 def _parse(given: Sequence[str] | None) -> argparse.Namespace:
   parser = cli.Parser("keep_jax.evaluate", __doc__)
   add = parser.add_argument
-  add("data", metavar="DATA", type=pathlib.Path, help="VFHQ, or another set of clips of faces")
+  add("data", metavar="DATA", type=paths.place, help="VFHQ, or another set of clips of faces")
   add(
     "--checkpoint",
     action="append",
@@ -361,9 +361,9 @@ def _parse(given: Sequence[str] | None) -> argparse.Namespace:
   add("--dtype", choices=("float32", "bfloat16"), default="float32")
   add("--detector", choices=detector.NAMES, default="mtcnn", help="for whole frames")
   add("--detector-weights", metavar="FILE", help="the checkpoint of another detector")
-  add("--save-inputs", type=pathlib.Path, metavar="DIR", help="keep the input: DIR/CLIP/*.png")
+  add("--save-inputs", type=paths.local, metavar="DIR", help="keep the input: DIR/CLIP/*.png")
   add(
-    "--save-frames", type=pathlib.Path, metavar="DIR", help="keep what is restored: DIR/NAME/CLIP/"
+    "--save-frames", type=paths.local, metavar="DIR", help="keep what is restored: DIR/NAME/CLIP/"
   )
   args = parser.parse_args(given)
   arguments.check_network_arguments(parser, args)

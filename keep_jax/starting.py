@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -134,9 +133,3 @@ def _check_complete(params: Params, shapes: Mapping[str, Any], stage: str, flow:
     f"keep_jax.train --config configs/keep/{before}.py --workdir RUN`, and give "
     f"--config.init_from {start}"
   )
-
-
-def is_resumed(workdir: str) -> bool:
-  """Whether a run's folder has a checkpoint to go on from."""
-  steps = pathlib.Path(workdir, "checkpoints").glob("*")
-  return any(path.name.isdecimal() for path in steps)

@@ -28,6 +28,7 @@ from keep_jax.initialise import start_params, vqgan_params
 from keep_jax.model import KEEP
 from keep_jax.stages import TRAINED, auxiliary_shapes, make_stage
 from vsr_jax import cli, lpips, progress
+from vsr_jax.checkpoint import has_checkpoint
 from vsr_jax.configs.keep import base
 from vsr_jax.data_prep import batching, face_pipeline
 from vsr_jax.data_prep.clip import LOW_QUALITY, SHARP, Clip
@@ -239,7 +240,7 @@ def _start(
   """Params to start from, None for a run that is resumed; and those that only the loss uses."""
   options = recipe.options(config)
   auxiliary = auxiliary_shapes(config.stage, model, options)
-  resumed = starting.is_resumed(workdir)
+  resumed = has_checkpoint(workdir)
   if resumed and not auxiliary:
     return None, {}
   params, origins = starting.load(starting.parse(config.init_from), model, config.stage, options)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from keep_jax.architecture import EARLIER_NAMES, Architecture, FlowName
 from keep_jax.model import KEEP, Params, param_shapes
+from vsr_jax import paths
 from vsr_jax.architecture import from_entries
 from vsr_jax.checkpoint import read_meta, restore_params
 from vsr_jax.errors import UserError
@@ -42,7 +43,7 @@ def load(
         "convert the released file with keep_jax.convert and name it with --checkpoint, or try "
         "the way without a network: --no-network"
       )
-  if not pathlib.Path(checkpoint).is_dir():
+  if not paths.is_folder(checkpoint):
     raise UserError(
       f"{checkpoint}: no such folder; give a run's folder, or make one of the released weights "
       "with `python -m keep_jax.convert KEEP-b76feb75.pth DIR`"

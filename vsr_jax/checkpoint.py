@@ -17,6 +17,7 @@ import json
 import os
 import pathlib
 import shutil
+import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,7 +27,7 @@ import numpy as np
 from flax import traverse_util
 from orbax.checkpoint import v1 as ocp
 
-from vsr_jax import files, json_files
+from vsr_jax import files, json_files, paths
 from vsr_jax.checkpoint_damage import REMEDY, check_size, check_sums, checksums
 from vsr_jax.conversion import check_finite
 from vsr_jax.errors import UserError, is_full
@@ -34,6 +35,7 @@ from vsr_jax.orbax_threads import drop_late_reports, let_end, quiet
 from vsr_jax.trees import by_network, check_table, differences, table, template
 
 ARRAYS = ("params", "ema", "opt_state", "variables")
+_DONE = "commit_success.txt"  # what Orbax writes last, in a bucket
 _META = json_files.fields(
   {"arrays": json_files.fields({"params": check_table}, dict.fromkeys(ARRAYS, check_table))},
   {
@@ -90,17 +92,35 @@ def find_checkpoint(path: str | pathlib.Path) -> pathlib.Path:
   Raises:
     UserError: there is no checkpoint.
   """
-  path = pathlib.Path(path).absolute()
-  if not path.is_dir():
+  path = paths.absolute(path)
+  if not paths.is_folder(path):
     raise UserError(
       f"{path}: no such folder; give a run's folder, or what a convert command has written"
     )
-  if (path / "meta").is_dir() or (path / "params").is_dir():
+  if paths.is_folder(path / "meta") or paths.is_folder(path / "params"):
     return path
-  steps = [p for p in (path / "checkpoints").glob("*") if p.name.isdecimal() and p.is_dir()]
+  steps = _complete(path)
   if not steps:
     raise UserError(f"{path}: holds no checkpoint; give a run's folder or an exported checkpoint")
   return max(steps, key=lambda p: int(p.name))
+
+
+def has_checkpoint(workdir: str | pathlib.Path) -> bool:
+  """Whether a run's folder has a checkpoint to go on from.
+
+  Raises:
+    UserError: its bucket cannot be used.
+  """
+  return bool(_complete(paths.absolute(workdir)))
+
+
+def _complete(workdir: pathlib.Path) -> list[pathlib.Path]:
+  """A run's checkpoints; in a bucket one that is being written has its final name already."""
+  with paths.reaching(workdir):
+    found = [path for path in (workdir / "checkpoints").glob("*") if path.name.isdecimal()]
+    if paths.in_bucket(workdir):
+      return [path for path in found if (path / _DONE).exists()]
+  return [path for path in found if path.is_dir()]
 
 
 def read_meta(path: str | pathlib.Path) -> dict[str, Any]:
@@ -146,10 +166,12 @@ def restore_params(
     there = {name: _widened(x) for network in like for name, x in held.get(network, {}).items()}
     if wrong := differences(table(like), there):
       raise UserError(f"{folder}: not the weights of this model: {wrong}")
-  check_size(folder, [tables[item] for item in items])
   templates = {item: template(tables[item]) for item in items}
-  trees = load_items(folder, templates)  # whole items: Orbax cannot read parts of one
-  check_sums(folder, trees, meta)
+  # A bucket's is copied: one that came from a file system lacks what Orbax asks for in buckets.
+  with paths.nearby(folder) as near:
+    check_size(near, [tables[item] for item in items])
+    trees = load_items(near, templates)  # whole items: Orbax cannot read parts of one
+    check_sums(near, trees, meta)
   params = trees["params"] | trees.get("ema", {})
   wanted = params if like is None else like
   check_finite(traverse_util.flatten_dict(params, sep="/"), str(folder))
@@ -171,9 +193,13 @@ def check_export(path: str | pathlib.Path) -> None:
   Raises:
     UserError: the path is something else than an exported folder, or cannot be written.
   """
-  path = pathlib.Path(path).absolute()
-  if path.exists() and not (path / "params").is_dir():
-    raise UserError(f"{path}: exists and is no exported checkpoint; choose another folder")
+  path = paths.absolute(path)
+  with paths.reaching(path):
+    if path.exists() and not (path / "params").is_dir():
+      raise UserError(f"{path}: exists and is no exported checkpoint; choose another folder")
+  if paths.in_bucket(path):
+    paths.check_writable(path)
+    return
   (files.check_place if path.exists() else files.check_folder)(path)
 
 
@@ -197,8 +223,13 @@ def export_params(
       number is too large for float16.
     OSError: the params do not fit on the disk (ENOSPC); nothing was written.
   """
-  path = pathlib.Path(path).absolute()
+  path = paths.absolute(path)
   check_export(path)
+  if paths.in_bucket(path):
+    with tempfile.TemporaryDirectory() as near:
+      export_params(pathlib.Path(near, "export"), params, meta, half=half)
+      paths.copy_to(pathlib.Path(near, "export"), path, last="meta")
+    return
   params = jax.tree.map(np.asarray, dict(params))
   if half:
     params = _as_half(params, path)
@@ -214,7 +245,7 @@ def export_params(
     with context(), quiet():
       ocp.save_checkpointables(part, {"params": params, "meta": meta_item(meta)})
     # This file of Orbax's names the local folder, which is private and no part of shipped weights.
-    (part / "commit_success.txt").unlink(missing_ok=True)
+    (part / _DONE).unlink(missing_ok=True)
     files.replace_folder(str(part), str(path))
   except Exception as e:  # Orbax raises many types, as in `Checkpoints.save`.
     raise cannot_write(path, e) from e
@@ -243,12 +274,15 @@ def load_items(folder: pathlib.Path, items: dict[str, Any]) -> dict[str, Any]:
     for item, template in items.items():  # One by one, to name the damaged one.
       try:
         loaded |= ocp.load_checkpointables(folder, {item: template})
-      except Exception:  # Orbax and TensorStore raise a dozen types for a damaged folder.
+      except Exception as e:  # Orbax and TensorStore raise a dozen types for a damaged folder.
+        failure = e
         break
     else:
       return loaded
     gc.collect()  # While it is quiet: the abandoned reads report themselves when they are freed.
   drop_late_reports()
+  if paths.in_bucket(folder):  # where an outage is as likely
+    raise paths.no_use(folder, failure)
   raise UserError(f"{folder}: damaged, its {item} cannot be read; {REMEDY}")
 
 
@@ -265,6 +299,8 @@ def context() -> ocp.Context:
 def cannot_write(folder: pathlib.Path, error: Exception) -> UserError | OSError:
   """Removes what a failed save left beside its folder, and returns the error that says why."""
   let_end()
+  if paths.in_bucket(folder):  # where the next session removes what is not complete
+    return paths.no_use(folder, error)
   for part in folder.parent.glob(f"{folder.name}.orbax-checkpoint-tmp*"):
     shutil.rmtree(part, ignore_errors=True)
   if is_full(error):

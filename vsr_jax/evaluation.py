@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import tqdm
 
-from vsr_jax import progress, score_table
+from vsr_jax import paths, progress, score_table
 from vsr_jax.errors import UserError
 from vsr_jax.metrics import Score
 from vsr_jax.score_table import ScoreTable
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar="[NAME=]DIR",
     help="a row for what another method has restored: DIR/CLIP/*.png or DIR/CLIP.mp4; repeatable",
   )
-  add("--out", type=pathlib.Path, metavar="DIR", default="evaluation", help="default: evaluation")
+  add("--out", type=paths.place, metavar="DIR", default="evaluation", help="default: evaluation")
 
 
 def named_path(text: str) -> tuple[str, pathlib.Path]:
@@ -59,7 +59,8 @@ def named_path(text: str) -> tuple[str, pathlib.Path]:
     name, path = "", text
   if not path:
     raise argparse.ArgumentTypeError(f"{text!r} names no folder")
-  return name or pathlib.Path(path).resolve().name, pathlib.Path(path)
+  found = paths.place(path)
+  return name or (found if paths.in_bucket(path) else found.resolve()).name, found
 
 
 def check_names(names: Iterable[str]) -> None:

@@ -18,6 +18,7 @@ import stat
 import warnings
 from collections.abc import Callable, Iterator
 
+from vsr_jax import paths
 from vsr_jax.errors import UserError
 from vsr_jax.processes import Process
 
@@ -46,6 +47,7 @@ def check_place(path: str | os.PathLike[str]) -> None:
     UserError: the folder to write in does not exist or cannot be written, or the place is taken by
       something that may not be replaced, such as another user's file in /tmp.
   """
+  _check_local(path)
   target = os.path.realpath(path)
   parent = os.path.dirname(target)
   if not os.path.isdir(parent):
@@ -67,6 +69,7 @@ def check_folder(path: str | os.PathLike[str]) -> None:
   Raises:
     UserError: the folder cannot be written or made.
   """
+  _check_local(path)
   there = place = os.path.realpath(path)
   while not os.path.lexists(there):
     there = os.path.dirname(there)
@@ -75,6 +78,11 @@ def check_folder(path: str | os.PathLike[str]) -> None:
     raise UserError(f"{path}: {what}is a file; name a folder")
   if not os.access(there, os.W_OK | os.X_OK):
     raise UserError(f"{path}: the folder {there} cannot be written; choose another one")
+
+
+def _check_local(path: str | os.PathLike[str]) -> None:
+  if os.fspath(path).startswith("gs:/"):  # pathlib makes one slash of two
+    raise UserError(f"{path}: this is written to folders of a file system only; name one")
 
 
 def part_name(path: str | os.PathLike[str], kind: str = "") -> str:
@@ -149,9 +157,13 @@ def make_folder(path: pathlib.Path) -> None:
   """Makes a folder with its parents.
 
   Raises:
-    UserError: the folder cannot be made, or its name belongs to something else.
+    UserError: the folder cannot be made, its name belongs to something else, or its bucket cannot
+      be written.
     OSError: the disk is full.
   """
+  if paths.in_bucket(path):  # whose folders are only names
+    paths.check_writable(path)
+    return
   try:
     path.mkdir(parents=True, exist_ok=True)
   except OSError as e:
@@ -161,7 +173,7 @@ def make_folder(path: pathlib.Path) -> None:
 
 
 def write_whole(path: pathlib.Path, content: str | bytes) -> None:
-  """Writes a file beside its place, then puts it there.
+  """Writes a file beside its place, then puts it there; in a bucket objects appear whole anyway.
 
   Args:
     path: the file, in a folder that exists; what was there is replaced.
@@ -169,11 +181,17 @@ def write_whole(path: pathlib.Path, content: str | bytes) -> None:
 
   Raises:
     OSError: the file cannot be written; what was there is unchanged.
+    UserError: its bucket cannot be used.
   """
+  data = content.encode() if isinstance(content, str) else content
+  if paths.in_bucket(path):
+    with paths.reaching(path, writing=True):
+      path.write_bytes(data)
+    return
   part = pathlib.Path(part_name(path))
   try:
     with naming(path):
-      part.write_bytes(content.encode() if isinstance(content, str) else content)
+      part.write_bytes(data)
       os.replace(part, path)
   except BaseException:
     with contextlib.suppress(OSError):

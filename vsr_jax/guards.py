@@ -8,6 +8,7 @@ import pathlib
 import shutil
 from collections.abc import Iterator
 
+from vsr_jax import paths
 from vsr_jax.errors import UserError
 
 
@@ -61,11 +62,12 @@ def read_bytes(path: pathlib.Path, limit: int) -> bytes:
 
   Raises:
     TooLarge: the file has more, or is a pipe or a device, which may not end.
+    UserError: its bucket cannot be used.
     OSError: the file cannot be read.
   """
-  if path.exists() and not path.is_file():
+  if not paths.in_bucket(path) and path.exists() and not path.is_file():
     raise TooLarge("not a file")
-  with path.open("rb") as f:
+  with paths.reaching(path), path.open("rb") as f:
     data = f.read(limit + 1)
   if len(data) > limit:
     raise TooLarge(f"has more than {limit} bytes")

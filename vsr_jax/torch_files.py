@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from vsr_jax import guards, torch_pickle
+from vsr_jax import guards, paths, torch_pickle
 from vsr_jax.errors import UserError
 from vsr_jax.pickle_machine import CodeError
 from vsr_jax.torch_pickle import Storage, Tensor
@@ -64,10 +64,15 @@ def load(path: str | Path) -> dict[str, Any]:
 def open_regular(path: str | Path) -> BinaryIO:
   """Opens a file for reading, without waiting for a writer where it is a pipe.
 
+  One in a bucket (gs://) is copied to a temporary file, which ends with its use.
+
   Raises:
     OSError: there is no such file, or it cannot be read.
-    UserError: it is a pipe or a device, which cannot be read at any position.
+    UserError: it is a pipe or a device, which cannot be read at any position; or its bucket cannot
+      be used.
   """
+  if paths.in_bucket(path):
+    return paths.open_copy(paths.place(path))
   mode = os.stat(path).st_mode
   if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
     raise UserError(f"{path} is a pipe or a device; give a file")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from vsr_jax import images, progress, video
 from vsr_jax.cli import Parser
 from vsr_jax.errors import UserError
+from vsr_jax.paths import local
 from vsr_jax.video import spool
 from vsr_jax.video.encode import CONTAINERS
 from vsr_jax.video.frames_folder import several_frames
@@ -99,6 +100,7 @@ def readable(*paths: str | None) -> Iterator[dict[str, str | None]]:
   with contextlib.ExitStack() as stack:
     copies = {}
     for path in filter(None, paths):
+      local(path)
       if spool.is_pipe(path):
         print(f"note: {path}: can be read only once; it is copied to a temporary file first")
       copies[path] = stack.enter_context(spool.copied(path))

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 from jax import export
 
+from tests.support.bucket import make_bucket
 from tests.vsr_jax.clips import encode, moving_waves
 from vsr_jax import run_exported, video
-from vsr_jax.exported import files, programs, streams
+from vsr_jax.errors import UserError
+from vsr_jax.exported import command, files, programs, streams
 
 PARAMS = {"net": {"gain": jnp.array(0.5)}}
 FORM = {"windows": {"height": 16, "width": 24, "scale": 2, "radius": 1}}
@@ -209,3 +211,13 @@ def test_without_flatbuffers_the_way_to_it_is_told(good, clip, tmp_path, run_mai
   monkeypatch.setattr(programs.importlib.util, "find_spec", lambda name: None)
   said = run_main(run_exported.main, good, clip, tmp_path / "out", code=2)
   assert_refused(said, "pip install flatbuffers")
+
+
+def test_a_file_is_written_to_and_read_from_a_bucket(good, monkeypatch):
+  bucket = make_bucket(monkeypatch)
+  command.check_output("gs://bucket/toy.zip")
+  write("gs://bucket/toy.zip")
+  assert bucket.cat_file("/bucket/toy.zip") == good.read_bytes()
+  assert files.read("gs://bucket/toy.zip").manifest == files.read(good).manifest
+  with pytest.raises(UserError, match="^gs://bucket/no.zip cannot be read: No such file"):
+    files.read("gs://bucket/no.zip")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jax import export
 
-from vsr_jax import cli, progress
+from vsr_jax import cli, paths, progress
 from vsr_jax import files as outputs
 from vsr_jax.errors import UserError
 from vsr_jax.exported import files, programs
@@ -42,6 +42,9 @@ def _platforms(text: str) -> tuple[str, ...]:
 def check_output(path: str) -> None:
   """Raises `UserError`, before any work is done, if the file cannot be written."""
   programs.check_installed()
+  if paths.in_bucket(path):
+    paths.check_writable(paths.place(path).parent)
+    return
   outputs.check_place(path)
   if os.path.isdir(path):
     raise UserError(f"{path}: is a folder; name a file")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import pathlib
 import zipfile
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ import numpy as np
 from jax import export
 
 import vsr_jax
-from vsr_jax import files, guards, json_files, safetensors_files, torch_files
+from vsr_jax import files, guards, json_files, paths, safetensors_files, torch_files
 from vsr_jax.errors import UserError
 from vsr_jax.exported import programs
 
@@ -99,7 +98,7 @@ def write(
     for name, program in lowered.items():
       _add(archive, _PROGRAM.format(name), program.serialize())
     _add(archive, _WEIGHTS, safetensors_files.encode(weights), zipfile.ZIP_STORED)
-  files.write_whole(pathlib.Path(path), content.getvalue())
+  files.write_whole(paths.place(path), content.getvalue())
   return content.tell()
 
 

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from vsr_jax import paths
 from vsr_jax.checkpoint import (
   ARRAYS,
   JsonItem,
@@ -39,14 +40,12 @@ def make_folder(workdir: str | pathlib.Path) -> pathlib.Path:
   """Makes a run's folder, if it is missing, and gives that of its checkpoints.
 
   Raises:
-    UserError: it cannot be made or written, or is no path of a file system.
+    UserError: it cannot be made or written.
   """
-  if "://" in str(workdir):  # of which pathlib would make a folder here
-    raise UserError(
-      f"{workdir}: a run is kept in a folder of a file system, and in no bucket; name one, on"
-      " several hosts one that all of them share"
-    )
-  folder = pathlib.Path(workdir).absolute() / "checkpoints"
+  folder = paths.absolute(workdir) / "checkpoints"
+  if paths.in_bucket(folder):
+    paths.check_writable(folder)
+    return folder
   try:
     folder.mkdir(parents=True, exist_ok=True)
   except OSError as e:
@@ -94,12 +93,13 @@ class Checkpoints:
       )
     for left in sorted(self.folder.glob("*.orbax-checkpoint-tmp*")):  # which Orbax removes now
       warnings.warn(f"{left}: removed, a save that did not end had left it", stacklevel=2)
-    self._orbax = ocp.training.Checkpointer(
-      self.folder,
-      context=context(),
-      preservation_policy=policies.AnyPreservationPolicy(rules),
-      cleanup_tmp_directories=True,
-    )
+    with paths.reaching(self.folder, writing=True):
+      self._orbax = ocp.training.Checkpointer(
+        self.folder,
+        context=context(),
+        preservation_policy=policies.AnyPreservationPolicy(rules),
+        cleanup_tmp_directories=True,
+      )
 
   def __enter__(self) -> Checkpoints:
     logging.getLogger("absl").addFilter(not_by_orbax)
@@ -116,7 +116,8 @@ class Checkpoints:
   @property
   def latest(self) -> pathlib.Path | None:
     """Folder of the latest complete checkpoint."""
-    found = self._orbax.latest
+    with paths.reaching(self.folder, writing=True):
+      found = self._orbax.latest
     return None if found is None else self.folder / str(found.step)
 
   def save(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from vsr_jax import runtime
 from vsr_jax.chips import Chip
 from vsr_jax.compile_report import Report, examine
 from vsr_jax.files import make_folder, write_whole
+from vsr_jax.paths import place
 from vsr_jax.sharding import batch_sharding, make_mesh, replicated
 from vsr_jax.topology import devices_of
 from vsr_jax.train import recipe
@@ -66,7 +66,7 @@ def run(config: ConfigDict, workdir: str, topology: str, make_plan: MakePlan, se
   runtime.compile_without_devices()
   devices, chip = devices_of(topology)
   make_plan(config, len(devices))  # what is wrong is told before a folder is made
-  make_folder(pathlib.Path(workdir))
+  make_folder(place(workdir))
   told: dict[str, Any] = {"topology": topology, "config": config.to_dict()}
   if search:
     rows = search_batches(config, devices, chip, make_plan)
@@ -79,7 +79,7 @@ def run(config: ConfigDict, workdir: str, topology: str, make_plan: MakePlan, se
     )
     fits = report.fits
     told |= report.to_json()
-  path = pathlib.Path(workdir, REPORT)
+  path = place(workdir) / REPORT
   write_whole(path, json.dumps(told, indent=2, allow_nan=False) + "\n")
   print(f"{path}: written")
   return fits

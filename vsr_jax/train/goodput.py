@@ -15,8 +15,10 @@ import jax
 
 from vsr_jax import json_files
 from vsr_jax.chips import Chip
+from vsr_jax.errors import UserError
 from vsr_jax.files import write_whole
 from vsr_jax.json_files import fields, integer, number
+from vsr_jax.paths import place
 
 FILE = "goodput.json"
 WRITE_EVERY = 30.0  # seconds between writings while steps run
@@ -62,7 +64,7 @@ class Goodput:
       workdir: the run's folder.
       began: when the session began, by `time.monotonic`; None: now.
     """
-    self._path = pathlib.Path(workdir) / FILE
+    self._path = place(workdir) / FILE
     self._began = time.monotonic() if began is None else began
     self._measured = dict.fromkeys(KINDS, 0.0)  # in this session; "steps" is the rest
     self._before: dict[str, Any] | None = None
@@ -79,7 +81,7 @@ class Goodput:
 
   def __exit__(self, *error: object) -> None:
     self._waiting.shutdown(wait=False, cancel_futures=True)
-    with contextlib.suppress(OSError):  # which would hide the run's own error
+    with contextlib.suppress(OSError, UserError):  # which would hide the run's own error
       self.write()
 
   def begin(self, step: int) -> None:

@@ -27,6 +27,7 @@ from vsr_jax.flops import count_jaxpr
 from vsr_jax.json_files import BadJson
 from vsr_jax.locks import locked
 from vsr_jax.memory import release_freed_memory
+from vsr_jax.paths import in_bucket
 from vsr_jax.sharding import make_mesh, place_batch, place_everywhere, replicated
 from vsr_jax.train import hosts
 from vsr_jax.train.checkpoints import Checkpoints, make_folder
@@ -150,7 +151,10 @@ def _locked_workdir(workdir: str | pathlib.Path) -> Iterator[None]:
     if jax.process_index() == 0:
       try:
         make_folder(workdir)
-        stack.enter_context(locked(workdir))
+        # A bucket has no locks that end with their process: a host that is preempted would leave
+        # one behind, and nobody could tell whether it still runs.
+        if not in_bucket(workdir):
+          stack.enter_context(locked(workdir))
       except UserError as e:
         refusal = e
     if multihost_utils.broadcast_one_to_all(np.bool_(refusal is not None)):

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from vsr_jax import cli
 from vsr_jax.errors import UserError
 from vsr_jax.json_files import fields, integer, load_lines
+from vsr_jax.paths import place
 from vsr_jax.plotting import new_figure
 
 _ROW = fields({"step": integer()}, more=True)
@@ -25,7 +26,7 @@ _NOT_LOSSES = ("step", "seconds")
 def main() -> None:
   """Reads the arguments and writes the picture."""
   parser = cli.Parser("vsr_jax.train.plot", __doc__)
-  parser.add_argument("runs", nargs="+", type=pathlib.Path, help="folders of runs")
+  parser.add_argument("runs", nargs="+", type=place, help="folders of runs")
   parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("curves.png"))
   args = parser.parse_args()
   draw([(run.name, read_log(run)) for run in args.runs], args.out)
@@ -43,7 +44,8 @@ def read_log(run: pathlib.Path) -> dict[str, tuple[list[int], list[float]]]:
   try:
     rows = load_lines(path, _ROW, remedy="remove that line, or give the folder of a run")
   except OSError as e:
-    raise UserError(f"{path}: cannot be read ({e.strerror}); give the folder of a run") from e
+    why = e.strerror or "it is missing"
+    raise UserError(f"{path}: cannot be read ({why}); give the folder of a run") from e
   for _, row in rows:
     for name, value in row.items():
       if name not in _NOT_LOSSES and isinstance(value, int | float):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from vsr_jax import files
+from vsr_jax import files, paths
 
 
 class Window(NamedTuple):
@@ -52,7 +52,7 @@ class Profile:
     Warns:
       UserWarning: the whole window is done, so that there is nothing to trace.
     """
-    self._workdir, self._window = pathlib.Path(workdir), window
+    self._workdir, self._window = paths.place(workdir), window
     self._first: int | None = None  # the first step of a trace that goes on
     self._last = 0
     self._folder = contextlib.ExitStack()  # deletes the trace's temporary folder

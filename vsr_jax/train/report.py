@@ -127,6 +127,7 @@ class Report:
     trees["variables"] = state.variables
     finite = jax.device_get(_finite(trees))
     self._stop_if(step, [name for name, good in finite.items() if not good])
+    self._recorder.put()
     meta = {**self._meta, "stage": self._stage.name, "log": self._recorder.running_sums}
     self._checkpoints.save(state, step, data=position, meta=meta, metrics=metrics)
 

@@ -16,25 +16,29 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from vsr_jax import json_files
+from vsr_jax import json_files, paths
 from vsr_jax.files import write_whole
 from vsr_jax.images import encode_image
 from vsr_jax.json_files import fields, integer, mapping, number, text
+from vsr_jax.paths import GrowingFile, place
 
 # Schemas: of a line of log.jsonl, and of `Recorder.running_sums` in a checkpoint.
 ROW = fields({"step": integer()}, more=True)
 RUNNING_SUMS = fields({"sums": mapping(text, number()), "count": integer(), "seconds": number(0)})
 
+_LONGEST = 8 << 20
+
 
 class EventFile:
-  """A TensorBoard event file, written with TensorBoard's own protos; needs no TensorFlow."""
+  """A TensorBoard event file, written with TensorBoard's own protos; needs no TensorFlow.
+
+  In a bucket, where it is written again and again, another one goes on from `_LONGEST` bytes.
+  """
 
   def __init__(self, folder: pathlib.Path, first_step: int):
     """Opens a new file; TensorBoard drops older files' points from `first_step` on."""
-    name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
-    self._file = open(folder / name, "wb")  # noqa: SIM115 (closed by `close`)
-    self._writer = RecordWriter(self._file)
-    self._write(Event(file_version="brain.Event:2"))
+    self._folder = folder
+    self._open()
     start = SessionLog(status=SessionLog.START)
     self._write(Event(step=first_step, session_log=start))
 
@@ -52,10 +56,23 @@ class EventFile:
     entry = Summary.Value(tag=tag, image=picture)
     self._write(Event(step=step, summary=Summary(value=[entry])))
 
+  def _open(self) -> None:
+    name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+    self._file = GrowingFile(self._folder / name)
+    self._writer = RecordWriter(self._file)
+    self._write(Event(file_version="brain.Event:2"))
+
   def _write(self, event: Event) -> None:
     event.wall_time = time.time()
     self._writer.write(event.SerializeToString())
     self._file.flush()
+    if self._file.held > _LONGEST:
+      self._file.close()
+      self._open()
+
+  def put(self) -> None:
+    """Lets others see what was written."""
+    self._file.put()
 
   def close(self) -> None:
     self._file.close()
@@ -86,15 +103,19 @@ class Recorder:
     self._seconds, self._since = running_sums["seconds"], time.monotonic()
     self._files = None
     if jax.process_index() == 0:
-      rows = pathlib.Path(workdir) / "log.jsonl"
+      rows = place(workdir) / "log.jsonl"
       _drop_rows_after(rows, step)
-      # Both are closed by `close`.
-      self._files = open(rows, "a"), EventFile(pathlib.Path(workdir), step + 1)  # noqa: SIM115
+      self._files = GrowingFile(rows), EventFile(place(workdir), step + 1)
 
   def close(self) -> None:
     """Closes the files."""
     for file in self._files or ():
       file.close()
+
+  def put(self) -> None:
+    """Puts the rows where a session that follows finds them, before a checkpoint counts on them."""
+    for file in self._files or ():
+      file.put()
 
   @property
   def seconds(self) -> float:
@@ -133,7 +154,7 @@ class Recorder:
     if self._files is not None:
       log, events = self._files
       row = {"step": step, "seconds": round(self.seconds, 3), **values}
-      log.write(json.dumps(row) + "\n")
+      log.write(json.dumps(row).encode() + b"\n")
       log.flush()
       events.scalars(step, values)
 
@@ -173,9 +194,11 @@ def panel(columns: list[np.ndarray], rows: int = 4, gap: int = 2) -> np.ndarray:
 
 
 def _drop_rows_after(path: pathlib.Path, step: int) -> None:
-  if not path.exists():
+  try:
+    size = paths.size(path)
+  except FileNotFoundError:
     return
   rows = json_files.load_lines(path, ROW, remedy="remove that line or the file")
   kept = b"".join(line for line, row in rows if row["step"] <= step)
-  if len(kept) != path.stat().st_size:
+  if len(kept) != size:
     write_whole(path, kept)

@@ -6,6 +6,7 @@ import os
 
 from vsr_jax import files
 from vsr_jax.errors import UserError
+from vsr_jax.paths import local
 from vsr_jax.video import frames_folder, spool
 from vsr_jax.video.encode import CONTAINERS
 
@@ -25,6 +26,7 @@ def check_output(path: str, source: str | None = None) -> None:
       folder with other files than frames of an earlier run, something that is no file, or what
       belongs to another user.
   """
+  local(path)
   if path == spool.STDIN:
     raise UserError("-: frames are not written to standard output; name a file or a folder")
   suffix = output_form(path)

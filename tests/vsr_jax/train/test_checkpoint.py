@@ -258,10 +258,12 @@ def test_a_config_that_no_checkpoint_could_keep_is_refused_at_the_start(tmp_path
   assert not list(tmp_path.iterdir())
 
 
-def test_a_bucket_as_a_workdir_is_refused_and_no_folder_of_its_name_is_made(tmp_path, monkeypatch):
+def test_another_store_as_a_workdir_is_refused_and_no_folder_of_its_name_is_made(
+  tmp_path, monkeypatch
+):
   monkeypatch.chdir(tmp_path)
-  with pytest.raises(UserError, match="^gs://bucket/run: a run is kept in a folder"):
-    resume("gs://bucket/run")
+  with pytest.raises(UserError, match="^s3://bucket/run: .* only gs://BUCKET/FOLDER can be used"):
+    resume("s3://bucket/run")
   assert not list(tmp_path.iterdir())
 
 
