@@ -43,6 +43,12 @@ def add_arguments(parser: cli.Parser) -> None:
     help="robust, as released; or by all five landmarks, which is steadier",
   )
   add("--parsenet", metavar="FILE", help="parsing_parsenet.pth: paste only what is face and hair")
+  add(
+    "--colors",
+    choices=("input", "network"),
+    help="of restored faces; default: the input's with the demonstration weights, otherwise the "
+    "network's, as released",
+  )
   add("--draw-boxes", action="store_true", help="draw the faces found over the output")
   add("--save-crops", metavar="DIR", help="write the aligned and the restored faces as PNGs")
   add("--strip", metavar="FILE.png", help="a picture of a few frames: input, aligned, restored")
@@ -138,6 +144,7 @@ def check_arguments(parser: cli.Parser, args: argparse.Namespace) -> None:
     parser.error("name an OUTPUT; without one there is only --list-faces")
   if args.aligned:
     whole = ("draw_boxes", "save_crops", "strip", "background", "parsenet", "list_faces", "tracks")
+    whole += ("colors",)
     for name in (*whole, "min_face", "min_score", "skip_sharp"):
       if getattr(args, name):
         parser.error(f"--{name.replace('_', '-')} is for whole frames, not for --aligned")

@@ -96,7 +96,7 @@ def restore(
   """The frames of a clip, which are enlarged already, and restored."""
   size = restorer.model.arch.image_size
   faces, _ = find_faces((frame.image for frame in frames), detect, size=size)
-  for result in restore_faces(frames, faces, restorer.stream_tracks, size=size):
+  for result in restore_faces(frames, faces, restorer.stream_tracks, size=size, input_colors=True):
     yield result.frame.image, dataclasses.replace(result.frame, image=result.image)
 
 

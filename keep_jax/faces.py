@@ -129,6 +129,7 @@ def restore_faces(
   upscale: float = 1,
   background: Iterator[np.ndarray] | None = None,
   masks: Masks | None = None,
+  input_colors: bool = False,
   seconds: collections.defaultdict[str, float] | None = None,
 ) -> Generator[RestoredFrame, None, None]:
   """Restores the faces of a clip in their frames; the second pass.
@@ -142,14 +143,13 @@ def restore_faces(
     background: what each frame is to show around the faces, uint8 RGB, resized to S h x S w
       where it is not of that size (see `paste.enlarge`); None: the frame itself, enlarged by
       Lanczos.
-    masks: makes masks of restored faces, such as `parsenet.face_masks`; None: the feathered square
-      alone.
-    seconds: counters "align", "background" and "paste", to which the time of that work is added.
+    masks: of restored faces, such as `parsenet.face_masks`; None: the feathered square alone.
+    input_colors: give restored faces the input's colors, see `paste.with_colors_of`.
+    seconds: counters "align", "background" and "paste", which get the time of that work.
 
   Yields:
     The frames in order. Pixels outside the faces are those of the enlarged frame; grey faces stay
-    grey. Faces are pasted back to front, and none is painted over another's head, be that restored
-    or not.
+    grey. Faces are pasted back to front, none over another's head, be that restored or not.
 
   Raises:
     UserError: the background ends before the clip, or see `paste.enlarged_size`.
@@ -166,16 +166,16 @@ def restore_faces(
 
   for restored, (frame, matrices, crops) in paired(restore, aligned()):
     with _timed(seconds, "background"):
-      upscaler = _next_upscaler(background, frame)
+      behind = _next_upscaler(background, frame)
     with _timed(seconds, "paste"):
-      restored = {i: _match_grey(crops[i], face) for i, face in restored.items()}
+      restored = {i: _match_color(crops[i], x, input_colors) for i, x in restored.items()}
       parts = _make_masks(restored, masks)
       image = paste.paste(
         frame.image,
         [restored.get(i) for i in matrices],
         list(matrices.values()),
         upscale,
-        upscaler=upscaler,
+        upscaler=behind,
         masks=[parts.get(i) for i in matrices],
         apart=True,
       )
@@ -203,7 +203,9 @@ def _make_masks(faces: Arrays, masks: Masks | None) -> Arrays:
   return dict(zip(faces, masks(np.stack(list(faces.values()))), strict=True))
 
 
-def _match_grey(crop: np.ndarray, face: np.ndarray) -> np.ndarray:
+def _match_color(crop: np.ndarray, face: np.ndarray, all_colors: bool) -> np.ndarray:
+  """A restored face that is grey where its input is; with `all_colors`, of the input's colors."""
+  face = paste.with_colors_of(crop, face) if all_colors else face
   return paste.to_grey(face) if paste.is_grey(crop) else face
 
 

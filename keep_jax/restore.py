@@ -146,6 +146,7 @@ def restore_frames(args: argparse.Namespace) -> None:
     behind = stack.enter_context(_images_behind(args, enlarger, warning))
     frames = stack.enter_context(contextlib.closing(video.prefetch(reader)))
     options = {"size": size, "upscale": args.upscale, "background": behind, "masks": masks}
+    options["input_colors"] = (args.colors or _usual_colors(args)) == "input"
     results = restore_faces(frames, faces, restore, seconds=seconds, **options)
     counted = stack.enter_context(contextlib.closing(_with_progress(results, "restoring", total)))
     for t, result in enumerate(counted):
@@ -246,13 +247,19 @@ def _network(args: argparse.Namespace) -> tuple[StreamTracks, int]:
     side = model.arch.image_size
     print(
       f"note: restoring with the demonstration weights, a small model for faces of {side}x{side} "
-      "pixels; for larger or better faces convert the released weights (README.md tells how) and "
-      "name them with --checkpoint"
+      "pixels that are blurred or compressed; it makes sharper faces worse, which --skip-sharp "
+      "leaves alone; for better ones convert the released weights (README.md tells how) and name "
+      "them with --checkpoint"
     )
   restorer = streaming.Restorer(
     model, params, args.mode, args.window, args.look_ahead, args.fidelity
   )
   return restorer.stream_tracks, model.arch.image_size
+
+
+def _usual_colors(args: argparse.Namespace) -> str:
+  """The small network changes colors far more than the released one, where faces are pasted."""
+  return "input" if args.checkpoint is None and not args.no_network else "network"
 
 
 def _writer(

@@ -155,6 +155,46 @@ def test_without_a_checkpoint_the_demonstration_weights_restore(
   assert "1 face track" in said.out
 
 
+@pytest.mark.parametrize(
+  ("options", "used"),
+  [
+    ((), True),
+    (("--colors", "network"), False),
+    (("--checkpoint", "CHECKPOINT"), False),
+    (("--checkpoint", "CHECKPOINT", "--colors", "input"), True),
+  ],
+)
+def test_the_demonstration_weights_keep_the_inputs_colors(
+  run_main, clip, tmp_path, monkeypatch, options, used
+):
+  seen = []
+
+  def record(*arguments, **options):
+    seen.append(options["input_colors"])
+    return restore_faces(*arguments, **options)
+
+  monkeypatch.setattr(restore, "restore_faces", record)
+  monkeypatch.setattr(restore, "_network", lambda args: (identity, 32))
+  given = [str(tmp_path) if x == "CHECKPOINT" else x for x in options]
+  run_main(restore.main, clip, tmp_path / "out", *given)
+  assert seen == [used]
+
+
+def test_colors_of_the_input_leave_no_square():
+  frames = [video.Frame(FACE, Fraction(i, 25), i) for i in range(2)]
+  faces, _ = find_faces((frame.image for frame in frames), make_detector(), size=128)
+
+  def brighter(crops):
+    for cut in crops:
+      yield {i: np.clip(face.astype(int) + 50, 0, 255).astype(np.uint8) for i, face in cut.items()}
+
+  (with_colors, _), (without, _) = (
+    list(restore_faces(frames, faces, brighter, size=128, input_colors=x)) for x in (True, False)
+  )
+  assert rgb_psnr(FACE, with_colors.image) > 30
+  assert rgb_psnr(FACE, without.image) < 25
+
+
 def test_a_small_crop_of_a_large_face_has_no_aliases():
   """Stripes finer than the crop can show become grey, where single points would give a pattern."""
   stripes = np.zeros((224, 256, 3), np.uint8)

@@ -22,6 +22,7 @@ Upscaler = Callable[[np.ndarray], np.ndarray]
 # OpenCV's warps address pixels with 16 bits.
 MAX_SIDE = 32767
 
+_COLOR_PARTS = 16
 _GREY_THRESHOLD = 10.0
 _GREY_WEIGHTS = np.array([0.2989, 0.5870, 0.1140], np.float32)
 
@@ -40,6 +41,25 @@ def to_grey(faces: np.ndarray) -> np.ndarray:
   """Takes the colour from uint8 RGB [... 3]; the three channels become equal."""
   grey = np.rint(faces @ _GREY_WEIGHTS).astype(np.uint8)
   return np.repeat(grey[..., None], 3, axis=-1)
+
+
+def with_colors_of(crop: np.ndarray, face: np.ndarray) -> np.ndarray:
+  """Gives a restored face the colors and the brightness of what it was made of.
+
+  What varies slowly, by a Gaussian of a sixteenth of the side, is the crop's; what varies faster
+  is the face's. Degradations keep what varies slowly; a small network does not, and a square of
+  another color then shows around the face.
+
+  Args:
+    crop: uint8 RGB [n n 3], the aligned face before it was restored.
+    face: uint8 RGB [n n 3], restored.
+
+  Returns:
+    uint8 RGB [n n 3].
+  """
+  sigma = len(face) / _COLOR_PARTS
+  slow = cv2.GaussianBlur(crop.astype(np.float32) - face, (0, 0), sigma)
+  return np.clip(np.rint(face + slow), 0, 255).astype(np.uint8)
 
 
 def enlarged_size(height: int, width: int, upscale: float) -> tuple[int, int]:

@@ -364,3 +364,17 @@ def test_takes_no_time():
     paste.paste(frame, [align.align(frame, matrix)], [matrix])
     spent.append(time.perf_counter() - start)
   assert min(spent) < 0.2
+
+
+def test_colors_are_the_crops_and_detail_is_the_faces():
+  x = np.linspace(0, np.pi, 128)
+  crop = np.rint(np.stack([90 + 60 * np.sin(x)[:, None] * np.ones(128)] * 3, -1)).astype(np.uint8)
+  crop[..., 0] += 40
+  detail = 20 * (np.indices((128, 128)).sum(0) % 2)[..., None]  # its mean is 10
+  face = np.clip(crop // 2 + 60 + detail, 0, 255).astype(np.uint8)
+  found = paste.with_colors_of(crop, face)
+  assert found.dtype == np.uint8
+  inside = found[16:-16, 16:-16].astype(float) - crop[16:-16, 16:-16]
+  assert np.abs(inside - (detail[16:-16, 16:-16] - 10)).max() < 4
+  np.testing.assert_array_equal(paste.with_colors_of(crop, crop), crop)
+  assert paste.with_colors_of(np.full_like(crop, 250), face).max() == 255
