@@ -10,8 +10,8 @@ README.md beside this file tells how it measures. This module imports no framewo
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
-import functools
 import json
 import math
 import os
@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -174,16 +174,13 @@ class Running:
     environment["TF_CPP_MIN_LOG_LEVEL"] = "3"
     if part.on_cpu:
       environment["JAX_PLATFORMS"] = "cpu"
-    bind = None
-    if hasattr(os, "sched_setaffinity"):
-      bind = functools.partial(os.sched_setaffinity, 0, cpus)
     self._began = time.monotonic()
     self._process: subprocess.Popen | None = None
     self._refusal = ""
     try:
-      with self._log.open("wb") as log:
+      with self._log.open("wb") as log, _on(cpus):
         self._process = subprocess.Popen(
-          command, cwd=compare.ROOT, env=environment, stdout=log, stderr=log, preexec_fn=bind
+          command, cwd=compare.ROOT, env=environment, stdout=log, stderr=log
         )
     except OSError as e:
       self._refusal = f"failed: {part.python}: cannot be run ({e.strerror})"
@@ -194,24 +191,38 @@ class Running:
     return self._process is None or self._process.poll() is not None
 
   def finish(self, seconds: float) -> Entries:
-    """The worker's result, waited for so long; "status" tells why there is none."""
-    if self._process is None:
-      return {"status": self._refusal}
-    try:
-      code = self._process.wait(max(0.0, seconds))
-    except subprocess.TimeoutExpired:
-      return {"status": f"cut off after {time.monotonic() - self._began:.0f} s"}
-    finally:
-      self.stop()
-    if code:
-      return {"status": f"failed ({code}): {last_line(self._log)}"}
-    return json.loads(self._result.read_text(encoding="utf-8"))
+    """The worker's result, waited for so long; "status" tells why there is none, or not all."""
+    status = self._refusal
+    if self._process is not None:
+      try:
+        code = self._process.wait(max(0.0, seconds))
+        status = f"failed ({code}): {last_line(self._log)}" if code else ""
+      except subprocess.TimeoutExpired:
+        status = f"cut off after {time.monotonic() - self._began:.0f} s"
+      finally:
+        self.stop()
+    found = {}
+    if self._result.exists():
+      found = json.loads(self._result.read_text(encoding="utf-8"))
+    return found | ({"status": status} if status else {})
 
   def stop(self) -> None:
     """Ends the process if it still runs."""
     if self._process is not None and self._process.poll() is None:
       self._process.kill()
       self._process.wait()
+
+
+@contextlib.contextmanager
+def _on(cpus: Sequence[int]) -> Iterator[None]:
+  """A context in which processes start on these CPUs."""
+  before = workload.available_cpus()
+  bind = getattr(os, "sched_setaffinity", lambda *_: None)
+  bind(0, cpus)
+  try:
+    yield
+  finally:
+    bind(0, before)
 
 
 def last_line(log: pathlib.Path) -> str:

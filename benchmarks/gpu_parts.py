@@ -69,7 +69,7 @@ class Preset:
 PRESETS = {
   "full": Preset(
     "released", 180, 320, 20, 100, 8.0,
-    {"fmanet": "fmanet/joint", "keep": "keep/prediction"}, 8, 120.0,
+    {"fmanet": "fmanet/joint", "keep": "keep/prediction"}, 8, 150.0,
   ),
   "small": Preset(
     "smoke", 32, 48, 6, 5, 2.0,

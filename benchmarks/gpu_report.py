@@ -37,16 +37,15 @@ def to_markdown(entries: dict[str, Any]) -> str:
       header = TRAINING if table == "train" else RESTORING
       rows = [_row(part, chip, len(header)) for part in found]
       blocks += [f"## {title}: {about[table]}", report.align([header, *rows])]
-  if failures := [part for part in entries["parts"].values() if "status" in part]:
-    blocks.append("\n".join(f"- {x['table']}: {x['row']}: {x['status']}" for x in failures))
+  if statuses := [part for part in entries["parts"].values() if "status" in part]:
+    blocks.append("\n".join(f"- {x['table']}: {x['row']}: {x['status']}" for x in statuses))
   return "\n\n".join(blocks) + "\n"
 
 
 def _row(part: dict[str, Any], chip: dict[str, Any] | None, length: int) -> tuple[str, ...]:
-  """A part's cells; where it has no result, it is said that there is none."""
-  if "status" in part:
-    status = part["status"].partition(":")[0]
-    return (part["row"], f"{status}, see below", *[""] * (length - 2))
+  """A part's cells; where it has no result, the reason is below the tables."""
+  if "seconds" not in part:
+    return (part["row"], "see below", *[""] * (length - 2))
   seconds = part["seconds"]
   seconds = statistics.median(seconds) if isinstance(seconds, list) else seconds
   cells = [part["row"], _number(part.get("compile"), "{:.1f}"), _number(1 / seconds)]

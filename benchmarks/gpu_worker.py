@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import importlib
 import itertools
+import json
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -31,6 +32,7 @@ from keep_jax.model import KEEP
 from vsr_jax import chips, cli, hlo, runtime
 from vsr_jax.configs.fmanet import smoke as fmanet_smoke
 from vsr_jax.configs.keep import smoke as keep_smoke
+from vsr_jax.files import write_whole
 
 
 def find_device(args: argparse.Namespace) -> dict[str, Any]:
@@ -124,6 +126,8 @@ def restore(
   compiling = restoration.compile_times()
   kept = list(itertools.islice(images, skip))[:KEPT]
   compiled = sum(compiling)
+  if args.keep:
+    np.save(args.keep, np.stack(kept))
   began = time.perf_counter()
   count = elapsed = 0
   for _ in images:
@@ -131,18 +135,18 @@ def restore(
     elapsed = time.perf_counter() - began
     if count % group == 0 and (count >= args.frames or elapsed > args.seconds):
       break
-  if args.keep:
-    np.save(args.keep, np.stack(kept))
-  return {
+  found = {
     "device": restoration.device_name(),
     "seconds": elapsed / count,
     "frames": count,
     "compile": compiled,
     "memory": workload.peak_memory(),
     "device_memory": restoration.device_memory(),
-    # Measured last, so that the product's arrays do not count as the restorer's memory.
-    "product_peak": restoration.product_peak(PRECISIONS[args.precision].dtype),
   }
+  if args.result:  # kept should the rest, which counts and compares, fail or be cut off
+    write_whole(args.result, json.dumps({"versions": restoration.VERSIONS, **found}))
+  # Measured last, so that the product's arrays do not count as the restorer's memory.
+  return found | {"product_peak": restoration.product_peak(PRECISIONS[args.precision].dtype)}
 
 
 def traffic_of(program: jax.stages.Compiled) -> int:

@@ -138,10 +138,12 @@ def test_parts_that_fail_leave_the_others(workers, monkeypatch, tmp_path):
   monkeypatch.setattr(gpu, "LEAST", 0.0)
   done = f"result.write_text({json.dumps(json.dumps(RESULT))})"
   workers |= {"done": done, "slow": f"time.sleep(60)\n{done}"}
+  workers["counting"] = f"{done}\nsys.exit('no such operation')"
   workers["large"] = "sys.exit('RESOURCE_EXHAUSTED: Out of memory\\nwhile trying')"
   parts = [
     gpu_parts.Part("train", job, "tf32", "none", job, {}) for job in ("large", "slow", "done")
   ]
+  parts.append(gpu_parts.Part("train", "counting", "tf32", "none", "counting", {}))
   parts.append(gpu_parts.Part("train", "no python", None, "none", "done", {}, "/no/python"))
   parts.append(gpu_parts.Part("train", "beside", "float32", "none", "done", {}, on_cpu=True))
   small = gpu_parts.PRESETS["small"]
@@ -153,6 +155,8 @@ def test_parts_that_fail_leave_the_others(workers, monkeypatch, tmp_path):
   assert told["train: large"]["status"] == "failed (1): RESOURCE_EXHAUSTED: Out of memory"
   assert told["train: slow"]["status"] == "cut off after 1 s"
   assert "/no/python: cannot be run" in told["train: no python"]["status"]
+  assert told["train: counting"]["status"] == "failed (1): no such operation"
+  assert told["train: counting"]["seconds"] == 0.5  # measured before it failed
   assert told["train: done"]["seconds"] == told["train: beside"]["seconds"] == 0.5
   text = (tmp_path / "out" / "gpu.md").read_text()
   assert "- train: large: failed (1): RESOURCE_EXHAUSTED" in text
