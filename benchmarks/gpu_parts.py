@@ -117,20 +117,16 @@ def make_parts(
 
   Args:
     sizes: one of `PRESETS`.
-    gpu: whether there is one. A CPU has no TF32, and is not compared with itself.
+    gpu: whether there is one. A CPU has no TF32, is not compared with itself, trains in float32.
     references: checkouts of the released code by system, or None.
     python: the interpreter that has PyTorch.
   """
-  default = "tf32" if gpu else "float32"
   parts = [*_restoring(sizes, "float32"), *_restoring(sizes, "bfloat16")]
   if gpu:
     parts += [*_restoring(sizes, "tf32"), *_restoring(sizes, "float32", on_cpu=True)]
-  return [
-    *parts,
-    *_training(sizes, default),
-    *_released(sizes, references, python),
-    *_training(sizes, "bfloat16"),
-  ]
+  parts += _training(sizes, "tf32" if gpu else "float32")
+  parts += _released(sizes, references, python)
+  return parts + (_training(sizes, "bfloat16") if gpu else [])
 
 
 def _restoring(sizes: Preset, precision: str, on_cpu: bool = False) -> list[Part]:
