@@ -79,13 +79,9 @@ def run_worker(settings: Settings, python: str, module: str, job: str, **options
     UserError: the worker failed; it has printed why on stderr.
   """
   result = settings.scratch / "result.json"
-  command = [python, "-m", f"benchmarks.{module}", job, "--result", str(result)]
-  for name, value in {"threads": settings.threads, "started": time.time(), **options}.items():
-    command += [f"--{name}", str(value)]
-  environment = os.environ | {
-    "JAX_COMPILATION_CACHE_DIR": str(settings.scratch / "cache"),
-    "OMP_NUM_THREADS": str(settings.threads),
-  }
+  options = {"threads": settings.threads, "result": result, **options}
+  command = worker_command(python, module, job, **options)
+  environment = worker_environment(settings.scratch, settings.threads)
   print(f"running benchmarks.{module} {job}", file=sys.stderr, flush=True)
   try:
     done = subprocess.run(command, cwd=ROOT, env=environment, check=False)
@@ -94,6 +90,22 @@ def run_worker(settings: Settings, python: str, module: str, job: str, **options
   if done.returncode:
     raise UserError(f"benchmarks.{module} {job} failed ({done.returncode}); its reason is above")
   return json.loads(result.read_text(encoding="utf-8"))
+
+
+def worker_command(python: str, module: str, job: str, **options: Any) -> list[str]:
+  """The command of a worker, with its options and the time at which it starts."""
+  command = [python, "-m", f"benchmarks.{module}", job]
+  for name, value in {"started": time.time(), **options}.items():
+    command += [f"--{name}", str(value)]
+  return command
+
+
+def worker_environment(scratch: pathlib.Path, threads: int) -> dict[str, str]:
+  """The environment of a worker; compiled programs are cached in `scratch`."""
+  return os.environ | {
+    "JAX_COMPILATION_CACHE_DIR": str(scratch / "cache"),
+    "OMP_NUM_THREADS": str(threads),
+  }
 
 
 def in_turn(

@@ -162,24 +162,29 @@ def compute_output(args: argparse.Namespace) -> dict[str, Any]:
 
 def count_work(args: argparse.Namespace) -> dict[str, Any]:
   """Counts the FLOPs of a frame in a chunk."""
-  model, params = load_as_the_command(args.checkpoint)
+  parts = flops_of_parts(*load_as_the_command(args.checkpoint), args.frames)
+  parts["gains"] /= args.frames
+  return {"flops": sum(parts.values()), "flops_of": parts}
+
+
+def flops_of_parts(model: KEEP, params: Params, frames: int) -> dict[str, float]:
+  """The FLOPs of "encoder", "flow" and "step" of a frame, and "gains" of so many frames."""
   side = model.arch.image_size
   frame = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
   encode, between = (functools.partial(part, model) for part in (flow_features, flow_between))
   features = jax.eval_shape(encode, params, frame)
   observation = jax.eval_shape(functools.partial(observe, model), params, frame)
-  latents = jax.ShapeDtypeStruct((1, args.frames, *observation.latent.shape[1:]), jnp.float32)
+  latents = jax.ShapeDtypeStruct((1, frames, *observation.latent.shape[1:]), jnp.float32)
   gains = jax.eval_shape(functools.partial(calculate_gains, model), params, latents)
   gain = jax.ShapeDtypeStruct((1, *gains.shape[2:]), jnp.float32)
   flow = jax.ShapeDtypeStruct((1, side, side, 2), jnp.float32)
   state = jax.eval_shape(lambda: initial_state(model, 1))
-  parts = {
+  return {
     "encoder": count_flops(functools.partial(observe, model), params, frame),
     "flow": count_flops(encode, params, frame) + count_flops(between, params, features, features),
-    "gains": count_flops(functools.partial(calculate_gains, model), params, latents) / args.frames,
+    "gains": count_flops(functools.partial(calculate_gains, model), params, latents),
     "step": count_flops(functools.partial(step, model), params, state, observation, gain, flow),
   }
-  return {"flops": sum(parts.values()), "flops_of": parts}
 
 
 def main() -> None:

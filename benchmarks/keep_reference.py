@@ -92,6 +92,11 @@ def device_name() -> str:
   return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
 
 
+def device_memory() -> int | None:
+  """The most bytes that PyTorch's arrays took on the GPU so far; None on a CPU."""
+  return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+
+
 def restore_chunk(model: torch.nn.Module, frames: list[np.ndarray]) -> tuple[np.ndarray, list]:
   """Restores uint8 frames as one chunk, at most 20 of them.
 
@@ -131,6 +136,7 @@ def time_clip(args: argparse.Namespace) -> dict[str, Any]:
     "seconds": workload.steady_seconds(whole, two, args.frames),
     "chunk": whole,
     "memory": workload.peak_memory(),
+    "device_memory": device_memory(),
   }
 
 

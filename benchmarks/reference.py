@@ -63,6 +63,11 @@ def device_name() -> str:
   return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
 
 
+def device_memory() -> int | None:
+  """The most bytes that PyTorch's arrays took on the GPU so far; None on a CPU."""
+  return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+
+
 def to_reference(images: np.ndarray) -> torch.Tensor:
   """uint8 RGB [... t h w 3] -> float BGR in [0, 1], [... 3 t h w], as the released loader gives."""
   x = np.moveaxis(images[..., ::-1], -1, -4)
@@ -96,6 +101,7 @@ def time_clip(args: argparse.Namespace) -> dict[str, Any]:
     "last_frame": ends[-1],
     "seconds": workload.intervals(ends),
     "memory": workload.peak_memory(),
+    "device_memory": device_memory(),
   }
 
 
@@ -144,6 +150,7 @@ def time_steps(args: argparse.Namespace) -> dict[str, Any]:
     "seconds": steps,
     "losses": losses,
     "memory": workload.peak_memory(),
+    "device_memory": device_memory(),
   }
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import platform
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks import compare, data
@@ -214,12 +215,13 @@ def to_markdown(results: dict[str, Any]) -> str:
   blocks = [f"{where}.\n{versions}; {flags}{f'; {load}' if m['load'] > BUSY else ''}."]
   for name, (title, rows) in titles(results).items():
     header = HEADERS.get(name, ("", "ours", "reference", "ratio"))
-    blocks += [f"## {title}", _align([header, *rows])]
+    blocks += [f"## {title}", align([header, *rows])]
   return "\n\n".join(blocks)
 
 
-def _align(rows: Table) -> str:
-  widths = [max(3, *(len(row[i]) for row in rows)) for i in range(4)]
+def align(rows: Sequence[tuple[str, ...]]) -> str:
+  """A Markdown table, aligned; the first row is its header, the first column names the others."""
+  widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(rows[0]))]
   lines = []
   for row in rows:
     cells = [row[0].ljust(widths[0])]
@@ -256,13 +258,18 @@ def _all_runs(part: dict[str, Any]) -> list[compare.Run]:
 
 
 def write(folder: pathlib.Path, results: dict[str, Any]) -> None:
-  """Writes benchmark.json and benchmark.md, each to a temporary file first.
+  """Writes benchmark.json and benchmark.md; see `write_texts`."""
+  texts = {"benchmark.json": json.dumps(results, indent=1), "benchmark.md": to_markdown(results)}
+  write_texts(folder, texts)
+
+
+def write_texts(folder: pathlib.Path, texts: Mapping[str, str]) -> None:
+  """Writes files by name, each to a temporary file first.
 
   Raises:
     UserError: the folder or a file in it cannot be written.
     OSError: the disk is full.
   """
-  texts = {"benchmark.json": json.dumps(results, indent=1), "benchmark.md": to_markdown(results)}
   try:
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():

@@ -98,21 +98,24 @@ def compute_output(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def count_work(args: argparse.Namespace) -> dict[str, Any]:
-  """Counts the FLOPs of a frame in a stream: its features, and the window around it."""
-  model, params = load(args.model)
-  frame = jax.ShapeDtypeStruct((1, args.height, args.width, 3), jnp.float32)
+  """Counts the FLOPs of a frame in a stream."""
+  return {"flops": flops_of_frame(*load(args.model), args.height, args.width)}
+
+
+def flops_of_frame(model: FMANet, params: Params, height: int, width: int) -> float:
+  """The FLOPs of a frame [height width 3] in a stream: its features, and the window around it."""
+  frame = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
   encode, restore = (functools.partial(part, model) for part in (encode_frames, restore_window))
   part = (frame, *jax.eval_shape(encode, params, frame))
   window = jax.tree.map(lambda x: (x,) * model.arch.frames, part)
   folded = jax.eval_shape(functools.partial(fold_kernels, model), params)
-  flops = count_flops(encode, params, frame) + count_flops(restore, params, folded, *window)
-  return {"flops": flops}
+  return count_flops(encode, params, frame) + count_flops(restore, params, folded, *window)
 
 
-def product_peak() -> float:
-  """Measures the speed of a large float32 matrix product, in FLOP/s: the median of several."""
+def product_peak(dtype: str = "float32") -> float:
+  """Measures the speed of a large matrix product, in FLOP/s: the median of several."""
   n = 2048 if jax.default_backend() == "cpu" else 8192
-  x = jnp.ones((n, n), jnp.float32)
+  x = jnp.ones((n, n), dtype)
   product = jax.jit(jnp.dot)
   product(x, x).block_until_ready()
   seconds = []

@@ -18,8 +18,9 @@ from benchmarks import workload
 from benchmarks.restoration import VERSIONS, device_memory, device_name, load
 from fmanet_jax.model import init_params
 from fmanet_jax.train import stage_from_config
-from vsr_jax import cli
+from vsr_jax import cli, hlo
 from vsr_jax.configs.fmanet import joint
+from vsr_jax.flops import count_jaxpr
 from vsr_jax.memory import release_freed_memory
 from vsr_jax.runtime import keep_freed_memory
 from vsr_jax.sharding import make_mesh, place_batch, replicated
@@ -59,7 +60,8 @@ def time_training(
     variables: what replaces those of the networks that have some.
 
   Returns:
-    Device, times, losses and memory, as `benchmarks.report` reads them.
+    Device, times, losses and memory, as `benchmarks.report` reads them; work and memory traffic of
+    a step.
   """
   keep_freed_memory()
   mesh = make_mesh(devices=jax.devices()[:1])
@@ -70,7 +72,8 @@ def time_training(
   placed = place_batch(mesh, batch)
   start = time.perf_counter()
   with jax.set_mesh(mesh):
-    lowered = jit_train_step(make_train_step(stage), mesh, shapes).lower(state, placed, key, {})
+    traced = jit_train_step(make_train_step(stage), mesh, shapes).trace(state, placed, key, {})
+    lowered = traced.lower()
   program = lowered.compile()
   compiling = time.perf_counter() - start
   release_freed_memory()  # as the trainer does
@@ -86,6 +89,8 @@ def time_training(
     **workload.time_steps(step, steps),
     "memory": workload.peak_memory(),
     "device_memory": device_memory(),
+    "flops": count_jaxpr(traced.jaxpr.jaxpr),
+    "traffic": hlo.analyse(program.as_text()).traffic,
   }
 
 
