@@ -224,12 +224,19 @@ def _training_set(config: ConfigDict, clips: Sequence[Clip], flow: bool, rows: S
 def _starting_params(config: ConfigDict, model: FMANet, workdir: str) -> Params | None:
   """Params of `init_from` to start with: Net^D alone if it is a run of stage 1, otherwise both.
 
-  None without `init_from`, and for a run that is resumed.
+  None without `init_from`, and for a run that is resumed. Prints what each network starts from.
   """
-  if not config.init_from or has_checkpoint(workdir):
+  if has_checkpoint(workdir):
     return None
   shapes = param_shapes(model)
-  trained = TRAINED.get(read_meta(config.init_from).get("stage", ""), tuple(shapes))
+  trained = ()
+  if config.init_from:
+    trained = TRAINED.get(read_meta(config.init_from).get("stage", ""), tuple(shapes))
+  if jax.process_index() == 0:
+    for net in TRAINED[config.stage]:
+      print(f"{net}: from {config.init_from if net in trained else 'scratch'}")
+  if not trained:
+    return None
   return restore_params(config.init_from, {net: shapes[net] for net in trained})
 
 

@@ -167,12 +167,17 @@ def test_the_joint_stage_starts_from_the_degradation_stage(runs):
   assert 0 < max(jax.tree.leaves(distance)) < 0.01
 
 
-def test_net_r_starts_anew_in_the_joint_stage(runs, clip_set):
+def test_net_r_starts_anew_in_the_joint_stage(runs, clip_set, capsys):
   """Stage 1 stores an untrained Net^R, which may be of another ablation and has its seed."""
   start = {"init_from": str(runs["degradation"]), "model.modulation": "sft"}
   config = recipe("joint", clip_set, 1, **start)
   model = train.FMANet(train.Architecture(**config.model))
   assert train._starting_params(config, model, "new").keys() == {"net_d"}
+  said = capsys.readouterr().out
+  assert said == f"net_d: from {runs['degradation']}\nnet_r: from scratch\n"
+  config.init_from = ""
+  assert train._starting_params(config, model, "new") is None
+  assert capsys.readouterr().out == "net_d: from scratch\nnet_r: from scratch\n"
   config.init_from = str(runs["joint"])
   with pytest.raises(UserError, match="not the weights of this model"):
     train._starting_params(config, model, "new")
