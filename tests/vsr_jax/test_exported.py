@@ -184,6 +184,16 @@ def test_weights_are_no_larger_than_the_file(good, clip, tmp_path, run_main):
   assert_refused(said, "weights.safetensors is larger than it can be")
 
 
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused(number, clip, tmp_path, run_main):
+  bad = {"net/gain": np.float32(number), "a\nname" + 80 * "x": np.float32([1, number])}
+  write(tmp_path / "toy.zip", **bad)
+  said = run_main(run_exported.main, tmp_path / "toy.zip", clip, tmp_path / "out", code=2)
+  name = re.escape("a\\nname" + 53 * "x")
+  assert_refused(said, f"toy.zip holds NaN or infinite numbers in .*{name}.*; fetch it again")
+  assert os.listdir(tmp_path) == ["toy.zip"]
+
+
 def test_programs_that_call_code_of_the_process_are_refused(clip, tmp_path, run_main):
   def program(weights, *groups):
     image = jax.ShapeDtypeStruct((1, 32, 48, 3), np.uint8)

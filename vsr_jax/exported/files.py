@@ -117,8 +117,8 @@ def read(path: str | os.PathLike[str]) -> Contents:
   """Reads a file, which is not trusted; JAX's backends are not started.
 
   Raises:
-    UserError: it is missing, damaged, something else, or of a newer format; or flatbuffers is not
-      installed.
+    UserError: it is missing, damaged, something else, or of a newer format, or its weights are not
+      finite; or flatbuffers is not installed.
   """
   programs.check_installed()
   with (
@@ -140,6 +140,7 @@ def read(path: str | os.PathLike[str]) -> Contents:
       raise ValueError("a part is missing")
     size = os.fstat(file.fileno()).st_size  # weights are stored, so that they cannot be larger
     weights = safetensors_files.decode(_part(archive, stored, size))
+    guards.check_finite(weights, os.fspath(path))
     data = {name: _part(archive, part, _MAX_PROGRAM) for name, part in names.items() if part}
   try:
     return Contents(manifest, {name: programs.read(x) for name, x in data.items()}, weights)
