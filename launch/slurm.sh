@@ -18,6 +18,10 @@ if [ $# -eq 0 ]; then
   echo "error: give the command to be run, such as python -m keep_jax.train --config ..." >&2
   exit 2
 fi
+if [ ! -x launch/restart.sh ]; then
+  echo "error: launch/restart.sh is not in $PWD; submit from the repository's root" >&2
+  exit 2
+fi
 multihost=()
 [ "${SLURM_NNODES:-1}" -le 1 ] || multihost=(--multihost)
 export PATH="$PWD/.venv/bin:$PATH"

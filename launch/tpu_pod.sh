@@ -5,14 +5,20 @@
 #
 # NAME and ZONE are the pod's. FOLDER is that of this repository on its hosts (vsr-jax), which has a
 # .venv with jax[tpu]. The workdir must be on a file system that all hosts share.
-# The script ends with 0 where the trainer did on all hosts that say so, and with 2 where it did on
-# one. After any other end, such as a broken connection, all of it starts again after PAUSE seconds
-# (60). MAKE, if it is set, is a command that is run before that, to create the pod anew.
+# The script ends with 0 where the trainer did on all hosts that say so, and with 2, 3, 126 or 127
+# where it did on one. After any other end, such as a broken connection, all of it starts again after
+# PAUSE seconds, a whole number (60). MAKE, if it is set, is a command that is run before that, to
+# create the pod anew. After three tries in a row in which no host says anything, it ends with 2.
 # DRY_RUN=1 prints the commands.
 set -u
 
 if [ -z "${NAME:-}" ] || [ -z "${ZONE:-}" ] || [ $# -eq 0 ]; then
   echo "error: set NAME and ZONE to those of the pod, and give the command to be run on its hosts" >&2
+  exit 2
+fi
+pause=${PAUSE:-60}
+if [[ ! $pause =~ ^[0-9]+$ ]]; then
+  echo "error: PAUSE is ${pause@Q}, not a whole number of seconds" >&2
   exit 2
 fi
 # gcloud does not hand on the hosts' exit codes, so they print them.
@@ -28,14 +34,22 @@ fi
 output=$(mktemp)
 trap 'rm -f "$output"' EXIT
 trap 'exit 130' INT
+silent=0
 while true; do
   "${command[@]}" | tee "$output"
   codes=$(sed -n "s/.*$said \([0-9]*\).*/\1/p" "$output" | sort -u)
-  case $'\n'$codes$'\n' in
-    *$'\n2\n'*) exit 2 ;;
-    $'\n0\n') exit 0 ;;
-  esac
-  echo "the hosts ended with ${codes//$'\n'/, }; started again in ${PAUSE:-60} s" >&2
-  sleep "${PAUSE:-60}"
+  for final in 2 3 126 127; do
+    [[ $'\n'$codes$'\n' != *$'\n'$final$'\n'* ]] || exit "$final"
+  done
+  [ "$codes" != 0 ] || exit 0
+  silent=$((silent + 1))
+  [ -z "$codes" ] || silent=0
+  if [ "$silent" -eq 3 ]; then
+    echo "error: three tries in a row ended without a word from a host; see what gcloud says" >&2
+    exit 2
+  fi
+  ended=${codes//$'\n'/, }
+  echo "the hosts ended with ${ended:-no exit code}; started again in $pause s" >&2
+  sleep "$pause"
   [ -z "${MAKE:-}" ] || bash -c "$MAKE" || echo "MAKE failed; trying the pod that is there" >&2
 done

@@ -29,8 +29,8 @@ from orbax.checkpoint import v1 as ocp
 
 from vsr_jax import files, json_files, paths
 from vsr_jax.checkpoint_damage import REMEDY, check_size, check_sums, checksums
-from vsr_jax.conversion import check_finite
 from vsr_jax.errors import UserError, is_full
+from vsr_jax.guards import check_finite
 from vsr_jax.orbax_threads import drop_late_reports, let_end, quiet
 from vsr_jax.trees import by_network, check_table, differences, table, template
 

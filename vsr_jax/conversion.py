@@ -18,6 +18,7 @@ import numpy as np
 from flax import traverse_util
 
 from vsr_jax.errors import UserError
+from vsr_jax.guards import check_finite
 
 Transform = Callable[[np.ndarray], np.ndarray]
 
@@ -151,17 +152,6 @@ def convert(
       filled[path] = np.array(array, wanted[path].dtype, order="C")
   check_finite({origin[path]: array for path, array in filled.items()}, source)
   return traverse_util.unflatten_dict(filled, sep="/")
-
-
-def check_finite(arrays: Mapping[str, np.ndarray], source: str) -> None:
-  """Raises `UserError`, which names the first ten arrays, if any hold NaN or infinite numbers."""
-  names = [name for name, x in arrays.items() if not np.isfinite(x).all()]
-  if names:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    raise UserError(
-      f"{source} holds NaN or infinite numbers in {', '.join(names[:_LISTED])}{more}; "
-      "fetch it again, or take weights from before its training failed"
-    )
 
 
 def to_state_dict(

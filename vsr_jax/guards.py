@@ -1,4 +1,4 @@
-"""Checks of names, sizes and paths that come from files, none of which are trusted."""
+"""Checks of names, sizes, numbers and paths that come from files, none of which are trusted."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import contextlib
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+
+import numpy as np
 
 from vsr_jax import paths
 from vsr_jax.errors import UserError
+
+_LISTED = 10  # arrays named in an error; the rest are counted
 
 
 def is_name(text: str) -> bool:
@@ -85,6 +89,17 @@ def read_text(path: pathlib.Path, limit: int) -> str:
     return read_bytes(path, limit).decode()
   except (TooLarge, UnicodeDecodeError) as e:
     raise UserError(f"{path}: not a text ({e}); get or make the file again") from e
+
+
+def check_finite(arrays: Mapping[str, np.ndarray], source: str) -> None:
+  """Raises `UserError`, which names the first ten arrays, if any hold NaN or infinite numbers."""
+  names = [shorten(name) for name, x in arrays.items() if not np.isfinite(x).all()]
+  if names:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    raise UserError(
+      f"{source} holds NaN or infinite numbers in {', '.join(names[:_LISTED])}{more}; "
+      "fetch it again, or take weights from before its training failed"
+    )
 
 
 def check_within(root: pathlib.Path, path: pathlib.Path) -> None:

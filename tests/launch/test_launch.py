@@ -27,7 +27,7 @@ def run(script, *arguments, **environment):
   path = f"{environment.pop('folder', ROOT)}:{os.environ['PATH']}"
   return subprocess.run(
     [ROOT / "launch" / script, *arguments],
-    cwd=ROOT,
+    cwd=environment.pop("cwd", ROOT),
     env=os.environ | {"PATH": path, "PAUSE": "0"} | environment,
     capture_output=True,
     text=True,
@@ -53,6 +53,23 @@ def test_without_a_command_one_line_tells_what_is_missing(script):
   assert ended.stderr.startswith("error: ")
 
 
+@pytest.mark.parametrize("script", ["restart.sh", "tpu_pod.sh"])
+@pytest.mark.parametrize("pause", ["soon", "-1", "1.5", "1m", "1\n2"])
+def test_a_pause_that_is_no_whole_number_of_seconds_is_refused(script, pause):
+  ended = run(script, "false", PAUSE=pause, NAME="pod", ZONE="z")
+  assert ended.returncode == 2
+  (line,) = ended.stderr.splitlines()
+  assert line.startswith("error: PAUSE is ")
+  assert line.endswith("not a whole number of seconds")
+
+
+def test_a_job_from_another_folder_is_refused(tmp_path):
+  ended = run("slurm.sh", *TRAINER, cwd=tmp_path)
+  assert ended.returncode == 2
+  (line,) = ended.stderr.splitlines()
+  assert line.endswith("submit from the repository's root")
+
+
 def test_the_dry_form_prints_what_would_be_run():
   assert run("restart.sh", *TRAINER, DRY_RUN="1").stdout.split()[-2:] == ["'a", "b'"]
   alone = run("slurm.sh", *TRAINER, DRY_RUN="1").stdout
@@ -67,7 +84,7 @@ def test_the_dry_form_prints_what_would_be_run():
   assert make == "make-pod"
 
 
-@pytest.mark.parametrize("code", [0, 2, 130])
+@pytest.mark.parametrize("code", [0, 2, 3, 126, 127, 130])
 def test_a_trainer_starts_again_until_its_end_is_final(tmp_path, code):
   calls = write_command(tmp_path, "trainer", f"[ $n -lt 3 ] && exit 137; exit {code}")
   ended = run("restart.sh", "trainer", "--x", folder=tmp_path)
@@ -87,7 +104,7 @@ def test_sigterm_goes_to_the_trainer_and_ends_the_loop(tmp_path):
   assert len(calls()) == 1
 
 
-@pytest.mark.parametrize("last", [0, 2])
+@pytest.mark.parametrize("last", [0, 2, 3, 126, 127])
 def test_a_pod_is_made_anew_until_its_hosts_are_done(tmp_path, last):
   lost, done = (
     "\n".join(f'echo "exit code of a host: {code}"' for code in codes)
@@ -100,6 +117,20 @@ def test_a_pod_is_made_anew_until_its_hosts_are_done(tmp_path, last):
   assert run("tpu_pod.sh", "trainer", **options).returncode == last
   assert len(calls()) == 3
   assert made() == ["x", "x"]
+
+
+def test_a_pod_of_which_no_host_speaks_is_tried_three_times_in_a_row(tmp_path):
+  text = '[ $n -eq 3 ] && echo "exit code of a host: 1"; exit 1'
+  calls = write_command(tmp_path, "gcloud", text)
+  ended = run("tpu_pod.sh", "trainer", NAME="pod", ZONE="z", folder=tmp_path)
+  assert ended.returncode == 2
+  assert len(calls()) == 6
+  *others, last = ended.stderr.splitlines()
+  assert others[1:3] == [
+    "the hosts ended with no exit code; started again in 0 s",
+    "the hosts ended with 1; started again in 0 s",
+  ]
+  assert last.startswith("error: three tries in a row ended without a word from a host")
 
 
 def test_the_hosts_of_a_pod_print_their_exit_codes(tmp_path):

@@ -144,7 +144,13 @@ def entry(**fields):
     ("manifest.json", entry(windows=FORM["windows"] | {"scale": 3}), "no frames of the size"),
     ("manifest.json", entry(windows=FORM["windows"] | {"width": 8}), "is damaged"),
     ("manifest.json", entry(windows=FORM["windows"] | {"radius": 9}), "is damaged"),
-    ("manifest.json", entry(platforms=["tpu"]), "for tpu, and JAX runs on cpu here; export with"),
+    (
+      "manifest.json",
+      entry(platforms=["tpu"]),
+      "states programs for tpu, and 'features' is for cpu",
+    ),
+    ("manifest.json", entry(platforms=["a\nb", "cpu"]), r"programs for a\\nb, cpu, and .*again"),
+    ("manifest.json", entry(platforms=[1000 * "x"]), r"programs for x{60}\.\.\., and"),
     ("manifest.json", lambda _: b" " * 2**21, "manifest.json is larger than it can be"),
     ("features.jax_export", None, "a part is missing"),
     ("features.jax_export", lambda x: x[:200], "programs cannot be read .* of jax .*export again"),
@@ -158,6 +164,26 @@ def test_changed_files_are_refused(name, data, pattern, good, clip, tmp_path, ru
   said = run_main(run_exported.main, tmp_path / "toy.zip", clip, tmp_path / "out", code=2)
   assert_refused(said, f"toy.zip.*{pattern}")
   assert os.listdir(tmp_path) == ["toy.zip"]
+
+
+def test_every_program_is_for_the_platforms_of_the_file_and_of_the_machine(
+  clip, tmp_path, run_main
+):
+  mixed = lower() | {"window": lower(("tpu",))["window"]}
+  for lowered, pattern in (
+    (mixed, "states programs for cpu, cuda, tpu, and 'window' is for tpu; export again"),
+    (lower(("tpu",)), "for tpu, and JAX runs on cpu here; export with --platforms cpu"),
+  ):
+    write(tmp_path / "toy.zip", lowered)
+    said = run_main(run_exported.main, tmp_path / "toy.zip", clip, tmp_path / "out", code=2)
+    assert_refused(said, f"toy.zip: .*{pattern}")
+
+
+def test_a_look_ahead_beyond_the_window_is_refused(tmp_path):
+  numbers = {"size": 16, "window": 3, "attend_first_frame": False, "causal": False}
+  write(tmp_path / "toy.zip", form={"recursion": numbers | {"look_ahead": 3}})
+  with pytest.raises(UserError, match="toy.zip is damaged .*look_ahead is not below its window"):
+    files.read(tmp_path / "toy.zip")
 
 
 @pytest.mark.parametrize(
@@ -182,6 +208,16 @@ def test_weights_are_no_larger_than_the_file(good, clip, tmp_path, run_main):
   changed(good, tmp_path / "toy.zip", *zeros)
   said = run_main(run_exported.main, tmp_path / "toy.zip", clip, tmp_path / "out", code=2)
   assert_refused(said, "weights.safetensors is larger than it can be")
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused(number, clip, tmp_path, run_main):
+  bad = {"net/gain": np.float32(number), "a\nname" + 80 * "x": np.float32([1, number])}
+  write(tmp_path / "toy.zip", **bad)
+  said = run_main(run_exported.main, tmp_path / "toy.zip", clip, tmp_path / "out", code=2)
+  name = re.escape("a\\nname" + 53 * "x")
+  assert_refused(said, f"toy.zip holds NaN or infinite numbers in .*{name}.*; fetch it again")
+  assert os.listdir(tmp_path) == ["toy.zip"]
 
 
 def test_programs_that_call_code_of_the_process_are_refused(clip, tmp_path, run_main):

@@ -117,8 +117,8 @@ def read(path: str | os.PathLike[str]) -> Contents:
   """Reads a file, which is not trusted; JAX's backends are not started.
 
   Raises:
-    UserError: it is missing, damaged, something else, or of a newer format; or flatbuffers is not
-      installed.
+    UserError: it is missing, damaged, something else, or of a newer format; its weights are not
+      finite; its programs are for other platforms than it states; or flatbuffers is not installed.
   """
   programs.check_installed()
   with (
@@ -140,15 +140,18 @@ def read(path: str | os.PathLike[str]) -> Contents:
       raise ValueError("a part is missing")
     size = os.fstat(file.fileno()).st_size  # weights are stored, so that they cannot be larger
     weights = safetensors_files.decode(_part(archive, stored, size))
+    guards.check_finite(weights, os.fspath(path))
     data = {name: _part(archive, part, _MAX_PROGRAM) for name, part in names.items() if part}
   try:
-    return Contents(manifest, {name: programs.read(x) for name, x in data.items()}, weights)
+    contents = Contents(manifest, {name: programs.read(x) for name, x in data.items()}, weights)
   except Exception as e:  # JAX raises any type for what it does not know
     made, reason = (guards.shorten(x, 160) for x in (manifest["versions"].get("jax", "?"), str(e)))
     raise UserError(
       f"{path}: its programs cannot be read ({reason}); they are of jax {made} and this is jax "
       f"{jax.__version__}: export again, or install that one"
     ) from e
+  _check_platforms(path, contents)
+  return contents
 
 
 def _check_manifest(path: str | os.PathLike[str], data: bytes) -> dict[str, Any]:
@@ -161,7 +164,21 @@ def _check_manifest(path: str | os.PathLike[str], data: bytes) -> dict[str, Any]
   manifest = json_files.parse(data, _FIELDS)
   if len(PROGRAMS.keys() & manifest.keys()) != 1:
     raise ValueError("its manifest does not say how it runs")
+  recursion = manifest.get("recursion")
+  if recursion and recursion["look_ahead"] >= recursion["window"]:
+    raise ValueError("its manifest's look_ahead is not below its window")
   return manifest
+
+
+def _check_platforms(path: str | os.PathLike[str], contents: Contents) -> None:
+  stated = contents.manifest["platforms"]
+  for name, program in contents.programs.items():
+    if sorted(program.platforms) != sorted(stated):
+      found, wanted = (guards.shorten(", ".join(x)) for x in (program.platforms, stated))
+      raise UserError(
+        f"{path}: its manifest states programs for {wanted}, and {name!r} is for {found}; "
+        "export again"
+      )
 
 
 def _part(archive: zipfile.ZipFile, part: zipfile.ZipInfo, limit: int) -> bytes:

@@ -200,8 +200,9 @@ def open_stream(path: str | os.PathLike[str], contents: files.Contents) -> Strea
   """
   here, platforms = export.default_export_platform(), contents.manifest["platforms"]
   if here not in platforms:
+    listed = guards.shorten(", ".join(platforms))
     raise UserError(
-      f"{path}: holds programs for {', '.join(platforms)}, and JAX runs on {here} here; "
+      f"{path}: holds programs for {listed}, and JAX runs on {here} here; "
       f"export with --platforms {here}, or set JAX_PLATFORMS"
     )
   with guards.reading(os.fspath(path), "exported file", "another one"):

@@ -81,14 +81,14 @@ class Goodput:
 
   def __exit__(self, *error: object) -> None:
     self._waiting.shutdown(wait=False, cancel_futures=True)
-    with contextlib.suppress(OSError, UserError):  # which would hide the run's own error
-      self.write()
+    self.write()
 
   def begin(self, step: int) -> None:
     """Ends the start: the next steps are numbered from `step` + 1.
 
     Warns:
-      UserWarning: the file of the sessions before is damaged; its sums begin anew.
+      UserWarning: the file of the sessions before is damaged, and its sums begin anew; or the
+        file cannot be written.
     """
     self._measured["start"] = time.monotonic() - self._began
     self._before = _read(self._path)
@@ -122,7 +122,11 @@ class Goodput:
     self._end = self._waiting.submit(_end_of, results)
 
   def finished(self, step: int) -> None:
-    """Notes that a step has ended, and writes the file from time to time."""
+    """Notes that a step has ended, and writes the file from time to time.
+
+    Warns:
+      UserWarning: the file cannot be written.
+    """
     self._step = step
     if time.monotonic() - self._written >= WRITE_EVERY:
       self.write()
@@ -139,7 +143,11 @@ class Goodput:
     return {f"goodput/{name}": x for name, x in told.items()}
 
   def write(self) -> None:
-    """Writes the file, once the loop has begun."""
+    """Writes the file, once the loop has begun.
+
+    Warns:
+      UserWarning: it cannot be written, on a full disk say, for which the run does not end.
+    """
     if self._first is None or jax.process_index() != 0:
       return
     self._written = time.monotonic()
@@ -147,7 +155,10 @@ class Goodput:
     if self._work:
       told |= {"flops_per_step": self._work.flops, "devices": self._work.devices}
       told |= {"chip": self._work.chip.name if self._work.chip else None}
-    write_whole(self._path, json.dumps(told, indent=1) + "\n")
+    try:
+      write_whole(self._path, json.dumps(told, indent=1) + "\n")
+    except (OSError, UserError) as e:
+      warnings.warn(f"{self._path}: not written now, {e}; the run goes on", stacklevel=3)
 
   def _session(self) -> dict[str, float]:
     """This session's seconds by kind, which sum up to its time."""

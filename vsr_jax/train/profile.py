@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from vsr_jax import files, paths
+from vsr_jax import files, guards, paths
+from vsr_jax.errors import UserError
 
 
 class Window(NamedTuple):
@@ -38,7 +39,8 @@ class Profile:
   """Traces a window of steps; a context manager that writes what it has if the run ends early.
 
   The trace of each process, HOST.xplane.pb, and its copy for Perfetto appear whole, in
-  WORKDIR/plugins/profile/steps_FIRST-LAST.
+  WORKDIR/plugins/profile/steps_FIRST-LAST. A trace that cannot be written, on a full disk say, is
+  a warning, once, and the run goes on.
   """
 
   def __init__(self, workdir: str | pathlib.Path, window: Window | None, done: int = 0):
@@ -87,16 +89,33 @@ class Profile:
   def _start(self, number: int) -> None:
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0  # Python's calls would be most of the trace
-    self._place = self._folder.enter_context(tempfile.TemporaryDirectory(prefix="profile_"))
-    jax.profiler.start_trace(self._place, profiler_options=options)
-    self._first = number
+    with self._losing_the_trace():
+      self._place = self._folder.enter_context(tempfile.TemporaryDirectory(prefix="profile_"))
+      jax.profiler.start_trace(self._place, profiler_options=options)
+      self._first = number
 
   def _stop(self) -> None:
     name, self._first = f"steps_{self._first}-{self._last}", None
-    with self._folder:
+    with self._losing_the_trace(), self._folder:
       jax.profiler.stop_trace()
       folder = self._workdir / "plugins" / "profile" / name
       files.make_folder(folder)
       several = f"{jax.process_index()}_" if jax.process_count() > 1 else ""
       for file in sorted(pathlib.Path(self._place).glob("plugins/profile/*/*")):
         files.write_whole(folder / f"{several}{file.name}", file.read_bytes())
+
+  @contextlib.contextmanager
+  def _losing_the_trace(self) -> Iterator[None]:
+    """A context whose failure is a warning; after it nothing is traced."""
+    try:
+      yield
+    except (OSError, RuntimeError, UserError) as e:  # the profiler's errors are RuntimeErrors
+      self._window = None
+      with contextlib.suppress(OSError):
+        self._folder.close()
+      folder, temporary = self._workdir / "plugins" / "profile", tempfile.tempdir or "TMPDIR"
+      warnings.warn(
+        f"{folder}: the trace cannot be written ({guards.shorten(str(e), 200)}) and the run goes "
+        f"on without it; make room there and in {temporary}",
+        stacklevel=5,
+      )

@@ -128,6 +128,23 @@ def test_a_damaged_file_is_told_and_replaced(tmp_path, text):
   assert told(tmp_path)["sessions"] == 1
 
 
+def one_step(workdir):
+  with Goodput(workdir) as measured:
+    measured.begin(0)
+    measured.finished(1)
+
+
+def test_a_file_that_cannot_be_written_does_not_end_the_run(tmp_path, monkeypatch):
+  def full(path, content):
+    raise OSError(28, "No space left on device", str(path))
+
+  monkeypatch.setattr(goodput, "WRITE_EVERY", 0)
+  monkeypatch.setattr(goodput, "write_whole", full)
+  with pytest.warns(UserWarning, match="goodput.json: not written now, .*; the run goes") as warned:
+    one_step(tmp_path)
+  assert len(warned) == 3  # at the start, after the step and at the end
+
+
 def test_a_run_tells_its_time_its_rates_and_what_it_repeated(tmp_path, monkeypatch):
   monkeypatch.setattr(loop, "find_chip", lambda device: CHIPS["v6e"])
   options = {"steps": 6, "log_every": 2, "checkpoint_every": 3, "evaluate_every": 1}

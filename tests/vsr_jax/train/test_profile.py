@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import tempfile
+
+import jax
 import pytest
 
 from tests.vsr_jax.train.toy import STAGE, batches, init_params
 from vsr_jax.train.loop import fit
-from vsr_jax.train.profile import Window, parse_window
+from vsr_jax.train.profile import Profile, Window, parse_window
 
 
 def traces(workdir):
@@ -50,3 +53,36 @@ def test_a_trace_has_the_windows_steps_and_the_scopes_of_the_program(tmp_path):
     fit(STAGE, init_params, batches(), steps=7, **options)
   assert set(traces(tmp_path)) == set(found)
   assert not list((tmp_path / "plugins").rglob("*.part"))
+
+
+def trace(workdir, steps=3):
+  """Goes through steps that compute nothing, each of which is in the window."""
+  with Profile(workdir, Window(1, steps)) as tracing:
+    for number in range(1, steps + 1):
+      with tracing.step(number, None):
+        pass
+      tracing.after(number, None)
+
+
+@pytest.mark.parametrize("stage", ["temporary folder", "start", "stop", "place"])
+def test_a_trace_that_cannot_be_written_is_a_warning(stage, tmp_path, monkeypatch):
+  stop, run = jax.profiler.stop_trace, tmp_path / "run"
+  (tmp_path / "temporary").mkdir()
+  monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+
+  def full(*args, **options):
+    if stage == "stop":
+      stop()
+    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: No space left on device")
+
+  if stage == "temporary folder":
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+  elif stage == "place":
+    run.write_text("a file where the folder should be")
+  else:
+    monkeypatch.setattr(jax.profiler, f"{stage}_trace", full)
+  with pytest.warns(UserWarning, match="run/plugins/profile: the trace cannot be wr") as warned:
+    trace(run)
+  assert len(warned) == 1
+  assert tempfile.tempdir in str(warned[0].message)
+  assert not list((tmp_path / "temporary").iterdir())
