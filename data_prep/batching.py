@@ -109,6 +109,11 @@ def _stack(samples: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
   return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
 
 
+_POSITION = json_files.fields(
+  {"next_batch": json_files.integer(), "identity": json_files.integer()}, more=True
+)
+
+
 class BatchReader(Iterator[dict[str, np.ndarray]]):
   """Iterates over batches, which are made ahead; a context manager that ends the workers.
 
@@ -148,11 +153,12 @@ class BatchReader(Iterator[dict[str, np.ndarray]]):
     """Continues at a position from `get_state`.
 
     Raises:
+      BadJson: it is damaged.
       ValueError: the position belongs to another stream of batches.
     """
+    _POSITION(state, "position")
     if state["identity"] != self._fingerprint:
       raise ValueError("the clips, the batch or the seed changed")
-    json_files.integer()(state["next_batch"], "next_batch")
     self.close()
     self._next = state["next_batch"]
 

@@ -51,7 +51,8 @@ class ResumableBatches(Protocol):
 
   def get_state(self) -> Any: ...
 
-  def set_state(self, state: Any) -> None: ...
+  def set_state(self, state: Any) -> None:
+    """Raises `BadJson` for a damaged position, another ValueError for one of other batches."""
 
 
 def fit(
@@ -191,6 +192,8 @@ def _start(
   state, position, meta = checkpoints.restore(shapes)
   try:
     batches.set_state(position)
+  except BadJson as e:
+    raise _damaged(folder, e) from e
   except (KeyError, TypeError, ValueError) as e:
     raise UserError(
       f"{folder}: of other training data or another batch size; use those again, or a new workdir "
@@ -199,8 +202,12 @@ def _start(
   try:
     RUNNING_SUMS(meta.get("log"), "log")
   except BadJson as e:
-    raise UserError(f"{folder}: damaged, {e}; delete it to fall back to the one before it") from e
+    raise _damaged(folder, e) from e
   return state, meta["log"]
+
+
+def _damaged(folder: pathlib.Path, e: BadJson) -> UserError:
+  return UserError(f"{folder}: damaged, {e}; delete it to fall back to the one before it")
 
 
 def _compiled(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,10 +19,21 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.support import hosts
-from tests.vsr_jax.train.toy import STAGE, Listed, batches, images, init_params, loss, make_stage
+from tests.vsr_jax.train.toy import (
+  STAGE,
+  Listed,
+  Samples,
+  batches,
+  images,
+  init_params,
+  loss,
+  make_stage,
+)
 from vsr_jax import cli
 from vsr_jax.checkpoint import read_meta, restore_params
+from vsr_jax.data_prep import batching
 from vsr_jax.errors import UserError
+from vsr_jax.json_files import BadJson
 from vsr_jax.locks import locked
 from vsr_jax.sharding import host_rows, make_mesh
 from vsr_jax.train import loop
@@ -330,3 +342,26 @@ def test_two_runs_do_not_share_a_workdir(tmp_path):
   with locked(tmp_path), pytest.raises(UserError, match="another run is writing there"):
     fit(STAGE, init_params, batches(), workdir=tmp_path, steps=1)
   assert not any((tmp_path / "checkpoints").iterdir())
+
+
+def test_a_damaged_position_is_told_from_one_of_other_batches(tmp_path):
+  samples = grain.MapDataset.source(Samples()).repeat()
+
+  def train(steps, fingerprint=7):
+    with batching.BatchReader(batching.batch(samples, 8), fingerprint=fingerprint) as reader:
+      fit(STAGE, init_params, reader, workdir=tmp_path, steps=steps)
+
+  train(1)
+  (file,) = tmp_path.glob("checkpoints/1/data/position.json")
+  good = json.loads(file.read_text())
+  wrong = [[], None, 3, {}, {"identity": 7}]
+  wrong += [good | {"next_batch": x} for x in (-1, "1", 0.5, True, None)]
+  wrong += [good | {"identity": x} for x in (-1, "7", [])]
+  for position in wrong:
+    with pytest.raises(BadJson):
+      batching.BatchReader(batching.batch(samples, 8), fingerprint=7).set_state(position)
+  with pytest.raises(UserError, match="checkpoints/1: of other training data or another batch"):
+    train(2, fingerprint=8)
+  file.write_text("[]")
+  with pytest.raises(UserError, match="checkpoints/1: damaged, position is .*; delete it to fall"):
+    train(2)
