@@ -229,7 +229,7 @@ def _starting_params(config: ConfigDict, model: FMANet, workdir: str) -> Params 
   if has_checkpoint(workdir):
     return None
   shapes = param_shapes(model)
-  trained = ()
+  trained: tuple[str, ...] = ()
   if config.init_from:
     trained = TRAINED.get(read_meta(config.init_from).get("stage", ""), tuple(shapes))
   if jax.process_index() == 0:

@@ -144,8 +144,7 @@ def check_arguments(parser: cli.Parser, args: argparse.Namespace) -> None:
     parser.error("name an OUTPUT; without one there is only --list-faces")
   if args.aligned:
     whole = ("draw_boxes", "save_crops", "strip", "background", "parsenet", "list_faces", "tracks")
-    whole += ("colors",)
-    for name in (*whole, "min_face", "min_score", "skip_sharp"):
+    for name in (*whole, "colors", "min_face", "min_score", "skip_sharp"):
       if getattr(args, name):
         parser.error(f"--{name.replace('_', '-')} is for whole frames, not for --aligned")
     for name, default in (("upscale", 1), ("background_model", background.LANCZOS)):
