@@ -26,7 +26,7 @@ SIZE, FRAMES = 96, 4
 PACKAGED = "packaged"
 # The first frame taken and the five landmarks there, as MTCNN finds them.
 CLIPS = {
-  PACKAGED: (10, [(167, 146), (212, 145), (197, 177), (166, 192), (212, 191)]),
+  PACKAGED: (10, [(128, 116), (159, 116), (147, 140), (128, 150), (158, 150)]),
   "liveportrait_d0.mp4": (10, [(210, 249), (305, 250), (253, 315), (215, 370), (291, 370)]),
   "liveportrait_d6.mp4": (10, [(195, 234), (299, 236), (246, 297), (203, 362), (283, 363)]),
 }
@@ -106,7 +106,7 @@ def check(found: dict[str, dict[str, float]]) -> None:
   assert jitter["warping"] > 4 * truth["warping"]
   assert strong["warping"] < blur["warping"] < truth["warping"]  # why the truth's is shown
   assert jitter["sigma_ids"] > shift["sigma_ids"]
-  assert jitter["sigma_akd"] > shift["sigma_akd"]
+  # Not so sigma_AKD: every frame of the jitter is as far off, which TLME tells from a shift.
 
 
 def test_on_the_packaged_clip():
