@@ -4,7 +4,8 @@
 #   NAME=pod ZONE=us-central2-b launch/tpu_pod.sh python -m keep_jax.train --config ... --workdir RUN
 #
 # NAME and ZONE are the pod's. FOLDER is that of this repository on its hosts (vsr-jax), which has a
-# .venv with jax[tpu]. The workdir must be on a file system that all hosts share.
+# .venv with jax[tpu]. The workdir must be in a bucket, gs://, or on a file system
+# that all hosts share.
 # The script ends with 0 where the trainer did on all hosts that say so, and with 2, 3, 126 or 127
 # where it did on one. After any other end, such as a broken connection, all of it starts again after
 # PAUSE seconds, a whole number (60). MAKE, if it is set, is a command that is run before that, to
