@@ -130,9 +130,7 @@ def _lay_out(system: str, visits: Visits) -> _Tab:
   longest = visits.limits.seconds
   with gr.Row():
     with gr.Column(scale=2, min_width=320):
-      clip = gr.File(
-        label="Clip or picture", file_types=["video", "image"], height=140, elem_id=f"{system}_clip"
-      )
+      clip = gr.File(label="Clip or picture", height=140, elem_id=f"{system}_clip")
       _refuse_addresses(clip)
       example = gr.Button(_EXAMPLES[system], size="sm", elem_id=f"{system}_example")
       with gr.Row():
@@ -205,11 +203,11 @@ class _Events:
   ):
     self._system, self._visits, self._root, self._example = system, visits, root, example
     self._names = list(tab.options)
-    private: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None}
-    quiet = {**private, "show_progress": "hidden"}
+    quiet: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None}
+    quiet["show_progress"] = "hidden"  # `restore` shows its own
     looked = [tab.preview, tab.about, tab.start, tab.stop, tab.result]
     results = [tab.result, tab.slider, tab.moment, tab.player, tab.figures, tab.download]
-    tab.clip.upload(self.receive, tab.clip, looked, **private)
+    tab.clip.upload(self.receive, tab.clip, looked, **quiet)
     tab.clip.clear(self.clear, None, looked, **quiet)
     tab.example.click(self.show_example, None, [tab.clip, *looked], **quiet)
     tab.restore.click(
