@@ -30,7 +30,7 @@ pytestmark = [
   pytest.mark.slow,
   pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MISSING)}"),
 ]
-PATIENCE = 300.0  # seconds; a restore command compiles first
+PATIENCE = 600.0  # seconds; a restore command compiles first
 
 
 class Server:
