@@ -37,7 +37,7 @@ _HIDDEN, _SAME = gr.update(visible=False), gr.update()
 _FONTS = ("system-ui", "sans-serif")
 _CSS = """
 .gradio-container {max-width: 1280px !important; margin: auto}
-.told {padding: 2px 4px; min-height: 22px; overflow-wrap: anywhere}
+.told {padding: 2px 0 !important; min-height: 22px; overflow-wrap: anywhere}
 .told progress {width: 100%; height: 10px; accent-color: var(--color-accent)}
 .told .wrong {color: var(--error-text-color, #b91c1c); font-weight: 600}
 .told ul {margin: 6px 0 0 0; padding-left: 18px; font-size: 90%; opacity: 0.75}
@@ -149,10 +149,10 @@ def _lay_out(system: str, visits: Visits) -> _Tab:
           label="Before | after", interactive=False, elem_id=f"{system}_slider", max_height=460
         )
         moment = gr.Slider(1, 2, 1, step=1, label="Frame shown", elem_id=f"{system}_moment")
+        figures = gr.HTML(elem_id=f"{system}_figures")
         player = gr.Video(
           label="Before and after, side by side", interactive=False, elem_id=f"{system}_player"
         )
-        figures = gr.HTML(elem_id=f"{system}_figures")
         download = gr.DownloadButton("Download", elem_id=f"{system}_download")
   return _Tab(
     clip, example, preview, about, start, stop, options, restore, cancel, status, result, slider,
@@ -213,7 +213,7 @@ class _Events:
     tab.restore.click(
       self.restore,
       [tab.start, tab.stop, *tab.options.values()],
-      [tab.status, tab.restore, tab.cancel, *results],
+      [tab.status, tab.restore, tab.cancel, tab.preview, *results],
       **quiet,
     )
     tab.cancel.click(self.cancel, queue=False, **quiet)
@@ -263,15 +263,22 @@ class _Events:
       options = dict(zip(self._names, chosen, strict=True))
       job = visits.start(self._key(request), options, start, stop)
     except UserError as e:
-      yield [_wrong(str(e)), *[_SAME] * 8]
+      yield [_wrong(str(e)), *[_SAME] * 9]
       return
-    yield ["starting", _usable(False), _usable(True), _HIDDEN, *[_SAME] * 5]
+    yield [
+      "starting",
+      _usable(False),
+      _usable(True),
+      gr.update(visible=True),
+      _HIDDEN,
+      *[_SAME] * 5,
+    ]
     told = ""
     while not job.has_ended:
       job.seen = time.monotonic()
       if (now := _progress(job, visits.ahead(job))) != told:
         told = now
-        yield [told, *[_SAME] * 8]
+        yield [told, *[_SAME] * 9]
       time.sleep(_POLL)
     yield [_ending(job), _usable(True), _usable(False), *_results(job)]
 
@@ -322,9 +329,9 @@ def _ending(job: Job) -> str:
 
 
 def _results(job: Job) -> list[Any]:
-  """What the parts of the result show of a job that has ended."""
+  """What the parts of the result show of a job that has ended, in place of the first frame."""
   if job.state != "done":
-    return [_HIDDEN, *[_SAME] * 5]
+    return [_SAME, _HIDDEN, *[_SAME] * 5]
   pairs, beside = job.pairs, job.side_by_side
   figures = "".join(
     f"<div><b>{html.escape(value)}</b><span>{html.escape(name)}</span></div>"
@@ -333,6 +340,7 @@ def _results(job: Job) -> list[Any]:
   middle = len(pairs) // 2
   several = len(pairs) > 1
   return [
+    _HIDDEN,
     gr.update(visible=True),
     pairs[middle] if pairs else None,
     gr.update(value=middle + 1, maximum=max(2, len(pairs)), visible=several),

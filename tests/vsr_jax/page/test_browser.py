@@ -208,7 +208,7 @@ def test_a_clip_is_dropped_restored_compared_and_downloaded(server, browse, clip
     return [image.get_attribute("style") for image in browser.all(pictures)]
 
   before = clipped()
-  handle = browser.one("slider", ".handle, [role=slider]")
+  handle = browser.one("slider", "[data-testid=slider] .icon-wrap")
   ActionChains(browser.driver).click_and_hold(handle).move_by_offset(60, 0).release().perform()
   wait_for(lambda: clipped() != before, 60)
   # The player: both halves, with sound.
