@@ -85,7 +85,8 @@ def compare(before: video.Reader, after: video.Reader, out: pathlib.Path) -> int
         writer.write(np.hstack(sides), new.time, new.duration)
       if count in shown:
         for name, image in (("before", enlarged), ("after", new.image)):
-          fitted = images.resized(image, *_fitted(*image.shape[:2], _PICTURE))
+          height, width, _ = image.shape
+          fitted = images.resized(image, *_fitted(height, width, _PICTURE))
           path = out / f"{name}_{shown[count]}.jpg"
           files.write_whole(path, images.encode_image(fitted, ".jpg"))
       count += 1
