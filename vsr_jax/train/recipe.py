@@ -191,6 +191,17 @@ def flat(config: Mapping[str, Any], group: str = "") -> dict[str, Any]:
   return found
 
 
+def changes(config: ConfigDict, usual: ConfigDict) -> dict[str, Any]:
+  """The fields of a recipe that differ from another one's, "a.b" -> value."""
+  before = flat(usual)
+  return {key: value for key, value in flat(config).items() if value != before[key]}
+
+
+def as_flags(values: Mapping[str, Any]) -> list[str]:
+  """Values by field as a trainer's arguments."""
+  return [f"--config.{key}={value}" for key, value in values.items()]
+
+
 def find_packaged(arguments: Sequence[str]) -> list[str]:
   """A command's arguments, a recipe configs/... led to the installed one if there is none here."""
 

@@ -1,0 +1,115 @@
+"""Checks of a sweep before anything is trained, by the systems' own checks, in another process."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import json
+import multiprocessing
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any, NamedTuple, Protocol
+
+import jax
+from ml_collections import ConfigDict
+
+from vsr_jax.errors import UserError
+from vsr_jax.processes import start_worker
+
+
+class NamedClip(Protocol):
+  """What is told of a clip of the data."""
+
+  @property
+  def name(self) -> str: ...
+
+  @property
+  def length(self) -> int: ...
+
+  @property
+  def sizes(self) -> Mapping[str, tuple[int, int]]: ...
+
+
+Check = Callable[[ConfigDict, bool], tuple[Sequence[NamedClip], Sequence[NamedClip]]]
+"""Checks a recipe, its data and, if told so, what it starts from.
+
+Gives the clips of training and those of the evaluation. A trainer's `make_check(evaluation)` makes
+it, given where the latter are or None, and opens every set once.
+"""
+
+
+class Job(NamedTuple):
+  """A run to be checked.
+
+  Attributes:
+    config: its recipe.
+    starts: whether it starts from what `init_from` says, which is then checked, too.
+  """
+
+  config: ConfigDict
+  starts: bool
+
+
+class Found(NamedTuple):
+  """What the checks have found.
+
+  Attributes:
+    wrong: by the job's name, why it cannot be trained.
+    training: what the clips of training are, in JSON values; None if no job has any.
+    evaluation: those of the evaluation.
+  """
+
+  wrong: dict[str, str]
+  training: dict[str, Any] | None
+  evaluation: dict[str, Any] | None
+
+
+def check_all(system: str, jobs: Mapping[str, Job], evaluation: str | None) -> Found:
+  """Checks runs in a process that holds no accelerator and ends with it.
+
+  Args:
+    system: "fmanet" or "keep".
+    jobs: the runs by name.
+    evaluation: where the clips of the evaluation are; None: there is none.
+
+  Raises:
+    UserError: the evaluation's data cannot be used.
+  """
+  context = multiprocessing.get_context("spawn")
+  with ProcessPoolExecutor(1, mp_context=context, initializer=start_worker) as pool:
+    return pool.submit(check_here, system, dict(jobs), evaluation, only_cpu=True).result()
+
+
+def check_here(
+  system: str, jobs: Mapping[str, Job], evaluation: str | None, *, only_cpu: bool = False
+) -> Found:
+  """Checks runs in this process; see `check_all`."""
+  if only_cpu:
+    jax.config.update("jax_platforms", "cpu")
+  check: Check = importlib.import_module(f"{system}_jax.train").make_check(evaluation)
+  wrong: dict[str, str] = {}
+  told: list[dict[str, Any]] = []
+  for name, job in jobs.items():
+    try:
+      with contextlib.redirect_stdout(io.StringIO()):  # it would tell what starts from where
+        training, scored = check(job.config, job.starts)
+    except UserError as e:
+      wrong[name] = str(e)
+      continue
+    if not told:
+      told.append(describe(job.config.data.root, training))
+      told += [describe(evaluation, scored)] if evaluation else []
+  return Found(wrong, *[*told, None, None][:2])
+
+
+def describe(path: str, clips: Sequence[NamedClip]) -> dict[str, Any]:
+  """What clips are: how many, and a fingerprint of their names, lengths and sizes."""
+  told = sorted([clip.name, clip.length, sorted(clip.sizes.items())] for clip in clips)
+  return {
+    "path": path,
+    "clips": len(clips),
+    "frames": sum(clip.length for clip in clips),
+    "fingerprint": zlib.crc32(json.dumps(told).encode()),
+  }
