@@ -1,9 +1,9 @@
 """Command: trains and scores the rows of a table of ablations, each as an ordinary run.
 
   python -m vsr_jax.sweep --config configs/fmanet/ablations.py --rows all|NAME,... --out SWEEP
-      [--stages NAME,...] [--seeds 0,1,2] [--budget paper|demo|smoke] [--evaluate DATA]
-      [--parallel N] [--devices 0,1] [--part I/N] [--config.KEY VALUE] [--STAGE.KEY VALUE]
-      [--ROW.KEY VALUE]
+      [--stages NAME,...] [--seeds 0,1,2] [--budget paper|demo|smoke] [--length X]
+      [--evaluate DATA] [--parallel N] [--devices 0,1] [--part I/N]
+      [--config.KEY VALUE] [--STAGE.KEY VALUE] [--ROW.KEY VALUE]
   python -m vsr_jax.sweep --config configs/keep/ablations.py ...
 
 SWEEP/ROW/SEED/STAGE are the runs, SWEEP/ROW/SEED/evaluation the scores. What rows have in common is
@@ -51,11 +51,14 @@ def main() -> None:
   names = table.choose("--rows", args.rows, list(rows.rows))
   stages = table.choose("--stages", args.stages, rows.all_stages)
   changes = table.parse_changes(rest, rows, args.budget)
-  make = (rows, args.budget)
-  chains = plan.make_chains(*make, names, stages, args.seeds, changes)
+
+  def make(names: Sequence[str], seeds: Sequence[int]) -> list[Chain]:
+    return plan.make_chains(rows, args.budget, names, stages, seeds, changes, args.length)
+
+  chains = make(names, args.seeds)
   # The row by which recipes and data are known again: none of those asked for in particular.
   usual = rows.base if {*rows.stages(rows.base)} & {*stages} else names[0]
-  base = plan.make_chains(*make, [usual], stages, [0], changes)[0]
+  base = make([usual], [0])[0]
   scored = _scored_data(args, chains)
   told = describe(args, rows, names, stages, changes, base)
   told["evaluation"] = {"arguments": args.evaluate_options} if scored else None
@@ -100,6 +103,7 @@ def describe(
     "system": rows.system,
     "config": args.config,
     "budget": args.budget,
+    "length": args.length,
     "stages": stages,
     "rows": {name: dict(rows.rows[name]) for name in names},
     "seeds": args.seeds,
@@ -230,6 +234,7 @@ def _parse() -> tuple[argparse.Namespace, list[str]]:
   add("--stages", default="all", metavar="NAME,...", help="of the rows' stages; default: all")
   add("--seeds", type=_seeds, default=[0], metavar="0,1,...", help="default: 0")
   add("--budget", default="paper", help="paper, demo or smoke: which recipe the rows change")
+  add("--length", type=_length, default=1.0, metavar="X", help="times the recipe's; default: 1")
   add("--out", type=_folder, required=True, metavar="SWEEP", help="where everything is kept")
   add("--evaluate", metavar="DATA", help="what is scored; default: data.validation of the recipe")
   add(
@@ -258,7 +263,19 @@ def _parse() -> tuple[argparse.Namespace, list[str]]:
 def _folder(text: str) -> pathlib.Path:
   if paths.in_bucket(text):
     raise argparse.ArgumentTypeError(f"{text}: a sweep is kept in a folder of a file system")
+  if {",", "="} & {*text}:
+    raise argparse.ArgumentTypeError(f"{text!r}: runs start from there, name it without , and =")
   return pathlib.Path(text)
+
+
+def _length(text: str) -> float:
+  try:
+    length = float(text)
+  except ValueError:
+    length = 0.0
+  if not 1e-6 <= length <= 1e3:  # NaN is neither
+    raise argparse.ArgumentTypeError(f"{text!r}: give a number above 0, such as 0.25")
+  return length
 
 
 def _seeds(text: str) -> list[int]:

@@ -10,12 +10,14 @@ from vsr_jax.sweeps import plan, table
 TABLES = {name: f"configs/{name}/ablations.py" for name in ("fmanet", "keep")}
 
 
-def chains_of(system, rows="all", *, budget="paper", stages="all", seeds=(0,), given=()):
+def chains_of(
+  system, rows="all", *, budget="paper", stages="all", seeds=(0,), given=(), length=1.0
+):
   rows_of = table.load(TABLES[system])
   names = table.choose("--rows", rows, list(rows_of.rows))
   chosen = table.choose("--stages", stages, rows_of.all_stages)
   changes = table.parse_changes(given, rows_of, budget)
-  return plan.make_chains(rows_of, budget, names, chosen, seeds, changes)
+  return plan.make_chains(rows_of, budget, names, chosen, seeds, changes, length)
 
 
 def paths(chains):
@@ -95,6 +97,19 @@ def test_changes_of_rows_are_on_top_of_all_others():
   assert one.runs[0].values["train.remat"] is True
   assert "model.flows" not in one.runs[0].changes
   assert ten.runs[0].values["model.kernel_down"] == 10
+
+
+def test_a_sweep_may_be_shorter_than_its_recipes():
+  given = ["--n1.optim.net_r.boundaries", "(5,)"]
+  (one,) = chains_of("fmanet", "n1", budget="demo", given=given, length=0.1)
+  values = one.runs[1].values
+  assert (values["steps"], one.runs[0].steps) == (1200, 50)
+  assert values["optim.net_d.boundaries"] == (840, 1020, 1140)
+  assert values["optim.net_r.boundaries"] == (5,)
+  assert values["train.ema_decay"] == pytest.approx(1 - 4 / 1200)
+  assert one.runs[1].changes["steps"] == 1200  # told to the trainer
+  (keep,) = chains_of("keep", "keep", budget="demo", length=0.5)
+  assert [run.values["discriminator.start"] for run in keep.runs] == [2000, 0, 50]
 
 
 def test_a_run_starts_from_the_one_before_and_flow_from_where_it_was_said():

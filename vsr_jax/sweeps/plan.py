@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from vsr_jax.errors import UserError
 from vsr_jax.sweeps.table import ALL, Changes, Table
-from vsr_jax.train.recipe import flat
+from vsr_jax.train.recipe import flat, lengthened
 
 # Where things lie, and how they are read: no part of what is trained.
 PLACES = ("data.root", "data.validation", "data.workers", "init_from")
@@ -75,8 +75,11 @@ def make_chains(
   stages: Collection[str],
   seeds: Sequence[int],
   changes: Changes,
+  length: float = 1.0,
 ) -> list[Chain]:
   """The chains of the rows asked for, seed by seed in the order of the table.
+
+  Every recipe is `length` times as long as it says, where `changes` do not say how long.
 
   Runs are the same where everything is equal that their stage sees: the recipe but for what
   `Table.unseen` names, and the run before. Which row's folder holds one does not depend on the rows
@@ -87,7 +90,7 @@ def make_chains(
   """
   first: dict[Any, Run] = {}
   chains = []
-  make = functools.cache(functools.partial(_make_values, table, budget, changes))
+  make = functools.cache(functools.partial(_make_values, table, budget, changes, length))
   for seed in seeds:
     for row in table.rows:
       own = [stage for stage in table.stages(row) if stage in stages]
@@ -120,13 +123,15 @@ def _check_stages(table: Table, row: str, own: list[str], asked: Collection[str]
 
 
 def _make_values(
-  table: Table, budget: str, changes: Changes, row: str, stage: str
+  table: Table, budget: str, changes: Changes, length: float, row: str, stage: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """The recipe of a row's stage by field; and what of it the command line sets."""
   config = table.make(f"{row},{stage},{budget}")
   asked = {**changes.get(ALL, {}), **changes.get(stage, {})}
   asked = {key: x for key, x in asked.items() if key not in table.rows[row]}
   asked |= changes.get(row, {})
+  if length != 1:
+    asked = lengthened(flat(config), length) | asked
   return flat(with_changes(config, asked)), asked
 
 

@@ -26,7 +26,17 @@ EVALUATION = "evaluation"  # the folder of a row's scores, and their record's na
 WAITING, RUNNING, DONE, FAILED = "waiting", "running", "done", "failed"
 
 # What a call must have in common with those before it; rows and seeds may be added.
-_SAME = ("system", "budget", "stages", "overrides", "base", "evaluation", "recipes", "fingerprints")
+_SAME = (
+  "system",
+  "budget",
+  "length",
+  "stages",
+  "overrides",
+  "base",
+  "evaluation",
+  "recipes",
+  "fingerprints",
+)
 
 _PATIENCE = 20  # seconds in which another host may write sweep.json
 _ANY = json_files.anything

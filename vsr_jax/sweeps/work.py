@@ -112,6 +112,7 @@ class Worker:
     self._folder, self._chains, self._tasks = folder, chains, tasks
     self._parallel, self._devices, self._launch = parallel, devices, launch
     self._running: list[_Running] = []
+    self._shown: tuple[int, str, str] | None = None
     for task in tasks.values():
       needed = task.need is None or tasks[task.need].state == DONE
       if task.state == WAITING and needed and is_done(folder, task):
@@ -246,12 +247,14 @@ class Worker:
       running.task.path: steps_of(self._folder / running.task.path) for running in self._running
     }
     rows = sum(all(t.state == DONE for t in self.tasks_of(chain)) for chain in self._chains)
-    bar.n = done + sum(at.values())
-    bar.set_description_str(f"{rows} of {len(self._chains)} rows", refresh=False)
     left = self._seconds_left(at)
     told = "time left not known yet" if left is None else f"about {as_time(left)} left"
-    bar.set_postfix_str(told, refresh=False)
-    bar.refresh()
+    now = done + sum(at.values()), f"{rows} of {len(self._chains)} rows", told
+    if now != self._shown:  # else a log would grow by a line every time
+      self._shown = now
+      bar.n = now[0]
+      bar.set_description_str(now[1], refresh=False)
+      bar.set_postfix_str(now[2])
 
   def _seconds_left(self, at: Mapping[str, int]) -> float | None:
     """An estimate of the time that everything takes still; None before anything is known.
