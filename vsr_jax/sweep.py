@@ -2,7 +2,7 @@
 
   python -m vsr_jax.sweep --config configs/fmanet/ablations.py --rows all|NAME,... --out SWEEP
       [--stages NAME,...] [--seeds 0,1,2] [--budget paper|demo|smoke] [--length X]
-      [--evaluate DATA] [--parallel N] [--devices 0,1] [--part I/N]
+      [--evaluate DATA] [--parallel N] [--devices 0,1] [--part I/N] [--check]
       [--config.KEY VALUE] [--STAGE.KEY VALUE] [--ROW.KEY VALUE]
   python -m vsr_jax.sweep --config configs/keep/ablations.py ...
 
@@ -73,12 +73,17 @@ def main() -> None:
     print(f"{path}: cannot be trained: {reason}", file=sys.stderr)
   if len(wrong) == len(mine):
     raise UserError(f"{next(iter(wrong))}: {next(iter(wrong.values()))} (nothing is trained)")
+  tasks = make_tasks(args, rows, mine, wrong, scored)
+  if args.check:
+    print(*(shlex.join(task.command) for task in tasks.values() if not task.reason), sep="\n")
+    if wrong:
+      raise UserError(f"{', '.join(wrong)} cannot be trained, for the reasons above")
+    return
   data = {"training": found.training, "evaluation": found.evaluation}
   prints = {name: entry and entry["fingerprint"] for name, entry in data.items()}
   told |= {"data": data, "fingerprints": {**prints, "init_from": _start_sum(base.runs[0])}}
   record.join(args.out, told, list(rows.rows))
   with _locked_rows(args.out, mine):
-    tasks = make_tasks(args, rows, mine, wrong, scored)
     worker = Worker(args.out, mine, tasks, args.parallel, args.devices, work.launch)
     worker.work()
   _tell_end(args.out, worker, mine)
@@ -253,6 +258,7 @@ def _parse() -> tuple[argparse.Namespace, list[str]]:
     help="accelerators of which each process gets one, in turn; default: each process sees all",
   )
   add("--part", type=_part, default=(1, 1), metavar="I/N", help="the rows of the Ith of N hosts")
+  add("--check", action="store_true", help="check everything, list the commands, train nothing")
   parser.epilog = (
     "--config.KEY VALUE changes a field of all recipes, --STAGE.KEY VALUE those of a stage, and "
     "--ROW.KEY VALUE those of a row, such as --config.data.root DATA --joint.steps 2000"

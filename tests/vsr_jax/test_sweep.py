@@ -134,6 +134,15 @@ def test_a_sweep_trains_and_scores_by_ordinary_commands(run, fake, tmp_path):
   assert (out / "sft/0/joint.txt").read_text().startswith("$ ")
 
 
+def test_a_check_lists_the_commands_and_trains_nothing(run, fake, tmp_path):
+  said = run("n1", "--check").out.splitlines()
+  assert [line.split()[2] for line in said[1:]] == ["fmanet_jax.train"] * 2 + [
+    "fmanet_jax.evaluate"
+  ]
+  assert fake.calls == []
+  assert not (tmp_path / "out").exists()
+
+
 def test_what_is_there_is_kept_and_rows_and_seeds_are_added(run, fake, tmp_path):
   run("sft")
   assert len(fake.calls) == 3

@@ -131,7 +131,9 @@ def _make_values(
   asked = {key: x for key, x in asked.items() if key not in table.rows[row]}
   asked |= changes.get(row, {})
   if length != 1:
-    asked = lengthened(flat(config), length) | asked
+    recipe = flat(config)
+    followed = lengthened(recipe, length).items()
+    asked = {key: x for key, x in followed if x != recipe[key]} | asked
   return flat(with_changes(config, asked)), asked
 
 
