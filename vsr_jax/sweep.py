@@ -68,11 +68,13 @@ def main() -> None:
     print(f"part {args.part[0]} of {args.part[1]}: nothing to do, the others have every row")
     return
   found = check_runs(rows, [base, *mine], scored)
-  wrong = {chain.path: _reason(chain, found.wrong) for chain in mine if _reason(chain, found.wrong)}
+  wrong = _reasons(mine, found.wrong)
+  if len(wrong) == len(mine) and len(set(wrong.values())) == 1:  # such as data that are missing
+    raise UserError(f"no row can be trained: {wrong[mine[0].path]}")
   for path, reason in wrong.items():
     print(f"{path}: cannot be trained: {reason}", file=sys.stderr)
   if len(wrong) == len(mine):
-    raise UserError(f"{next(iter(wrong))}: {next(iter(wrong.values()))} (nothing is trained)")
+    raise UserError("no row can be trained, for the reasons above")
   tasks = make_tasks(args, rows, mine, wrong, scored)
   if args.check:
     print(*(shlex.join(task.command) for task in tasks.values() if not task.reason), sep="\n")
@@ -131,8 +133,14 @@ def check_runs(rows: Table, chains: Sequence[Chain], scored: str | None) -> chec
   return checks.check_all(rows.system, jobs, scored)
 
 
-def _reason(chain: Chain, wrong: Mapping[str, str]) -> str | None:
-  return next((wrong[run.path] for run in chain.runs if run.path in wrong), None)
+def _reasons(chains: Sequence[Chain], wrong: Mapping[str, str]) -> dict[str, str]:
+  """By chain, why the first of its runs cannot be trained for which that is known."""
+  reasons: dict[str, str] = {}
+  for chain in chains:
+    for run in chain.runs:
+      if run.path in wrong:
+        reasons.setdefault(chain.path, wrong[run.path])
+  return reasons
 
 
 def make_tasks(

@@ -59,7 +59,7 @@ class FakeProcess:
       (run / "log.jsonl").write_text('{"step": 4, "seconds": 1}\n')
     else:
       folder = pathlib.Path(self.command[self.command.index("--out") + 1])
-      folder.mkdir(parents=True)
+      folder.mkdir(parents=True, exist_ok=True)
       (folder / "metrics.json").write_text('{"complete": true}')
     return 0
 
@@ -190,9 +190,7 @@ def test_a_row_that_cannot_be_trained_is_told_before_anything_is_trained(
   fake.calls.clear()
   said = run("n1", code=2)
   assert fake.calls == []
-  assert said.err.splitlines()[-1] == (
-    "error: n1/0: model.flows = 1: does not fit (nothing is trained)"
-  )
+  assert said.err == "error: no row can be trained: model.flows = 1: does not fit\n"
 
 
 def test_an_interrupted_sweep_lets_its_trainers_save_and_goes_on_later(
@@ -229,9 +227,7 @@ def test_the_time_left_is_told_once_something_is_known(tmp_path):
   }
   worker = work.Worker(tmp_path, [], tasks, 1, [], Fake())
   assert worker._seconds_left({}) is None
-  (tmp_path / "a/0").mkdir(parents=True)
-  record.write_run(tmp_path, "a/0/degradation", ["x"], 40.0, 4)
-  tasks["a/0/degradation"].state = record.DONE
+  tasks["a/0/degradation"].state, tasks["a/0/degradation"].seconds = record.DONE, 40.0
   assert worker._seconds_left({}) == 40
   assert worker._seconds_left({"a/0/joint": 3}) == 10
   assert [work.as_time(x) for x in (42, 1000, 19_000)] == ["42 s", "17 min", "5 h 17 min"]
@@ -330,6 +326,19 @@ def test_a_folder_of_something_else_or_a_damaged_one_is_refused(run, tmp_path):
   with locked(out / "n1/0"):
     (out / "sweep.json").write_text("{}")
     assert "sweep.json: damaged" in run("n1", code=2).err
+
+
+def test_what_was_left_half_written_is_done_again(run, fake, tmp_path):
+  run("n1")
+  out = tmp_path / "out/n1/0"
+  (out / "joint.json").write_text('{"comm')  # only when and how it was made is lost
+  (out / "evaluation/metrics.json").write_text('{"complete": false}')
+  (out / "row.json").write_text("")
+  assert "joint.json: damaged" in run("n1").err
+  assert [call[2] for call in fake.calls] == ["fmanet_jax.train"] * 2 + ["fmanet_jax.evaluate"] * 2
+  assert row(tmp_path, "n1/0")["state"] == "done"
+  (out / "evaluation/metrics.json").write_text('{"comp')
+  assert "metrics.json: damaged (not JSON" in run("n1", code=2).err
 
 
 def test_a_row_that_another_call_works_on_is_refused(run, fake, tmp_path):

@@ -9,7 +9,7 @@ import json
 import multiprocessing
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.connection import Connection
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -75,19 +75,34 @@ def check_all(system: str, jobs: Mapping[str, Job], evaluation: str | None) -> F
     evaluation: where the clips of the evaluation are; None: there is none.
 
   Raises:
-    UserError: the evaluation's data cannot be used.
+    UserError: the process ended by itself.
   """
   context = multiprocessing.get_context("spawn")
-  with ProcessPoolExecutor(1, mp_context=context, initializer=start_worker) as pool:
-    return pool.submit(check_here, system, dict(jobs), evaluation, only_cpu=True).result()
+  receiver, sender = context.Pipe(duplex=False)
+  process = context.Process(target=_send, args=(sender, system, dict(jobs), evaluation))
+  process.start()
+  sender.close()
+  try:
+    return receiver.recv()
+  except EOFError:
+    process.join()
+    raise UserError(
+      f"the checks of recipes and data ended with code {process.exitcode}, for want of memory "
+      "perhaps; what they say is above"
+    ) from None
+  finally:
+    process.kill()
+    process.join()
 
 
-def check_here(
-  system: str, jobs: Mapping[str, Job], evaluation: str | None, *, only_cpu: bool = False
-) -> Found:
+def _send(sender: Connection, system: str, jobs: Mapping[str, Job], evaluation: str | None) -> None:
+  start_worker()
+  jax.config.update("jax_platforms", "cpu")
+  sender.send(check_here(system, jobs, evaluation))
+
+
+def check_here(system: str, jobs: Mapping[str, Job], evaluation: str | None) -> Found:
   """Checks runs in this process; see `check_all`."""
-  if only_cpu:
-    jax.config.update("jax_platforms", "cpu")
   check: Check = importlib.import_module(f"{system}_jax.train").make_check(evaluation)
   wrong: dict[str, str] = {}
   told: list[dict[str, Any]] = []

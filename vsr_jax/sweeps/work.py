@@ -23,7 +23,7 @@ from vsr_jax.sweeps import record
 from vsr_jax.sweeps.plan import Chain
 from vsr_jax.sweeps.record import DONE, EVALUATION, FAILED, RUNNING, WAITING
 
-PAUSE = 0.5  # seconds between looks at the processes
+PAUSE = 1.0  # seconds between looks at the processes
 _TAIL = 1 << 16  # bytes of a log that are read
 _LONGEST = 400  # characters of a reason
 
@@ -60,6 +60,7 @@ class Task:
     need: the path of the run that has to be there first, or None.
     state: "waiting", "running", "done" or "failed".
     reason: why it failed.
+    seconds: what it took, once it is done; 0 if that is not known.
   """
 
   path: str
@@ -68,6 +69,7 @@ class Task:
   need: str | None
   state: str = WAITING
   reason: str | None = None
+  seconds: float = 0.0
 
   @property
   def kind(self) -> str:
@@ -117,6 +119,7 @@ class Worker:
       needed = task.need is None or tasks[task.need].state == DONE
       if task.state == WAITING and needed and is_done(folder, task):
         task.state = DONE
+        task.seconds = (record.read_run(folder, task.path) or {"seconds": 0.0})["seconds"]
 
   def work(self) -> None:
     """Does everything; what fails is written down, and the rest goes on.
@@ -182,7 +185,7 @@ class Worker:
     seconds = running.before + time.monotonic() - running.began
     record.write_run(self._folder, task.path, task.command, seconds, task.steps)
     if code == 0 and is_done(self._folder, task):
-      task.state = DONE
+      task.state, task.seconds = DONE, seconds
       tqdm.tqdm.write(f"{task.path}: done, {as_time(seconds)}")
     else:
       log = self._folder / f"{task.path}.txt"
@@ -264,9 +267,8 @@ class Worker:
     seconds: dict[str, float] = {}
     amounts: dict[str, float] = {}
     for task in self._tasks.values():
-      known = record.read_run(self._folder, task.path) if task.state == DONE else None
-      if known:
-        seconds[task.kind] = seconds.get(task.kind, 0.0) + known["seconds"]
+      if task.state == DONE and task.seconds:
+        seconds[task.kind] = seconds.get(task.kind, 0.0) + task.seconds
         amounts[task.kind] = amounts.get(task.kind, 0.0) + max(task.steps, 1)
     for running in self._running:
       gone = at[running.task.path] - running.first
