@@ -275,8 +275,8 @@ def _parse() -> tuple[argparse.Namespace, list[str]]:
 
 
 def _folder(text: str) -> pathlib.Path:
-  if paths.in_bucket(text):
-    raise argparse.ArgumentTypeError(f"{text}: a sweep is kept in a folder of a file system")
+  if not text or paths.in_bucket(text):
+    raise argparse.ArgumentTypeError(f"{text!r}: a sweep is kept in a folder of a file system")
   if {",", "="} & {*text}:
     raise argparse.ArgumentTypeError(f"{text!r}: runs start from there, name it without , and =")
   return pathlib.Path(text)

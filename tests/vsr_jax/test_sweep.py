@@ -267,6 +267,7 @@ def test_why_a_process_ended(tmp_path):
     (["stray"], "'stray' belongs to no option"),
     (["--config", "nowhere.py"], "--config nowhere.py: no such table"),
     (["--config", "configs/fmanet/joint.py"], "is no table of ablations, it has no SYSTEM"),
+    (["--out", ""], "'': a sweep is kept in a folder"),
     (["--out", "gs://bucket/x"], "a sweep is kept in a folder of a file system"),
   ],
 )
