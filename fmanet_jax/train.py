@@ -40,7 +40,7 @@ from vsr_jax.data_prep import batching, blur_pipeline
 from vsr_jax.data_prep.clip import BLUR_BICUBIC, SHARP, Clip
 from vsr_jax.data_prep.opening import OpenedSet, open_clips
 from vsr_jax.sharding import host_rows, make_mesh
-from vsr_jax.sweeps.checks import Check
+from vsr_jax.sweeps.checks import Check, Scored
 from vsr_jax.train import command
 from vsr_jax.train import recipe as recipes
 from vsr_jax.train.compile_only import Plan
@@ -104,11 +104,11 @@ def train(config: ConfigDict, workdir: str) -> None:
     _print_summary(config, workdir, int(state.step))
 
 
-def make_check(evaluation: str | None) -> Check:
+def make_check(scored: Scored | None) -> Check:
   """Makes what checks recipes and data before a sweep trains anything; see `sweeps.checks.Check`.
 
   Args:
-    evaluation: where the clips to score are; None: there are none.
+    scored: where the clips of the evaluation are; None: there are none.
   """
   opened = functools.cache(open_clips)
 
@@ -116,14 +116,15 @@ def make_check(evaluation: str | None) -> Check:
     recipe.check(config, tuple(TRAINED))
     model = _model(config)
     clips, _ = _open_sets(config, model.arch, opened)
-    scored: Sequence[Clip] = ()
-    if evaluation is not None:
-      streams = (SHARP, BLUR_BICUBIC)
-      scored = opened(evaluation, split="test", streams=streams, num_frames=model.arch.frames).clips
-      _check_scale(scored, model.arch)
+    evaluation: Sequence[Clip] = ()
+    if scored is not None:
+      streams, frames = (SHARP, BLUR_BICUBIC), model.arch.frames
+      found = opened(scored.path, split=scored.split, streams=streams, num_frames=frames)
+      evaluation = found.clips
+      _check_scale(evaluation, model.arch)
     if starts:
       _load_start(config, model)
-    return clips, scored
+    return clips, evaluation
 
   return check
 

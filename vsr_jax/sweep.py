@@ -28,12 +28,13 @@ import zlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from vsr_jax import cli, paths, progress
+from vsr_jax import cli, evaluation, paths, progress
 from vsr_jax.checkpoint import read_meta
 from vsr_jax.errors import UserError
 from vsr_jax.files import make_folder
 from vsr_jax.locks import locked
 from vsr_jax.sweeps import checks, plan, record, table, work
+from vsr_jax.sweeps.checks import Scored
 from vsr_jax.sweeps.plan import PLACES, Chain, Run
 from vsr_jax.sweeps.table import ALL, Changes, Table
 from vsr_jax.sweeps.work import Task, Worker
@@ -123,7 +124,7 @@ def describe(
   }
 
 
-def check_runs(rows: Table, chains: Sequence[Chain], scored: str | None) -> checks.Found:
+def check_runs(rows: Table, chains: Sequence[Chain], scored: Scored | None) -> checks.Found:
   """Checks all runs of chains before anything is trained; see `checks.check_all`."""
   runs = plan.all_runs(chains)
   print(f"{len(runs)} runs: checks their recipes and data", flush=True)
@@ -148,7 +149,7 @@ def make_tasks(
   rows: Table,
   chains: Sequence[Chain],
   wrong: Mapping[str, str],
-  scored: str | None,
+  scored: Scored | None,
 ) -> dict[str, Task]:
   """What is to be done for chains, in order; what only those that are wrong need has failed.
 
@@ -167,7 +168,7 @@ def make_tasks(
       command = train_command(args, rows, run)
       made.append(Task(run.path, command, run.steps, run.before))
     if chain.evaluated and scored is not None:
-      command = evaluate_command(args, rows, chain, scored)
+      command = evaluate_command(args, rows, chain, scored.path)
       made.append(Task(f"{chain.path}/{record.EVALUATION}", command, 0, chain.runs[-1].path))
     for task in made:
       tasks.setdefault(task.path, task)
@@ -187,15 +188,15 @@ def train_command(args: argparse.Namespace, rows: Table, run: Run) -> list[str]:
   return [sys.executable, "-m", f"{rows.system}_jax.train", *words, *as_flags(values)]
 
 
-def evaluate_command(args: argparse.Namespace, rows: Table, chain: Chain, scored: str) -> list[str]:
+def evaluate_command(args: argparse.Namespace, rows: Table, chain: Chain, data: str) -> list[str]:
   """The command that scores a row."""
   checkpoint = rows.checkpoint.format(row=chain.row, run=args.out / chain.runs[-1].path)
-  words = [scored, "--checkpoint", checkpoint, *args.evaluate_options]
+  words = [data, "--checkpoint", checkpoint, *args.evaluate_options]
   words += ["--out", str(args.out / chain.path / record.EVALUATION)]
   return [sys.executable, "-m", f"{rows.system}_jax.evaluate", *words]
 
 
-def _scored_data(args: argparse.Namespace, chains: Sequence[Chain]) -> str | None:
+def _scored_data(args: argparse.Namespace, chains: Sequence[Chain]) -> Scored | None:
   """Where the clips of the evaluation are; None if no row gets to its last stage."""
   if not any(chain.evaluated for chain in chains):
     return None
@@ -204,7 +205,9 @@ def _scored_data(args: argparse.Namespace, chains: Sequence[Chain]) -> str | Non
     raise UserError(
       "there is nothing to score the rows on; give --evaluate DATA or --config.data.validation DATA"
     )
-  return found
+  options = cli.Parser("vsr_jax.sweep", "--evaluate-options", allow_abbrev=False)
+  evaluation.add_arguments(options)  # those that both evaluations have
+  return Scored(found, options.parse_known_args(args.evaluate_options)[0].split)
 
 
 def _start_sum(run: Run) -> int | None:

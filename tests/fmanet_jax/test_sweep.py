@@ -12,7 +12,7 @@ from tests.data_prep.helpers import write_clip_set, write_flow
 from vsr_jax import sweep
 from vsr_jax.checkpoint import read_meta
 from vsr_jax.configs.fmanet import ablations, smoke
-from vsr_jax.sweeps.checks import Job, check_here
+from vsr_jax.sweeps.checks import Job, Scored, check_here
 
 TABLE = "configs/fmanet/ablations.py"
 LENGTHS = {"alley": 6, "beach": 4}
@@ -67,7 +67,7 @@ def test_recipes_and_data_are_checked_before_anything_is_trained(data):
     "later": Job(recipe("fma_net", "joint", data, init_from=str(data / "run")), False),
     "nowhere": Job(recipe("fma_net", "joint", data / "missing"), False),
   }
-  found = check_here("fmanet", jobs, str(data))
+  found = check_here("fmanet", jobs, Scored(str(data)))
   assert found.wrong.keys() == {"long", "odd", "scale", "start", "nowhere"}
   assert "no flow labels for windows of 5 frames" in found.wrong["long"]
   assert "model.flows = 5: must divide the width model.dim = 6" in found.wrong["odd"]
@@ -85,7 +85,7 @@ def test_recipes_and_data_are_checked_before_anything_is_trained(data):
 
 def test_data_of_the_evaluation_that_cannot_be_used_are_told_by_every_row(data):
   jobs = {"good": Job(recipe("fma_net", "joint", data), False)}
-  found = check_here("fmanet", jobs, str(data / "missing"))
+  found = check_here("fmanet", jobs, Scored(str(data / "missing")))
   assert "missing: no such folder of clips" in found.wrong["good"]
 
 

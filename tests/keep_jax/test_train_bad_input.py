@@ -19,6 +19,7 @@ from tests.vsr_jax.train import toy
 from vsr_jax.checkpoint import export_params, read_meta
 from vsr_jax.errors import UserError
 from vsr_jax.locks import locked
+from vsr_jax.sweeps.checks import Scored
 from vsr_jax.train.loop import fit
 
 FIRST = stages.TRAINED["vqgan"]
@@ -119,7 +120,7 @@ def test_an_unknown_sub_network(failing, data, first_stage):
 
 def test_a_sweep_s_check_before_anything_is_trained(data, first_stage, monkeypatch):
   monkeypatch.setattr("jax.device_count", lambda: 1)
-  check = train.make_check(str(data / "test"))
+  check = train.make_check(Scored(str(data / "test")))
   config = make_recipe("prediction", data, init_from=str(first_stage))
   clips, scored = check(config, True)
   assert [clip.name for clip in clips] == ["anna", "ben"]

@@ -134,6 +134,15 @@ def test_a_sweep_trains_and_scores_by_ordinary_commands(run, fake, tmp_path):
   assert (out / "sft/0/joint.txt").read_text().startswith("$ ")
 
 
+def test_hosts_do_their_parts_in_one_folder(run, fake, tmp_path):
+  for part in ("1/3", "2/3"):
+    run("fma_net,sft,n1", "--part", part)
+  assert len(fake.calls) == 2 + 3 + 3
+  assert all(row(tmp_path, f"{name}/0")["state"] == "done" for name in ("fma_net", "sft", "n1"))
+  assert "part 3 of 3: nothing to do" in run("fma_net,sft,n1", "--part", "3/3").out
+  assert len(json.loads((tmp_path / "out/sweep.json").read_text())["rows"]) == 3
+
+
 def test_a_check_lists_the_commands_and_trains_nothing(run, fake, tmp_path):
   said = run("n1", "--check").out.splitlines()
   assert [line.split()[2] for line in said[1:]] == ["fmanet_jax.train"] * 2 + [
@@ -277,6 +286,19 @@ def test_bad_arguments_are_told_in_one_line(run, fake, tmp_path, arguments, mess
   assert len(said.err.splitlines()) == 1
   assert fake.calls == []
   assert not (tmp_path / "out").exists()
+
+
+def test_the_split_that_is_scored_is_the_one_that_is_checked(run, monkeypatch):
+  asked = []
+
+  def check_all(system, jobs, scored):
+    asked.append(scored)
+    return checks.Found({}, DATA, DATA)
+
+  monkeypatch.setattr(checks, "check_all", check_all)
+  run("n1", "--check")
+  run("n1", "--check", "--evaluate-options", "--split val --save-frames x")
+  assert asked == [("data", "test"), ("data", "val")]
 
 
 def test_a_sweep_without_data_to_score_on_is_refused(run, fake):

@@ -35,9 +35,21 @@ class NamedClip(Protocol):
 Check = Callable[[ConfigDict, bool], tuple[Sequence[NamedClip], Sequence[NamedClip]]]
 """Checks a recipe, its data and, if told so, what it starts from.
 
-Gives the clips of training and those of the evaluation. A trainer's `make_check(evaluation)` makes
+Gives the clips of training and those of the evaluation. A trainer's `make_check(scored)` makes
 it, given where the latter are or None, and opens every set once.
 """
+
+
+class Scored(NamedTuple):
+  """Where the clips of the evaluation are.
+
+  Attributes:
+    path: of their set.
+    split: of a release or a built set.
+  """
+
+  path: str
+  split: str = "test"
 
 
 class Job(NamedTuple):
@@ -66,20 +78,20 @@ class Found(NamedTuple):
   evaluation: dict[str, Any] | None
 
 
-def check_all(system: str, jobs: Mapping[str, Job], evaluation: str | None) -> Found:
+def check_all(system: str, jobs: Mapping[str, Job], scored: Scored | None) -> Found:
   """Checks runs in a process that holds no accelerator and ends with it.
 
   Args:
     system: "fmanet" or "keep".
     jobs: the runs by name.
-    evaluation: where the clips of the evaluation are; None: there is none.
+    scored: where the clips of the evaluation are; None: there is none.
 
   Raises:
     UserError: the process ended by itself.
   """
   context = multiprocessing.get_context("spawn")
   receiver, sender = context.Pipe(duplex=False)
-  process = context.Process(target=_send, args=(sender, system, dict(jobs), evaluation))
+  process = context.Process(target=_send, args=(sender, system, dict(jobs), scored))
   process.start()
   sender.close()
   try:
@@ -95,27 +107,27 @@ def check_all(system: str, jobs: Mapping[str, Job], evaluation: str | None) -> F
     process.join()
 
 
-def _send(sender: Connection, system: str, jobs: Mapping[str, Job], evaluation: str | None) -> None:
+def _send(sender: Connection, system: str, jobs: Mapping[str, Job], scored: Scored | None) -> None:
   start_worker()
   jax.config.update("jax_platforms", "cpu")
-  sender.send(check_here(system, jobs, evaluation))
+  sender.send(check_here(system, jobs, scored))
 
 
-def check_here(system: str, jobs: Mapping[str, Job], evaluation: str | None) -> Found:
+def check_here(system: str, jobs: Mapping[str, Job], scored: Scored | None) -> Found:
   """Checks runs in this process; see `check_all`."""
-  check: Check = importlib.import_module(f"{system}_jax.train").make_check(evaluation)
+  check: Check = importlib.import_module(f"{system}_jax.train").make_check(scored)
   wrong: dict[str, str] = {}
   told: list[dict[str, Any]] = []
   for name, job in jobs.items():
     try:
       with contextlib.redirect_stdout(io.StringIO()):  # it would tell what starts from where
-        training, scored = check(job.config, job.starts)
+        training, evaluation = check(job.config, job.starts)
     except UserError as e:
       wrong[name] = str(e)
       continue
     if not told:
       told.append(describe(job.config.data.root, training))
-      told += [describe(evaluation, scored)] if evaluation else []
+      told += [describe(scored.path, evaluation)] if scored else []
   return Found(wrong, *[*told, None, None][:2])
 
 
