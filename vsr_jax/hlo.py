@@ -228,12 +228,12 @@ def _turns(loop: _Instruction, own: _Computation, computations: Mapping[str, _Co
     return 1
   index = int(place[1])
   step = parts[1][result.operands[index]]
-  found = [_constant(end, parts[0]), _constant(own.get(start.operands[index]), own)]
-  if step.op == "add":
-    found += [n for name in step.operands if (n := _constant(parts[1][name], parts[1])) is not None]
-  if len(found) != 3 or None in found:
+  ends = [_constant(own.get(start.operands[index]), own), _constant(end, parts[0])]
+  added = [_constant(parts[1][name], parts[1]) for name in step.operands]
+  known = [n for n in (*ends, *added) if n is not None]
+  if step.op != "add" or None in ends or len(known) != 3:
     return 1
-  last, first, by = found
+  first, last, by = known
   return max(0, -(-(last - first) // by)) if by > 0 else 1
 
 

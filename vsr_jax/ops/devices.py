@@ -147,9 +147,7 @@ def one_by_one(
   results: list[jax.Array] = []
   for arrays in zip(*sequences, strict=True):
     if results:
-      arrays = lax.platform_dependent(
-        arrays, results[-1], tpu=_wait_on_tpu, default=lambda x, _: x
-      )
+      arrays = lax.platform_dependent(arrays, results[-1], tpu=_wait_on_tpu, default=lambda x, _: x)
     results.append(function(*arrays))
   return results
 
