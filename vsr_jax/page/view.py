@@ -36,7 +36,7 @@ _HINT = "Drop a clip or a picture, or take the example; then press Restore."
 _HIDDEN, _SAME = gr.update(visible=False), gr.update()
 _FONTS = ("system-ui", "sans-serif")
 _CSS = """
-.gradio-container {max-width: 1280px !important; margin: auto}
+.gradio-container {width: 100%; max-width: 1280px !important; margin: auto}
 .told {padding: 2px 0 !important; min-height: 22px; overflow-wrap: anywhere}
 .told progress {width: 100%; height: 10px; accent-color: var(--color-accent)}
 .told .wrong {color: var(--error-text-color, #b91c1c); font-weight: 600}
