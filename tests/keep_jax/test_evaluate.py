@@ -17,6 +17,7 @@ from tests.keep_jax.evaluating import (
   SIZE,
   data,
   find,
+  follow,
   look,
   repeated,
   run,
@@ -93,6 +94,27 @@ def test_clips_are_scored_as_the_metrics_are_defined(run, data):
     for name, x in found["total"]["scores"][method].items():
       values = [row["scores"][method][name] for row in found["clips"]]
       assert x == (None if values[0] is None else pytest.approx(np.mean(values), rel=1e-9))
+
+
+def test_frames_are_told_apart_by_the_truths_motion(run, data, stand_ins):
+  seen = []
+
+  def moving(before, frame):
+    seen.append(frame)
+    flow, mask = follow(before, frame)
+    return flow + 25.0 * (len(seen) == 2), mask  # of the length 35
+
+  stand_ins.networks = stand_ins.networks._replace(follow=moving)
+  found, _ = run(data, "--checkpoint", "weights", "--clips", "anna")
+  (clip,) = found["clips"]
+  motion = clip["motion"]
+  assert {name: part["frames"] for name, part in motion.items()} == {"[0, 20)": 3, "[20, 40)": 1}
+  good = list(source(data, "anna").good())
+  low = list(source(data, "anna").low())
+  want = rgb_psnr(good[2], repeated(low[2]), 0)
+  assert motion["[20, 40)"]["scores"]["weights"]["psnr"] == pytest.approx(want, rel=1e-9)
+  whole = [rgb_psnr(x, repeated(y), 0) for x, y in zip(good, low, strict=True)]
+  assert clip["scores"]["weights"]["psnr"] == pytest.approx(np.mean(whole), rel=1e-9)
 
 
 def test_the_setting_and_the_table_say_what_is_compared(run, data, tmp_path):
