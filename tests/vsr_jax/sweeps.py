@@ -1,0 +1,121 @@
+"""Small folders of sweeps, as `vsr_jax.sweep` leaves them, made by hand."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+CLIPS = ("alley", "beach", "city")
+STAGES = {"fmanet": ("degradation", "joint"), "keep": ("prediction", "fusion")}
+BASES = {"fmanet": "fma_net", "keep": "keep"}
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(value))
+
+
+def metrics(method: str, by_clip: dict[str, dict[str, float]], **more: Any) -> dict[str, Any]:
+  """What an evaluation writes; the total is the mean over clips, and all clips are slow."""
+
+  def entry(values: dict[str, float]) -> dict[str, Any]:
+    scores = {"bicubic": {name: 0.5 * x for name, x in values.items()}, method: values}
+    if method == "FMA-Net":
+      scores["reconstruction"] = {name: x + 10 for name, x in values.items()}
+    part = {"frames": 3, "scores": scores}
+    return {"frames": 3, "scores": scores, "motion": {"[0, 20)": part}}
+
+  names = next(iter(by_clip.values()))
+  total = {x: sum(values[x] for values in by_clip.values()) / len(by_clip) for x in names}
+  return {
+    "complete": True,
+    "data": "data/val",
+    "methods": list(entry(total)["scores"]),
+    "clips": [{"name": name, **entry(values)} for name, values in by_clip.items()],
+    "total": {**entry(total), "frames": 3 * len(by_clip)},
+    "skipped": {},
+    **more,
+  }
+
+
+def write_run(run: pathlib.Path, step: int, config: dict[str, Any], log: bool = True) -> None:
+  """A run's checkpoint, its meta alone, and its log."""
+  arrays = {"params": {"net/kernel": "float32[3,3,8,16]", "net/bias": "float32[16]"}}
+  meta = {"step": step, "stage": run.name, "arrays": arrays, "config": config}
+  write_json(run / "checkpoints" / str(step) / "meta" / "meta.json", meta)
+  if log:
+    rows = [
+      {"step": i, "seconds": i, "loss": 1 / i, "recon": 0.5 / i, "learning_rate/net": 1e-3}
+      for i in range(1, step + 1)
+    ]
+    rows[-1]["evaluation/psnr"] = 25.0
+    (run / "log.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+def write_trial(
+  sweep: pathlib.Path,
+  system: str,
+  row: str,
+  seed: int,
+  values: dict[str, float],
+  *,
+  step: int = 4,
+  config: dict[str, Any] | None = None,
+  **more: Any,
+) -> pathlib.Path:
+  """A row and seed that is done; clips differ by a constant, seeds by 0.1."""
+  folder, stages = sweep / row / str(seed), STAGES[system]
+  for stage in stages:
+    write_run(folder / stage, step, {"seed": seed, "model": config or {}})
+  by_clip = {
+    clip: {name: x + 0.1 * seed + 0.01 * i for name, x in values.items()}
+    for i, clip in enumerate(CLIPS)
+  }
+  method = "FMA-Net" if system == "fmanet" else row
+  write_json(folder / "evaluation" / "metrics.json", metrics(method, by_clip, **more))
+  record = {
+    "state": "done",
+    "stage": None,
+    "reason": None,
+    "stages": list(stages),
+    "runs": {stage: f"{row}/{seed}/{stage}" for stage in stages},
+    "commands": {
+      stage: ["python", "-m", "train", "--note", f"a b{i}"] for i, stage in enumerate(stages)
+    },
+    "commit": "abc123",
+    "machine": "somewhere",
+    "started": "2026-11-29T10:00:00",
+    "seconds": {**dict.fromkeys(stages, 60.0), "evaluation": 9.0},
+  }
+  write_json(folder / "row.json", record)
+  return folder
+
+
+def write_sweep(
+  sweep: pathlib.Path,
+  system: str,
+  rows: dict[str, dict[str, Any]],
+  seeds: tuple[int, ...],
+  **more: Any,
+) -> None:
+  """The sweep's own file."""
+  record = {
+    "version": 1,
+    "system": system,
+    "config": f"configs/{system}/ablations.py",
+    "budget": "smoke",
+    "stages": list(STAGES[system]),
+    "rows": rows,
+    "seeds": list(seeds),
+    "overrides": {},
+    "stage_overrides": {},
+    "base": BASES[system],
+    "data": {
+      "training": {"path": "/a", "clips": 9, "frames": 99, "fingerprint": 123},
+      "evaluation": {"path": "/b", "clips": 3, "frames": 9, "fingerprint": 456},
+    },
+    "start": {"init_from": "", "fingerprint": None},
+    "evaluation": {"arguments": []},
+  }
+  write_json(sweep / "sweep.json", record | more)
