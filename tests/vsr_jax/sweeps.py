@@ -62,14 +62,15 @@ def write_trial(
   *,
   step: int = 4,
   config: dict[str, Any] | None = None,
+  uneven: float = 0.0,
   **more: Any,
 ) -> pathlib.Path:
-  """A row and seed that is done; clips differ by a constant, seeds by 0.1."""
+  """A row and seed that is done; seeds differ by 0.1, clips by 0.01, and by `uneven` squared."""
   folder, stages = sweep / row / str(seed), STAGES[system]
   for stage in stages:
     write_run(folder / stage, step, {"seed": seed, "model": config or {}})
   by_clip = {
-    clip: {name: x + 0.1 * seed + 0.01 * i for name, x in values.items()}
+    clip: {name: x + 0.1 * seed + 0.01 * i + uneven * i**2 for name, x in values.items()}
     for i, clip in enumerate(CLIPS)
   }
   method = "FMA-Net" if system == "fmanet" else row

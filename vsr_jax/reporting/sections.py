@@ -8,6 +8,8 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from flax.traverse_util import flatten_dict
+
 from vsr_jax.metrics import Metric
 from vsr_jax.metrics.magnitude import NOTE, RANGES
 from vsr_jax.reporting import comparison, papers
@@ -259,7 +261,8 @@ def _changes(sweep: Sweep, row: str) -> str:
     base = sweep.trials.get((sweep.base, trial.seed))
     for stage, meta in trial.metas.items() if base else ():
       if stage in base.metas:
-        ours, theirs = (_flat(x.get("config")) for x in (meta, base.metas[stage]))
+        configs = (x.get("config") or {} for x in (meta, base.metas[stage]))
+        ours, theirs = (flatten_dict(config, sep=".") for config in configs)
         found |= dict.fromkeys(
           f"{name} {_json(theirs.get(name))} → {_json(ours.get(name))}"
           for name in {**theirs, **ours}
@@ -267,17 +270,6 @@ def _changes(sweep: Sweep, row: str) -> str:
         )
   told = [f"{name} → {_json(x)}" for name, x in sweep.rows[row].items()]
   return "; ".join(found or told) or "none"
-
-
-def _flat(config: Any) -> dict[str, Any]:
-  """A nested configuration by flat names, as in {"model.flows": 9}."""
-  found = {}
-  for name, value in config.items() if isinstance(config, dict) else ():
-    if isinstance(value, dict):
-      found |= {f"{name}.{key}": x for key, x in _flat(value).items()}
-    else:
-      found[name] = value
-  return found
 
 
 def _json(value: Any) -> str:

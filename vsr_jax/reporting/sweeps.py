@@ -76,8 +76,6 @@ _METRICS = fields(
 
 # Of metrics.json: what differs from row to row, and what is not of how they were scored.
 _RESULTS = {"complete", "checkpoint", "checkpoints", "outputs", "methods", "clips", "total"}
-# Of sweep.json: what several sweeps of one report have to have in common.
-_COMMON = ("config", "budget", "overrides", "stage_overrides", "base")
 _SWEEP_REMEDY = "give the --out of vsr_jax.sweep, or run that again"
 
 METHODS = {"fmanet": "FMA-Net"}  # the row in metrics.json; KEEP's is named as the sweep's
@@ -234,14 +232,13 @@ def join(sweeps: Sequence[Sweep]) -> Sweep:
 
 def _common(record: Mapping[str, Any]) -> dict[str, Any]:
   """What sweeps of one report have in common; where their data lies may differ."""
-  found = {name: record.get(name) or None for name in _COMMON}
-  for name, data in (record.get("data") or {}).items():
-    of_data = data if isinstance(data, dict) else {"fingerprint": data}
-    found[f"{name} data"] = {key: x for key, x in of_data.items() if key != "path"} or None
-  start = record.get("start")
-  found["start"] = start.get("fingerprint") if isinstance(start, dict) else start
-  found["evaluation"] = record.get("evaluation")
-  return found
+  return {name: _without_paths(x) for name, x in record.items() if name not in ("rows", "seeds")}
+
+
+def _without_paths(value: Any) -> Any:
+  if not isinstance(value, dict):
+    return value
+  return {key: _without_paths(x) for key, x in value.items() if key not in ("path", "init_from")}
 
 
 def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
