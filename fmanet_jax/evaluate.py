@@ -6,8 +6,8 @@
 DATA is a clip set, REDS as released, or what `data_prep.build` made; --split tells which of its
 clips are scored, by default those of the test, which are REDS4 of REDS. RGB PSNR, SSIM and tOF by
 clip and in total are printed and written to metrics.json and metrics.md, anew after every clip, so
-that an interrupted run leaves what it has finished. --by-motion and --reconstruction add what
-Table 3 of the paper has.
+that an interrupted run leaves what it has finished; strips/ gets a picture a clip. --by-motion and
+--reconstruction add what Table 3 of the paper has.
 """
 
 from __future__ import annotations
@@ -40,14 +40,18 @@ from vsr_jax.evaluation import Job
 from vsr_jax.flow import released
 from vsr_jax.flow.estimators import ESTIMATORS
 from vsr_jax.flow.following import Follower, flow_to_previous
+from vsr_jax.frame_strip import FrameStrip
 from vsr_jax.given_outputs import GivenOutputs
 from vsr_jax.metrics import ClipScore, Score, clip_score, motion
 from vsr_jax.metrics.magnitude import magnitude, range_of
+from vsr_jax.metrics.sums import PSNR, SSIM, compute
 from vsr_jax.ops.resize import resize_bicubic
 from vsr_jax.score_table import ScoreTable
 
 SMALLEST_TRUTH = 48  # pixels: tOF leaves out the edges, and nothing would be left
 MARGIN_OF_OUTPUTS = 1  # frames at each end that are not scored, as for windows of T = 3
+STRIP_SIDE = 256  # pixels of the truth about its middle that a strip shows
+STRIPS = "strips"
 SAVED_RATE = Fraction(25)  # nominal: image files have none
 
 # Pairs of frame number and restored frame, uint8 RGB [h w 3], in order; may exceed what is scored.
@@ -59,6 +63,7 @@ class Setting(NamedTuple):
 
   Attributes:
     methods: by name, what opens the restored frames of a clip.
+    out: the folder of the results.
     margin: frames at each end of a clip that are not scored.
     follow: the flow [1 h w 2] from a true frame to the one before, given as (before, frame); None:
       scores are not told apart by motion.
@@ -66,6 +71,7 @@ class Setting(NamedTuple):
   """
 
   methods: Mapping[str, Callable[[Clip], Outputs]]
+  out: pathlib.Path
   margin: int = MARGIN_OF_OUTPUTS
   follow: Callable[[np.ndarray, np.ndarray], Any] | None = None
   reconstructor: Reconstructor | None = None
@@ -104,9 +110,10 @@ def main(given: Sequence[str] | None = None) -> None:
     "left_out_at_each_end": margin,
     "flow": flow,
   }
-  files.make_folder(args.out)
-  files.remove_left(args.out)
-  setting = Setting(methods, margin, follow, reconstructor)
+  for folder in (args.out, args.out / STRIPS):
+    files.make_folder(folder)
+    files.remove_left(folder)
+  setting = Setting(methods, args.out, margin, follow, reconstructor)
   table = make_table(setting, record)
   table.skipped |= skipped
   jobs = [_job(setting, clip) for clip in chosen]
@@ -164,6 +171,7 @@ def score_clip(
   scores = {name: ClipScore() for name in (evaluation.BICUBIC, *methods)}
   small = min(clip.sizes[BLUR_BICUBIC]) < SMALLEST_TRUTH
   reconstructed = ClipScore(with_motion=not small)
+  strip = FrameStrip(span, STRIP_SIDE)
   previous = truth_motion = None
   # By motion, what is scored first has a frame before it unless the clip begins with it.
   before = clip.decode(SHARP, span.start - 1) if setting.follow and span.start else None
@@ -187,12 +195,16 @@ def score_clip(
       if setting.follow and before is not None:
         part = range_of(float(magnitude(setting.follow(before, truth))[0]))
       frames[evaluation.BICUBIC] = resize_bicubic(low, clip.scale)
-      for name, score in scores.items():
-        score.add(truth, frames[name], truth_motion, part)
+      added = {
+        name: score.add(truth, frames[name], truth_motion, part) for name, score in scores.items()
+      }
+      frame_scores = {name: compute((PSNR, SSIM), x) for name, x in added.items()}
+      strip.add(number, low, {name: frames[name] for name in scores}, truth, frame_scores)
       if blurred is not None:
         reconstructed.add(low, next(blurred), None, part)
       previous = before = truth
       advance(1)
+  strip.save(setting.out / STRIPS, clip.name)
   if blurred is not None:
     scores[reconstruction.NAME] = reconstructed
   return {name: score.score for name, score in scores.items()}

@@ -31,7 +31,7 @@ import numpy as np
 
 from keep_jax import arguments, evaluation_networks, streaming
 from keep_jax.evaluation_networks import Measuring
-from keep_jax.evaluation_pictures import FrameStrip, save_curves
+from keep_jax.evaluation_pictures import save_curves
 from keep_jax.face_scores import TRUTH, FaceClipScore, Networks
 from keep_jax.faces import find_faces, restore_faces
 from vsr_jax import cli, evaluation, files, given_outputs, paths, plotting, runtime, video
@@ -46,6 +46,7 @@ from vsr_jax.evaluation import BICUBIC, Advance, Job
 from vsr_jax.faces import detector, rotated
 from vsr_jax.faces.align import SIZE
 from vsr_jax.faces.detections import Detector
+from vsr_jax.frame_strip import FrameStrip
 from vsr_jax.frames import Frame
 from vsr_jax.images import resized
 from vsr_jax.metrics import Score
@@ -148,7 +149,7 @@ def score_clip(setting: Setting, clip: Clip, advance: Advance) -> dict[str, Scor
   if points is None:
     points = _find_landmarks(setting, clip)
   names = [BICUBIC, *setting.methods]
-  score, strip = FaceClipScore(setting.networks, names), FrameStrip(clip.length)
+  score, strip = FaceClipScore(setting.networks, names), FrameStrip(range(clip.length))
   with contextlib.ExitStack() as stack:
     opened = [stack.enter_context(contextlib.closing(f(source))) for f in setting.methods.values()]
     low_frames = _saving(setting.save_inputs, clip, source.low())
@@ -160,10 +161,10 @@ def score_clip(setting: Setting, clip: Clip, advance: Advance) -> dict[str, Scor
         label, remedy = clip.label(SHARP, number), "restore the inputs of --save-inputs"
         evaluation.check_size(number, image.shape, truth.shape, label, remedy)
       score.add(truth, outputs, points[number])
-      strip.add(number, low, outputs, truth)
+      strip.add(number, low, outputs, truth, score.latest)
       advance(1)
   scores = score.scores
-  strip.save(setting.out / "strips" / f"{clip.name}.png")
+  strip.save(setting.out / "strips", clip.name)
   if setting.plots and score.faces:
     curves = {name: score.values[name] for name in names}
     save_curves(setting.out / "plots" / f"{clip.name}.png", clip.name, score.faces, curves)

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation, by clip: a strip of frames, and identity and landmarks over time."""
+"""A picture of an evaluation, by clip: identity and landmarks over time."""
 
 from __future__ import annotations
 
@@ -6,37 +6,8 @@ import io
 import pathlib
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
-from vsr_jax import drawing
 from vsr_jax.files import write_whole
-from vsr_jax.images import encode_image
 from vsr_jax.plotting import new_figure
-
-STRIP_FRAMES = 4  # rows of a strip
-STRIP_HEIGHT = 256  # a row's, in pixels
-
-
-class FrameStrip:
-  """Collects a few frames of a clip, spread over its length: input, methods, truth."""
-
-  def __init__(self, length: int):
-    picks = np.linspace(0, length - 1, min(STRIP_FRAMES, length)).round().astype(int)
-    self._frames = set(picks.tolist())
-    self._rows: list[dict[str, np.ndarray]] = []
-
-  def add(
-    self, number: int, low: np.ndarray, outputs: Mapping[str, np.ndarray], truth: np.ndarray
-  ) -> None:
-    """Takes a frame of the clip: uint8 RGB [h w 3] each; `low` may be of another size."""
-    if number in self._frames:
-      row = {"input": low, **outputs, "truth": truth}
-      shown = {name: drawing.at_height(image, STRIP_HEIGHT) for name, image in row.items()}
-      self._rows.append(shown)
-
-  def save(self, path: pathlib.Path) -> None:
-    """Writes the strip as PNG; raises `OSError` where it cannot be written."""
-    write_whole(path, encode_image(drawing.columns(self._rows, STRIP_HEIGHT)))
 
 
 def save_curves(

@@ -213,6 +213,16 @@ class FaceClipScore:
     self._frames += 1
 
   @property
+  def latest(self) -> dict[str, dict[str, float]]:
+    """By method, the measures of the latest frame that every frame has: PSNR, SSIM and LPIPS."""
+    names = ("psnr", "ssim", "lpips")
+    return {
+      method: {name: values[name][-1] for name in names if name in values}
+      for method, values in self.values.items()
+      if method != TRUTH
+    }
+
+  @property
   def scores(self) -> dict[str, Score]:
     """The scores of the frames so far, by method.
 

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from vsr_jax import cli, files, paths
 from vsr_jax.errors import UserError
-from vsr_jax.reporting import comparison, figures, sections, sweeps
+from vsr_jax.reporting import comparison, figures, sections, strips, sweeps
 from vsr_jax.reporting.comparison import Rows
 from vsr_jax.reporting.pages import Block, Heading, Picture, to_html, to_markdown
 from vsr_jax.reporting.papers import Quantity
@@ -110,6 +110,7 @@ def write_up(parts: Sequence[Part]) -> list[Block]:
     sweep, rows = part.sweep, part.rows
     found = {
       "scores": sections.results(sweep, rows, part.cells, part.left_out),
+      "frames": list(strips.strips(sweep, rows)),
       "curves": list(figures.curves(sweep, rows)),
       "cost": sections.cost(sweep, rows),
       "what was run": sections.what_was_run(sweep),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -107,6 +108,18 @@ def test_the_truth_as_output_is_perfect(run, data):
   assert found["methods"] == ["bicubic", "sharp"]
   scores = found["clips"][1]["scores"]["sharp"]
   assert scores == {"psnr": None, "ssim": pytest.approx(1), "tof": 0.0}
+
+
+def test_strips_have_the_scores_of_their_frames(run, data, tmp_path):
+  run(data, "--clips", "beach")
+  told = json.loads((tmp_path / "out" / "strips" / "beach.json").read_text())
+  assert [frame["number"] for frame in told["frames"]] == [1, 2, 3, 4]
+  assert list(told["widths"]) == ["input", "bicubic", "FMA-Net", "truth"]
+  truth, blurry = (frames_of(data, stream, "beach")[3] for stream in (SHARP, BLUR_BICUBIC))
+  scores = told["frames"][2]["scores"]["FMA-Net"]
+  assert scores["psnr"] == pytest.approx(rgb_psnr(truth, repeated(blurry)))
+  picture = read_image(tmp_path / "out" / "strips" / "beach.png")
+  assert picture.shape == (4 * told["height"], sum(told["widths"].values()), 3)
 
 
 def test_several_methods_are_rows_of_one_table(run, data):

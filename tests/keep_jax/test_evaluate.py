@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import weakref
 from itertools import pairwise
 from types import SimpleNamespace
@@ -184,7 +185,7 @@ def test_strips_and_plots(run, data, tmp_path, monkeypatch):
   _, said = run(data, "--outputs", data, out="out2")
   assert "matplotlib is missing" in said.err
   assert list((tmp_path / "out2" / "plots").iterdir()) == []
-  assert len(list((tmp_path / "out2" / "strips").iterdir())) == 2
+  assert {path.stem for path in (tmp_path / "out2" / "strips").iterdir()} == LENGTHS.keys()
   monkeypatch.setattr(plotting, "is_installed", lambda: True)
   found, _ = run(data, "--checkpoint", "w", "--clips", "anna")
   assert found["skipped"] == {}
@@ -195,6 +196,12 @@ def test_strips_and_plots(run, data, tmp_path, monkeypatch):
   for row, number in enumerate((0, 1, 3, 4)):
     place = strip[row * height + 32 : (row + 1) * height, 3 * height + 80 :]
     np.testing.assert_array_equal(place[::4, ::4], good[number][8:, 20:])
+  told = json.loads((tmp_path / "out" / "strips" / "anna.json").read_text())
+  assert [frame["number"] for frame in told["frames"]] == [0, 1, 3, 4]
+  low = list(source(data, "anna").low())
+  psnr = rgb_psnr(good[3], repeated(low[3]), 0)
+  assert told["frames"][2]["scores"]["w"]["psnr"] == pytest.approx(psnr)
+  assert told["frames"][2]["scores"]["w"].keys() == {"psnr", "ssim", "lpips"}
   plot = read_image(tmp_path / "out" / "plots" / "anna.png")
   assert plot.min() < 100
   assert plot.shape[0] > 300

@@ -12,52 +12,17 @@ import statistics
 import pytest
 from scipy import stats
 
-from tests.vsr_jax import sweeps as made
-from vsr_jax import plotting, report
+from tests.vsr_jax import reporting as made
+from tests.vsr_jax.reporting import ROWS, VALUES, change, run, sweep, without_curves
+from vsr_jax import report
 from vsr_jax.configs.fmanet import ablations as fmanet
 from vsr_jax.configs.keep import ablations as keep
+from vsr_jax.images import read_image
 from vsr_jax.metrics.magnitude import RANGES
 from vsr_jax.reporting import comparison, papers
 from vsr_jax.reporting.papers import RECONSTRUCTION, RESTORED, Quantity
 
-ROWS = {
-  "fma_net": {},
-  "k10": {"model.kernel_down": 10},
-  "k10_conventional": {"model.kernel_down": 10, "model.filtering": "conventional"},
-  "n1": {"model.flows": 1},
-}
-VALUES = {
-  "fma_net": {"psnr": 26.0, "ssim": 0.80, "tof": 2.0},
-  "k10": {"psnr": 25.5, "ssim": 0.79, "tof": 2.2},
-  "k10_conventional": {"psnr": 25.2, "ssim": 0.78, "tof": 2.1},
-  "n1": {"psnr": 26.4, "ssim": 0.81, "tof": 2.4},
-}
-
-
-@pytest.fixture(autouse=True)
-def without_curves(monkeypatch):
-  monkeypatch.setattr(plotting, "is_installed", lambda: False)  # they take most of the time
-
-
-@pytest.fixture
-def sweep(tmp_path):
-  folder = tmp_path / "sweep"
-  made.write_sweep(folder, "fmanet", ROWS, (0, 1))
-  for i, (row, values) in enumerate(VALUES.items()):
-    for seed in (0, 1):
-      made.write_trial(folder, "fmanet", row, seed, values, uneven=0.01 * i, config={"flows": i})
-  return folder
-
-
-@pytest.fixture
-def run(run_main, tmp_path):
-  """Runs the command and returns the folder of the report, and what was said."""
-
-  def run(*args, code=0):
-    said = run_main(report.main, *args, "--out", tmp_path / "report", code=code)
-    return tmp_path / "report", said
-
-  return run
+__all__ = ["run", "sweep", "without_curves"]  # fixtures
 
 
 def shown_table(header, text):
@@ -217,10 +182,6 @@ def test_json_and_csv_hold_what_the_tables_show(sweep, run):
   assert "| k10 minus k10_conventional |" in markdown
 
 
-def change(path, **fields):
-  path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-
-
 def fail(sweep):
   change(sweep / "n1/1/row.json", state="failed", stage="joint", reason="out of memory")
 
@@ -321,88 +282,23 @@ def test_what_comes_from_files_is_no_markup(sweep, run):
   assert "\\<b\\>\\|\\*x\\*" in (folder / "report.md").read_text()
 
 
-def unlike(sweep):
-  """A second sweep that was trained on other clips."""
-  shutil.copytree(sweep, sweep.parent / "other")
-  data = {"training": {"path": "/elsewhere", "clips": 8, "fingerprint": 124}}
-  change(sweep.parent / "other/sweep.json", data=data)
-
-
-def none_done(sweep):
-  for path in sweep.glob("*/*/row.json"):
-    change(path, state="waiting")
-
-
-BAD_INPUT = {
-  "no folder": (None, "nothing", "nothing: no folder of a sweep (sweep.json is missing)"),
-  "no sweep": (lambda sweep: (sweep / "sweep.json").unlink(), "sweep", "sweep.json is missing"),
-  "a file": (lambda sweep: (sweep.parent / "a").write_text(""), "a", "a: no folder of a sweep"),
-  "damaged": (
-    lambda sweep: (sweep / "sweep.json").write_text('{"version": 1'),
-    "sweep",
-    "sweep/sweep.json: damaged (not JSON",
-  ),
-  "another version": (
-    lambda sweep: change(sweep / "sweep.json", version=2),
-    "sweep",
-    "version is 2, not an integer from 1 to 1",
-  ),
-  "another system": (
-    lambda sweep: change(sweep / "sweep.json", system="x"),
-    "sweep",
-    "of 'x', neither fmanet nor keep",
-  ),
-  "a row's path": (
-    lambda sweep: change(sweep / "sweep.json", rows={"../x": {}}),
-    "sweep",
-    "not a plain name",
-  ),
-  "a damaged row": (
-    lambda sweep: (sweep / "n1/0/row.json").write_text("{}"),
-    "sweep",
-    "n1/0/row.json: damaged (it has no field 'state')",
-  ),
-  "a run outside": (
-    lambda sweep: change(sweep / "n1/0/row.json", runs={"joint": "../../x"}, stages=["joint"]),
-    "sweep",
-    "'../../x' leads out of the sweep",
-  ),
-  "damaged scores": (
-    lambda sweep: (sweep / "n1/0/evaluation/metrics.json").write_text('{"complete": NaN}'),
-    "sweep",
-    "metrics.json: damaged (NaN is no number)",
-  ),
-  "scores of another method": (
-    lambda sweep: change(sweep / "n1/0/evaluation/metrics.json", methods=["bicubic"]),
-    "sweep",
-    "has no method n1",
-  ),
-  "a damaged checkpoint": (
-    lambda sweep: (sweep / "n1/0/joint/checkpoints/4/meta/meta.json").write_text("{"),
-    "sweep",
-    "its meta cannot be read",
-  ),
-  "nothing is done": (none_done, "sweep", "no row is complete, so that there is nothing to report"),
-  "no rows": (lambda sweep: change(sweep / "sweep.json", rows={}), "sweep", "it has no rows"),
-  "unknown seeds": (None, "sweep --seeds 7", "seed 7 is not there"),
-  "no seeds": (None, "sweep --seeds a", "'a' are no seeds"),
-  "other data": (unlike, "sweep other", "cannot be compared: data is"),
-  "twice": (None, "sweep sweep", "both have fma_net with seed 0; leave one out"),
-  "out is a file": (
-    lambda sweep: (sweep.parent / "report").write_text(""),
-    "sweep",
-    "cannot make this folder",
-  ),
-}
-
-
-@pytest.mark.parametrize("case", BAD_INPUT)
-def test_bad_input_is_one_line_and_exit_code_2(sweep, run, tmp_path, monkeypatch, case):
-  prepare, args, message = BAD_INPUT[case]
-  if prepare:
-    prepare(sweep)
-  monkeypatch.chdir(tmp_path)
-  folder, said = run(*args.split(), code=2)
-  assert message in said.err
-  assert said.err.count("\n") == 1
-  assert not (folder / "report.html").exists()
+def test_strips_show_the_best_the_median_and_the_worst_frame(sweep, run):
+  base = {"alley": (30.0, 30.0, 30.0), "city": (20.0, 20.0)}
+  made.write_strips(sweep / "fma_net/0", "FMA-Net", base, 100)
+  gains = {"k10": 140, "k10_conventional": 180, "n1": 220}
+  for times, (row, grey) in enumerate(gains.items()):
+    psnr = {"alley": (30.0 + times, 31.0, 29.0), "city": (20.5, 17.0 - times)}
+    made.write_strips(sweep / row / "0", "FMA-Net", psnr, grey)
+  folder, _ = run(sweep)
+  text = (folder / "report.md").read_text().replace("\\", "")
+  assert (
+    "best alley frame 0 (+1.00), median city frame 0 (+0.50), worst city frame 1 (-4.00)" in text
+  )
+  picture = read_image(folder / "figures" / "fmanet_strips.png")
+  assert picture.shape == (3 * 256, 6 * 256, 3)
+  middles = picture[128::256, 128::256, 0]
+  inner = [100, *gains.values()]
+  assert middles.tolist() == [[0, *inner, 5], [0, *inner, 5], [10, *inner, 15]]
+  shutil.rmtree(sweep / "k10/0/evaluation/strips")
+  run(sweep)
+  assert "evaluations have none of the same frames" in (folder / "report.md").read_text()

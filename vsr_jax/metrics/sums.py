@@ -57,9 +57,9 @@ class Score:
   parts: Mapping[str, Score] = dataclasses.field(default_factory=dict)
 
   def __add__(self, other: Score) -> Score:
-    names = {**self.sums, **other.sums}  # in the order of the first
+    names = dict.fromkeys([*self.sums, *other.sums])  # in the order of the first
     merged = {name: self.sums.get(name, Sums()) + other.sums.get(name, Sums()) for name in names}
-    names = {**self.parts, **other.parts}
+    names = dict.fromkeys([*self.parts, *other.parts])
     parts = {name: self.parts.get(name, Score()) + other.parts.get(name, Score()) for name in names}
     return Score(self.frames + other.frames, merged, parts)
 

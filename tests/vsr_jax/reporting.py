@@ -6,6 +6,12 @@ import json
 import pathlib
 from typing import Any
 
+import numpy as np
+import pytest
+
+from vsr_jax import plotting, report
+from vsr_jax.frame_strip import FrameStrip
+
 CLIPS = ("alley", "beach", "city")
 STAGES = {"fmanet": ("degradation", "joint"), "keep": ("prediction", "fusion")}
 BASES = {"fmanet": "fma_net", "keep": "keep"}
@@ -93,6 +99,21 @@ def write_trial(
   return folder
 
 
+def write_strips(
+  folder: pathlib.Path, method: str, psnr: dict[str, tuple[float, ...]], grey: int
+) -> None:
+  """The strips of a trial's evaluation: the row's own frames are of one grey."""
+  for clip, values in psnr.items():
+    strip = FrameStrip(range(len(values)))
+    for number, x in enumerate(values):
+      pictures = [np.full((64, 64, 3), y, np.uint8) for y in (10 * number, grey, 10 * number + 5)]
+      scores = {method: {"psnr": x}}
+      strip.add(number, pictures[0], {method: pictures[1]}, pictures[2], scores)
+    place = folder / "evaluation" / "strips"
+    place.mkdir(exist_ok=True)
+    strip.save(place, clip)
+
+
 def write_sweep(
   sweep: pathlib.Path,
   system: str,
@@ -120,3 +141,47 @@ def write_sweep(
     "evaluation": {"arguments": []},
   }
   write_json(sweep / "sweep.json", record | more)
+
+
+def change(path, **fields):
+  path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+ROWS = {
+  "fma_net": {},
+  "k10": {"model.kernel_down": 10},
+  "k10_conventional": {"model.kernel_down": 10, "model.filtering": "conventional"},
+  "n1": {"model.flows": 1},
+}
+VALUES = {
+  "fma_net": {"psnr": 26.0, "ssim": 0.80, "tof": 2.0},
+  "k10": {"psnr": 25.5, "ssim": 0.79, "tof": 2.2},
+  "k10_conventional": {"psnr": 25.2, "ssim": 0.78, "tof": 2.1},
+  "n1": {"psnr": 26.4, "ssim": 0.81, "tof": 2.4},
+}
+
+
+@pytest.fixture(autouse=True)
+def without_curves(monkeypatch):
+  monkeypatch.setattr(plotting, "is_installed", lambda: False)  # they take most of the time
+
+
+@pytest.fixture
+def sweep(tmp_path):
+  folder = tmp_path / "sweep"
+  write_sweep(folder, "fmanet", ROWS, (0, 1))
+  for i, (row, values) in enumerate(VALUES.items()):
+    for seed in (0, 1):
+      write_trial(folder, "fmanet", row, seed, values, uneven=0.01 * i, config={"flows": i})
+  return folder
+
+
+@pytest.fixture
+def run(run_main, tmp_path):
+  """Runs the command and returns the folder of the report, and what was said."""
+
+  def run(*args, code=0):
+    said = run_main(report.main, *args, "--out", tmp_path / "report", code=code)
+    return tmp_path / "report", said
+
+  return run
