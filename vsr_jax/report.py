@@ -2,10 +2,11 @@
 
   python -m vsr_jax.report SWEEP [SWEEP ...] --out report
 
-DIR gets report.html, which needs nothing beside it, report.md with figures/, report.json and
-report.csv. A row stands in a table only if all its seeds are done and its data, steps and
-evaluation are those of the base row; the report says of the others what differs. Several sweeps of
-one system, such as the parts that several hosts made, are joined if they were made alike.
+DIR gets report.html, which needs nothing beside it, report.md with figures/, report.json,
+report.csv, and tensorboard/ for its hparams plugin. A row stands in a table only if all its seeds
+are done and its data, steps and evaluation are those of the base row; the report says of the others
+what differs. Several sweeps of one system, such as the parts that several hosts made, are joined if
+they were made alike.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any, NamedTuple
 
 from vsr_jax import cli, files, paths
 from vsr_jax.errors import UserError
-from vsr_jax.reporting import comparison, figures, sections, strips, sweeps
+from vsr_jax.reporting import comparison, figures, sections, strips, sweeps, tensorboard
 from vsr_jax.reporting.comparison import Rows
 from vsr_jax.reporting.pages import Block, Heading, Picture, to_html, to_markdown
 from vsr_jax.reporting.papers import Quantity
@@ -73,6 +74,8 @@ def main(given: Sequence[str] | None = None) -> None:
   for name, content in texts.items():
     with files.naming(args.out / name):
       files.write_whole(args.out / name, content)
+  for part in parts:
+    tensorboard.write(args.out / "tensorboard", part.sweep, part.rows)
   print(f"written to {args.out}/report.html, report.md, report.json and report.csv")
 
 

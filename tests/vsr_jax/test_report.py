@@ -11,6 +11,9 @@ import statistics
 
 import pytest
 from scipy import stats
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from tests.vsr_jax import reporting as made
 from tests.vsr_jax.reporting import ROWS, VALUES, change, run, sweep, without_curves
@@ -302,3 +305,20 @@ def test_strips_show_the_best_the_median_and_the_worst_frame(sweep, run):
   shutil.rmtree(sweep / "k10/0/evaluation/strips")
   run(sweep)
   assert "evaluations have none of the same frames" in (folder / "report.md").read_text()
+
+
+def test_tensorboard_has_a_row_a_run(sweep, run):
+  for _ in range(2):  # the second one in place of the first
+    folder, _ = run(sweep)
+  place = folder / "tensorboard" / "fmanet" / "k10_conventional" / "1"
+  (file,) = place.iterdir()
+  events = EventAccumulator(str(place)).Reload()
+  content = events.summary_metadata[SESSION_START_INFO_TAG].plugin_data.content
+  told = HParamsPluginData.FromString(content).session_start_info.hparams
+  assert told["row"].string_value == "k10_conventional"
+  assert told["seed"].number_value == 1
+  assert told["model.filtering"].string_value == '"conventional"'
+  assert told["model.flows"].string_value == ""
+  (point,) = events.Scalars("restored/psnr")
+  metrics = json.loads((sweep / "k10_conventional/1/evaluation/metrics.json").read_text())
+  assert point.value == pytest.approx(metrics["total"]["scores"]["FMA-Net"]["psnr"])
