@@ -89,7 +89,7 @@ BAD_INPUT = {
   "scores of another method": (
     lambda sweep: change(sweep / "n1/0/evaluation/metrics.json", methods=["bicubic"]),
     "sweep",
-    "has no method n1",
+    "has no method FMA-Net",
   ),
   "a damaged checkpoint": (
     lambda sweep: (sweep / "n1/0/joint/checkpoints/4/meta/meta.json").write_text("{"),

@@ -14,7 +14,7 @@ from vsr_jax.metrics import Metric
 from vsr_jax.metrics.magnitude import NOTE, RANGES
 from vsr_jax.reporting import comparison, papers
 from vsr_jax.reporting.comparison import METRICS, Rows
-from vsr_jax.reporting.pages import Block, Heading, Listing, Table, Text
+from vsr_jax.reporting.pages import Block, Cell, Heading, Listing, Table, Text
 from vsr_jax.reporting.papers import RECONSTRUCTION, RESTORED, Quantity
 from vsr_jax.reporting.sweeps import Sweep
 
@@ -87,7 +87,7 @@ def _fmanet(sweep: Sweep, rows: Rows, cells: Cells) -> Iterator[Block]:
   pairs = [(k, x) for k, x in papers.TABLE_3_PAIRS if k in rows and x in rows]
   for frames, title in ((RECONSTRUCTION, "Net^D's reconstruction"), (RESTORED, "Net^R's output")):
     columns = [Quantity(metric, frames, motion) for metric, motion in by_motion]
-    labels = {row: (row, *_filtering(row)) for row in table_3}
+    labels: dict[str, Sequence[Cell]] = {row: (row, *_filtering(row)) for row in table_3}
     if table := _table(("row", "k_d", "filtering"), labels, columns, cells):
       yield Heading(3, f"Flow-guided against conventional filtering (Table 3): {title}")
       yield table
@@ -99,7 +99,7 @@ def _fmanet(sweep: Sweep, rows: Rows, cells: Cells) -> Iterator[Block]:
   table_4 = [row for row in papers.TABLE_4_ROWS if row in rows]
   others = [row for row in rows if row not in (*papers.TABLE_4_ROWS, *table_3)]
   for title, names in (("Design (Table 4)", table_4), ("Further rows", others)):
-    labels = {row: (row, *_parameters(rows, row)) for row in names}
+    labels = {row: (row, _parameters(rows, row)) for row in names}
     if table := _table(("row", "parameters, M"), labels, columns, cells):
       yield Heading(3, title)
       yield table
@@ -109,9 +109,9 @@ def _gains(
   sweep: Sweep, rows: Rows, pairs: Sequence[tuple[str, str]], columns: Sequence[Quantity]
 ) -> Table:
   """What flow-guided filtering adds to conventional filtering of the same k_d."""
-  lines: list[list[Any]] = []
+  lines = []
   for flow, conventional in pairs:
-    line: list[Any] = [f"{flow} minus {conventional}"]
+    line = [f"{flow} minus {conventional}"]
     for x in columns:
       found = comparison.difference(sweep, rows, flow, conventional, x)
       line.append("–" if found.difference is None else _difference(METRICS[x.metric], found))
@@ -136,15 +136,15 @@ def _keep(rows: Rows, cells: Cells) -> Iterator[Block]:
     yield table
 
 
-def _parameters(rows: Rows, row: str) -> tuple[tuple[str, ...]]:
+def _parameters(rows: Rows, row: str) -> Cell:
   count, cost = comparison.parameters(rows[row][0]), papers.COSTS.get(row)
   ours = "–" if count is None else f"{count / 1e6:.2f}"
-  return ((ours, f"paper {cost.parameters:.2f}") if cost else (ours,),)
+  return (ours, f"paper {cost.parameters:.2f}") if cost else ours
 
 
 def _table(
   header: Sequence[str],
-  labels: Mapping[str, Sequence[str | tuple[str, ...]]],
+  labels: Mapping[str, Sequence[Cell]],
   columns: Sequence[Quantity],
   cells: Cells,
 ) -> Table | None:
@@ -200,7 +200,7 @@ def cost(sweep: Sweep, rows: Rows) -> list[Block]:
     "evaluation, s",
     "evaluation, s a frame",
   ]
-  lines = []
+  lines: list[list[Cell]] = []
   for row, trials in rows.items():
     times = {stage: _mean_seconds(trials, stage) for stage in (*stages, "evaluation")}
     assert trials[0].metrics is not None
@@ -209,7 +209,7 @@ def cost(sweep: Sweep, rows: Rows) -> list[Block]:
     a_frame = "–" if evaluation is None or not frames else f"{evaluation / frames:.3f}"
     of_paper = (f"paper {paper.seconds:.3f}",) if paper and sweep.system == "fmanet" else ()
     shown = ["–" if x is None else f"{x:,.0f}" for x in times.values()]
-    lines.append([row, *_parameters(rows, row), *shown, (a_frame, *of_paper)])
+    lines.append([row, _parameters(rows, row), *shown, (a_frame, *of_paper)])
   note = (
     "Seconds are means over seeds; a run that rows share counts for each of them. Those of the "
     "evaluation include reading and scoring; the paper's are of restoring a frame of 180x320."
@@ -240,7 +240,7 @@ def what_was_run(sweep: Sweep) -> list[Block]:
     state = trial.missing or "done"
     found = [trial.record.get(name) or "–" for name in ("commit", "machine", "started")]
     lines.append([trial.row, str(trial.seed), state, *found])
-  blocks = [
+  blocks: list[Block] = [
     Table(("what", ""), list(facts.items()), labels=2),
     Heading(3, "Differences to the base row"),
     Table(("row", "differences"), [(row, _changes(sweep, row)) for row in sweep.rows], labels=2),
@@ -258,10 +258,10 @@ def _changes(sweep: Sweep, row: str) -> str:
   """How a row's runs differ from the base's; without runs, what the sweep says of the row."""
   found: dict[str, None] = {}
   for trial in (trial for (name, _), trial in sweep.trials.items() if name == row):
-    base = sweep.trials.get((sweep.base, trial.seed))
-    for stage, meta in trial.metas.items() if base else ():
-      if stage in base.metas:
-        configs = (x.get("config") or {} for x in (meta, base.metas[stage]))
+    base = sweep.trials.get((sweep.base, trial.seed), trial)
+    for stage, meta in trial.metas.items():
+      configs = [x.get("config") for x in (meta, base.metas.get(stage, meta))]
+      if all(isinstance(config, dict) for config in configs):
         ours, theirs = (flatten_dict(config, sep=".") for config in configs)
         found |= dict.fromkeys(
           f"{name} {_json(theirs.get(name))} → {_json(ours.get(name))}"

@@ -93,6 +93,7 @@ class Trial:
     runs: the folders of its runs, by stage, in order.
     metas: what its checkpoints tell of themselves, by stage, of those that are there.
     metrics: what the evaluation wrote; None if there is none that is complete.
+    method: the name of its frames in there.
   """
 
   row: str
@@ -102,6 +103,7 @@ class Trial:
   runs: Mapping[str, pathlib.Path]
   metas: Mapping[str, Mapping[str, Any]]
   metrics: Mapping[str, Any] | None
+  method: str
 
   @property
   def missing(self) -> str | None:
@@ -113,12 +115,6 @@ class Trial:
     if state != "done":
       return f"is {guards.shorten(state)}{f' ({stage})' if stage else ''}"
     return None if self.metrics else "its evaluation is not complete"
-
-  @property
-  def method(self) -> str:
-    """The name of the row's frames in its metrics.json."""
-    methods = self.metrics["methods"] if self.metrics else []
-    return next((name for name in METHODS.values() if name in methods), self.row)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +157,7 @@ def read(folder: pathlib.Path) -> Sweep:
   trials = {}
   for row in record["rows"]:
     for seed in record["seeds"]:
-      trials[row, seed] = _read_trial(folder, row, seed)
+      trials[row, seed] = _read_trial(folder, row, seed, METHODS.get(record["system"], row))
   return Sweep(record["system"], (folder,), record, record["rows"], trials)
 
 
@@ -175,7 +171,7 @@ def _load(path: pathlib.Path, schema: json_files.Schema) -> Any:
     raise UserError(f"{path}: cannot be read ({e.strerror or e}); {_SWEEP_REMEDY}") from e
 
 
-def _read_trial(sweep: pathlib.Path, row: str, seed: int) -> Trial:
+def _read_trial(sweep: pathlib.Path, row: str, seed: int, method: str) -> Trial:
   folder = sweep / row / str(seed)
   record = _load(folder / "row.json", _ROW) or {"state": "waiting"}
   given = record.get("runs", {})
@@ -188,12 +184,9 @@ def _read_trial(sweep: pathlib.Path, row: str, seed: int) -> Trial:
   metrics = _load(folder / "evaluation" / "metrics.json", _METRICS)
   if metrics is not None and not (metrics["complete"] and metrics["clips"]):
     metrics = None
-  trial = Trial(row, seed, folder, record, runs, metas, metrics)
-  if metrics and trial.method not in metrics["methods"]:
-    raise UserError(
-      f"{folder}/evaluation/metrics.json: has no method {trial.method}; {_SWEEP_REMEDY}"
-    )
-  return trial
+  if metrics and method not in metrics["methods"]:
+    raise UserError(f"{folder}/evaluation/metrics.json: has no method {method}; {_SWEEP_REMEDY}")
+  return Trial(row, seed, folder, record, runs, metas, metrics, method)
 
 
 def _inside(file: pathlib.Path, path: str) -> pathlib.PurePosixPath:
