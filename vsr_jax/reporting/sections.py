@@ -36,9 +36,10 @@ _HOW_TO_READ = (
   "A cell: the mean over seeds ± the standard deviation of the sample; the paper's number, of its "
   "own data and training; Δ, the difference to {base}, with the two-sided p of a paired t-test "
   "over clips (each clip's mean over seeds); ✓ where Δ has the sign that it has in the paper, ✗ "
-  "where it has not. p is not corrected for the number of tests, and tells of other clips, not of "
-  "other seeds."
+  "where it has not, in brackets unless p < {sure}. p is not corrected for the number of tests, "
+  "and tells of other clips, not of other seeds."
 )
+SURE = 0.05  # a p-value below which a difference counts as one
 _LEFT_OUT_OF_CONFIG = ("init_from", "seed")  # they differ by what was asked for
 
 
@@ -49,7 +50,7 @@ def results(sweep: Sweep, rows: Rows, cells: Cells, left_out: Mapping[str, str])
     lines = [(row, reason) for row, reason in left_out.items()]
     blocks += [Heading(3, "Left out of the tables"), Table(("row", "why"), lines, labels=2)]
   blocks += list(_fmanet(sweep, rows, cells) if sweep.system == "fmanet" else _keep(rows, cells))
-  blocks.append(Text(_HOW_TO_READ.format(base=sweep.base)))
+  blocks.append(Text(_HOW_TO_READ.format(base=sweep.base, sure=SURE)))
   if any(quantity.motion for row in cells.values() for quantity in row):
     blocks.append(Text(NOTE))
   return blocks
@@ -72,11 +73,11 @@ def _summary(sweep: Sweep, rows: Rows, cells: Cells) -> str:
   ]
   if not told:
     return f"{text} The papers have no difference to compare with."
-  sure = [cell for cell in told if cell.p is not None and cell.p < 0.05]
+  sure = [cell for cell in told if cell.p is not None and cell.p < SURE]
   return (
     f"{text} Of {len(told)} differences to {sweep.base} that the paper has, too (without those by "
     f"motion), {sum(bool(cell.agrees) for cell in told)} have its sign; of the {len(sure)} with "
-    f"p < 0.05, {sum(bool(cell.agrees) for cell in sure)}."
+    f"p < {SURE}, {sum(bool(cell.agrees) for cell in sure)}."
   )
 
 
@@ -183,7 +184,9 @@ def _lines(metric: Metric, cell: comparison.Cell | None) -> tuple[str, ...]:
 
 
 def _difference(metric: Metric, found: comparison.Cell | comparison.Difference) -> str:
-  sign = {None: "", True: " ✓", False: " ✗"}[found.agrees]
+  sign = {None: "", True: "✓", False: "✗"}[found.agrees]
+  if sign:
+    sign = f" {sign}" if found.p is not None and found.p < SURE else f" ({sign})"
   p = "" if found.p is None else f", p {found.p:.2g}"
   return f"{comparison.shown(metric, found.difference, signed=True)}{p}{sign}"
 
@@ -212,8 +215,9 @@ def cost(sweep: Sweep, rows: Rows) -> list[Block]:
     lines.append([row, _parameters(rows, row), *shown, (a_frame, *of_paper)])
   note = (
     "Seconds are means over seeds; a run that rows share counts for each of them. Those of the "
-    "evaluation include reading and scoring; the paper's are of restoring a frame of 180x320."
+    "evaluation include reading and scoring"
   )
+  note += "; the paper's are of restoring a frame of 180x320." if sweep.system == "fmanet" else "."
   return [Table(header, lines), Text(note)]
 
 
@@ -229,6 +233,7 @@ def what_was_run(sweep: Sweep) -> list[Block]:
     "folders": ", ".join(str(folder) for folder in sweep.folders),
     "configuration": record["config"],
     "budget": record["budget"],
+    "length, of the recipes'": _json(record.get("length", 1)),
     "changed for all rows": _json(record.get("overrides") or "nothing"),
     "changed by stage": _json(record.get("stage_overrides") or "nothing"),
     "data": _json(record.get("data")),

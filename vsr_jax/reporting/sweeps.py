@@ -36,6 +36,7 @@ _SWEEP = fields(
   {
     "overrides": mapping(text, anything),
     "stage_overrides": mapping(text, mapping(text, anything)),
+    "row_overrides": mapping(plain_name, mapping(text, anything)),
     "data": mapping(text, anything),
     "start": anything,
     "evaluation": anything,
@@ -76,6 +77,8 @@ _METRICS = fields(
 
 # Of metrics.json: what differs from row to row, and what is not of how they were scored.
 _RESULTS = {"complete", "checkpoint", "checkpoints", "outputs", "methods", "clips", "total"}
+# Of sweep.json: what is of single rows, and may differ between sweeps of one report.
+_OF_ROWS = ("rows", "seeds", "row_overrides")
 _SWEEP_REMEDY = "give the --out of vsr_jax.sweep, or run that again"
 
 METHODS = {"fmanet": "FMA-Net"}  # the row in metrics.json; KEEP's is named as the sweep's
@@ -158,7 +161,9 @@ def read(folder: pathlib.Path) -> Sweep:
   for row in record["rows"]:
     for seed in record["seeds"]:
       trials[row, seed] = _read_trial(folder, row, seed, METHODS.get(record["system"], row))
-  return Sweep(record["system"], (folder,), record, record["rows"], trials)
+  changed = record.get("row_overrides", {})
+  rows = {row: overrides | changed.get(row, {}) for row, overrides in record["rows"].items()}
+  return Sweep(record["system"], (folder,), record, rows, trials)
 
 
 def _load(path: pathlib.Path, schema: json_files.Schema) -> Any:
@@ -224,8 +229,8 @@ def join(sweeps: Sequence[Sweep]) -> Sweep:
 
 
 def _common(record: Mapping[str, Any]) -> dict[str, Any]:
-  """What sweeps of one report have in common; where their data lies may differ."""
-  return {name: _without_paths(x) for name, x in record.items() if name not in ("rows", "seeds")}
+  """What sweeps of one report have in common; their data may be in different places."""
+  return {name: _without_paths(x) for name, x in record.items() if name not in _OF_ROWS}
 
 
 def _without_paths(value: Any) -> Any:
