@@ -20,8 +20,9 @@ if __name__ == "__main__":
 import argparse
 import contextlib
 import functools
+import itertools
 import pathlib
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ import numpy as np
 import tqdm
 
 from fmanet_jax import reconstruction, streaming
-from fmanet_jax.reconstruction import Reconstructor
+from fmanet_jax.reconstruction import Reconstructor, draw_flow
 from vsr_jax import cli, evaluation, files, given_outputs, paths, runtime, video
 from vsr_jax.data_prep.clip import BLUR_BICUBIC, SHARP, Clip
 from vsr_jax.data_prep.folders import FileStream
@@ -178,10 +179,7 @@ def score_clip(
   with contextlib.ExitStack() as stack:
     opened = [stack.enter_context(contextlib.closing(method(clip))) for method in methods.values()]
     scored = [((i, image) for i, image in outputs if i in span) for outputs in opened]
-    blurred = None
-    if setting.reconstructor:
-      decode = functools.partial(_decode_both, clip)
-      blurred = setting.reconstructor.stream(decode, clip.length, span)
+    blurred = _reconstructed(setting.reconstructor, clip, span)
     # The outputs are read to their ends, for what is saved of them.
     for number, *outputs in zip(span, *scored, strict=True):
       truth, low = clip.decode(SHARP, number), clip.decode(BLUR_BICUBIC, number)
@@ -199,19 +197,29 @@ def score_clip(
         name: score.add(truth, frames[name], truth_motion, part) for name, score in scores.items()
       }
       frame_scores = {name: compute((PSNR, SSIM), x) for name, x in added.items()}
-      strip.add(number, low, {name: frames[name] for name in scores}, truth, frame_scores)
-      if blurred is not None:
-        reconstructed.add(low, next(blurred), None, part)
+      maps: dict[str, np.ndarray] = {}
+      for image, flow in itertools.islice(blurred, 1):
+        reconstructed.add(low, image, None, part)
+        if flow is not None and strip.shows(number):
+          maps["flow of FMA-Net"] = draw_flow(flow)
+      strip.add(number, low, {name: frames[name] for name in scores}, truth, frame_scores, maps)
       previous = before = truth
       advance(1)
   strip.save(setting.out / STRIPS, clip.name)
-  if blurred is not None:
+  if setting.reconstructor:
     scores[reconstruction.NAME] = reconstructed
   return {name: score.score for name, score in scores.items()}
 
 
-def _decode_both(clip: Clip, number: int) -> tuple[np.ndarray, np.ndarray]:
-  return clip.decode(BLUR_BICUBIC, number), clip.decode(SHARP, number)
+def _reconstructed(
+  reconstructor: Reconstructor | None, clip: Clip, span: range
+) -> Iterator[tuple[np.ndarray, Any]]:
+  """What `Reconstructor.stream` gives; nothing without one."""
+
+  def decode(number: int) -> tuple[np.ndarray, np.ndarray]:
+    return clip.decode(BLUR_BICUBIC, number), clip.decode(SHARP, number)
+
+  return iter(()) if reconstructor is None else reconstructor.stream(decode, clip.length, span)
 
 
 def restore_and_save(

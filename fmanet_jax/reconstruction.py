@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmanet_jax.model import FMANet, Params, degrade, learn_degradation
+from vsr_jax import maps
 from vsr_jax.programs import CompiledByShape
 
 NAME = "reconstruction"  # the row in a table
@@ -21,10 +22,15 @@ class Reconstructor:
   def __init__(self, model: FMANet, params: Params):
     """Takes the model; nothing is compiled yet."""
 
-    def run(params: Params, blurry: jax.Array, sharp: jax.Array) -> jax.Array:
+    def run(
+      params: Params, blurry: jax.Array, sharp: jax.Array
+    ) -> tuple[jax.Array, jax.Array | None]:
       blurry, sharp = (x[None].astype(jnp.float32) / 255 for x in (blurry, sharp))
-      image, _ = degrade(model, learn_degradation(model, params, blurry), sharp)
-      return jnp.rint(255 * jnp.clip(image[0], 0, 1)).astype(jnp.uint8)
+      degradation = learn_degradation(model, params, blurry)
+      image, _ = degrade(model, degradation, sharp)
+      flow = degradation.image_flow
+      before = None if flow is None else flow[0, model.arch.frames // 2 - 1].astype(jnp.float32)
+      return jnp.rint(255 * jnp.clip(image[0], 0, 1)).astype(jnp.uint8), before
 
     self._frames = model.arch.frames
     self._params = {"net_d": params["net_d"]}
@@ -32,14 +38,18 @@ class Reconstructor:
 
   def stream(
     self, decode: Callable[[int], tuple[np.ndarray, np.ndarray]], length: int, span: range
-  ) -> Iterator[np.ndarray]:
-    """The reconstructed frames of a clip, uint8 RGB [h w 3].
+  ) -> Iterator[tuple[np.ndarray, jax.Array | None]]:
+    """The reconstructed frames of a clip, and what they were warped by.
 
     Args:
       decode: gives the blurred [h w 3] and the sharp frame [sh sw 3] of a number, uint8 RGB.
       length: the clip's.
       span: numbers of the frames, one after the other. Windows that reach over the clip's ends are
         filled up with copies of its end frames.
+
+    Yields:
+      A frame, uint8 RGB [h w 3], and f^Y to the frame before it, [h w 3], (dx, dy, mask logit) in
+      pixels of the input; None without flow guidance.
     """
     window: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=self._frames)
     half = self._frames // 2
@@ -47,4 +57,10 @@ class Reconstructor:
       window.append(decode(min(max(number, 0), length - 1)))
       if len(window) == self._frames:
         blurry, sharp = (np.stack(frames) for frames in zip(*window, strict=True))
-        yield np.asarray(self._run(self._params, blurry, sharp))
+        image, flow = self._run(self._params, blurry, sharp)
+        yield np.asarray(image), flow
+
+
+def draw_flow(flow: jax.Array) -> np.ndarray:
+  """An f^Y of `Reconstructor.stream` as colours, uint8 RGB [h w 3]; black where the mask is 0."""
+  return maps.picture(maps.flow_colours(flow[None, ..., :2])[0] * jax.nn.sigmoid(flow[..., 2:]))

@@ -1,13 +1,37 @@
-"""A picture of an evaluation, by clip: identity and landmarks over time."""
+"""Pictures of an evaluation, by clip: gains and flows, identity and landmarks over time."""
 
 from __future__ import annotations
 
+import collections
 import io
 import pathlib
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
+from keep_jax.streaming import Restorer
+from vsr_jax import maps
 from vsr_jax.files import write_whole
 from vsr_jax.plotting import new_figure
+
+
+def watched(restorer: Restorer) -> collections.deque:
+  """The gains and flows of what a restorer will restore, one pair a frame of a single track."""
+  seen: collections.deque = collections.deque()
+  restorer.watch = lambda _, gain, flow: seen.append((gain, flow))
+  return seen
+
+
+def take_maps(seen: Mapping[str, collections.deque], drawn: bool) -> dict[str, np.ndarray]:
+  """Takes away what was seen of a frame; as pictures by title if they are to be drawn."""
+  taken = {name: queue.popleft() for name, queue in seen.items() if queue}
+  if not drawn:
+    return {}
+  found = {}
+  for name, (gain, flow) in taken.items():
+    found[f"gain of {name}"] = maps.picture(maps.heat(gain)[0])
+    found[f"flow of {name}"] = maps.picture(maps.flow_colours(flow)[0])
+  return found
 
 
 def save_curves(

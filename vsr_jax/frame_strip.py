@@ -35,6 +35,10 @@ class FrameStrip:
     self._rows: list[dict[str, np.ndarray]] = []
     self._told: list[dict] = []
 
+  def shows(self, number: int) -> bool:
+    """Whether a frame is among those that are kept."""
+    return number in self._picks
+
   def add(
     self,
     number: int,
@@ -42,6 +46,7 @@ class FrameStrip:
     outputs: Mapping[str, np.ndarray],
     truth: np.ndarray,
     scores: Mapping[str, Mapping[str, float]],
+    maps: Mapping[str, np.ndarray] | None = None,
   ) -> None:
     """Takes a frame of the clip.
 
@@ -51,10 +56,11 @@ class FrameStrip:
       outputs: by method, of the truth's size.
       truth: the truth.
       scores: by method the frame's measures.
+      maps: further pictures of the whole frame, by title; the same in every frame.
     """
-    if number not in self._picks:
+    if not self.shows(number):
       return
-    row = {INPUT: low, **outputs, TRUTH: truth}
+    row = {INPUT: low, **outputs, **(maps or {}), TRUTH: truth}
     if self._side:
       part = min(1.0, self._side / truth.shape[0]), min(1.0, self._side / truth.shape[1])
       row = {name: _middle(image, part) for name, image in row.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import jax
@@ -14,6 +15,7 @@ from fmanet_jax.reconstruction import Reconstructor
 from tests.data_prep.helpers import write_clip_set
 from tests.fmanet_jax.evaluating import data, frames_of, repeated, run, scores, stand_in
 from tests.support import fmanet
+from vsr_jax.images import read_image
 
 __all__ = ["data", "run", "stand_in"]  # fixtures
 
@@ -56,7 +58,8 @@ def test_the_reconstruction_is_scored_against_the_input(run, tmp_path, monkeypat
     for number in span:
       blurry, sharp = decode(number)
       assert sharp.shape == (224, 256, 3)
-      yield blurry // 2
+      flow = np.zeros((*blurry.shape[:2], 3), np.float32)
+      yield blurry // 2, jax.numpy.asarray(flow + [2, 0, 9], np.float32)
 
   monkeypatch.setattr(evaluate, "Reconstructor", lambda *_: SimpleNamespace(stream=stream))
   found = run(tmp_path / "large", "--reconstruction")
@@ -64,6 +67,11 @@ def test_the_reconstruction_is_scored_against_the_input(run, tmp_path, monkeypat
   blurry = frames_of(tmp_path / "large", "blur_bicubic", "alley")[1:-1]
   want = scores(blurry, [frame // 2 for frame in blurry])
   assert found["total"]["scores"]["reconstruction"] == pytest.approx(want, rel=1e-12)
+  told = json.loads((tmp_path / "out" / "strips" / "alley.json").read_text())
+  assert list(told["widths"]) == ["input", "bicubic", "FMA-Net", "flow of FMA-Net", "truth"]
+  left = sum(list(told["widths"].values())[:3])
+  strip = read_image(tmp_path / "out" / "strips" / "alley.png")
+  np.testing.assert_array_equal(strip[200, left + 100], [255, 64, 64])
   text = (tmp_path / "out" / "metrics.md").read_text()
   assert f"| total | reconstruction | 2 | {want['psnr']:.2f} |" in text  # no difference
   run(tmp_path / "large", "--reconstruction", "--outputs", tmp_path, code=2)
@@ -75,10 +83,13 @@ def test_the_reconstruction_is_net_ds():
   blurry = rng.integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
   sharp = rng.integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
   reconstructor = Reconstructor(model, params)
-  found = list(reconstructor.stream(lambda i: (blurry[i], sharp[i]), 4, range(4)))
+  given = list(reconstructor.stream(lambda i: (blurry[i], sharp[i]), 4, range(4)))
+  found, flows = zip(*given, strict=True)
   order = [0, 0, 1, 2, 3, 3]
   windows = [order[i : i + 3] for i in range(4)]
   x, y = (jax.numpy.stack([frames[w] for w in windows]) / 255 for frames in (blurry, sharp))
-  want, _ = degrade(model, learn_degradation(model, params, x), y)
+  degradation = learn_degradation(model, params, x)
+  want, _ = degrade(model, degradation, y)
   assert np.std(want) > 0.05
   np.testing.assert_allclose(np.stack(found) / 255, np.clip(want, 0, 1), atol=0.6 / 255)
+  np.testing.assert_allclose(np.stack(flows), degradation.image_flow[:, 0], rtol=1e-3, atol=1e-4)

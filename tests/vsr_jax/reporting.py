@@ -100,7 +100,11 @@ def write_trial(
 
 
 def write_strips(
-  folder: pathlib.Path, method: str, psnr: dict[str, tuple[float, ...]], grey: int
+  folder: pathlib.Path,
+  method: str,
+  psnr: dict[str, tuple[float, ...]],
+  grey: int,
+  flow: bool = False,
 ) -> None:
   """The strips of a trial's evaluation: the row's own frames are of one grey."""
   for clip, values in psnr.items():
@@ -108,7 +112,8 @@ def write_strips(
     for number, x in enumerate(values):
       pictures = [np.full((64, 64, 3), y, np.uint8) for y in (10 * number, grey, 10 * number + 5)]
       scores = {method: {"psnr": x}}
-      strip.add(number, pictures[0], {method: pictures[1]}, pictures[2], scores)
+      maps = {f"flow of {method}": np.full((8, 8, 3), grey + 1, np.uint8)} if flow else {}
+      strip.add(number, pictures[0], {method: pictures[1]}, pictures[2], scores, maps)
     place = folder / "evaluation" / "strips"
     place.mkdir(exist_ok=True)
     strip.save(place, clip)

@@ -291,7 +291,7 @@ def test_strips_show_the_best_the_median_and_the_worst_frame(sweep, run):
   gains = {"k10": 140, "k10_conventional": 180, "n1": 220}
   for times, (row, grey) in enumerate(gains.items()):
     psnr = {"alley": (30.0 + times, 31.0, 29.0), "city": (20.5, 17.0 - times)}
-    made.write_strips(sweep / row / "0", "FMA-Net", psnr, grey)
+    made.write_strips(sweep / row / "0", "FMA-Net", psnr, grey, flow=row != "k10_conventional")
   folder, _ = run(sweep)
   text = (folder / "report.md").read_text().replace("\\", "")
   assert (
@@ -302,6 +302,8 @@ def test_strips_show_the_best_the_median_and_the_worst_frame(sweep, run):
   middles = picture[128::256, 128::256, 0]
   inner = [100, *gains.values()]
   assert middles.tolist() == [[0, *inner, 5], [0, *inner, 5], [10, *inner, 15]]
+  picture = read_image(folder / "figures" / "fmanet_maps.png")
+  assert picture[128::256, 128::256, 0].tolist() == [[gains["k10"] + 1, gains["n1"] + 1]] * 3
   shutil.rmtree(sweep / "k10/0/evaluation/strips")
   run(sweep)
   assert "evaluations have none of the same frames" in (folder / "report.md").read_text()

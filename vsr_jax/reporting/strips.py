@@ -30,6 +30,13 @@ _INDEX = fields(
 _FEW = 6  # columns, up to which frames are shown as they are
 _SMALL = 160  # pixels of height, with more
 
+_MAPS = {
+  "fmanet": "The same frames: the flow by which Net^D warps the frame before (its hue is the "
+  "direction, white is no motion, black is masked), of rows that have one.",
+  "keep": "The same frames: gains (black is 0, white is 1: the observation alone) and the flow to "
+  "the frame before (its hue is the direction, white is no motion).",
+}
+
 _REMEDY = "evaluate this row again"
 
 
@@ -63,20 +70,27 @@ def strips(sweep: Sweep, rows: Rows) -> Iterator[Block]:
     "median": frames[len(frames) // 2],
     "worst": frames[-1],
   }
-  lines = [_line(trials, indexes, frame) for frame in picks.values()]
   told = ", ".join(
     f"{name} {x.clip} frame {x.number} ({shown(METRICS[metric], x.gain, signed=True)})"
     for name, x in picks.items()
   )
-  height = 256 if len(lines[0]) <= _FEW else _SMALL
-  same = [{title: drawing.at_height(x, height) for title, x in line.items()} for line in lines]
-  label = METRICS[metric].label
   text = (
     f"From above: {told}. Chosen of the {len(frames)} frames that the evaluations show by the mean "
-    f"over rows of the {label} that they gain over {sweep.base}, above 0 for the better; seed "
-    f"{next(iter(trials.values())).seed}."
+    f"over rows of the {METRICS[metric].label} that they gain over {sweep.base}, above 0 for the "
+    f"better; seed {next(iter(trials.values())).seed}."
   )
-  yield Picture(f"{sweep.system}_strips", text, encode_image(drawing.columns(same, height)))
+  cuts = [_cuts(trials, indexes, frame) for frame in picks.values()]
+  yield Picture(f"{sweep.system}_strips", text, _draw([_line(trials, x) for x in cuts]))
+  if (lines := [_maps(trials, x) for x in cuts])[0]:
+    yield Picture(f"{sweep.system}_maps", _MAPS[sweep.system], _draw(lines))
+
+
+def _draw(lines: list[dict[str, np.ndarray]]) -> bytes:
+  """PNG of lines of pictures by title; of titles that all have."""
+  titles = [title for title in lines[0] if all(title in line for line in lines)]
+  height = 256 if len(titles) <= _FEW else _SMALL
+  same = [{title: drawing.at_height(line[title], height) for title in titles} for line in lines]
+  return encode_image(drawing.columns(same, height))
 
 
 def _indexes(trial: Trial) -> dict[str, Any]:
@@ -123,21 +137,37 @@ def _rank(
   return metric, sorted(found, key=lambda frame: -frame.gain)
 
 
-def _line(
+def _cuts(
   trials: Mapping[str, Trial], indexes: Mapping[str, Mapping[str, Any]], frame: Shown
-) -> dict[str, np.ndarray]:
-  """The pictures of a frame by title: the input, each row's, the truth."""
-  line: dict[str, np.ndarray] = {}
-  truth = None
+) -> dict[str, dict[str, np.ndarray]]:
+  """By row the pictures of a frame, by title."""
+  found = {}
   for row, trial in trials.items():
     index = indexes[row][frame.clip]
     numbers = [x["number"] for x in index["frames"]]
-    cut = _cut(trial, frame.clip, index, numbers.index(frame.number))
-    line.setdefault(INPUT, cut[INPUT])
-    line[row] = cut[trial.method]
-    truth = cut[TRUTH]
-  assert truth is not None  # there are rows
-  return line | {TRUTH: truth}
+    found[row] = _cut(trial, frame.clip, index, numbers.index(frame.number))
+  return found
+
+
+def _line(
+  trials: Mapping[str, Trial], cuts: Mapping[str, dict[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+  """The input, each row's frame, the truth."""
+  first = next(iter(cuts.values()))
+  rows = {row: cuts[row][trial.method] for row, trial in trials.items()}
+  return {INPUT: first[INPUT], **rows, TRUTH: first[TRUTH]}
+
+
+def _maps(
+  trials: Mapping[str, Trial], cuts: Mapping[str, dict[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+  """Each row's gains and flows, where it has some."""
+  return {
+    f"{row}: {kind}": cuts[row][title]
+    for kind in ("gain", "flow")
+    for row, trial in trials.items()
+    if (title := f"{kind} of {trial.method}") in cuts[row]
+  }
 
 
 def _cut(trial: Trial, clip: str, index: Mapping[str, Any], place: int) -> dict[str, np.ndarray]:
