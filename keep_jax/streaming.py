@@ -299,8 +299,9 @@ class Restorer:
         for track, face in zip(tracks, pending, strict=True)
       )
       inputs = tuple((face.observation, face.gain, face.flow) for face in pending)
-      for name, (_, gain, flow) in zip(names, inputs, strict=True) if self.watch else ():
-        self.watch(name, gain, flow)
+      if self.watch is not None:
+        for name, (_, gain, flow) in zip(names, inputs, strict=True):
+          self.watch(name, gain, flow)
       states, images = self._step(self._params, states, inputs)
       for track, state in zip(tracks, states, strict=True):
         track.state = state
