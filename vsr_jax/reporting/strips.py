@@ -33,8 +33,8 @@ _SMALL = 160  # pixels of height, with more
 _MAPS = {
   "fmanet": "The same frames: the flow by which Net^D warps the frame before (its hue is the "
   "direction, white is no motion, black is masked), of rows that have one.",
-  "keep": "The same frames: gains (black is 0, white is 1: the observation alone) and the flow to "
-  "the frame before (its hue is the direction, white is no motion).",
+  "keep": "The same frames: gains (black is 0, the observation alone; white is 1, the prediction "
+  "alone) and the flow to the frame before (its hue is the direction, white is no motion).",
 }
 
 _REMEDY = "evaluate this row again"
