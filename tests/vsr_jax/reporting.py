@@ -50,6 +50,7 @@ def write_run(run: pathlib.Path, step: int, config: dict[str, Any], log: bool = 
   arrays = {"params": {"net/kernel": "float32[3,3,8,16]", "net/bias": "float32[16]"}}
   meta = {"step": step, "stage": run.name, "arrays": arrays, "config": config}
   write_json(run / "checkpoints" / str(step) / "meta" / "meta.json", meta)
+  write_json(run / "goodput.json", {"steps": step, "flops_per_step": 12.5e9})
   if log:
     rows = [
       {"step": i, "seconds": i, "loss": 1 / i, "recon": 0.5 / i, "learning_rate/net": 1e-3}

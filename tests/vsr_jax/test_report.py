@@ -180,6 +180,7 @@ def test_json_and_csv_hold_what_the_tables_show(sweep, run):
     assert [float(x) for x in line["values"].split()] == cell["values"]
   markdown = (folder / "report.md").read_text().replace("\\", "")
   assert "| n1 | 0.00<br>paper 9.15 | 26.51 ± 0.07<br>paper 28.24<br>Δ +0.45" in markdown
+  assert "| n1 | 0.00<br>paper 9.15 | 12 | 12 | 60 | 60 | 9 | 1.000<br>paper 0.424 |" in markdown
   assert "model.flows 0 → 3" in markdown
   assert "python -m train --note 'a b0'" in markdown
   assert "| k10 minus k10_conventional |" in markdown

@@ -96,6 +96,11 @@ BAD_INPUT = {
     "sweep",
     "its meta cannot be read",
   ),
+  "damaged counts of work": (
+    lambda sweep: (sweep / "n1/0/joint/goodput.json").write_text("[]"),
+    "sweep",
+    "goodput.json: damaged (it is a list, not an object)",
+  ),
   "nothing is done": (none_done, "sweep", "no row is complete, so that there is nothing to report"),
   "no rows": (lambda sweep: change(sweep / "sweep.json", rows={}), "sweep", "it has no rows"),
   "unknown seeds": (None, "sweep --seeds 7", "seed 7 is not there"),

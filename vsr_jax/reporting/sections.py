@@ -16,7 +16,7 @@ from vsr_jax.reporting import comparison, papers
 from vsr_jax.reporting.comparison import METRICS, Rows
 from vsr_jax.reporting.pages import Block, Cell, Heading, Listing, Table, Text
 from vsr_jax.reporting.papers import RECONSTRUCTION, RESTORED, Quantity
-from vsr_jax.reporting.sweeps import Sweep
+from vsr_jax.reporting.sweeps import Sweep, work_of
 
 Cells = Mapping[str, Mapping[Quantity, comparison.Cell]]
 
@@ -192,13 +192,14 @@ def _difference(metric: Metric, found: comparison.Cell | comparison.Difference) 
 
 
 def cost(sweep: Sweep, rows: Rows) -> list[Block]:
-  """Parameters and seconds of every row."""
+  """Parameters, operations and seconds of every row."""
   stages = list(
     dict.fromkeys(stage for trials in rows.values() for x in trials for stage in x.runs)
   )
   header = [
     "row",
     "parameters, M",
+    *(f"{stage}, GFLOP a step" for stage in stages),
     *(f"{stage}, s" for stage in stages),
     "evaluation, s",
     "evaluation, s a frame",
@@ -212,8 +213,12 @@ def cost(sweep: Sweep, rows: Rows) -> list[Block]:
     a_frame = "–" if evaluation is None or not frames else f"{evaluation / frames:.3f}"
     of_paper = (f"paper {paper.seconds:.3f}",) if paper and sweep.system == "fmanet" else ()
     shown = ["–" if x is None else f"{x:,.0f}" for x in times.values()]
-    lines.append([row, _parameters(rows, row), *shown, (a_frame, *of_paper)])
+    runs = [trials[0].runs.get(stage) for stage in stages]
+    works = [None if run is None else work_of(run) for run in runs]
+    counted = ["–" if x is None else f"{x / 1e9:,.0f}" for x in works]
+    lines.append([row, _parameters(rows, row), *counted, *shown, (a_frame, *of_paper)])
   note = (
+    "Operations are of all devices together, forward and backward, as the run counted them. "
     "Seconds are means over seeds; a run that rows share counts for each of them. Those of the "
     "evaluation include reading and scoring"
   )

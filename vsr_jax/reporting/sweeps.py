@@ -21,6 +21,7 @@ from vsr_jax.json_files import (
   text,
   truth,
 )
+from vsr_jax.train import goodput
 
 _SEED = integer(0, 2**31 - 1)
 _SWEEP = fields(
@@ -64,6 +65,7 @@ _PART = fields({"frames": integer(), "scores": _SCORES})
 _ENTRY = fields(
   {"frames": integer(), "scores": _SCORES}, {"motion": mapping(text, _PART), "name": text}
 )
+_WORK = fields({}, {"flops_per_step": number(0)}, more=True)
 _METRICS = fields(
   {
     "complete": truth,
@@ -200,6 +202,16 @@ def _inside(file: pathlib.Path, path: str) -> pathlib.PurePosixPath:
   if not found.parts or not all(map(guards.is_name, found.parts)):
     raise UserError(f"{file}: {guards.shorten(path)!r} leads out of the sweep; {_SWEEP_REMEDY}")
   return found
+
+
+def work_of(run: pathlib.Path) -> float | None:
+  """Floating-point operations of a step of a run, as it counted them; None if it did not.
+
+  Raises:
+    UserError: the run's file of it is damaged.
+  """
+  found = _load(run / goodput.FILE, _WORK) or {}
+  return found.get("flops_per_step")
 
 
 def join(sweeps: Sequence[Sweep]) -> Sweep:
