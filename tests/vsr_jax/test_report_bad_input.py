@@ -86,6 +86,11 @@ BAD_INPUT = {
     "sweep",
     "metrics.json: damaged (NaN is no number)",
   ),
+  "scores of a clip without a name": (
+    lambda sweep: change(sweep / "n1/0/evaluation/metrics.json", clips=[{"frames": 1}]),
+    "sweep",
+    "clips[0] has no field 'name'",
+  ),
   "scores of another method": (
     lambda sweep: change(sweep / "n1/0/evaluation/metrics.json", methods=["bicubic"]),
     "sweep",
@@ -105,7 +110,11 @@ BAD_INPUT = {
   "no rows": (lambda sweep: change(sweep / "sweep.json", rows={}), "sweep", "it has no rows"),
   "unknown seeds": (None, "sweep --seeds 7", "seed 7 is not there"),
   "no seeds": (None, "sweep --seeds a", "'a' are no seeds"),
-  "other data": (unlike, "sweep other", "cannot be compared: data is"),
+  "other data": (
+    unlike,
+    "sweep other",
+    "cannot be compared: data training clips is 8, not 9; data training f",
+  ),
   "twice": (None, "sweep sweep", "both have fma_net with seed 0; leave one out"),
   "out is a file": (
     lambda sweep: (sweep.parent / "report").write_text(""),

@@ -7,6 +7,8 @@ import pathlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from flax.traverse_util import flatten_dict
+
 from vsr_jax import checkpoint, guards, json_files
 from vsr_jax.errors import UserError
 from vsr_jax.json_files import (
@@ -62,20 +64,22 @@ _ROW = fields(
 )
 _SCORES = mapping(text, mapping(text, optional(number())))
 _PART = fields({"frames": integer(), "scores": _SCORES})
-_ENTRY = fields(
-  {"frames": integer(), "scores": _SCORES}, {"motion": mapping(text, _PART), "name": text}
-)
+_MOTION = {"motion": mapping(text, _PART)}
+_TOTAL = fields({"frames": integer(), "scores": _SCORES}, _MOTION)
+_CLIP = fields({"name": text, "frames": integer(), "scores": _SCORES}, _MOTION)
 _WORK = fields({}, {"flops_per_step": number(0)}, more=True)
 _METRICS = fields(
   {
     "complete": truth,
     "methods": array(text),
-    "clips": array(_ENTRY),
-    "total": _ENTRY,
+    "clips": array(_CLIP),
+    "total": _TOTAL,
     "skipped": mapping(text, text),
   },
   more=True,
 )
+
+_LISTED = 5  # differences that are named; the rest are counted
 
 # Of metrics.json: what differs from row to row, and what is not of how they were scored.
 _RESULTS = {"complete", "checkpoint", "checkpoints", "outputs", "methods", "clips", "total"}
@@ -252,13 +256,15 @@ def _without_paths(value: Any) -> Any:
 
 
 def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-  """What differs between two records, in words."""
-  names = {**one, **other}
-  return [
-    f"{name} is {_shown(other.get(name))}, not {_shown(one.get(name))}"
-    for name in names
-    if one.get(name) != other.get(name)
+  """What differs between two records, in words, each entry of what is nested by itself."""
+  ours, theirs = (flatten_dict(dict(record), sep=" ") for record in (one, other))
+  lines = [
+    f"{name} is {_shown(theirs.get(name))}, not {_shown(ours.get(name))}"
+    for name in {**ours, **theirs}
+    if ours.get(name) != theirs.get(name)
   ]
+  more = len(lines) - _LISTED
+  return lines if more <= 0 else [*lines[:_LISTED], f"and {more} more"]
 
 
 def _shown(value: Any) -> str:
@@ -313,6 +319,6 @@ def _conditions(trial: Trial, other: Trial) -> dict[str, Any]:
     for stage, meta in trial.metas.items()
     if stage in other.metas
   }
-  clips = {clip.get("name"): clip["frames"] for clip in trial.metrics["clips"]}
+  clips = {clip["name"]: clip["frames"] for clip in trial.metrics["clips"]}
   setting = {name: x for name, x in trial.metrics.items() if name not in _RESULTS}
   return {**steps, **setting, "clips": clips}
