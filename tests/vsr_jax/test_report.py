@@ -191,19 +191,19 @@ def fail(sweep):
 
 
 LEFT_OUT = {
-  "failed": (fail, "seed 1 failed in joint: out of memory"),
+  "failed": (fail, "seed 1: failed in joint: out of memory"),
   "running": (
     lambda sweep: change(sweep / "n1/0/row.json", state="running", stage="joint"),
-    "seed 0 is running (joint)",
+    "seed 0: running (joint)",
   ),
-  "waiting": (lambda sweep: (sweep / "n1/1/row.json").unlink(), "seed 1 is waiting"),
+  "waiting": (lambda sweep: (sweep / "n1/1/row.json").unlink(), "seed 1: waiting"),
   "half scored": (
     lambda sweep: change(sweep / "n1/1/evaluation/metrics.json", complete=False),
-    "seed 1 its evaluation is not complete",
+    "seed 1: its evaluation is not complete",
   ),
   "not scored": (
     lambda sweep: shutil.rmtree(sweep / "n1/1/evaluation"),
-    "seed 1 its evaluation is not complete",
+    "seed 1: its evaluation is not complete",
   ),
   "steps": (
     lambda sweep: (sweep / "n1/1/joint/checkpoints/4").rename(sweep / "n1/1/joint/checkpoints/5"),

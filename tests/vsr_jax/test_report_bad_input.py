@@ -108,7 +108,7 @@ BAD_INPUT = {
   ),
   "nothing is done": (none_done, "sweep", "no row is complete, so that there is nothing to report"),
   "no rows": (lambda sweep: change(sweep / "sweep.json", rows={}), "sweep", "it has no rows"),
-  "unknown seeds": (None, "sweep --seeds 7", "seed 7 is not there"),
+  "unknown seeds": (None, "sweep --seeds 7", "seed 7: not there"),
   "no seeds": (None, "sweep --seeds a", "'a' are no seeds"),
   "other data": (
     unlike,

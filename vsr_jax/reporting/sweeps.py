@@ -122,7 +122,7 @@ class Trial:
       reason = self.record.get("reason") or "no reason was written down"
       return f"failed in {stage}: {guards.shorten(reason, 300)}"
     if state != "done":
-      return f"is {guards.shorten(state)}{f' ({stage})' if stage else ''}"
+      return f"{guards.shorten(state)}{f' ({guards.shorten(stage)})' if stage else ''}"
     return None if self.metrics else "its evaluation is not complete"
 
 
@@ -288,9 +288,9 @@ def comparable(
   found, left_out = {}, {}
   for row in sweep.rows:
     trials = [sweep.trials[row, seed] for seed in wanted if (row, seed) in sweep.trials]
-    reasons = [f"seed {trial.seed} {trial.missing}" for trial in trials if trial.missing]
+    reasons = [f"seed {trial.seed}: {trial.missing}" for trial in trials if trial.missing]
     there = {trial.seed for trial in trials}
-    reasons += [f"seed {seed} is not there" for seed in wanted if seed not in there]
+    reasons += [f"seed {seed}: not there" for seed in wanted if seed not in there]
     if reasons:
       left_out[row] = "; ".join(reasons)
     else:
