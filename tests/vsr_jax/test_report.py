@@ -180,7 +180,9 @@ def test_json_and_csv_hold_what_the_tables_show(sweep, run):
     assert [float(x) for x in line["values"].split()] == cell["values"]
   markdown = (folder / "report.md").read_text().replace("\\", "")
   assert "| n1 | 0.00<br>paper 9.15 | 26.51 ± 0.07<br>paper 28.24<br>Δ +0.45" in markdown
-  assert "| n1 | 0.00<br>paper 9.15 | 12 | 12 | 60 | 60 | 9 | 1.000<br>paper 0.424 |" in markdown
+  assert (
+    "| n1 | 0.00<br>paper 9.15 | 12.5 | 12.5 | 60 | 60 | 9 | 1.000<br>paper 0.424 |" in markdown
+  )
   assert "model.flows 0 → 3" in markdown
   assert "python -m train --note 'a b0'" in markdown
   assert "| k10 minus k10_conventional |" in markdown
@@ -236,6 +238,14 @@ def test_seeds_that_are_done_can_be_compared_alone(sweep, run):
   assert system["left_out"] == {}
   assert {tuple(row["seeds"]) for row in system["rows"].values()} == {(0,)}
   assert system["rows"]["n1"]["cells"][0]["spread"] is None
+
+
+def test_a_row_alone_is_shown_with_what_table_3_has(sweep, run):
+  change(sweep / "sweep.json", rows={"fma_net": {}})
+  folder, _ = run(sweep)
+  markdown = (folder / "report.md").read_text().replace("\\", "")
+  assert "(Table 3): Net^D's reconstruction" in markdown
+  assert "No difference to fma_net is there" in markdown
 
 
 def test_without_the_base_row_there_are_no_differences(sweep, run):

@@ -72,7 +72,7 @@ def _summary(sweep: Sweep, rows: Rows, cells: Cells) -> str:
     if cell.agrees is not None and quantity.motion is None
   ]
   if not told:
-    return f"{text} The papers have no difference to compare with."
+    return f"{text} No difference to {sweep.base} is there that the paper has, too."
   sure = [cell for cell in told if cell.p is not None and cell.p < SURE]
   return (
     f"{text} Of {len(told)} differences to {sweep.base} that the paper has, too (without those by "
@@ -84,7 +84,8 @@ def _summary(sweep: Sweep, rows: Rows, cells: Cells) -> str:
 def _fmanet(sweep: Sweep, rows: Rows, cells: Cells) -> Iterator[Block]:
   by_motion = [(metric, motion) for motion in (*RANGES, None) for metric in ("psnr", "tof")]
   table_3 = [row for row in papers.TABLE_3_ROWS if row in rows]
-  table_3 = table_3 if len(table_3) > 1 else []
+  has_more = any(x.motion or x.frames == RECONSTRUCTION for row in table_3 for x in cells[row])
+  table_3 = table_3 if len(table_3) > 1 or has_more else []
   pairs = [(k, x) for k, x in papers.TABLE_3_PAIRS if k in rows and x in rows]
   for frames, title in ((RECONSTRUCTION, "Net^D's reconstruction"), (RESTORED, "Net^R's output")):
     columns = [Quantity(metric, frames, motion) for metric, motion in by_motion]
@@ -215,7 +216,7 @@ def cost(sweep: Sweep, rows: Rows) -> list[Block]:
     shown = ["–" if x is None else f"{x:,.0f}" for x in times.values()]
     runs = [trials[0].runs.get(stage) for stage in stages]
     works = [None if run is None else work_of(run) for run in runs]
-    counted = ["–" if x is None else f"{x / 1e9:,.0f}" for x in works]
+    counted = ["–" if x is None else f"{x / 1e9:,.1f}" for x in works]
     lines.append([row, _parameters(rows, row), *counted, *shown, (a_frame, *of_paper)])
   note = (
     "Operations are of all devices together, forward and backward, as the run counted them. "
