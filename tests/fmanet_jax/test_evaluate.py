@@ -245,7 +245,8 @@ def test_an_interrupted_run_keeps_finished_clips(
   check(found["total"], expected(data, "alley"))
   assert "Incomplete" in (tmp_path / "out" / "metrics.md").read_text()
   assert os.listdir(tmp_path / "saved") == ["alley"]
-  assert sorted(os.listdir(tmp_path / "out")) == ["metrics.json", "metrics.md"]
+  assert sorted(os.listdir(tmp_path / "out")) == ["metrics.json", "metrics.md", "strips"]
+  assert sorted(os.listdir(tmp_path / "out" / "strips")) == ["alley.json", "alley.png"]
 
 
 def test_an_older_result_does_not_pass_for_this_run(run, data, stand_in):
@@ -258,6 +259,7 @@ def test_an_older_result_does_not_pass_for_this_run(run, data, stand_in):
 
 def test_a_full_disk_leaves_no_half_written_report(run, data, tmp_path, monkeypatch, capsys):
   run(data)
+  before = sorted((tmp_path / "out").rglob("*"))
 
   def replace(source, target):
     raise OSError(28, "No space left on device", str(target))
@@ -266,7 +268,7 @@ def test_a_full_disk_leaves_no_half_written_report(run, data, tmp_path, monkeypa
   found = run(data, code=2)
   assert "no space left" in capsys.readouterr().err
   assert found["complete"]  # the older one
-  assert sorted(os.listdir(tmp_path / "out")) == ["metrics.json", "metrics.md"]
+  assert sorted((tmp_path / "out").rglob("*")) == before
 
 
 def too_few_outputs(data):
