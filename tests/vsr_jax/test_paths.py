@@ -73,6 +73,9 @@ def test_a_bucket_that_cannot_be_written_is_told_in_one_line(bucket):
   for write in (make_folder, lambda path: export_params(path, {"net": {"w": np.zeros(2)}}, {})):
     with pytest.raises(UserError, match=rf"^gs://bucket/run.* \(Forbidden: url\){REMEDY}"):
       write("gs://bucket/run")
+  bucket.failure = TimeoutError()
+  with pytest.raises(UserError, match=r"^gs://bucket/run.* \(it does not answer\)"):
+    make_folder("gs://bucket/run")
   assert not bucket.store
 
 
