@@ -16,6 +16,7 @@ from vsr_jax import json_files
 from vsr_jax.errors import UserError
 from vsr_jax.files import write_whole
 from vsr_jax.json_files import fields, integer, mapping, number, text
+from vsr_jax.train.recipe import flat, lengthened
 from vsr_jax.train.summaries import ROW
 
 # Parts of the minutes.
@@ -130,12 +131,8 @@ def read_timing(run: pathlib.Path, seconds: float) -> tuple[float, float]:
 
 def apply(config: ConfigDict, stage: StagePlan) -> None:
   """Sets a recipe's length, and what depends on it, as the recipe has them for its own length."""
-  part = stage.steps / config.steps
-  config.steps = stage.steps
+  config.update_from_flattened_dict(lengthened(flat(config), stage.steps / config.steps))
   config.data.batch, config.data.workers = stage.batch, stage.workers
-  config.discriminator.start = round(part * config.discriminator.start)
-  # The average forgets where a short run began: a quarter of the steps, at most.
-  config.train.ema_decay = min(config.train.ema_decay, 1 - 4 / max(stage.steps, 8))
   config.train.log_every = max(1, stage.steps // 100)
   config.train.image_every = max(1, stage.steps // EVALUATIONS)
   config.train.evaluate_every = max(1, stage.steps // EVALUATIONS)

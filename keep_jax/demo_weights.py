@@ -35,14 +35,14 @@ import shlex
 import tempfile
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
 from keep_jax import demo_plan, evaluate, extract, recipe, train
 from keep_jax.demo_plan import Plan, StagePlan
-from vsr_jax import cli, files, json_files, lpips, memory, plotting, runtime
+from vsr_jax import cli, files, lpips, memory, plotting, runtime, score_table
+from vsr_jax.checkpoint import is_trained
 from vsr_jax.configs.keep import ablations, demo
 from vsr_jax.data_prep import demo_faces
 from vsr_jax.data_prep.clip import SHARP
@@ -50,7 +50,7 @@ from vsr_jax.data_prep.opening import open_clips
 from vsr_jax.errors import UserError
 from vsr_jax.locks import locked
 from vsr_jax.train import plot
-from vsr_jax.train.recipe import flat
+from vsr_jax.train.recipe import as_flags, changes
 
 RECIPE, RECIPE_FILE = demo.get_config, "configs/keep/demo.py"
 STAGES = ("vqgan", "prediction", "fusion")
@@ -95,7 +95,7 @@ def train_stage(args: argparse.Namespace, plan: Plan, name: str) -> None:
     plan.stages[name] = _plan_stage(args, plan, name)
     demo_plan.save(args.folder, plan)
   stage = plan.stages[name]
-  if (run / "checkpoints" / str(stage.steps)).is_dir():
+  if is_trained(run, stage.steps):
     return
   config = make_config(args, plan, name)
   demo_plan.apply(config, stage)
@@ -125,10 +125,8 @@ def make_config(args: argparse.Namespace, plan: Plan, name: str) -> ConfigDict:
 
 def train_command(config: ConfigDict, run: pathlib.Path) -> list[str]:
   """The command that trains a stage as it is trained here: its arguments, after `python -m`."""
-  usual = flat(RECIPE(config.stage))
-  changed = {key: value for key, value in flat(config).items() if value != usual[key]}
   words = ["keep_jax.train", "--config", f"{RECIPE_FILE}:{config.stage}", "--workdir", str(run)]
-  return words + [f"--config.{key}={value}" for key, value in changed.items()]
+  return words + as_flags(changes(config, RECIPE(config.stage)))
 
 
 def _plan_stage(args: argparse.Namespace, plan: Plan, name: str) -> StagePlan:
@@ -181,7 +179,7 @@ def _check_stages(folder: pathlib.Path, plan: Plan) -> None:
   """Raises `UserError` unless the weights to compare with are there."""
   for name in STAGES:
     stage = plan.stages.get(name)
-    if stage is None or not (folder / name / "checkpoints" / str(stage.steps)).is_dir():
+    if stage is None or not is_trained(folder / name, stage.steps):
       raise UserError(
         f"{folder}: stage {name!r} is not trained to its end; run this without --variant first"
       )
@@ -210,14 +208,8 @@ def _evaluate(
   args: argparse.Namespace, name: str, rows: dict[str, pathlib.Path], out: pathlib.Path
 ) -> None:
   """Scores weights on a validation set, unless that is done."""
-  with contextlib.suppress(FileNotFoundError):
-    table: dict[str, Any] = json_files.load(
-      out / "metrics.json",
-      json_files.fields({"complete": json_files.anything}, more=True),
-      remedy="remove it",
-    )
-    if table["complete"] is True:
-      return
+  if score_table.is_complete(out):
+    return
   network = RECIPE(STAGES[0]).loss.perceptual_network
   arguments = [str(args.data / name), "--degradation", "train", "--lpips", network]
   for row, path in rows.items():
