@@ -78,9 +78,6 @@ def main() -> None:
 
 
 def _check_folders(args: argparse.Namespace) -> None:
-  for folder in (args.manual_dir, args.data_dir):
-    if ":/" in str(folder):
-      raise UserError(f"{folder}: not a folder; mount it, and name where it is mounted")
   if not args.manual_dir.is_dir():
     raise UserError(
       f"{args.manual_dir}: no such folder of downloads; python -m vsr_jax.data_prep.build "
@@ -92,8 +89,8 @@ def _check_folders(args: argparse.Namespace) -> None:
 def _parse() -> argparse.Namespace:
   parser = cli.Parser("vsr_jax.data_prep.build", __doc__)
   parser.add_argument("dataset", choices=DATASETS)
-  parser.add_argument("--manual-dir", type=pathlib.Path, metavar="DIR", help="the downloads")
-  parser.add_argument("--data-dir", type=pathlib.Path, metavar="DIR", help="where to write")
+  parser.add_argument("--manual-dir", type=_folder, metavar="DIR", help="the downloads")
+  parser.add_argument("--data-dir", type=_folder, metavar="DIR", help="where to write")
   parser.add_argument("--config", metavar="NAME", help="variant; the first unless given")
   parser.add_argument("--beam", action="store_true", help="make shards in parallel")
   parser.add_argument(
@@ -113,6 +110,16 @@ def _parse() -> argparse.Namespace:
   if args.beam_options is not None and not args.beam:
     parser.error("--beam-options needs --beam")
   return args
+
+
+def _folder(text: str) -> pathlib.Path:
+  """A folder of a file system; ArrayRecord's writer knows no other."""
+  if "://" in text:
+    raise UserError(
+      f"{text}: sets are built from and in folders of a file system; build there, and copy what"
+      " was built, gcloud storage cp -r DIR gs://BUCKET, where training reads it"
+    )
+  return pathlib.Path(text)
 
 
 def _import_builder(name: str) -> type[ClipBuilder]:

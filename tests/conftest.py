@@ -7,6 +7,7 @@ where the caller's environment says something, that holds.
 import atexit
 import errno
 import gc
+import importlib.util
 import os
 import pathlib
 import shutil
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import types
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most programs here run once, on small arrays: they compile five times as fast without LLVM's
@@ -43,6 +45,9 @@ import jax
 import pytest
 
 from vsr_jax import cli, memory, video
+
+if TYPE_CHECKING:
+  from tests.support import gcs
 
 # TensorBoard reads events by TensorFlow where that is installed: seconds to import, and 0.4 GB.
 sys.modules["tensorboard.compat.notf"] = types.ModuleType("tensorboard.compat.notf")
@@ -128,6 +133,22 @@ def bounded_memory() -> Iterator[None]:
     jax.clear_caches()
     gc.collect()
     memory.release_freed_memory()
+
+
+@pytest.fixture(scope="session")
+def emulator() -> "Iterator[gcs.Emulator]":
+  """The bucket gs://runs of an emulator of Google Cloud Storage, for this process and its own."""
+  why = "needs pip install gcsfs gcp-storage-emulator"
+  server = pytest.importorskip("gcp_storage_emulator.server", reason=why)
+  # Found, not imported: what `paths` sets in the environment has to come before.
+  if importlib.util.find_spec("gcsfs") is None:
+    pytest.skip(why)
+  from tests.support.gcs import Emulator  # which imports Orbax
+
+  with pytest.MonkeyPatch.context() as patch:
+    started = Emulator(patch, server)
+    yield started
+    started.server.stop()
 
 
 @pytest.fixture

@@ -35,6 +35,12 @@ _AT_ONCE = 16  # transfers
 # kind, for which a run may lack the right.
 os.environ.setdefault("EPATH_USE_TF", "false")
 os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+# Seconds after which a request that does not get through fails and is tried again: TensorStore and
+# gcsfs would wait for an answer for ever, on a network that is lost without a word.
+_CONNECT, _SILENCE, _REQUEST = 10, 15, 600
+os.environ.setdefault("TENSORSTORE_CURL_CONNECT_TIMEOUT_SECONDS", str(_CONNECT))
+os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", str(_SILENCE))
+os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES", "1")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _GS = "gs://"
 
@@ -63,9 +69,16 @@ def place(path: str | os.PathLike[str]) -> pathlib.Path:
   import fsspec.config
   from etils import epath
 
-  # Listings that are kept would miss what TensorStore writes and what other hosts do.
-  fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
+  fsspec.config.conf["gcs"] = _settings() | fsspec.config.conf.get("gcs", {})
   return cast(pathlib.Path, epath.Path(text.rstrip("/")))
+
+
+def _settings() -> dict[str, Any]:
+  """What gcsfs is told, unless the user's own settings of fsspec say otherwise."""
+  aiohttp = importlib.import_module("aiohttp")  # comes with gcsfs
+  patience = aiohttp.ClientTimeout(total=_REQUEST, sock_connect=_CONNECT, sock_read=_SILENCE)
+  # Listings that are kept would miss what TensorStore writes and what other hosts do.
+  return {"use_listings_cache": False, "requests_timeout": patience}
 
 
 def local(path: str | os.PathLike[str]) -> pathlib.Path:
@@ -105,8 +118,11 @@ def reaching(path: str | os.PathLike[str], *, writing: bool = False) -> Iterator
 
 def no_use(path: str | os.PathLike[str], error: BaseException) -> UserError:
   """The error that a bucket cannot be used, and why."""
-  lines = str(error).splitlines() or [""]
-  why = "there is no such bucket" if isinstance(error, FileNotFoundError) else lines[0][:200]
+  why = (str(error).splitlines() or [""])[0][:200]
+  if isinstance(error, FileNotFoundError):
+    why = "there is no such bucket"
+  elif isinstance(error, TimeoutError):  # whose text is empty
+    why = "it does not answer"
   return UserError(
     f"{os.fspath(path)}: the bucket cannot be used ({why or type(error).__name__}); check its name,"
     " your rights there (gcloud auth application-default login) and the network, and run again"
@@ -329,7 +345,7 @@ class GrowingFile:
 
   def __init__(self, path: pathlib.Path):
     self._path = path
-    self._put = time.monotonic()
+    self._put, self._failed = time.monotonic(), False
     self._file: IO[bytes] = io.BytesIO() if in_bucket(path) else path.open("ab")
     if in_bucket(path):
       with reaching(path), contextlib.suppress(FileNotFoundError):
@@ -355,12 +371,15 @@ class GrowingFile:
     self._file.flush()
     self._put = time.monotonic()
     if isinstance(self._file, io.BytesIO):
+      self._failed = True
       with reaching(self._path, writing=True):
         self._path.write_bytes(self._file.getvalue())
+      self._failed = False
 
   def close(self) -> None:
-    """Puts the rest and closes the file."""
+    """Puts the rest, unless that has just failed after many trials, and closes the file."""
     try:
-      self.put()
+      if not self._failed:
+        self.put()
     finally:
       self._file.close()

@@ -386,7 +386,8 @@ def test_bad_arguments(monkeypatch):
     (["reds"], "--manual-dir and --data-dir are needed"),
     (["reds", "--manual-dir", "a", "--data-dir", "b", "--beam-options", "x"], "needs --beam"),
     (["imagenet"], "invalid choice"),
-    (["reds", "--manual-dir", "a", "--data-dir", "gs://b"], "gs:/b: not a folder; mount it"),
+    (["reds", "--manual-dir", "a", "--data-dir", "gs://b"], "^gs://b: .* gcloud storage cp -r DIR"),
+    (["reds", "--manual-dir", "gs://b", "--data-dir", "a"], "^gs://b: .* folders of a file system"),
   ):
     monkeypatch.setattr(sys, "argv", ["build", *arguments])
     with pytest.raises(UserError, match=message):

@@ -59,10 +59,10 @@ def write_faces(root: pathlib.Path, lengths: dict[str, int], shift: float = 0) -
   clip_set.write_index(root, entries)
 
 
-def write_aligned(root: pathlib.Path, lengths: dict[str, int]) -> None:
+def write_aligned(root: pathlib.Path, lengths: dict[str, int], size: int = SIZE) -> None:
   """A folder of clips of aligned faces."""
   for name, length in lengths.items():
-    for i, frame in enumerate(moving(length, SIZE, SIZE)):
+    for i, frame in enumerate(moving(length, size, size)):
       write_png(root / name / f"{i:08d}.png", frame)
 
 

@@ -33,6 +33,7 @@ def make_bucket(monkeypatch):
   """Puts an empty bucket behind gs:// for a test, and gives it."""
   bucket = Bucket(skip_instance_cache=True)
   monkeypatch.setattr(paths, "PACKAGE", "fsspec")
+  monkeypatch.setattr(paths, "_settings", dict)
   monkeypatch.setattr(paths, "_store", lambda: bucket)
   monkeypatch.setattr(backend.fsspec_backend, "_get_filesystem", lambda _: bucket)
   return bucket

@@ -31,7 +31,7 @@ def start_trainers(module: str, *arguments: object) -> list[subprocess.Popen]:
 
 def finish(processes: Sequence[subprocess.Popen], code: int) -> list[str]:
   """Waits for processes that end with a code, and gives what each has written to stderr."""
-  said = [process.communicate(timeout=300)[1] for process in processes]
+  said = [process.communicate(timeout=900)[1] for process in processes]
   for process, text in zip(processes, said, strict=True):
     assert process.returncode == code, text
     assert "Traceback" not in text

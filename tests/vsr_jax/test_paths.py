@@ -6,9 +6,11 @@ import os
 import pathlib
 import shutil
 import tempfile
+import warnings
 
 import numpy as np
 import pytest
+from orbax.checkpoint._src.serialization import tensorstore_utils
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from tests.data_prep.helpers import write_clip_set
@@ -71,6 +73,9 @@ def test_a_bucket_that_cannot_be_written_is_told_in_one_line(bucket):
   for write in (make_folder, lambda path: export_params(path, {"net": {"w": np.zeros(2)}}, {})):
     with pytest.raises(UserError, match=rf"^gs://bucket/run.* \(Forbidden: url\){REMEDY}"):
       write("gs://bucket/run")
+  bucket.failure = TimeoutError()
+  with pytest.raises(UserError, match=r"^gs://bucket/run.* \(it does not answer\)"):
+    make_folder("gs://bucket/run")
   assert not bucket.store
 
 
@@ -97,6 +102,23 @@ def test_a_growing_file_is_put_whole_now_and_then(bucket, monkeypatch):
   file.write(b"4\n")
   file.close()
   assert path.read_bytes().endswith(b"3\n4\n")
+
+
+def test_what_could_not_be_put_is_not_tried_again_at_the_end(bucket):
+  file = paths.GrowingFile(paths.place("gs://bucket/log"))
+  file.write(b"1\n")
+  bucket.failure = OSError("gone")
+  with pytest.raises(UserError, match="^gs://bucket/log: the bucket cannot be used"):
+    file.put()
+  file.close()
+  assert len(bucket.written) == 1
+
+
+def test_requests_of_orbax_that_do_not_get_through_fail_within_minutes():
+  checkpoint.context()
+  told = tensorstore_utils.get_ts_context().spec.to_json()
+  assert told["gcs_request_retries"] == {"max_retries": 8}
+  assert os.environ["TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS"]
 
 
 def test_a_log_in_a_bucket_is_there_before_a_checkpoint_counts_on_it(bucket):
@@ -142,8 +164,10 @@ def test_a_bucket_that_vanishes_does_not_hide_why_a_run_ends(bucket):
       bucket.failure = OSError("gone")
       raise UserError("the data ended")
 
-  with pytest.raises(UserError, match="the data ended"):
-    run()
+  with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    with pytest.raises(UserError, match="the data ended"):
+      run()
 
 
 def test_an_export_is_written_to_a_bucket_and_read_from_it(bucket):

@@ -91,9 +91,9 @@ class Checkpoints:
           keep_checkpoints_without_metrics=False,
         )
       )
-    for left in sorted(self.folder.glob("*.orbax-checkpoint-tmp*")):  # which Orbax removes now
-      warnings.warn(f"{left}: removed, a save that did not end had left it", stacklevel=2)
     with paths.reaching(self.folder, writing=True):
+      for left in sorted(self.folder.glob("*.orbax-checkpoint-tmp*")):  # which Orbax removes now
+        warnings.warn(f"{left}: removed, a save that did not end had left it", stacklevel=2)
       self._orbax = ocp.training.Checkpointer(
         self.folder,
         context=context(),

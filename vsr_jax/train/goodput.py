@@ -79,9 +79,12 @@ class Goodput:
   def __enter__(self) -> Goodput:
     return self
 
-  def __exit__(self, *error: object) -> None:
+  def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
     self._waiting.shutdown(wait=False, cancel_futures=True)
-    self.write()
+    with warnings.catch_warnings():
+      if kind is not None:  # which says why the run ends; this file is no further reason
+        warnings.simplefilter("ignore")
+      self.write()
 
   def begin(self, step: int) -> None:
     """Ends the start: the next steps are numbered from `step` + 1.
