@@ -203,8 +203,8 @@ def test_exported_files_run_without_models():
   models = ("fmanet_jax/", "keep_jax/", "vsr_jax/flow/", "vsr_jax/enlarge/", "vsr_jax/layers.py")
   assert {name for name in ours if name.startswith((*models, "vsr_jax/ops/"))} == set()
   brought = {"jax", "jaxlib", "numpy", "scipy", "av", "cv2", "tqdm"}
-  for_buckets = {"etils", "fsspec"}  # imported for gs:// paths only
-  assert found - ours - sys.stdlib_module_names - for_buckets == brought
+  on_request = {"etils", "fsspec", "argcomplete"}  # for gs:// paths, and for a shell's completion
+  assert found - ours - sys.stdlib_module_names - on_request == brought
   assert "flax" in needed("keep_jax/model.py")  # that it can fail
 
 
