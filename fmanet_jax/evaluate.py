@@ -48,9 +48,9 @@ SAVED_RATE = Fraction(25)  # nominal: image files have none
 Outputs = Generator[tuple[int, np.ndarray], None, None]
 
 
-def main() -> None:
-  """Runs the command; see the module's docstring and `--help`."""
-  args = _parse()
+def main(given: Sequence[str] | None = None) -> None:
+  """Runs the command with the given arguments or the process's; see the docstring and `--help`."""
+  args = _parse(given)
   methods: dict[str, Callable[[Clip], Outputs]] = {}
   model, margin = None, MARGIN_OF_OUTPUTS
   if args.checkpoint or not args.outputs:
@@ -210,7 +210,7 @@ def _saved_clip(folder: pathlib.Path, clip: Clip) -> str:
   return f"{folder / clip.name}/"  # the slash: a folder even if the name has a dot
 
 
-def _parse() -> argparse.Namespace:
+def _parse(given: Sequence[str] | None) -> argparse.Namespace:
   parser = cli.Parser("fmanet_jax.evaluate", __doc__)
   parser.add_argument("data", metavar="DATA", type=paths.place, help="clip set, REDS, built set")
   evaluation.add_arguments(parser)
@@ -226,7 +226,7 @@ def _parse() -> argparse.Namespace:
   parser.add_argument(
     "--save-frames", type=paths.local, metavar="DIR", help="keep what is restored: DIR/CLIP/*.png"
   )
-  args = parser.parse_args()
+  args = parser.parse_args(given)
   if args.outputs and not args.checkpoint and args.save_frames:
     parser.error("--save-frames: with --outputs nothing is restored")
   return args

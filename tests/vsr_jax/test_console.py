@@ -17,6 +17,7 @@ from vsr_jax import cli, completion, console, progress
 
 # These make what ships; whoever uses it needs none of them.
 MAKERS = {
+  "fmanet_jax.demo_weights",
   "keep_jax.borders",
   "keep_jax.demo_weights",
   "vsr_jax.data_prep.demo_face_clip",

@@ -1,4 +1,4 @@
-"""How long each stage of the demonstration weights is trained: from minutes and a measured step.
+"""How long each stage of a recipe is trained: from minutes and a measured step.
 
 The plan is a file, so that an interrupted run goes on with the schedule that it began with, and a
 variant is trained for as long.
@@ -17,9 +17,6 @@ from vsr_jax.errors import UserError
 from vsr_jax.files import write_whole
 from vsr_jax.json_files import fields, integer, mapping, number, text
 from vsr_jax.train.summaries import ROW
-
-# Parts of the minutes.
-SHARES = {"vqgan": 0.45, "prediction": 0.35, "fusion": 0.2}
 
 TIMED_STEPS = 12  # of which the first two are not timed
 LEAST_STEPS = 20  # of a stage, however few the minutes are
@@ -129,11 +126,12 @@ def read_timing(run: pathlib.Path, seconds: float) -> tuple[float, float]:
 
 
 def apply(config: ConfigDict, stage: StagePlan) -> None:
-  """Sets a recipe's length, and what depends on it, as the recipe has them for its own length."""
-  part = stage.steps / config.steps
+  """Sets a recipe's length, batches, and how often it logs, evaluates and saves.
+
+  What else depends on the length, such as boundaries of a rate, is the caller's.
+  """
   config.steps = stage.steps
   config.data.batch, config.data.workers = stage.batch, stage.workers
-  config.discriminator.start = round(part * config.discriminator.start)
   # The average forgets where a short run began: a quarter of the steps, at most.
   config.train.ema_decay = min(config.train.ema_decay, 1 - 4 / max(stage.steps, 8))
   config.train.log_every = max(1, stage.steps // 100)
@@ -144,9 +142,8 @@ def apply(config: ConfigDict, stage: StagePlan) -> None:
 
 
 def for_timing(config: ConfigDict) -> None:
-  """Sets a recipe to a few steps with everything in use that costs time."""
+  """Sets a recipe to a few steps, with an evaluation, a panel and a checkpoint."""
   config.steps = TIMED_STEPS
-  config.discriminator.start = 0
   config.train.log_every = 1
   for name in ("image_every", "evaluate_every", "checkpoint_every"):
     config.train[name] = TIMED_STEPS
