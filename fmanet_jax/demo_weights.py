@@ -33,7 +33,7 @@ from ml_collections import ConfigDict
 from fmanet_jax import evaluate, extract, streaming, train
 from vsr_jax import cli, files, runtime
 from vsr_jax.configs.fmanet import demo
-from vsr_jax.data_prep import flow_labels, prepare
+from vsr_jax.data_prep import clip_set, flow_labels, prepare
 from vsr_jax.data_prep.opening import open_clips
 from vsr_jax.errors import UserError
 from vsr_jax.locks import locked
@@ -137,12 +137,22 @@ def _prepare_data(args: argparse.Namespace) -> None:
         from_scratch.call(args.folder, "vsr_jax.data_prep.prepare", prepare.main, given)
     given = [args.data / "train"]
     from_scratch.call(args.folder, "vsr_jax.data_prep.flow_labels", flow_labels.main, given)
+    for name, videos in sources.items():
+      _check_made(args.data / name, videos)
   for name in VIDEOS:
     if not (args.data / name).is_dir():
       raise UserError(
         f"{args.data / name}: there are no clips; give --videos, which docs/demo_weights.md lists"
       )
     open_clips(args.data / name, num_frames=RECIPE(STAGES[0]).model.frames)
+
+
+def _check_made(folder: pathlib.Path, videos: list[pathlib.Path]) -> None:
+  """Raises `UserError` if a set lacks the clips of a video, which was skipped as unreadable."""
+  made = {entry["origin"]["path"] for entry in clip_set.read_finished(folder)}
+  for video in videos:
+    if str(video.resolve()) not in made:
+      raise UserError(f"{video}: became no clip of {folder}, see above; get the video again")
 
 
 def finish(args: argparse.Namespace) -> None:

@@ -18,7 +18,7 @@ from tests.vsr_jax.clips import encode
 from vsr_jax import plotting
 from vsr_jax.checkpoint import export_params, read_meta
 from vsr_jax.configs.fmanet import demo, smoke
-from vsr_jax.data_prep import flow_labels, prepare
+from vsr_jax.data_prep import clip_set, flow_labels, prepare
 from vsr_jax.sharding import make_mesh
 from vsr_jax.train import budget
 
@@ -26,7 +26,7 @@ from vsr_jax.train import budget
 def small(stage="degradation"):
   c = smoke.get_config(stage).copy_and_resolve_references()
   c.model.update(kernel_up=1, flows=1, attention_blocks=1)
-  c.data.update(crop=8, workers=0)
+  c.data.update(crop=8, batch=8, workers=0)
   return c
 
 
@@ -124,8 +124,12 @@ def test_both_stages_are_trained_and_scored_once(run, trained, called, data, tmp
   assert "--config.seed=3" in commands
 
 
-def test_the_data_are_made_by_commands_that_are_told(run, trained, called, data, tmp_path):
+def test_the_data_are_made_by_commands_that_are_told(
+  run, trained, called, data, tmp_path, monkeypatch
+):
   found = videos(tmp_path / "videos")
+  clips = [{"origin": {"path": str(path.resolve())}} for path in sorted(found.iterdir())]
+  monkeypatch.setattr(clip_set, "read_finished", lambda _: clips)
   run("--videos", found, "--data", data)
   train_set, validation = str(data / "train"), str(data / "validation")
   made = [call for call in called if call[0] != "evaluate"]
@@ -141,6 +145,9 @@ def test_the_data_are_made_by_commands_that_are_told(run, trained, called, data,
   told = [shlex.split(line)[2:] for line in lines if not line.startswith("#")]
   assert [words[1:] for words in told[:5]] == [call[1:] for call in made]
   assert told[0][0] == "vsr_jax.data_prep.prepare"
+  skipped = clips.pop()["origin"]["path"]
+  (line,) = run("--videos", found, "--data", data, code=2).err.strip().splitlines()
+  assert f"{skipped}: became no clip of {data / 'validation'}" in line
 
 
 def test_what_is_validated_on_is_not_trained_on():
