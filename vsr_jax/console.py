@@ -58,8 +58,12 @@ def words(module: str) -> list[str]:
   return ["python", "-m", module]
 
 
-def main() -> NoReturn:
-  """Runs the command that the process was called by, as `python -m` of its module does."""
+def main() -> None:
+  """Runs the command that the process was called by, as `python -m` of its module does.
+
+  Raises:
+    SystemExit: as `cli.run`.
+  """
   from vsr_jax import cli
 
   cli.begin()  # before the imports that take seconds
