@@ -81,6 +81,8 @@ def check_folder(path: str | os.PathLike[str]) -> None:
 
 
 def _check_local(path: str | os.PathLike[str]) -> None:
+  if not os.fspath(path):
+    raise UserError("'' names neither a file nor a folder; name what is to be written")
   if os.fspath(path).startswith("gs:/"):  # pathlib makes one slash of two
     raise UserError(f"{path}: this is written to folders of a file system only; name one")
 

@@ -286,6 +286,10 @@ def _traffic(x: _Instruction, own: _Computation, computations: Mapping[str, _Com
   if x.op == "copy-start":
     target, source, *_ = _elements(x.shape)
     return _in_memory(target) + _in_memory(source)
+  if x.op == "slice-start":
+    source, target, *_ = _elements(x.shape)
+    read = array_bytes(target, padded=True) if _in_memory(source) else 0
+    return read + _in_memory(target)
   if x.op == "fusion":
     (name,) = _called(x.rest, "calls")
     return _fusion_traffic(x, own, computations[name])

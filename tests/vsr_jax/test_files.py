@@ -171,6 +171,12 @@ def test_somebody_else_s_file_in_a_shared_folder_is_refused(tmp_path, monkeypatc
   check_place(tmp_path / "out.mp4")
 
 
+@pytest.mark.parametrize("check", [check_place, check_folder])
+def test_an_empty_path_is_refused(check):
+  with pytest.raises(UserError, match="^'' names neither a file nor a folder"):
+    check("")
+
+
 def test_folders_that_cannot_be_written_are_refused(tmp_path, monkeypatch):
   (tmp_path / "file").touch()
   check_folder(tmp_path / "new/folder")

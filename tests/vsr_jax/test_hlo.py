@@ -51,6 +51,17 @@ def test_what_lies_in_vector_memory_is_no_traffic():
   assert hlo.analyse(text).traffic == KB  # p is read
 
 
+@pytest.mark.parametrize(("space", "traffic"), [("", 2 * KB), ("S(1)", KB)])
+def test_a_slice_that_starts_reads_the_slice_and_not_the_array(space, traffic):
+  part = f"f32[256]{{0:T(256){space}}}"
+  text = program(
+    "%p = f32[1024]{0:T(256)} parameter(0)",
+    f"%a = ((f32[1024]{{0:T(256)}}), {part}, s32[]{{:S(2)}}) slice-start(%p), slice={{[0:256]}}",
+    f"ROOT %b = {part} slice-done(%a)",
+  )
+  assert hlo.analyse(text).traffic == traffic
+
+
 @pytest.mark.parametrize(
   ("kind", "groups", "size", "sent"),
   [

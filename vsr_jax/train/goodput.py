@@ -208,6 +208,6 @@ def _read(path: pathlib.Path) -> dict[str, Any] | None:
     return json_files.read(path, _SCHEMA)
   except FileNotFoundError:
     return None
-  except json_files.BadJson as e:
+  except (OSError, UserError, json_files.BadJson) as e:  # a folder of that name, for instance
     warnings.warn(f"{path}: damaged ({e}); where the time goes is summed anew", stacklevel=3)
     return None

@@ -128,6 +128,15 @@ def test_a_damaged_file_is_told_and_replaced(tmp_path, text):
   assert told(tmp_path)["sessions"] == 1
 
 
+def test_a_folder_of_the_files_name_does_not_end_the_run(tmp_path):
+  (tmp_path / goodput.FILE).mkdir()
+  with pytest.warns(UserWarning, match="goodput.json: ") as warned:
+    one_step(tmp_path)
+  assert "damaged" in str(warned[0].message)
+  assert all("not written now" in str(x.message) for x in warned[1:])
+  assert list(tmp_path.iterdir()) == [tmp_path / goodput.FILE]
+
+
 def one_step(workdir):
   with Goodput(workdir) as measured:
     measured.begin(0)
