@@ -138,7 +138,7 @@ def _prepare_data(args: argparse.Namespace) -> None:
     given = [args.data / "train"]
     from_scratch.call(args.folder, "vsr_jax.data_prep.flow_labels", flow_labels.main, given)
     for name, videos in sources.items():
-      _check_made(args.data / name, videos)
+      _check_made(args.data / name, videos, len(VARIANTS[name]))
   for name in VIDEOS:
     if not (args.data / name).is_dir():
       raise UserError(
@@ -147,12 +147,13 @@ def _prepare_data(args: argparse.Namespace) -> None:
     open_clips(args.data / name, num_frames=RECIPE(STAGES[0]).model.frames)
 
 
-def _check_made(folder: pathlib.Path, videos: list[pathlib.Path]) -> None:
-  """Raises `UserError` if a set lacks the clips of a video, which was skipped as unreadable."""
-  made = {entry["origin"]["path"] for entry in clip_set.read_finished(folder)}
+def _check_made(folder: pathlib.Path, videos: list[pathlib.Path], variants: int) -> None:
+  """Raises `UserError` if a set lacks a variant of a video, which `prepare` has skipped."""
+  origins = [entry["origin"] for entry in clip_set.read_finished(folder)]
+  made = {(origin["path"], origin["name"]) for origin in origins}
   for video in videos:
-    if str(video.resolve()) not in made:
-      raise UserError(f"{video}: became no clip of {folder}, see above; get the video again")
+    if sum(path == str(video.resolve()) for path, _ in made) < variants:
+      raise UserError(f"{video}: was skipped for {folder}, see above; get the video again")
 
 
 def finish(args: argparse.Namespace) -> None:

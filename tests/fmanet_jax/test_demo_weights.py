@@ -128,7 +128,11 @@ def test_the_data_are_made_by_commands_that_are_told(
   run, trained, called, data, tmp_path, monkeypatch
 ):
   found = videos(tmp_path / "videos")
-  clips = [{"origin": {"path": str(path.resolve())}} for path in sorted(found.iterdir())]
+  clips = [
+    {"origin": {"path": str(path.resolve()), "name": variant}}
+    for path in sorted(found.iterdir())
+    for variant in "abc"
+  ]
   monkeypatch.setattr(clip_set, "read_finished", lambda _: clips)
   run("--videos", found, "--data", data)
   train_set, validation = str(data / "train"), str(data / "validation")
@@ -145,9 +149,9 @@ def test_the_data_are_made_by_commands_that_are_told(
   told = [shlex.split(line)[2:] for line in lines if not line.startswith("#")]
   assert [words[1:] for words in told[:5]] == [call[1:] for call in made]
   assert told[0][0] == "vsr_jax.data_prep.prepare"
-  skipped = clips.pop()["origin"]["path"]
+  skipped = clips.pop(0)["origin"]["path"]  # of its three variants, one
   (line,) = run("--videos", found, "--data", data, code=2).err.strip().splitlines()
-  assert f"{skipped}: became no clip of {data / 'validation'}" in line
+  assert f"{skipped}: was skipped for {data / 'train'}" in line
 
 
 def test_what_is_validated_on_is_not_trained_on():
@@ -185,8 +189,8 @@ def test_the_recipe_from_videos_to_weights(run, monkeypatch, tmp_path):
   rng = np.random.default_rng(0)
   (tmp_path / "videos").mkdir()
   for name in ("one", "two"):
-    still = np.kron(rng.integers(0, 255, (40, 40, 3), np.uint8), np.ones((8, 8, 1), np.uint8))
-    frames = np.stack([still[2 * i : 2 * i + 256, i : i + 256] for i in range(10)])
+    still = np.kron(rng.integers(0, 255, (52, 52, 3), np.uint8), np.ones((8, 8, 1), np.uint8))
+    frames = np.stack([still[2 * i : 2 * i + 304, i : i + 304] for i in range(10)])  # shake crops
     encode(tmp_path / "videos" / f"{name}.mkv", frames, "ffv1", "bgr0")
   run("--videos", tmp_path / "videos")
   folder = tmp_path / "runs"
