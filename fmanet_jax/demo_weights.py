@@ -31,7 +31,7 @@ import pathlib
 from ml_collections import ConfigDict
 
 from fmanet_jax import evaluate, extract, streaming, train
-from vsr_jax import cli, files, runtime
+from vsr_jax import cli, files, runtime, score_table
 from vsr_jax.configs.fmanet import demo
 from vsr_jax.data_prep import clip_set, flow_labels, prepare
 from vsr_jax.data_prep.opening import open_clips
@@ -80,20 +80,11 @@ def main() -> None:
   runtime.enable_compilation_cache()
   with locked(args.folder):
     plan = budget.load(args.folder, args.minutes, args.seed)
-    making = Making(
-      args.folder, plan, "fmanet_jax", RECIPE, RECIPE_FILE, SHARES, train.train, rescale
-    )
+    making = Making(args.folder, plan, "fmanet_jax", RECIPE, RECIPE_FILE, SHARES, train.train)
     _prepare_data(args)
     for name in STAGES:
       from_scratch.train_stage(making, make_config(args, name), args.folder / name)
     finish(args)
-
-
-def rescale(config: ConfigDict, part: float) -> None:
-  """Lowers the rate at the same parts of the run as in the recipe."""
-  for net in ("net_d", "net_r"):
-    optim = config.optim[net]
-    optim.boundaries = tuple(round(part * step) for step in optim.boundaries)
 
 
 def make_config(args: argparse.Namespace, name: str) -> ConfigDict:
@@ -164,7 +155,7 @@ def finish(args: argparse.Namespace) -> None:
   print(extract.extract(runs[-1], weights, half=True))
   for name, checkpoint in (("weights", weights), ("shipped", streaming.DEMO_WEIGHTS)):
     out = folder / "evaluation" / name
-    if not from_scratch.is_scored(out):
+    if not score_table.is_complete(out):
       given = [args.data / "validation", "--checkpoint", checkpoint, "--out", out]
       from_scratch.call(folder, "fmanet_jax.evaluate", evaluate.main, given)
   from_scratch.draw_curves(folder, runs, folder / "curves.png")

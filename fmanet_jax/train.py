@@ -37,9 +37,10 @@ from vsr_jax import cli, errors, progress
 from vsr_jax.checkpoint import has_checkpoint, read_meta, restore_params
 from vsr_jax.configs.fmanet import base
 from vsr_jax.data_prep import batching, blur_pipeline
-from vsr_jax.data_prep.clip import Clip
-from vsr_jax.data_prep.opening import open_clips
+from vsr_jax.data_prep.clip import BLUR_BICUBIC, SHARP, Clip
+from vsr_jax.data_prep.opening import OpenedSet, open_clips
 from vsr_jax.sharding import host_rows, make_mesh
+from vsr_jax.sweeps.checks import Check, Scored
 from vsr_jax.train import command
 from vsr_jax.train import recipe as recipes
 from vsr_jax.train.compile_only import Plan
@@ -77,19 +78,8 @@ def train(config: ConfigDict, workdir: str) -> None:
   recipe.check(config, tuple(TRAINED))
   model = _model(config)
   arch, need_flow = model.arch, _needs_flow(config)
-  clips = open_clips(config.data.root, num_frames=arch.frames, need_flow=need_flow).clips
-  for clip in clips:
-    if clip.scale != arch.scale:
-      raise errors.UserError(
-        f"clip {clip.name} has scale {clip.scale}, the model {arch.scale}; prepare the data with "
-        f"--scale {arch.scale}"
-      )
-  evaluate = None
-  if config.data.validation:
-    found = open_clips(
-      config.data.validation, split=config.data.validation_split, num_frames=arch.frames
-    )
-    evaluate = make_evaluate(model, config, found.clips)
+  clips, validation = _open_sets(config, arch)
+  evaluate = make_evaluate(model, config, validation) if config.data.validation else None
   mesh = make_mesh()
   dataset = _training_set(config, clips, need_flow, host_rows(mesh, config.data.batch))
   fingerprint = blur_pipeline.fingerprint(clips, batch_size=config.data.batch, seed=config.seed)
@@ -112,6 +102,54 @@ def train(config: ConfigDict, workdir: str) -> None:
     )
   if jax.process_index() == 0:
     _print_summary(config, workdir, int(state.step))
+
+
+def make_check(scored: Scored | None) -> Check:
+  """Makes what checks recipes and data before a sweep trains anything; see `sweeps.checks.Check`.
+
+  Args:
+    scored: where the clips of the evaluation are; None: there are none.
+  """
+  opened = functools.cache(open_clips)
+
+  def check(config: ConfigDict, starts: bool) -> tuple[Sequence[Clip], Sequence[Clip]]:
+    recipe.check(config, tuple(TRAINED))
+    model = _model(config)
+    clips, _ = _open_sets(config, model.arch, opened)
+    evaluation: Sequence[Clip] = ()
+    if scored is not None:
+      streams, frames = (SHARP, BLUR_BICUBIC), model.arch.frames
+      found = opened(scored.path, split=scored.split, streams=streams, num_frames=frames)
+      evaluation = found.clips
+      _check_scale(evaluation, model.arch)
+    if starts:
+      _load_start(config, model)
+    return clips, evaluation
+
+  return check
+
+
+def _open_sets(
+  config: ConfigDict, arch: Architecture, open_clips: Callable[..., OpenedSet] = open_clips
+) -> tuple[Sequence[Clip], Sequence[Clip]]:
+  """The clips of training and of validation, of the model's scale; those of one may be none."""
+  need_flow = _needs_flow(config)
+  clips = open_clips(config.data.root, num_frames=arch.frames, need_flow=need_flow).clips
+  _check_scale(clips, arch)
+  if not config.data.validation:
+    return clips, ()
+  split = config.data.validation_split
+  found = open_clips(config.data.validation, split=split, num_frames=arch.frames)
+  return clips, found.clips
+
+
+def _check_scale(clips: Sequence[Clip], arch: Architecture) -> None:
+  for clip in clips:
+    if clip.scale != arch.scale:
+      raise errors.UserError(
+        f"clip {clip.name} has scale {clip.scale}, the model {arch.scale}; prepare the data with "
+        f"--scale {arch.scale}"
+      )
 
 
 def make_plan(config: ConfigDict, devices: int) -> Plan:
@@ -222,12 +260,15 @@ def _training_set(config: ConfigDict, clips: Sequence[Clip], flow: bool, rows: S
 
 
 def _starting_params(config: ConfigDict, model: FMANet, workdir: str) -> Params | None:
+  """What a run starts from, see `_load_start`; None for one that is resumed."""
+  return None if has_checkpoint(workdir) else _load_start(config, model)
+
+
+def _load_start(config: ConfigDict, model: FMANet) -> Params | None:
   """Params of `init_from` to start with: Net^D alone if it is a run of stage 1, otherwise both.
 
-  None without `init_from`, and for a run that is resumed. Prints what each network starts from.
+  None without `init_from`. Prints what each network starts from.
   """
-  if has_checkpoint(workdir):
-    return None
   shapes = param_shapes(model)
   trained: tuple[str, ...] = ()
   if config.init_from:

@@ -1,8 +1,8 @@
 """FMA-Net for inference: features once per frame, windows from features, in bounded memory.
 
 The results equal model.py's but for rounding, with the same parameters. Four things differ. The
-features of a window's frames are separate arrays, never stacked. `delay_until` keeps XLA's CPU
-backend from computing, and then holding, what is needed much later. The full-resolution end runs in
+features of a window's frames are separate arrays, never stacked. `delay_until` keeps XLA
+from computing, and then holding, what is needed much later. The full-resolution end runs in
 strips of rows. And two consecutive convolutions are folded into one (`fold_kernels`).
 """
 
@@ -22,7 +22,7 @@ from vsr_jax.layers import Conv
 from vsr_jax.ops.activations import leaky_relu
 from vsr_jax.ops.channels import broadcast_channels
 from vsr_jax.ops.convolution import convolve
-from vsr_jax.ops.devices import delay_until, parts_of
+from vsr_jax.ops.devices import delay_until, one_by_one, parts_of
 from vsr_jax.ops.dynamic_filter import normalise_and_upsample
 from vsr_jax.ops.strips import by_strips
 from vsr_jax.ops.temporal import convolve_frames
@@ -173,12 +173,13 @@ def _run_block(
     flow_mask = _update_flow(block.flow_update, centre, features)
   else:
     features = delay_until(features, flow_mask if aligned is None else aligned)
-    by_frame = [
-      jnp.concatenate([flow_mask[:, i], warp_features(x, flow_mask[:, i])], axis=-1)
-      for i, x in enumerate(features)
-    ]
+    by_frame = one_by_one(
+      lambda x, pairs: jnp.concatenate([pairs, warp_features(x, pairs)], axis=-1),
+      features,
+      _frames(flow_mask),
+    )
     flow_mask += _update_flow(block.flow_update, delay_until(centre, by_frame[-1]), by_frame)
-  warped = [warp_features(x, flow_mask[:, i]) for i, x in enumerate(features)]
+  warped = one_by_one(warp_features, features, _frames(flow_mask))
   aligned = block.fuse(warped if aligned is None else [aligned, *warped])
   block_kernel_features = None
   if kernel_features is not None:
@@ -192,6 +193,11 @@ def _run_block(
   for attention in block.attention:
     aligned = _attend(attention, aligned, centre, block_kernel_features)
   return aligned, flow_mask
+
+
+def _frames(x: jax.Array) -> list[jax.Array]:
+  """[b t ...] -> t arrays [b ...]."""
+  return [x[:, i] for i in range(x.shape[1])]
 
 
 def _update_flow(update: FlowUpdate, centre: jax.Array, by_frame: Sequence[jax.Array]) -> jax.Array:

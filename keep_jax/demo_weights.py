@@ -32,7 +32,8 @@ import pathlib
 from ml_collections import ConfigDict
 
 from keep_jax import evaluate, extract, recipe, train
-from vsr_jax import cli, files, lpips, runtime
+from vsr_jax import cli, files, lpips, runtime, score_table
+from vsr_jax.checkpoint import is_trained
 from vsr_jax.configs.keep import ablations, demo
 from vsr_jax.data_prep import demo_faces
 from vsr_jax.data_prep.clip import SHARP
@@ -61,9 +62,7 @@ def main() -> None:
       lpips.load(config.loss.perceptual_weights or None, config.loss.perceptual_network)
   with locked(args.folder):
     plan = budget.load(args.folder, args.minutes, args.seed)
-    making = Making(
-      args.folder, plan, "keep_jax", RECIPE, RECIPE_FILE, SHARES, train.train, rescale
-    )
+    making = Making(args.folder, plan, "keep_jax", RECIPE, RECIPE_FILE, SHARES, train.train)
     if args.variant == NO_KFN:
       _check_stages(making)
     _prepare_data(args)
@@ -71,11 +70,6 @@ def main() -> None:
       run = run_folder(args.folder, args.variant, name)
       from_scratch.train_stage(making, make_config(args, name), run)
     finish(args)
-
-
-def rescale(config: ConfigDict, part: float) -> None:
-  """Lets the discriminator begin at the same part of the run as in the recipe."""
-  config.discriminator.start = round(part * config.discriminator.start)
 
 
 def run_folder(folder: pathlib.Path, variant: str, stage: str) -> pathlib.Path:
@@ -122,7 +116,7 @@ def _check_stages(making: Making) -> None:
   """Raises `UserError` unless the weights to compare with are there."""
   for name in STAGES:
     stage = making.plan.stages.get(name)
-    if stage is None or not from_scratch.is_trained(making.folder / name, stage):
+    if stage is None or not is_trained(making.folder / name, stage.steps):
       raise UserError(
         f"{making.folder}: stage {name!r} is not trained to its end; run this without --variant "
         "first"
@@ -148,7 +142,7 @@ def _evaluate(
   args: argparse.Namespace, name: str, rows: dict[str, pathlib.Path], out: pathlib.Path
 ) -> None:
   """Scores weights on a validation set, unless that is done."""
-  if from_scratch.is_scored(out):
+  if score_table.is_complete(out):
     return
   network = RECIPE(STAGES[0]).loss.perceptual_network
   arguments = [args.data / name, "--degradation", "train", "--lpips", network]

@@ -102,11 +102,13 @@ def _read(source: Source, shapes: Mapping[str, Any], stage: str) -> dict[str, An
     )
   if there == {DISCRIMINATOR} and not source.networks:
     raise UserError(f"{source.path}: is a discriminator; give a run of stage I or a converted KEEP")
-  known = {*shapes, DISCRIMINATOR} if stage in OPPOSED else {*shapes}
+  # A flow network that a variant is without is passed over: all can be given the same start.
+  known = {*shapes, "flow", *([DISCRIMINATOR] if stage in OPPOSED else [])}
   if unknown := [name for name in source.networks if name not in known]:
     raise UserError(f"init_from: stage {stage!r} has no {', '.join(unknown)}; leave it out")
   held = restore_params(source.path)
-  found = {name: held[name] for name in source.networks or shapes if name in held}
+  wanted = [name for name in source.networks or shapes if name in {*shapes, DISCRIMINATOR}]
+  found = {name: held[name] for name in wanted if name in held}
   for name, net in found.items():
     if name in shapes and (wrong := differences(table({name: shapes[name]}), table({name: net}))):
       raise UserError(

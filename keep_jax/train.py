@@ -36,6 +36,7 @@ from vsr_jax.data_prep.face_degrade import PRESETS, Degradation
 from vsr_jax.data_prep.opening import open_clips
 from vsr_jax.errors import UserError
 from vsr_jax.sharding import host_rows, make_mesh, place_everywhere
+from vsr_jax.sweeps.checks import Check, Scored
 from vsr_jax.train import command
 from vsr_jax.train import recipe as recipes
 from vsr_jax.train.compile_only import Plan
@@ -100,6 +101,34 @@ def train(config: ConfigDict, workdir: str) -> None:
     )
   if jax.process_index() == 0:
     _print_summary(config, workdir, int(state.step))
+
+
+def make_check(scored: Scored | None) -> Check:
+  """Makes what checks recipes and data before a sweep trains anything; see `sweeps.checks.Check`.
+
+  Args:
+    scored: where the clips of the evaluation are; None: there are none.
+  """
+  opened = functools.cache(open_clips)
+  perceptual = functools.cache(lpips.load)
+
+  def check(config: ConfigDict, starts: bool) -> tuple[Sequence[Clip], Sequence[Clip]]:
+    recipe.check(config, tuple(PRESETS), LOW_QUALITY)
+    model = _model(config)
+    if recipe.uses_lpips(config):
+      perceptual(config.loss.perceptual_weights or None, config.loss.perceptual_network)
+    clips = opened(config.data.root, streams=(SHARP,), num_frames=_span(config)).clips
+    if config.data.validation:
+      opened(config.data.validation, split=config.data.validation_split, streams=None)
+    evaluation: Sequence[Clip] = ()
+    if scored is not None:
+      evaluation = opened(scored.path, split=scored.split, streams=None).clips
+    if starts:
+      sources = starting.parse(config.init_from)
+      starting.load(sources, model, config.stage, recipe.options(config))
+    return clips, evaluation
+
+  return check
 
 
 def make_plan(config: ConfigDict, devices: int) -> Plan:

@@ -114,6 +114,11 @@ def has_checkpoint(workdir: str | pathlib.Path) -> bool:
   return bool(_complete(paths.absolute(workdir)))
 
 
+def is_trained(workdir: str | pathlib.Path, steps: int) -> bool:
+  """Whether a run's folder has the checkpoint of so many steps, a run's last."""
+  return any(int(path.name) == steps for path in _complete(paths.absolute(workdir)))
+
+
 def _complete(workdir: pathlib.Path) -> list[pathlib.Path]:
   """A run's checkpoints; in a bucket one that is being written has its final name already."""
   with paths.reaching(workdir):

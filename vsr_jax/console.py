@@ -40,6 +40,7 @@ COMMANDS = (
   "vsr_jax.data_prep.prepare",
   "vsr_jax.data_prep.show",
   "vsr_jax.run_exported",
+  "vsr_jax.sweep",
   "vsr_jax.train.plot",
 )
 

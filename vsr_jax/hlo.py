@@ -26,7 +26,7 @@ _BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "token": 0, "opaque": 0}
 _ARRAY = re.compile(r"(?P<dtype>[a-z]+\d*[a-z\d]*)\[(?P<dims>[\d,<=]*)\](?:\{(?P<layout>[^}]*)\})?")
 _TILE = re.compile(r"T\((?P<tile>[\d,*]+)\)")
 _INSTRUCTION = re.compile(
-  r"^\s*(?:ROOT )?%?(?P<name>[\w.\-]+) = (?P<shape>\(.*?\)|\S+) (?P<op>[a-z][a-z\-]*)\("
+  r"^\s*(?P<root>ROOT )?%?(?P<name>[\w.\-]+) = (?P<shape>\(.*?\)|\S+) (?P<op>[a-z][a-z\-]*)\("
 )
 _COMPUTATION = re.compile(r"^(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+) \(.*\{$")
 _GROUPS = re.compile(
@@ -38,6 +38,7 @@ _AXIS_SIZE = re.compile(r"'([^']+)'=(\d+)")
 _PAIRS = re.compile(r"\{(\d+),(\d+)\}")
 _PARTITIONS = re.compile(r"\b(?:num_partitions|replica_count)=(\d+)")
 _OPERAND = re.compile(r"%([\w.\-]+)")
+_ELEMENT = re.compile(r"\bindex=(\d+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 # Move nothing, or are counted with what they begin.
 _FREE = frozenset(
@@ -85,6 +86,7 @@ class _Instruction:
   arguments: str
   operands: tuple[str, ...]
   rest: str  # attributes
+  root: bool
 
 
 _Computation = dict[str, _Instruction]
@@ -168,8 +170,8 @@ def _parse(text: str) -> tuple[dict[str, _Computation], str]:
     elif current is not None and (made := _INSTRUCTION.match(line)):
       inside, rest = _arguments(line[made.end() :])
       operands = tuple(_OPERAND.findall(inside))
-      name, shape, op = made["name"], made["shape"], made["op"]
-      current[name] = _Instruction(name, shape, op, inside, operands, rest)
+      name, shape, op, root = made["name"], made["shape"], made["op"], bool(made["root"])
+      current[name] = _Instruction(name, shape, op, inside, operands, rest, root)
   if not entry:
     raise ValueError("the text has no ENTRY computation")
   return computations, entry
@@ -196,10 +198,10 @@ def _executed(
   yield times, computation
   for x in computation.values():
     if x.op == "while":
-      trips = _TRIPS.search(x.rest)
+      turns = _turns(x, computation, computations)
       for part in ("body", "condition"):
         inner = _called(x.rest, part)
-        yield from _executed(computations, inner[0], times * int(trips[1] if trips else 1))
+        yield from _executed(computations, inner[0], times * turns)
     elif x.op == "conditional":
       branches = _called(x.rest, "branch_computations") or [
         name for part in ("true", "false") for name in _called(x.rest, f"{part}_computation")
@@ -209,6 +211,39 @@ def _executed(
     elif x.op in ("call", "async-start"):
       for inner_name in _called(x.rest, "to_apply") or _called(x.rest, "calls"):
         yield from _executed(computations, inner_name, times)
+
+
+def _turns(loop: _Instruction, own: _Computation, computations: Mapping[str, _Computation]) -> int:
+  """How often a loop's body runs: as XLA states it, or as a counter with constant ends tells."""
+  if stated := _TRIPS.search(loop.rest):
+    return int(stated[1])
+  parts = [computations[_called(loop.rest, part)[0]] for part in ("condition", "body")]
+  test, result = (next(x for x in part.values() if x.root) for part in parts)
+  start = own.get(loop.operands[0])
+  if test.op != "compare" or "direction=LT" not in test.rest or start is None:
+    return 1
+  counter, end = (parts[0][name] for name in test.operands)
+  place = _ELEMENT.search(counter.rest)
+  if place is None or start.op != "tuple" or result.op != "tuple":
+    return 1
+  index = int(place[1])
+  step = parts[1][result.operands[index]]
+  ends = [_constant(own.get(start.operands[index]), own), _constant(end, parts[0])]
+  added = [_constant(parts[1][name], parts[1]) for name in step.operands]
+  known = [n for n in (*ends, *added) if n is not None]
+  if step.op != "add" or None in ends or len(known) != 3:
+    return 1
+  first, last, by = known
+  return max(0, -(-(last - first) // by)) if by > 0 else 1
+
+
+def _constant(x: _Instruction | None, own: _Computation) -> int | None:
+  """An integer that an instruction gives, itself or as a copy."""
+  while x is not None and x.op in ("copy", "bitcast"):
+    x = own.get(x.operands[0])
+  if x is None or x.op != "constant" or not re.fullmatch(r"-?\d+", x.arguments):
+    return None
+  return int(x.arguments)
 
 
 def _called(rest: str, attribute: str) -> list[str]:

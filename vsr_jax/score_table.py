@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vsr_jax import files
+from vsr_jax import files, json_files
 from vsr_jax.errors import UserError
 from vsr_jax.metrics import Metric, Score
 from vsr_jax.metrics.sums import compute, mean_over_clips
@@ -107,6 +107,19 @@ def _value(metric: Metric, scores: Mapping[str, Mapping[str, Any]], method: str)
 
 def _cell(text: str) -> str:
   return text.replace("|", r"\|")
+
+
+def is_complete(folder: pathlib.Path) -> bool:
+  """Whether a folder holds a table in which no clip is left to do.
+
+  Raises:
+    UserError: its metrics.json is damaged.
+  """
+  schema = json_files.fields({"complete": json_files.truth}, more=True)
+  try:
+    return json_files.load(folder / "metrics.json", schema, remedy="remove it")["complete"]
+  except FileNotFoundError:
+    return False
 
 
 def write(folder: pathlib.Path, table: ScoreTable) -> None:

@@ -4,9 +4,12 @@
     python -m fmanet_jax.train --config configs/fmanet/ablations.py:NAME,joint --workdir runs/NAME \
         --config.init_from runs/NAME_d ...
 
-`end_to_end` has one stage: the first command is all of it. The numbers are the paper's, for the
-restored frames of REDS4 (Tables 1, 3 and 4): PSNR in dB and SSIM, where higher is better, and tOF
-in pixels, where lower is. Numbers that it does not give are left out.
+`end_to_end` has one stage: the first command is all of it. NAME,STAGE,demo and NAME,STAGE,smoke are
+the same changes of demo.py and smoke.py. `python -m vsr_jax.sweep` trains and scores many of them.
+
+The numbers are the paper's, for the restored frames of REDS4 (Tables 1, 3 and 4): PSNR in dB and
+SSIM, where higher is better, and tOF in pixels, where lower is. Numbers that it does not give are
+left out.
 
 | NAME               | change                                           | PSNR  | SSIM   | tOF   |
 |--------------------|--------------------------------------------------|-------|--------|-------|
@@ -35,7 +38,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vsr_jax.configs.fmanet import base
+from vsr_jax.configs.fmanet import base, demo, smoke
+
+SYSTEM = "fmanet"  # fmanet_jax.train trains these, and fmanet_jax.evaluate scores them
+STAGES = ("degradation", "joint")
+BUDGETS = ("paper", "demo", "smoke")
+CHECKPOINT = "{run}"  # as the evaluation takes it
+# Fields of a variant that a stage's training does not depend on: variants that differ in nothing
+# else share a run of it. Net^D has no modulation and, alone, no anchors of Net^R.
+UNSEEN = {"degradation": ("model.modulation", "loss.anchor_r")}
 
 OVERRIDES: dict[str, dict[str, Any]] = {
   "fma_net": {},
@@ -58,15 +69,28 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 }
 
 
+def stages(name: str) -> tuple[str, ...]:
+  """The stages of a variant, each from the one before."""
+  return (OVERRIDES[name]["stage"],) if "stage" in OVERRIDES[name] else STAGES
+
+
 def get_config(variant: str = "fma_net") -> ConfigDict:
-  """The locked recipe of a variant, "NAME" for stage 1 or "NAME,joint" for stage 2."""
-  name, *stage = variant.split(",")
-  if name not in OVERRIDES or stage not in ([], ["joint"]):
+  """The locked recipe of a variant, "NAME[,STAGE[,BUDGET]]"; default: stage 1, "paper"."""
+  words = variant.split(",")
+  known = stages(words[0]) if words[0] in OVERRIDES else ()
+  stage = words[1] if len(words) > 1 else "".join(known[:1])
+  budget = words[2] if len(words) > 2 else "paper"
+  if len(words) > 3 or stage not in known or budget not in BUDGETS:
     raise ValueError(
-      f"{variant!r} is no ablation: NAME or NAME,joint, NAME one of {', '.join(OVERRIDES)}"
+      f"{variant!r} is no ablation: NAME, NAME,joint or NAME,STAGE,BUDGET, NAME one of "
+      f"{', '.join(OVERRIDES)}, BUDGET one of {', '.join(BUDGETS)}"
     )
+  c = {"paper": _paper, "demo": demo.get_config, "smoke": smoke.get_config}[budget](stage)
+  c.update_from_flattened_dict(OVERRIDES[words[0]])
+  return c
+
+
+def _paper(stage: str) -> ConfigDict:
   c = base.defaults()
-  if stage:
-    c.stage = "joint"
-  c.update_from_flattened_dict(OVERRIDES[name])
+  c.stage = stage
   return c

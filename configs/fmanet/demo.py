@@ -16,11 +16,12 @@ from ml_collections import ConfigDict
 
 from vsr_jax.configs.fmanet import base
 
-STEPS = {"degradation": 500, "joint": 12_000}
+# "end_to_end" is of the ablation, as long as the stage that it stands for.
+STEPS = {"degradation": 500, "joint": 12_000, "end_to_end": 12_000}
 
 
 def get_config(stage: str = "degradation") -> ConfigDict:
-  """The locked recipe of one of the two stages."""
+  """The locked recipe of a stage."""
   if stage not in STEPS:
     raise ValueError(f"{stage!r} is no stage: must be one of {', '.join(STEPS)}")
   c = base.defaults()

@@ -17,7 +17,7 @@ from vsr_jax.configs.fmanet import demo
 
 
 def get_config(stage: str = "degradation") -> ConfigDict:
-  """The locked recipe of one of the two stages."""
+  """The locked recipe of a stage."""
   c = demo.get_config(stage).unlock()
   c.steps = 4
   c.model.update(dim=6, kernel_down=4, kernel_up=3, flows=2, frma_blocks=1)

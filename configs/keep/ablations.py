@@ -6,7 +6,8 @@
         --config.init_from runs/NAME_2 ...
 
 Stage I is the same for all. `no_cfa` shares stage II with `keep`. `end_to_end` has one stage, named
-in its place: the first command is all of it.
+in its place: the first command is all of it. NAME,STAGE,demo and NAME,STAGE,smoke are the same
+changes of demo.py and smoke.py. `python -m vsr_jax.sweep` trains and scores many of them.
 
 The paper's numbers, on its mildly degraded VFHQ-Test (LPIPS and AKD: lower is better; IDS: higher).
 Numbers that it does not give are left out.
@@ -34,42 +35,67 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vsr_jax.configs.keep import base
+from vsr_jax.configs.keep import base, demo, smoke
 
-# Fields of `keep_jax.architecture.Architecture`.
+SYSTEM = "keep"  # keep_jax.train trains these, and keep_jax.evaluate scores them
+BUDGETS = ("paper", "demo", "smoke")
+CHECKPOINT = "{row}={run}"  # as the evaluation takes it
+# Fields of a variant that a stage's training does not depend on: stage I is of an autoencoder.
+UNSEEN = {
+  "vqgan": (
+    "model.gain",
+    "model.fixed_gain",
+    "model.causal",
+    "model.attend_first_frame",
+    "model.flow",
+    "model.cfa",
+  )
+}
+
 OVERRIDES: dict[str, dict[str, Any]] = {
   "keep": {},
-  "no_kfn": {"gain": "none", "flow": "none"},
-  "no_cfa": {"cfa": ()},
-  "pwcnet": {"flow": "pwcnet"},
-  "spynet": {"flow": "spynet"},
-  "raft_small": {"flow": "raft_small"},
-  "raft_large": {"flow": "raft_large"},
-  "no_flow": {"flow": "none"},
-  "no_first_frame": {"attend_first_frame": False},
-  "constant_gain": {"gain": "constant"},
-  "fixed_gain": {"gain": "fixed", "fixed_gain": 0.5},
-  "causal": {"causal": True},
-  "end_to_end": {},
+  "no_kfn": {"model.gain": "none", "model.flow": "none"},
+  "no_cfa": {"model.cfa": ()},
+  "pwcnet": {"model.flow": "pwcnet"},
+  "spynet": {"model.flow": "spynet"},
+  "raft_small": {"model.flow": "raft_small"},
+  "raft_large": {"model.flow": "raft_large"},
+  "no_flow": {"model.flow": "none"},
+  "no_first_frame": {"model.attend_first_frame": False},
+  "constant_gain": {"model.gain": "constant"},
+  "fixed_gain": {"model.gain": "fixed", "model.fixed_gain": 0.5},
+  "causal": {"model.causal": True},
+  "end_to_end": {"stage": "end_to_end"},
 }
 
 
 def overrides(name: str) -> dict[str, Any]:
-  """The changed fields of an ablation; `ValueError` if there is none of that name."""
+  """An ablation's changed fields of `Architecture`; `ValueError` if there is none of that name."""
   if name not in OVERRIDES:
     raise ValueError(f"{name!r} is no ablation of KEEP: must be one of {', '.join(OVERRIDES)}")
-  return OVERRIDES[name]
+  changes = OVERRIDES[name].items()
+  return {key.removeprefix("model."): x for key, x in changes if key.startswith("model.")}
+
+
+def stages(name: str) -> tuple[str, ...]:
+  """The stages of a variant, each from the one before."""
+  return ("vqgan", "end_to_end") if name == "end_to_end" else ("vqgan", "prediction", "fusion")
 
 
 def get_config(variant: str = "keep,prediction") -> ConfigDict:
-  """The locked recipe of "NAME,prediction" or "NAME,fusion", or of "end_to_end"."""
-  name, _, stage = variant.partition(",")
-  changes = overrides(name)
-  if name == "end_to_end":
-    stage = stage or name
-  allowed = ("end_to_end",) if name == "end_to_end" else ("prediction", "fusion")
-  if stage not in allowed:
-    raise ValueError(f"{variant!r}: must be {' or '.join(f'{name},{x}' for x in allowed)}")
-  c = base.defaults(stage)
-  c.model.update(changes)
+  """The locked recipe of a variant, "NAME,STAGE[,BUDGET]", or of "end_to_end"; default: "paper".
+
+  Stage I, "vqgan", is the same for all.
+  """
+  words = variant.split(",")
+  overrides(words[0])
+  known = stages(words[0])
+  stage = words[1] if len(words) > 1 else words[0]  # "end_to_end" is the name of both
+  budget = words[2] if len(words) > 2 else "paper"
+  if len(words) > 3 or stage not in known or budget not in BUDGETS:
+    allowed = " or ".join(f"{words[0]},{x}" for x in known)
+    raise ValueError(f"{variant!r}: must be {allowed}, or that with ,{' or ,'.join(BUDGETS)}")
+  c = {"paper": base.defaults, "demo": demo.get_config, "smoke": smoke.get_config}[budget](stage)
+  if stage != "vqgan":
+    c.update_from_flattened_dict(OVERRIDES[words[0]])
   return c

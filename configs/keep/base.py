@@ -23,7 +23,7 @@ def defaults(stage: str = "vqgan") -> ConfigDict:
   c.dtype = "float32"  # of convolutions and products; or "bfloat16", for accelerators
   # Where sub-networks come from that are not trained from scratch, separated by commas: runs and
   # converted files, each with all that it holds, or with some as in "flow+cft=PATH". Later ones
-  # win. "": from scratch.
+  # win; a flow network is passed over where there is no use for it. "": from scratch.
   c.init_from = ""
   steps = {"vqgan": 800_000, "prediction": 400_000, "fusion": 50_000}
   c.steps = steps.get(stage, steps["prediction"] + steps["fusion"])

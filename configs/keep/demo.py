@@ -18,11 +18,12 @@ from ml_collections import ConfigDict
 
 from vsr_jax.configs.keep import base
 
-STEPS = {"vqgan": 8_000, "prediction": 4_000, "fusion": 1_000}
+# "end_to_end" is of the ablation, as long as the two stages that it stands for.
+STEPS = {"vqgan": 8_000, "prediction": 4_000, "fusion": 1_000, "end_to_end": 5_000}
 
 
 def get_config(stage: str = "vqgan") -> ConfigDict:
-  """The locked recipe of one of the three stages."""
+  """The locked recipe of a stage."""
   if stage not in STEPS:
     raise ValueError(f"{stage!r} is no stage: must be one of {', '.join(STEPS)}")
   c = base.defaults(stage)
@@ -32,7 +33,7 @@ def get_config(stage: str = "vqgan") -> ConfigDict:
   c.model.update(emb_dim=64, codes=512, dim=128, heads=4, layers=4)
   c.model.update(gain_head_dim=16, gain_layers=1, flow="raft_small")
   c.model.update(cfa_head_dim=32)
-  if stage == "fusion":
+  if stage in ("fusion", "end_to_end"):
     c.model.update(cft=(16, 32), cfa=(16, 32))
 
   c.data.batch = 4 if stage == "vqgan" else 1
@@ -53,7 +54,7 @@ def get_config(stage: str = "vqgan") -> ConfigDict:
   c.discriminator.width = 32 if stage == "vqgan" else 16
   c.discriminator.layers = 3
   # A discriminator that starts early keeps a small codebook from forming.
-  c.discriminator.start = {"vqgan": 4_000, "fusion": 100}.get(stage, 0)
+  c.discriminator.start = {"vqgan": 4_000, "fusion": 100, "end_to_end": 500}.get(stage, 0)
   if stage == "vqgan":
     c.train.restart_below = 0.02
   c.train.clip_norm = 1.0

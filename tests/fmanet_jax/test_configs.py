@@ -14,7 +14,7 @@ from fmanet_jax import train
 from fmanet_jax.architecture import Architecture
 from fmanet_jax.model import FMANet, param_shapes
 from tests.support import commands
-from vsr_jax.configs.fmanet import ablations, base, demo
+from vsr_jax.configs.fmanet import ablations, base, demo, smoke
 from vsr_jax.configs.fmanet.as_released import degradation as released_degradation
 from vsr_jax.errors import UserError
 from vsr_jax.train.schedules import step_schedule
@@ -32,6 +32,8 @@ PINS = {
   "demo:joint": (145_636, 386_216),
   "smoke:degradation": (4_741, 21_866),
   "smoke:joint": (4_741, 21_866),
+  "demo:end_to_end": (145_636, 386_216),
+  "smoke:end_to_end": (4_741, 21_866),
   "ablations:fma_net": RELEASED,
   "ablations:n1": (3_017_829, 6_304_794),  # 9,322,623
   "ablations:n5": (3_111_465, 6_407_178),  # 9,518,643
@@ -111,9 +113,17 @@ def test_ablation_changes_what_it_names(name):
   plain = flat(base.defaults())
   changed = {k: v for k, v in flat(ablations.get_config(name)).items() if v != plain[k]}
   assert changed == ablations.OVERRIDES[name]
-  stage_2 = flat(ablations.get_config(f"{name},joint"))
-  last = "end_to_end" if name == "end_to_end" else "joint"
+  last = ablations.stages(name)[-1]
+  stage_2 = flat(ablations.get_config(f"{name},{last}"))
   assert stage_2 == plain | {"stage": last} | ablations.OVERRIDES[name]
+
+
+@pytest.mark.parametrize(("budget", "made"), [("demo", demo), ("smoke", smoke)])
+def test_ablation_changes_a_small_recipe_alike(budget, made):
+  for name, changes in ablations.OVERRIDES.items():
+    for stage in ablations.stages(name):
+      found = flat(ablations.get_config(f"{name},{stage},{budget}"))
+      assert found == flat(made.get_config(stage)) | changes
 
 
 def flat(config: ConfigDict) -> dict:
@@ -134,9 +144,12 @@ def test_misspelt_override_is_an_error(wrong, monkeypatch):
     ablations.get_config("wrong")
 
 
-@pytest.mark.parametrize("variant", ["n2", "", "n1,", "n1,degradation,joint", "n1, joint"])
+@pytest.mark.parametrize(
+  "variant",
+  ["n2", "", "n1,", "n1,degradation,joint", "n1, joint", "end_to_end,joint", "n1,joint,demo,"],
+)
 def test_unknown_ablation_is_an_error(variant):
-  with pytest.raises(ValueError, match="is no ablation: NAME or NAME,joint, NAME one of fma_net"):
+  with pytest.raises(ValueError, match="is no ablation: NAME, NAME,joint or NAME,ST"):
     ablations.get_config(variant)
 
 
@@ -203,7 +216,7 @@ def get_config():
   ("config", "flags", "message"),
   [
     ("degradation.py", ["--config.model.flws=3"], "model.flws: a recipe has no such field; the"),
-    ("ablations.py:n2", ["--config.seed=1"], "is no ablation: NAME or NAME,joint"),
+    ("ablations.py:n2", ["--config.seed=1"], "is no ablation: NAME, NAME,joint or"),
     ("demo.py:jonit", [], "error: ValueError: 'jonit' is no stage: must be one of degradation"),
     ("nowhere.py", [], "nowhere.py"),
     ("misspelt.py", [], 'Did you mean "steps" instead of "setps"'),

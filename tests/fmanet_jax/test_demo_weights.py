@@ -160,7 +160,7 @@ def test_what_is_validated_on_is_not_trained_on():
 
 def test_the_rate_falls_at_the_recipe_s_parts():
   config = demo.get_config("joint")
-  demo_weights.rescale(config, 0.5)
+  budget.apply(config, budget.StagePlan(6000, 4, 1, 0.1, 30.0))
   assert config.optim.net_r.boundaries == (4200, 5100, 5700)
   assert sum(demo_weights.SHARES.values()) == pytest.approx(1)
 

@@ -200,11 +200,22 @@ def test_ablation_changes_what_it_names(variant):
   name, stage = variant.split(",")
   plain, config = flat(RECIPES[stage]), flat(RECIPES[f"ablations:{variant}"])
   changed = {key: x for key, x in config.items() if x != plain[key]}
-  wanted = {f"model.{key}": x for key, x in ablations.OVERRIDES[name].items()}
-  assert changed == {key: x for key, x in wanted.items() if x != plain[key]}
+  assert changed == {key: x for key, x in ablations.OVERRIDES[name].items() if x != plain[key]}
 
 
-@pytest.mark.parametrize("variant", ["no_cft", "", "keep", "keep,vqgan", "end_to_end,fusion"])
+@pytest.mark.parametrize(("budget", "made"), [("demo", demo), ("smoke", smoke)])
+def test_ablation_changes_a_small_recipe_alike(budget, made):
+  for name, changes in ablations.OVERRIDES.items():
+    first, *others = ablations.stages(name)
+    assert ablations.get_config(f"{name},{first},{budget}") == made.get_config("vqgan")
+    for stage in others:
+      found = flat(ablations.get_config(f"{name},{stage},{budget}"))
+      assert found == flat(made.get_config(stage)) | changes
+
+
+@pytest.mark.parametrize(
+  "variant", ["no_cft", "", "keep", "keep,end_to_end", "end_to_end,fusion", "keep,fusion,small"]
+)
 def test_unknown_ablation_is_an_error(variant):
   with pytest.raises(ValueError, match=r"is no ablation of KEEP|must be "):
     ablations.get_config(variant)
@@ -266,7 +277,7 @@ def test_impossible_values_are_named(stage, changes, message):
 
 def test_smoke_and_demo_have_every_stage():
   assert {f"smoke:{stage}" for stage in base.STAGES} <= RECIPES.keys()
-  assert set(demo.STEPS) == {"vqgan", "prediction", "fusion"}
+  assert {*demo.STEPS} == {*base.STAGES}
   for get_config in (smoke.get_config, demo.get_config):
     with pytest.raises(ValueError, match="'joint' is no stage: must be one of vqgan"):
       get_config("joint")

@@ -197,10 +197,7 @@ def test_the_commands_told_are_what_was_done(run, trainer, tmp_path):
     assert found == config
 
 
-def test_the_discriminator_begins_at_the_recipe_s_part():
-  config = demo.get_config("vqgan")
-  demo_weights.rescale(config, 0.25)
-  assert config.discriminator.start == 1000  # 4,000 of 8,000
+def test_the_minutes_are_shared_out():
   assert sum(demo_weights.SHARES.values()) == pytest.approx(1)
 
 

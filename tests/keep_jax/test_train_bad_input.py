@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from keep_jax import stages, train
+from keep_jax import recipe, stages, starting, train
 from keep_jax.architecture import Architecture
 from keep_jax.model import KEEP
 from tests.data_prep.helpers import write_png
@@ -17,7 +17,9 @@ from tests.keep_jax import training
 from tests.keep_jax.training import SIZE, make_recipe, quick_init
 from tests.vsr_jax.train import toy
 from vsr_jax.checkpoint import export_params, read_meta
+from vsr_jax.errors import UserError
 from vsr_jax.locks import locked
+from vsr_jax.sweeps.checks import Scored
 from vsr_jax.train.loop import fit
 
 FIRST = stages.TRAINED["vqgan"]
@@ -114,6 +116,33 @@ def test_an_unknown_sub_network(failing, data, first_stage):
   assert line == "error: init_from: stage 'prediction' has no discriminator; leave it out"
   line = failing(make_recipe("prediction", data, init_from=f"={first_stage}"))
   assert line.startswith(f"error: init_from '={first_stage}': give a path, or NETWORK+NETWORK=PATH")
+
+
+def test_a_sweep_s_check_before_anything_is_trained(data, first_stage, monkeypatch):
+  monkeypatch.setattr("jax.device_count", lambda: 1)
+  check = train.make_check(Scored(str(data / "test")))
+  config = make_recipe("prediction", data, init_from=str(first_stage))
+  clips, scored = check(config, True)
+  assert [clip.name for clip in clips] == ["anna", "ben"]
+  assert [clip.name for clip in scored] == ["carl", "dora"]
+  config.init_from = ""
+  check(config, False)  # a run of the sweep is before it
+  with pytest.raises(UserError, match="needs .*; run the stage before it"):
+    check(config, True)
+  config.data.root = str(data / "missing")
+  with pytest.raises(UserError, match="missing: no such folder of clips"):
+    check(config, False)
+
+
+def test_a_flow_network_that_a_model_is_without_is_passed_over(data, first_stage, tmp_path):
+  """So that a sweep's rows can all be given the same start."""
+  export_params(tmp_path / "flow", {"flow": {"kernel": np.zeros(3, np.float32)}}, {"model": None})
+  config = make_recipe("prediction", data, init_from=f"{first_stage},flow={tmp_path}/flow")
+  sources = starting.parse(config.init_from)
+  model = KEEP(Architecture(**config.model))
+  _, origins = starting.load(sources, model, config.stage, recipe.options(config))
+  assert set(origins.values()) >= {str(first_stage)}
+  assert "flow" not in origins
 
 
 def test_a_damaged_start(failing, data, first_stage, tmp_path):

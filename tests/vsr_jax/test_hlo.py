@@ -139,6 +139,45 @@ def test_a_loops_body_counts_as_often_as_it_runs():
   assert found.traffic == 7 * 2 * KB
 
 
+COUNTED = """%body (b: (s32[], f32[256])) -> (s32[], f32[256]) {
+  %b = (s32[], f32[256]{0}) parameter(0)
+  %i = s32[] get-tuple-element(%b), index=0
+  %one = s32[] constant(STEP)
+  %next = s32[] add(%i, %one)
+  %x = f32[256]{0} get-tuple-element(%b), index=1
+  %y = f32[256]{0} negate(%x)
+  ROOT %t = (s32[], f32[256]{0}) tuple(%next, %y)
+}
+
+%condition (c: (s32[], f32[256])) -> pred[] {
+  %c = (s32[], f32[256]{0}) parameter(0)
+  %j = s32[] get-tuple-element(%c), index=0
+  %end = s32[] constant(7)
+  ROOT %k = pred[]{:S(1)} compare(%j, %end), direction=DIRECTION
+}"""
+
+
+@pytest.mark.parametrize(
+  ("first", "step", "direction", "turns"),
+  [
+    ("constant(0)", 1, "LT", 7),
+    ("constant(1)", 2, "LT", 3),
+    ("constant(0)", 1, "NE", 1),  # not understood
+    ("negate(%p)", 1, "LT", 1),
+  ],
+)
+def test_turns_that_xla_does_not_state_are_found_from_the_counter(first, step, direction, turns):
+  text = program(
+    "%p = f32[256]{0} parameter(0)",
+    f"%first = s32[]{{:S(1)}} {first}",
+    "%copied = s32[]{:S(1)} copy(%first)",
+    "%s = (s32[], f32[256]{0}) tuple(%copied, %p)",
+    "ROOT %w = (s32[], f32[256]{0}) while(%s), condition=%condition, body=%body",
+    others=COUNTED.replace("STEP", str(step)).replace("DIRECTION", direction),
+  )
+  assert hlo.analyse(text).traffic // (2 * KB) == turns  # the rest is of the counter
+
+
 BRANCHES = """%small (a: f32[256]) -> f32[256] {
   ROOT %a = f32[256]{0} parameter(0)
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -114,10 +114,10 @@ def materialise(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.A
 
 
 def delay_until(x: Any, y: jax.Array) -> Any:
-  """Returns x, but on CPU what is computed from the result waits until y is computed.
+  """Returns x, but on CPU and TPU what is computed from the result waits until y is computed.
 
-  XLA's CPU backend may otherwise schedule what depends on few inputs at a program's start, and hold
-  its results until they are needed. No effect on other platforms and on meshes of several devices.
+  XLA may otherwise schedule what depends on few inputs at a program's start, and hold its results
+  until they are needed. No effect on other platforms and on meshes of several devices.
   """
   if _on_several_devices():
     return x
@@ -126,7 +126,34 @@ def delay_until(x: Any, y: jax.Array) -> Any:
     always = true_after(y)
     return jax.tree.map(lambda x: jnp.where(always, x, jnp.zeros((), x.dtype)), x)
 
-  return lax.platform_dependent(x, y, cpu=wait, default=lambda x, _: x)
+  return lax.platform_dependent(x, y, cpu=wait, tpu=_wait_on_tpu, default=lambda x, _: x)
+
+
+def one_by_one(
+  function: Callable[..., jax.Array], *sequences: Sequence[jax.Array]
+) -> list[jax.Array]:
+  """Applies a function to the first arrays of all sequences, to the second ones, and so on.
+
+  On TPU each call waits for the result of the one before, so that what a call needs is held once;
+  XLA's CPU backend runs them in this order by itself.
+
+  Args:
+    function: arrays -> an array.
+    sequences: of equal length.
+
+  Returns:
+    The results.
+  """
+  results: list[jax.Array] = []
+  for arrays in zip(*sequences, strict=True):
+    if results:
+      arrays = lax.platform_dependent(arrays, results[-1], tpu=_wait_on_tpu, default=lambda x, _: x)
+    results.append(function(*arrays))
+  return results
+
+
+def _wait_on_tpu(x: Any, y: jax.Array) -> Any:
+  return lax.optimization_barrier((x, y))[0]
 
 
 def _on_several_devices() -> bool:

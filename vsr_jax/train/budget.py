@@ -16,6 +16,7 @@ from vsr_jax import json_files
 from vsr_jax.errors import UserError
 from vsr_jax.files import write_whole
 from vsr_jax.json_files import fields, integer, mapping, number, text
+from vsr_jax.train.recipe import flat, lengthened
 from vsr_jax.train.summaries import ROW
 
 TIMED_STEPS = 12  # of which the first two are not timed
@@ -126,14 +127,9 @@ def read_timing(run: pathlib.Path, seconds: float) -> tuple[float, float]:
 
 
 def apply(config: ConfigDict, stage: StagePlan) -> None:
-  """Sets a recipe's length, batches, and how often it logs, evaluates and saves.
-
-  What else depends on the length, such as boundaries of a rate, is the caller's.
-  """
-  config.steps = stage.steps
+  """Sets a recipe's length, and what depends on it, as the recipe has them for its own length."""
+  config.update_from_flattened_dict(lengthened(flat(config), stage.steps / config.steps))
   config.data.batch, config.data.workers = stage.batch, stage.workers
-  # The average forgets where a short run began: a quarter of the steps, at most.
-  config.train.ema_decay = min(config.train.ema_decay, 1 - 4 / max(stage.steps, 8))
   config.train.log_every = max(1, stage.steps // 100)
   config.train.image_every = max(1, stage.steps // EVALUATIONS)
   config.train.evaluate_every = max(1, stage.steps // EVALUATIONS)
@@ -142,8 +138,10 @@ def apply(config: ConfigDict, stage: StagePlan) -> None:
 
 
 def for_timing(config: ConfigDict) -> None:
-  """Sets a recipe to a few steps, with an evaluation, a panel and a checkpoint."""
+  """Sets a recipe to a few steps with everything in use that costs time."""
   config.steps = TIMED_STEPS
+  if "discriminator" in config:
+    config.discriminator.start = 0
   config.train.log_every = 1
   for name in ("image_every", "evaluate_every", "checkpoint_every"):
     config.train[name] = TIMED_STEPS

@@ -16,15 +16,15 @@ import shlex
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from vsr_jax import cli, json_files, memory, plotting
+from vsr_jax import cli, memory, plotting
+from vsr_jax.checkpoint import is_trained
 from vsr_jax.train import budget, plot
 from vsr_jax.train.budget import Plan, StagePlan
-from vsr_jax.train.recipe import flat
+from vsr_jax.train.recipe import as_flags, changes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +39,6 @@ class Making:
     recipe_file: where that stands, for the commands that are told.
     shares: the stages in order, with their parts of the minutes.
     train: the system's trainer; gets a recipe and the run's folder.
-    rescale: sets what depends on a run's length beyond what `budget.apply` sets; gets the recipe
-      and the length as a part of the recipe's own, 0 to measure what a step takes with everything
-      in use.
   """
 
   folder: pathlib.Path
@@ -51,7 +48,6 @@ class Making:
   recipe_file: str
   shares: Mapping[str, float]
   train: Callable[[ConfigDict, str], None]
-  rescale: Callable[[ConfigDict, float], None]
 
 
 def train_stage(making: Making, config: ConfigDict, run: pathlib.Path) -> None:
@@ -70,28 +66,20 @@ def train_stage(making: Making, config: ConfigDict, run: pathlib.Path) -> None:
     print(f"{name}: timing {budget.TIMED_STEPS} steps", flush=True)
     plan.stages[name] = _time(making, config.copy_and_resolve_references())
     budget.save(making.folder, plan)
-  if is_trained(run, plan.stages[name]):
-    return
   stage = plan.stages[name]
-  making.rescale(config, stage.steps / config.steps)
+  if is_trained(run, stage.steps):
+    return
   budget.apply(config, stage)
   log(making.folder, train_command(making, config, run))
   print(f"{run}: {stage.steps:,} steps of {stage.batch}, {stage.seconds_a_step:.3g} s each")
   _train(making, config, run)
 
 
-def is_trained(run: pathlib.Path, stage: StagePlan) -> bool:
-  """Whether a run has reached the end of its schedule."""
-  return (run / "checkpoints" / str(stage.steps)).is_dir()
-
-
 def train_command(making: Making, config: ConfigDict, run: pathlib.Path) -> list[str]:
   """The command that trains a stage as it is trained here: its arguments, after `python -m`."""
-  usual = flat(making.recipe(config.stage))
-  changed = {key: value for key, value in flat(config).items() if value != usual[key]}
   recipe = f"{making.recipe_file}:{config.stage}"
   words = [f"{making.package}.train", "--config", recipe, "--workdir", str(run)]
-  return words + [f"--config.{key}={value}" for key, value in changed.items()]
+  return words + as_flags(changes(config, making.recipe(config.stage)))
 
 
 def _time(making: Making, config: ConfigDict) -> StagePlan:
@@ -101,7 +89,6 @@ def _time(making: Making, config: ConfigDict) -> StagePlan:
     batch *= budget.ACCELERATED * jax.device_count()
     workers = min(16, os.cpu_count() or 1)
   config.data.batch, config.data.workers = batch, workers
-  making.rescale(config, 0)
   budget.for_timing(config)
   with tempfile.TemporaryDirectory(prefix=f"{name}_timing_", dir=making.folder) as place:
     began = time.monotonic()
@@ -143,18 +130,6 @@ def call(
   words = [str(argument) for argument in arguments]
   log(folder, [module, *words])
   main(words)
-
-
-def is_scored(out: pathlib.Path) -> bool:
-  """Whether an evaluation that writes into a folder is complete."""
-  found: dict[str, Any] = {"complete": False}
-  with contextlib.suppress(FileNotFoundError):
-    found = json_files.load(
-      out / "metrics.json",
-      json_files.fields({"complete": json_files.anything}, more=True),
-      remedy="remove it",
-    )
-  return found["complete"] is True
 
 
 def draw_curves(folder: pathlib.Path, runs: Sequence[pathlib.Path], out: pathlib.Path) -> None:

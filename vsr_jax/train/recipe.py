@@ -191,6 +191,34 @@ def flat(config: Mapping[str, Any], group: str = "") -> dict[str, Any]:
   return found
 
 
+def changes(config: ConfigDict, usual: ConfigDict) -> dict[str, Any]:
+  """The fields of a recipe that differ from another one's, "a.b" -> value."""
+  before = flat(usual)
+  return {key: value for key, value in flat(config).items() if value != before[key]}
+
+
+def lengthened(values: Mapping[str, Any], part: float) -> dict[str, Any]:
+  """The fields of a recipe that follow its length, for one that is `part` times as long.
+
+  The moving average is to forget where a short run began: it spans a quarter of it, at most.
+  """
+  steps = max(1, round(part * values["steps"]))
+  found: dict[str, Any] = {"steps": steps}
+  for key, value in values.items():
+    if key.endswith(".boundaries"):
+      found[key] = tuple(max(1, round(part * step)) for step in value)
+    elif key == "discriminator.start":
+      found[key] = round(part * value)
+    elif key == "train.ema_decay" and value is not None:
+      found[key] = min(value, 1 - 4 / max(steps, 8))
+  return found
+
+
+def as_flags(values: Mapping[str, Any]) -> list[str]:
+  """Values by field as a trainer's arguments."""
+  return [f"--config.{key}={value}" for key, value in values.items()]
+
+
 def find_packaged(arguments: Sequence[str]) -> list[str]:
   """A command's arguments, a recipe configs/... led to the installed one if there is none here."""
 

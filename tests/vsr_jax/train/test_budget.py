@@ -26,6 +26,7 @@ def test_a_recipe_gets_its_length():
   config = demo.get_config("vqgan")
   budget.apply(config, StagePlan(2000, 32, 16, 0.05, 30.0))
   assert (config.steps, config.data.batch, config.data.workers) == (2000, 32, 16)
+  assert config.discriminator.start == 1000  # 4,000 of 8,000
   assert config.train.ema_decay == 0.998
   assert config.train.checkpoint_every == 2000
   budget.apply(config, StagePlan(200, 4, 1, 2.0, 30.0))
