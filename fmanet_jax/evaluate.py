@@ -6,7 +6,8 @@
 DATA is a clip set, REDS as released, or what `data_prep.build` made; --split tells which of its
 clips are scored, by default those of the test, which are REDS4 of REDS. RGB PSNR, SSIM and tOF by
 clip and in total are printed and written to metrics.json and metrics.md, anew after every clip, so
-that an interrupted run leaves what it has finished.
+that an interrupted run leaves what it has finished; strips/ gets a picture a clip. --by-motion and
+--reconstruction add what Table 3 of the paper has.
 """
 
 from __future__ import annotations
@@ -19,15 +20,17 @@ if __name__ == "__main__":
 import argparse
 import contextlib
 import functools
+import itertools
 import pathlib
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tqdm
 
-from fmanet_jax import streaming
+from fmanet_jax import reconstruction, streaming
+from fmanet_jax.reconstruction import Reconstructor, draw_flow
 from vsr_jax import cli, evaluation, files, given_outputs, paths, runtime, video
 from vsr_jax.data_prep.clip import BLUR_BICUBIC, SHARP, Clip
 from vsr_jax.data_prep.folders import FileStream
@@ -35,24 +38,51 @@ from vsr_jax.data_prep.opening import choose_clips
 from vsr_jax.enlarge import enlarger
 from vsr_jax.errors import UserError
 from vsr_jax.evaluation import Job
+from vsr_jax.flow import released
+from vsr_jax.flow.estimators import ESTIMATORS
+from vsr_jax.flow.following import Follower, flow_to_previous
+from vsr_jax.frame_strip import FrameStrip
 from vsr_jax.given_outputs import GivenOutputs
 from vsr_jax.metrics import ClipScore, Score, clip_score, motion
+from vsr_jax.metrics.magnitude import magnitude, range_of
+from vsr_jax.metrics.sums import PSNR, SSIM, compute
 from vsr_jax.ops.resize import resize_bicubic
 from vsr_jax.score_table import ScoreTable
 
 SMALLEST_TRUTH = 48  # pixels: tOF leaves out the edges, and nothing would be left
 MARGIN_OF_OUTPUTS = 1  # frames at each end that are not scored, as for windows of T = 3
+STRIP_SIDE = 256  # pixels of the truth about its middle that a strip shows
+STRIPS = "strips"
 SAVED_RATE = Fraction(25)  # nominal: image files have none
 
 # Pairs of frame number and restored frame, uint8 RGB [h w 3], in order; may exceed what is scored.
 Outputs = Generator[tuple[int, np.ndarray], None, None]
 
 
+class Setting(NamedTuple):
+  """What holds for all clips.
+
+  Attributes:
+    methods: by name, what opens the restored frames of a clip.
+    out: the folder of the results.
+    margin: frames at each end of a clip that are not scored.
+    follow: the flow [1 h w 2] from a true frame to the one before, given as (before, frame); None:
+      scores are not told apart by motion.
+    reconstructor: makes Net^D's frames of the truth; None: they are not scored.
+  """
+
+  methods: Mapping[str, Callable[[Clip], Outputs]]
+  out: pathlib.Path
+  margin: int = MARGIN_OF_OUTPUTS
+  follow: Callable[[np.ndarray, np.ndarray], Any] | None = None
+  reconstructor: Reconstructor | None = None
+
+
 def main(given: Sequence[str] | None = None) -> None:
   """Runs the command with the given arguments or the process's; see the docstring and `--help`."""
   args = _parse(given)
   methods: dict[str, Callable[[Clip], Outputs]] = {}
-  model, margin = None, MARGIN_OF_OUTPUTS
+  model, margin, reconstructor = None, MARGIN_OF_OUTPUTS, None
   if args.checkpoint or not args.outputs:
     runtime.enable_compilation_cache()
     runtime.return_freed_memory()
@@ -60,8 +90,10 @@ def main(given: Sequence[str] | None = None) -> None:
     margin = model.arch.frames // 2
     restorer = streaming.Restorer(model, params)
     methods["FMA-Net"] = functools.partial(restore_and_save, restorer, args.save_frames)
+    reconstructor = Reconstructor(model, params) if args.reconstruction else None
   margin = 0 if args.all_frames else margin
-  evaluation.check_names([evaluation.BICUBIC, *methods, *(name for name, _ in args.outputs)])
+  reserved = [evaluation.BICUBIC, *([reconstruction.NAME] if reconstructor else [])]
+  evaluation.check_names([*reserved, *methods, *(name for name, _ in args.outputs)])
   chosen, skipped = find_scored(args, 2 * margin + 1)
   for name, folder in args.outputs:
     found = {clip.name: find_outputs(folder, clip, margin) for clip in chosen}  # before any work
@@ -70,45 +102,63 @@ def main(given: Sequence[str] | None = None) -> None:
     _check_scale(chosen, model.arch.scale)
   if args.save_frames:
     _prepare_saving(args, chosen)
-  setting = {
+  follow, flow = _load_flow(args)
+  record = {
     "data": str(args.data),
     "checkpoint": args.checkpoint,
     "outputs": {name: str(folder) for name, folder in args.outputs},
     "dtype": model and args.dtype,
     "left_out_at_each_end": margin,
+    "flow": flow,
   }
-  files.make_folder(args.out)
-  files.remove_left(args.out)
-  table = make_table(list(methods), setting, margin)
+  for folder in (args.out, args.out / STRIPS):
+    files.make_folder(folder)
+    files.remove_left(folder)
+  setting = Setting(methods, args.out, margin, follow, reconstructor)
+  table = make_table(setting, record)
   table.skipped |= skipped
-  jobs = [_job(clip, methods, margin) for clip in chosen]
-  evaluation.evaluate(jobs, table, args.out)
+  jobs = [_job(setting, clip) for clip in chosen]
+  with cli.memory_errors(str(args.data), "leave out --reconstruction, or try --dtype bfloat16"):
+    evaluation.evaluate(jobs, table, args.out)
   evaluation.tell(table, args.out, args.data)
 
 
-def make_table(methods: Sequence[str], setting: dict[str, Any], margin: int) -> ScoreTable:
-  """An empty table of bicubic enlargement and other methods; `margin` frames are not scored."""
+def _load_flow(args: argparse.Namespace) -> tuple[Follower | None, str | None]:
+  """What follows the truth's motion, and the network's name; None unless they are asked for."""
+  if not args.by_motion:
+    return None, None
+  name, params = released.load(args.flow_weights)
+  return Follower(ESTIMATORS[name], params, flow_to_previous), name
+
+
+def make_table(setting: Setting, record: dict[str, Any]) -> ScoreTable:
+  """An empty table of bicubic enlargement and other methods; `record` describes the evaluation."""
+  margin = setting.margin
   left_out = f"all frames but {margin} at each end of a clip" if margin else "all frames"
-  notes = [clip_score.describe(left_out)]
-  return ScoreTable([evaluation.BICUBIC, *methods], clip_score.METRICS, setting, notes)
+  notes, names = [clip_score.describe(left_out)], [evaluation.BICUBIC, *setting.methods]
+  if setting.reconstructor is None:
+    return ScoreTable(names, clip_score.METRICS, record, notes)
+  notes.append(
+    f"Row {reconstruction.NAME}: the blurred frames that Net^D makes of the truth, against the "
+    "input; not to be compared with the other rows."
+  )
+  names.append(reconstruction.NAME)
+  return ScoreTable(names, clip_score.METRICS, record, notes, apart=(reconstruction.NAME,))
 
 
-def _job(clip: Clip, methods: Mapping[str, Callable[[Clip], Outputs]], margin: int) -> Job:
-  span = range(margin, clip.length - margin)
-  return Job(clip.name, len(span), functools.partial(score_clip, clip, methods, span))
+def _job(setting: Setting, clip: Clip) -> Job:
+  span = range(setting.margin, clip.length - setting.margin)
+  return Job(clip.name, len(span), functools.partial(score_clip, setting, clip, span))
 
 
 def score_clip(
-  clip: Clip,
-  methods: Mapping[str, Callable[[Clip], Outputs]],
-  span: range,
-  advance: Callable[[int], object],
+  setting: Setting, clip: Clip, span: range, advance: Callable[[int], object]
 ) -> dict[str, Score]:
   """Scores bicubic enlargement and restored frames of a clip, in constant memory.
 
   Args:
+    setting: the setting.
     clip: with its truth.
-    methods: by name, what opens the restored frames of a clip.
     span: the numbers of the frames to score.
     advance: told 1 after every frame scored.
 
@@ -118,26 +168,58 @@ def score_clip(
   Raises:
     UserError: a frame cannot be decoded or has another size than the truth.
   """
+  methods = setting.methods
   scores = {name: ClipScore() for name in (evaluation.BICUBIC, *methods)}
+  small = min(clip.sizes[BLUR_BICUBIC]) < SMALLEST_TRUTH
+  reconstructed = ClipScore(with_motion=not small)
+  strip = FrameStrip(span, STRIP_SIDE)
   previous = truth_motion = None
+  # By motion, what is scored first has a frame before it unless the clip begins with it.
+  before = clip.decode(SHARP, span.start - 1) if setting.follow and span.start else None
   with contextlib.ExitStack() as stack:
     opened = [stack.enter_context(contextlib.closing(method(clip))) for method in methods.values()]
     scored = [((i, image) for i, image in outputs if i in span) for outputs in opened]
+    blurred = _reconstructed(setting.reconstructor, clip, span)
     # The outputs are read to their ends, for what is saved of them.
     for number, *outputs in zip(span, *scored, strict=True):
-      truth = clip.decode(SHARP, number)
+      truth, low = clip.decode(SHARP, number), clip.decode(BLUR_BICUBIC, number)
       frames = {name: image for name, (_, image) in zip(methods, outputs, strict=True)}
       for image in frames.values():
         label, remedy = clip.label(SHARP, number), f"restore it at scale {clip.scale}"
         evaluation.check_size(number, image.shape, truth.shape, label, remedy)
       if previous is not None:
         truth_motion = motion(previous, truth)  # once for all: it takes longest
-      frames[evaluation.BICUBIC] = resize_bicubic(clip.decode(BLUR_BICUBIC, number), clip.scale)
-      for name, score in scores.items():
-        score.add(truth, frames[name], truth_motion)
-      previous = truth
+      part = None
+      if setting.follow and before is not None:
+        part = range_of(float(magnitude(setting.follow(before, truth))[0]))
+      frames[evaluation.BICUBIC] = resize_bicubic(low, clip.scale)
+      added = {
+        name: score.add(truth, frames[name], truth_motion, part) for name, score in scores.items()
+      }
+      frame_scores = {name: compute((PSNR, SSIM), x) for name, x in added.items()}
+      maps: dict[str, np.ndarray] = {}
+      for image, flow in itertools.islice(blurred, 1):
+        reconstructed.add(low, image, None, part)
+        if flow is not None and strip.shows(number):
+          maps["flow of FMA-Net"] = draw_flow(flow)
+      strip.add(number, low, {name: frames[name] for name in scores}, truth, frame_scores, maps)
+      previous = before = truth
       advance(1)
+  strip.save(setting.out / STRIPS, clip.name)
+  if setting.reconstructor:
+    scores[reconstruction.NAME] = reconstructed
   return {name: score.score for name, score in scores.items()}
+
+
+def _reconstructed(
+  reconstructor: Reconstructor | None, clip: Clip, span: range
+) -> Iterator[tuple[np.ndarray, Any]]:
+  """What `Reconstructor.stream` gives; nothing without one."""
+
+  def decode(number: int) -> tuple[np.ndarray, np.ndarray]:
+    return clip.decode(BLUR_BICUBIC, number), clip.decode(SHARP, number)
+
+  return iter(()) if reconstructor is None else reconstructor.stream(decode, clip.length, span)
 
 
 def restore_and_save(
@@ -226,7 +308,22 @@ def _parse(given: Sequence[str] | None) -> argparse.Namespace:
   parser.add_argument(
     "--save-frames", type=paths.local, metavar="DIR", help="keep what is restored: DIR/CLIP/*.png"
   )
+  parser.add_argument(
+    "--by-motion", action="store_true", help="also tell apart frames by the truth's motion"
+  )
+  parser.add_argument(
+    "--flow-weights", metavar="FILE", help="for --by-motion; default: RAFT-small's, which ship"
+  )
+  parser.add_argument(
+    "--reconstruction",
+    action="store_true",
+    help="also score the blurred frames that the checkpoint's Net^D makes of the truth",
+  )
   args = parser.parse_args(given)
+  if args.flow_weights and not args.by_motion:
+    parser.error("--flow-weights: are for --by-motion")
+  if args.outputs and not args.checkpoint and args.reconstruction:
+    parser.error("--reconstruction: needs a checkpoint")
   if args.outputs and not args.checkpoint and args.save_frames:
     parser.error("--save-frames: with --outputs nothing is restored")
   return args

@@ -19,6 +19,7 @@ if __name__ == "__main__":
   cli.begin()  # before the imports that take seconds
 
 import argparse
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -31,7 +32,7 @@ import numpy as np
 
 from keep_jax import arguments, evaluation_networks, streaming
 from keep_jax.evaluation_networks import Measuring
-from keep_jax.evaluation_pictures import FrameStrip, save_curves
+from keep_jax.evaluation_pictures import save_curves, take_maps, watched
 from keep_jax.face_scores import TRUTH, FaceClipScore, Networks
 from keep_jax.faces import find_faces, restore_faces
 from vsr_jax import cli, evaluation, files, given_outputs, paths, plotting, runtime, video
@@ -46,6 +47,7 @@ from vsr_jax.evaluation import BICUBIC, Advance, Job
 from vsr_jax.faces import detector, rotated
 from vsr_jax.faces.align import SIZE
 from vsr_jax.faces.detections import Detector
+from vsr_jax.frame_strip import FrameStrip
 from vsr_jax.frames import Frame
 from vsr_jax.images import resized
 from vsr_jax.metrics import Score
@@ -73,6 +75,8 @@ class Setting:
     out: the folder of the results.
     save_inputs: a folder for the low-quality frames, or None.
     plots: whether plots are drawn.
+    seen: by method, the gain and the flow of every frame that it has restored, the oldest first,
+      until they are taken away.
   """
 
   low_quality: str | Degradation
@@ -83,6 +87,7 @@ class Setting:
   out: pathlib.Path
   save_inputs: pathlib.Path | None
   plots: bool
+  seen: Mapping[str, collections.deque]
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -111,6 +116,7 @@ def main(given: Sequence[str] | None = None) -> None:
     args.out,
     args.save_inputs,
     plotting.is_installed(),
+    {} if args.whole_frames else {name: watched(restorer) for name, restorer in restorers.items()},
   )
   _prepare_folders(args, clips, list(restorers))
   if measuring.note:
@@ -148,7 +154,9 @@ def score_clip(setting: Setting, clip: Clip, advance: Advance) -> dict[str, Scor
   if points is None:
     points = _find_landmarks(setting, clip)
   names = [BICUBIC, *setting.methods]
-  score, strip = FaceClipScore(setting.networks, names), FrameStrip(clip.length)
+  score, strip = FaceClipScore(setting.networks, names), FrameStrip(range(clip.length))
+  for seen in setting.seen.values():
+    seen.clear()  # of a clip that could not be restored to its end
   with contextlib.ExitStack() as stack:
     opened = [stack.enter_context(contextlib.closing(f(source))) for f in setting.methods.values()]
     low_frames = _saving(setting.save_inputs, clip, source.low())
@@ -160,10 +168,12 @@ def score_clip(setting: Setting, clip: Clip, advance: Advance) -> dict[str, Scor
         label, remedy = clip.label(SHARP, number), "restore the inputs of --save-inputs"
         evaluation.check_size(number, image.shape, truth.shape, label, remedy)
       score.add(truth, outputs, points[number])
-      strip.add(number, low, outputs, truth)
+      strip.add(
+        number, low, outputs, truth, score.latest, take_maps(setting.seen, strip.shows(number))
+      )
       advance(1)
   scores = score.scores
-  strip.save(setting.out / "strips" / f"{clip.name}.png")
+  strip.save(setting.out / "strips", clip.name)
   if setting.plots and score.faces:
     curves = {name: score.values[name] for name in names}
     save_curves(setting.out / "plots" / f"{clip.name}.png", clip.name, score.faces, curves)

@@ -1,42 +1,37 @@
-"""Pictures of an evaluation, by clip: a strip of frames, and identity and landmarks over time."""
+"""Pictures of an evaluation, by clip: gains and flows, identity and landmarks over time."""
 
 from __future__ import annotations
 
+import collections
 import io
 import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from vsr_jax import drawing
+from keep_jax.streaming import Restorer
+from vsr_jax import maps
 from vsr_jax.files import write_whole
-from vsr_jax.images import encode_image
 from vsr_jax.plotting import new_figure
 
-STRIP_FRAMES = 4  # rows of a strip
-STRIP_HEIGHT = 256  # a row's, in pixels
+
+def watched(restorer: Restorer) -> collections.deque:
+  """The gains and flows of what a restorer will restore, one pair a frame of a single track."""
+  seen: collections.deque = collections.deque()
+  restorer.watch = lambda _, gain, flow: seen.append((gain, flow))
+  return seen
 
 
-class FrameStrip:
-  """Collects a few frames of a clip, spread over its length: input, methods, truth."""
-
-  def __init__(self, length: int):
-    picks = np.linspace(0, length - 1, min(STRIP_FRAMES, length)).round().astype(int)
-    self._frames = set(picks.tolist())
-    self._rows: list[dict[str, np.ndarray]] = []
-
-  def add(
-    self, number: int, low: np.ndarray, outputs: Mapping[str, np.ndarray], truth: np.ndarray
-  ) -> None:
-    """Takes a frame of the clip: uint8 RGB [h w 3] each; `low` may be of another size."""
-    if number in self._frames:
-      row = {"input": low, **outputs, "truth": truth}
-      shown = {name: drawing.at_height(image, STRIP_HEIGHT) for name, image in row.items()}
-      self._rows.append(shown)
-
-  def save(self, path: pathlib.Path) -> None:
-    """Writes the strip as PNG; raises `OSError` where it cannot be written."""
-    write_whole(path, encode_image(drawing.columns(self._rows, STRIP_HEIGHT)))
+def take_maps(seen: Mapping[str, collections.deque], drawn: bool) -> dict[str, np.ndarray]:
+  """Takes away what was seen of a frame; as pictures by title if they are to be drawn."""
+  taken = {name: queue.popleft() for name, queue in seen.items() if queue}
+  if not drawn:
+    return {}
+  found = {}
+  for name, (gain, flow) in taken.items():
+    found[f"gain of {name}"] = maps.picture(maps.heat(gain)[0])
+    found[f"flow of {name}"] = maps.picture(maps.flow_colours(flow)[0])
+  return found
 
 
 def save_curves(

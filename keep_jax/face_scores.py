@@ -7,12 +7,12 @@ the truth tell.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +22,7 @@ from vsr_jax import lpips
 from vsr_jax.errors import UserError
 from vsr_jax.faces import align, identity, mesh
 from vsr_jax.flow.estimators import Estimator
+from vsr_jax.flow.following import Follower, scaled
 from vsr_jax.metrics import Score, Sums, warping
 from vsr_jax.metrics.faces import (
   AKD,
@@ -33,6 +34,7 @@ from vsr_jax.metrics.faces import (
   keypoint_distance,
   landmark_motion_error,
 )
+from vsr_jax.metrics.magnitude import magnitude, range_of
 from vsr_jax.metrics.pictures import rgb_psnr, ssim
 from vsr_jax.metrics.sums import LPIPS, PSNR, SSIM
 from vsr_jax.programs import CompiledByShape
@@ -44,7 +46,6 @@ METRICS = (PSNR, SSIM, LPIPS, IDS, AKD, SIGMA_IDS, SIGMA_AKD, TLME, warping.WARP
 # aligned face the landmarks are 3.6 instead of 2.7 pixels from those in the square that MediaPipe
 # would take, on average of 48 portraits.
 MESH_SQUARE = (42.0, 82.0, 430.0)
-FLOW_SIDE = 512  # pixels: larger frames are reduced for the flow
 LEAST_SCORE = 0.5  # of the face mesh, from which on a true frame shows a face
 
 TRUTH = "truth"  # the row of what is measured of the truth itself
@@ -88,7 +89,7 @@ def make_networks(
     program = _program("the landmarks of a face", mesh.landmarks)
     found["find"] = functools.partial(_find, program, mesh_params)
   if flow is not None:
-    found["follow"] = _Follower(*flow)
+    found["follow"] = Follower(*flow, _flow_and_mask)
   return Networks(**found)
 
 
@@ -124,42 +125,13 @@ def _find(
   return (places - 0.5 * (scale - 1)) / scale + (left, top), float(score[0])
 
 
-class _Follower:
-  """The flow between frames that follow each other; each frame's features are computed once."""
-
-  def __init__(self, estimator: Estimator, params: Any):
-    self._params, self._multiple = params, estimator.multiple
-    self._encode = _program("the flow's features", estimator.encode)
-    self._between = _program("the flow", functools.partial(_flow_and_mask, estimator))
-    self._latest: tuple[Frame, Any] | None = None
-
-  def __call__(self, before: Frame, frame: Frame) -> tuple[jax.Array, jax.Array]:
-    if self._latest is None or self._latest[0] is not before:
-      self._latest = before, self._features(before)
-    features = self._features(frame)
-    found = self._between(self._params, self._latest[1], features, np.zeros(frame.shape[:2], bool))
-    self._latest = frame, features
-    return found
-
-  def _features(self, frame: Frame) -> Any:
-    """The features of a frame, whose sides are made multiples, the longer at most `FLOW_SIDE`."""
-    height, width = frame.shape[:2]
-    part = min(1, FLOW_SIDE / max(height, width))
-    sides = [self._multiple * max(1, round(x * part / self._multiple)) for x in (width, height)]
-    how = cv2.INTER_AREA if part < 1 else cv2.INTER_LINEAR
-    small = cv2.resize(frame, sides, interpolation=how)
-    return self._encode(self._params, small.astype(np.float32)[None])
-
-
 def _flow_and_mask(
   estimator: Estimator, params: Any, before: Any, features: Any, pixels: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   """The flow [1 h w 2] from a frame to the one before and where it is good, for `pixels` [h w]."""
-  h, w = pixels.shape
   join = functools.partial(jax.tree.map, lambda *x: jnp.concatenate(x))
   flows = estimator.between(params, join(features, before), join(before, features))
-  scale = jnp.array([w / flows.shape[2], h / flows.shape[1]], jnp.float32).reshape(1, 1, 1, 2)
-  back, forth = jnp.split(scale * jax.image.resize(flows, (2, h, w, 2), "linear"), 2)
+  back, forth = jnp.split(scaled(flows, *pixels.shape), 2)
   return back, warping.visible(back, forth)
 
 
@@ -175,6 +147,14 @@ class _Seen(NamedTuple):
   frame: Frame
   identity: np.ndarray | None = None
   points: Points | None = None
+
+
+@dataclasses.dataclass
+class _Part:
+  """Frames of a clip whose motion is alike: how many, and `FaceClipScore.values` of them."""
+
+  values: dict[str, dict[str, list[float]]]
+  frames: int = 0
 
 
 class FaceClipScore:
@@ -193,6 +173,7 @@ class FaceClipScore:
     names = [*methods, TRUTH]
     self.values: dict[str, dict[str, list[float]]] = {name: {} for name in names}
     self.faces: list[int] = []
+    self._parts: dict[str, _Part] = {}
     self._networks = networks
     self._frames = 0
     self._truth: _Seen | None = None
@@ -213,20 +194,33 @@ class FaceClipScore:
     there = there if has_face else _Seen(truth)
     if has_face:
       self.faces.append(self._frames)
-    before, followed = self._truth, None
+    before, followed, part = self._truth, None, None
     if before is not None and self._networks.follow is not None:
       flow, mask = self._networks.follow(before.frame, truth)
       followed = (flow, mask) if bool(mask.any()) else None
-      self._keep(TRUTH, _warping(before.frame, truth, followed))
+      if moved := range_of(float(magnitude(flow)[0])):
+        part = self._parts.setdefault(moved, _Part({name: {} for name in self.values}))
+        part.frames += 1
+      self._keep(TRUTH, _warping(before.frame, truth, followed), part)
     for method, frame in outputs.items():
       seen = self._look(frame, landmarks)[0] if has_face else _Seen(frame)
       values = self._compare(there, seen)
       if before is not None:
         values |= _compare_motion(before, there, self._outputs[method], seen, followed)
-      self._keep(method, values)
+      self._keep(method, values, part)
       self._outputs[method] = seen
     self._truth = there
     self._frames += 1
+
+  @property
+  def latest(self) -> dict[str, dict[str, float]]:
+    """By method, the measures of the latest frame that every frame has: PSNR, SSIM and LPIPS."""
+    names = ("psnr", "ssim", "lpips")
+    return {
+      method: {name: values[name][-1] for name in names if name in values}
+      for method, values in self.values.items()
+      if method != TRUTH
+    }
 
   @property
   def scores(self) -> dict[str, Score]:
@@ -241,7 +235,11 @@ class FaceClipScore:
         "--metrics psnr,ssim"
       )
     return {
-      method: Score(self._frames, {name: Sums.of(x) for name, x in values.items()})
+      method: Score(
+        self._frames,
+        _sums(values),
+        {name: Score(p.frames, _sums(p.values[method])) for name, p in self._parts.items()},
+      )
       for method, values in self.values.items()
     }
 
@@ -267,11 +265,16 @@ class FaceClipScore:
       values["akd"] = float(keypoint_distance(truth.points[None], output.points[None])[0])
     return values
 
-  def _keep(self, method: str, values: Mapping[str, float]) -> None:
+  def _keep(self, method: str, values: Mapping[str, float], part: _Part | None) -> None:
     for name, x in values.items():
       if not math.isfinite(x) and (name, x) != ("psnr", math.inf):
         raise UserError(f"frame {self._frames} of {method}: {name} is {x}, not finite")
-      self.values[method].setdefault(name, []).append(x)
+      for kept in (self.values, *([part.values] if part else [])):
+        kept[method].setdefault(name, []).append(x)
+
+
+def _sums(values: Mapping[str, Sequence[float]]) -> dict[str, Sums]:
+  return {name: Sums.of(x) for name, x in values.items()}
 
 
 def _compare_motion(

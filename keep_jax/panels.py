@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from keep_jax import forward
 from keep_jax.model import KEEP, Params
+from vsr_jax.maps import flow_colours, heat
 from vsr_jax.train.stage import Batch
 
 
@@ -42,21 +43,3 @@ def make_images(model: KEEP, single: bool) -> Callable:
 
 def _to_unit(images: jax.Array) -> jax.Array:
   return jnp.clip((images.astype(jnp.float32) + 1) / 2, 0, 1)
-
-
-def heat(x: jax.Array) -> jax.Array:
-  """Values [b h w 1] in [0, 1] as RGB: black, red, yellow, white."""
-  return jnp.clip(3 * x.astype(jnp.float32) - jnp.arange(3.0).reshape(1, 1, 1, 3), 0, 1)
-
-
-def flow_colours(flow: jax.Array) -> jax.Array:
-  """Flow [b h w 2] as RGB [b h w 3] in [0, 1]: the hue is its direction, white is no motion.
-
-  The longest vector of each image has the full colour, but none shorter than a pixel has.
-  """
-  length = jnp.linalg.norm(flow, axis=-1, keepdims=True)
-  length = length / jnp.maximum(length.max((1, 2), keepdims=True), 1.0)
-  angle = jnp.arctan2(flow[..., 1], flow[..., 0])[..., None]
-  phases = jnp.asarray([0, 2 * jnp.pi / 3, 4 * jnp.pi / 3], jnp.float32).reshape(1, 1, 1, 3)
-  hue = 0.5 + 0.5 * jnp.cos(angle - phases)
-  return 1 - length * (1 - hue)

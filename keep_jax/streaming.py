@@ -98,6 +98,8 @@ class Restorer:
     look_ahead: in mode "stream", most frames after a frame that its gain sees. Gains are computed
       for `look_ahead` + 1 frames at a time, so that each sees 0 to `look_ahead` later ones. In the
       first window every gain sees the whole window. A causal model restores every frame at once.
+    watch: told of every face that is restored its track, gain [1 h' w' 1] and flow [1 h w 2] to the
+      frame before, in the order of the results; not in mode "bidirectional". None: nobody is.
   """
 
   def __init__(
@@ -119,6 +121,7 @@ class Restorer:
     self.mode = mode
     self.window = window
     self.look_ahead = look_ahead
+    self.watch: Callable[[Any, jax.Array, jax.Array], object] | None = None
     self._params = params
 
     def program(
@@ -296,6 +299,9 @@ class Restorer:
         for track, face in zip(tracks, pending, strict=True)
       )
       inputs = tuple((face.observation, face.gain, face.flow) for face in pending)
+      if self.watch is not None:
+        for name, (_, gain, flow) in zip(names, inputs, strict=True):
+          self.watch(name, gain, flow)
       states, images = self._step(self._params, states, inputs)
       for track, state in zip(tracks, states, strict=True):
         track.state = state

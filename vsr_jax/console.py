@@ -39,6 +39,7 @@ COMMANDS = (
   "vsr_jax.data_prep.landmarks",
   "vsr_jax.data_prep.prepare",
   "vsr_jax.data_prep.show",
+  "vsr_jax.report",
   "vsr_jax.run_exported",
   "vsr_jax.sweep",
   "vsr_jax.train.plot",

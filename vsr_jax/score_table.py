@@ -7,12 +7,12 @@ import errno
 import json
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from vsr_jax import files, json_files
 from vsr_jax.errors import UserError
-from vsr_jax.metrics import Metric, Score
+from vsr_jax.metrics import Metric, Score, magnitude
 from vsr_jax.metrics.sums import compute, mean_over_clips
 
 
@@ -30,6 +30,7 @@ class ScoreTable:
     scores: the clips' scores by method.
     skipped: by clip, why it could not be scored.
     complete: whether no clip is left to do.
+    apart: methods that have another truth, so that they are not compared with the first.
   """
 
   methods: Sequence[str]
@@ -40,6 +41,7 @@ class ScoreTable:
   scores: dict[str, Mapping[str, Score]] = dataclasses.field(default_factory=dict)
   skipped: dict[str, str] = dataclasses.field(default_factory=dict)
   complete: bool = False
+  apart: Collection[str] = ()
 
 
 def to_json(table: ScoreTable) -> dict[str, Any]:
@@ -59,7 +61,19 @@ def to_json(table: ScoreTable) -> dict[str, Any]:
 
 
 def _entry(table: ScoreTable, clips: Sequence[Mapping[str, Score]]) -> dict[str, Any]:
-  """Number of frames and scores by method, of one clip or of all."""
+  """Number of frames and scores by method, of one clip or of all, and of their parts by motion."""
+  entry = _values(table, clips)
+  parts = {}
+  for name in magnitude.RANGES:
+    there = [clip for clip in clips if name in clip[table.methods[0]].parts]
+    if there:
+      methods = table.methods
+      of_part = [{x: clip[x].parts.get(name, Score()) for x in methods} for clip in there]
+      parts[name] = _values(table, of_part)
+  return entry | ({"motion": parts} if parts else {})
+
+
+def _values(table: ScoreTable, clips: Sequence[Mapping[str, Score]]) -> dict[str, Any]:
   scores = {}
   for method in table.methods:
     parts = [clip[method] for clip in clips]
@@ -74,13 +88,10 @@ def _entry(table: ScoreTable, clips: Sequence[Mapping[str, Score]]) -> dict[str,
 def to_markdown(table: ScoreTable) -> str:
   """The table in Markdown: the total, then each clip, a row a method; and its notes."""
   entries = to_json(table)
-  arrows = [f"{metric.label} {'↑' if metric.higher else '↓'}" for metric in table.metrics]
-  lines = [["clip", "method", "frames", *arrows], ["---"] * 2 + ["---:"] * (1 + len(arrows))]
-  for row in [{"name": "total", **entries["total"]}, *entries["clips"]]:
-    for method in table.methods:
-      cells = [_cell(row["name"]), _cell(method), str(row["frames"])]
-      lines.append([*cells, *(_value(metric, row["scores"], method) for metric in table.metrics)])
-  notes = [*table.notes]
+  parts = [_lines(table, "clip", [{"name": "total", **entries["total"]}, *entries["clips"]])]
+  if motion := entries["total"].get("motion"):
+    parts.append(_lines(table, "motion", [{"name": name, **row} for name, row in motion.items()]))
+  notes = [*table.notes, *([magnitude.NOTE] if motion else [])]
   if len(table.methods) > 1:
     notes.append(f"In brackets: the difference from {table.methods[0]}.")
   if not table.complete:
@@ -89,18 +100,31 @@ def to_markdown(table: ScoreTable) -> str:
     skipped = [f"{name} ({reason})" for name, reason in table.skipped.items()]
     count = len(skipped) + len(table.scores)
     notes.append(f"Skipped {len(skipped)} of {count} clips: {'; '.join(skipped)}.")
-  text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-  return "\n\n".join([text, *notes])
+  return "\n\n".join([*parts, *notes])
 
 
-def _value(metric: Metric, scores: Mapping[str, Mapping[str, Any]], method: str) -> str:
+def _lines(table: ScoreTable, kind: str, rows: Sequence[Mapping[str, Any]]) -> str:
+  """Rows of `to_json`, each with a line a method, as a table in Markdown."""
+  arrows = [f"{metric.label} {'↑' if metric.higher else '↓'}" for metric in table.metrics]
+  lines = [[kind, "method", "frames", *arrows], ["---"] * 2 + ["---:"] * (1 + len(arrows))]
+  for row in rows:
+    for method in table.methods:
+      cells = [_cell(row["name"]), _cell(method), str(row["frames"])]
+      values = (_value(table, metric, row["scores"], method) for metric in table.metrics)
+      lines.append([*cells, *values])
+  return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _value(
+  table: ScoreTable, metric: Metric, scores: Mapping[str, Mapping[str, Any]], method: str
+) -> str:
   """A method's value as a cell, with its difference from the first method's."""
   x, first = scores[method][metric.name], next(iter(scores))
   if x is None:
     return "–"
   shown = f"{metric.shown_times * x:.{metric.places}f}"
   base = scores[first][metric.name]
-  if method == first or base is None:
+  if method == first or method in table.apart or base is None:
     return shown
   return f"{shown} ({metric.shown_times * (x - base):+.{metric.places}f})"
 

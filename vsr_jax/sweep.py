@@ -49,6 +49,8 @@ def main() -> None:
   rows = table.load(args.config)
   if args.budget not in rows.budgets:
     raise UserError(f"--budget {args.budget}: must be one of {', '.join(rows.budgets)}")
+  if args.evaluate_options is None:
+    args.evaluate_options = [*rows.evaluation]
   names = table.choose("--rows", args.rows, list(rows.rows))
   stages = table.choose("--stages", args.stages, rows.all_stages)
   changes = table.parse_changes(rest, rows, args.budget)
@@ -256,9 +258,9 @@ def _parse() -> tuple[argparse.Namespace, list[str]]:
   add(
     "--evaluate-options",
     type=shlex.split,
-    default=[],
     metavar="'...'",
-    help="further arguments of the evaluation, such as '--degradation train --lpips alexnet'",
+    help="further arguments of the evaluation, such as '--degradation train --lpips alexnet'; "
+    "default: what the papers' tables need, for FMA-Net '--by-motion --reconstruction'",
   )
   add("--parallel", type=_count, default=1, metavar="N", help="processes at a time; default: 1")
   add(

@@ -44,6 +44,7 @@ SYSTEM = "fmanet"  # fmanet_jax.train trains these, and fmanet_jax.evaluate scor
 STAGES = ("degradation", "joint")
 BUDGETS = ("paper", "demo", "smoke")
 CHECKPOINT = "{run}"  # as the evaluation takes it
+EVALUATION = ("--by-motion", "--reconstruction")  # options that give it what Table 3 has
 # Fields of a variant that a stage's training does not depend on: variants that differ in nothing
 # else share a run of it. Net^D has no modulation and, alone, no anchors of Net^R.
 UNSEEN = {"degradation": ("model.modulation", "loss.anchor_r")}

@@ -40,6 +40,7 @@ from vsr_jax.configs.keep import base, demo, smoke
 SYSTEM = "keep"  # keep_jax.train trains these, and keep_jax.evaluate scores them
 BUDGETS = ("paper", "demo", "smoke")
 CHECKPOINT = "{row}={run}"  # as the evaluation takes it
+EVALUATION = ()  # it measures what the table has without options
 # Fields of a variant that a stage's training does not depend on: stage I is of an autoencoder.
 UNSEEN = {
   "vqgan": (

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import sys
 
 import jax
 import numpy as np
@@ -14,80 +13,14 @@ import pytest
 
 from fmanet_jax import evaluate
 from fmanet_jax.architecture import Architecture
-from fmanet_jax.model import FMANet
 from tests.data_prep.helpers import texture, write_clip, write_clip_set, write_png
+from tests.fmanet_jax.evaluating import data, frames_of, repeated, run, scores, stand_in
 from vsr_jax.data_prep.clip import BLUR_BICUBIC, SHARP, STREAMS
 from vsr_jax.images import read_image
-from vsr_jax.metrics import ClipScore, rgb_psnr, ssim, tof
+from vsr_jax.metrics import ClipScore, rgb_psnr
 from vsr_jax.ops.resize import resize_bicubic
 
-
-def repeated(frame):
-  return frame.repeat(4, axis=0).repeat(4, axis=1)
-
-
-class StandIn:
-  """Takes the place of `fmanet_jax.streaming`: restores by repeating pixels."""
-
-  def __init__(self):
-    self.arch, self.before = Architecture(), lambda frame: None  # called before every frame
-
-  def load(self, checkpoint, dtype):
-    self.checkpoint = checkpoint
-    return FMANet(self.arch, jax.numpy.dtype(dtype)), {}
-
-  def Restorer(self, model, params):
-    self.model, self.scale, self.context, self.overlap = model, 4, 1, 16
-    self.device, self.memory_needed = jax.devices()[0], lambda height, width: 0
-    return self
-
-  def stream(self, frames):
-    for frame in frames:
-      self.before(frame)
-      yield repeated(frame)
-
-
-@pytest.fixture
-def stand_in(monkeypatch):
-  stand_in = StandIn()
-  for name in ("load", "Restorer"):
-    monkeypatch.setattr(evaluate.streaming, name, getattr(stand_in, name))
-  return stand_in
-
-
-@pytest.fixture
-def data(tmp_path):
-  write_clip_set(tmp_path / "data", {"alley": 4, "beach": 6})
-  return tmp_path / "data"
-
-
-@pytest.fixture
-def run(stand_in, run_main, tmp_path):
-  """Runs the command, checks its exit code and returns what metrics.json holds."""
-
-  def run(*args, code=0, out="out"):
-    said = run_main(evaluate.main, "--out", tmp_path / out, *args, code=code)
-    sys.stdout.write(said.out)  # for the tests' capsys
-    sys.stderr.write(said.err)
-    path = tmp_path / out / "metrics.json"
-    text = path.read_text() if path.is_file() else "null"
-    return json.loads(text, parse_constant=pytest.fail)  # no NaN, no Infinity
-
-  return run
-
-
-def frames_of(data, stream, name):
-  return [read_image(path) for path in sorted((data / stream / name).iterdir())]
-
-
-def scores(truths, outputs):
-  """The metrics' own functions, called directly."""
-  pairs = range(1, len(truths))
-  return {
-    "psnr": np.mean([rgb_psnr(a, b) for a, b in zip(truths, outputs, strict=True)]),
-    "ssim": np.mean([ssim(a, b) for a, b in zip(truths, outputs, strict=True)]),
-    "tof": np.mean([tof(truths[i - 1], truths[i], outputs[i - 1], outputs[i]) for i in pairs]),
-  }
+__all__ = ["data", "run", "stand_in"]  # fixtures
 
 
 def expected(data, name, span=slice(1, -1)):
@@ -175,6 +108,18 @@ def test_the_truth_as_output_is_perfect(run, data):
   assert found["methods"] == ["bicubic", "sharp"]
   scores = found["clips"][1]["scores"]["sharp"]
   assert scores == {"psnr": None, "ssim": pytest.approx(1), "tof": 0.0}
+
+
+def test_strips_have_the_scores_of_their_frames(run, data, tmp_path):
+  run(data, "--clips", "beach")
+  told = json.loads((tmp_path / "out" / "strips" / "beach.json").read_text())
+  assert [frame["number"] for frame in told["frames"]] == [1, 2, 3, 4]
+  assert list(told["widths"]) == ["input", "bicubic", "FMA-Net", "truth"]
+  truth, blurry = (frames_of(data, stream, "beach")[3] for stream in (SHARP, BLUR_BICUBIC))
+  scores = told["frames"][2]["scores"]["FMA-Net"]
+  assert scores["psnr"] == pytest.approx(rgb_psnr(truth, repeated(blurry)))
+  picture = read_image(tmp_path / "out" / "strips" / "beach.png")
+  assert picture.shape == (4 * told["height"], sum(told["widths"].values()), 3)
 
 
 def test_several_methods_are_rows_of_one_table(run, data):
@@ -300,7 +245,8 @@ def test_an_interrupted_run_keeps_finished_clips(
   check(found["total"], expected(data, "alley"))
   assert "Incomplete" in (tmp_path / "out" / "metrics.md").read_text()
   assert os.listdir(tmp_path / "saved") == ["alley"]
-  assert sorted(os.listdir(tmp_path / "out")) == ["metrics.json", "metrics.md"]
+  assert sorted(os.listdir(tmp_path / "out")) == ["metrics.json", "metrics.md", "strips"]
+  assert sorted(os.listdir(tmp_path / "out" / "strips")) == ["alley.json", "alley.png"]
 
 
 def test_an_older_result_does_not_pass_for_this_run(run, data, stand_in):
@@ -313,6 +259,7 @@ def test_an_older_result_does_not_pass_for_this_run(run, data, stand_in):
 
 def test_a_full_disk_leaves_no_half_written_report(run, data, tmp_path, monkeypatch, capsys):
   run(data)
+  before = sorted((tmp_path / "out").rglob("*"))
 
   def replace(source, target):
     raise OSError(28, "No space left on device", str(target))
@@ -321,7 +268,7 @@ def test_a_full_disk_leaves_no_half_written_report(run, data, tmp_path, monkeypa
   found = run(data, code=2)
   assert "no space left" in capsys.readouterr().err
   assert found["complete"]  # the older one
-  assert sorted(os.listdir(tmp_path / "out")) == ["metrics.json", "metrics.md"]
+  assert sorted((tmp_path / "out").rglob("*")) == before
 
 
 def too_few_outputs(data):

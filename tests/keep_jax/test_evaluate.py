@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import weakref
 from itertools import pairwise
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from tests.keep_jax.evaluating import (
   SIZE,
   data,
   find,
+  follow,
   look,
   repeated,
   run,
@@ -95,6 +97,27 @@ def test_clips_are_scored_as_the_metrics_are_defined(run, data):
       assert x == (None if values[0] is None else pytest.approx(np.mean(values), rel=1e-9))
 
 
+def test_frames_are_told_apart_by_the_truths_motion(run, data, stand_ins):
+  seen = []
+
+  def moving(before, frame):
+    seen.append(frame)
+    flow, mask = follow(before, frame)
+    return flow + 25.0 * (len(seen) == 2), mask  # of the length 35
+
+  stand_ins.networks = stand_ins.networks._replace(follow=moving)
+  found, _ = run(data, "--checkpoint", "weights", "--clips", "anna")
+  (clip,) = found["clips"]
+  motion = clip["motion"]
+  assert {name: part["frames"] for name, part in motion.items()} == {"[0, 20)": 3, "[20, 40)": 1}
+  good = list(source(data, "anna").good())
+  low = list(source(data, "anna").low())
+  want = rgb_psnr(good[2], repeated(low[2]), 0)
+  assert motion["[20, 40)"]["scores"]["weights"]["psnr"] == pytest.approx(want, rel=1e-9)
+  whole = [rgb_psnr(x, repeated(y), 0) for x, y in zip(good, low, strict=True)]
+  assert clip["scores"]["weights"]["psnr"] == pytest.approx(np.mean(whole), rel=1e-9)
+
+
 def test_the_setting_and_the_table_say_what_is_compared(run, data, tmp_path):
   found, said = run(data, "--checkpoint", "ours=weights", "--degradation", "train", "--window", 7)
   setting = {
@@ -162,7 +185,7 @@ def test_strips_and_plots(run, data, tmp_path, monkeypatch):
   _, said = run(data, "--outputs", data, out="out2")
   assert "matplotlib is missing" in said.err
   assert list((tmp_path / "out2" / "plots").iterdir()) == []
-  assert len(list((tmp_path / "out2" / "strips").iterdir())) == 2
+  assert {path.stem for path in (tmp_path / "out2" / "strips").iterdir()} == LENGTHS.keys()
   monkeypatch.setattr(plotting, "is_installed", lambda: True)
   found, _ = run(data, "--checkpoint", "w", "--clips", "anna")
   assert found["skipped"] == {}
@@ -173,6 +196,12 @@ def test_strips_and_plots(run, data, tmp_path, monkeypatch):
   for row, number in enumerate((0, 1, 3, 4)):
     place = strip[row * height + 32 : (row + 1) * height, 3 * height + 80 :]
     np.testing.assert_array_equal(place[::4, ::4], good[number][8:, 20:])
+  told = json.loads((tmp_path / "out" / "strips" / "anna.json").read_text())
+  assert [frame["number"] for frame in told["frames"]] == [0, 1, 3, 4]
+  low = list(source(data, "anna").low())
+  psnr = rgb_psnr(good[3], repeated(low[3]), 0)
+  assert told["frames"][2]["scores"]["w"]["psnr"] == pytest.approx(psnr)
+  assert told["frames"][2]["scores"]["w"].keys() == {"psnr", "ssim", "lpips"}
   plot = read_image(tmp_path / "out" / "plots" / "anna.png")
   assert plot.min() < 100
   assert plot.shape[0] > 300

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from keep_jax import codebook, conversion, panels, stages
+from keep_jax import codebook, conversion, stages
 from keep_jax.architecture import Architecture
 from keep_jax.model import KEEP, param_shapes
 from tests.keep_jax import golden, tiny
@@ -210,12 +210,3 @@ def test_terms_of_images_are_weighted_l1_and_lpips(double):
   assert float(found["perceptual"]) == pytest.approx(want, rel=1e-4)
   without = stages.Options({"pixel": 0.0, "perceptual": 0.0})
   assert stages._image_terms(without, {}, a, b) == {}
-
-
-def test_flow_colours_and_heat():
-  flow = jnp.array([[[[0.0, 0.0], [2.0, 0.0]]]])
-  np.testing.assert_allclose(
-    panels.flow_colours(flow)[0, 0], [[1, 1, 1], [1, 0.25, 0.25]], atol=1e-6
-  )
-  heat = panels.heat(jnp.array([0.0, 0.5, 1.0]).reshape(1, 1, 3, 1))
-  np.testing.assert_allclose(heat[0, 0], [[0, 0, 0], [1, 0.5, 0], [1, 1, 1]], atol=1e-6)

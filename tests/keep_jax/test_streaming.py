@@ -55,14 +55,21 @@ def assert_close(got, want):
 
 
 @pytest.mark.parametrize("length", [pytest.param(1, marks=pytest.mark.slow), 4])
-def test_a_clip_within_the_window_equals_the_whole_clip(clip, length):
+def test_a_clip_within_the_window_equals_the_whole_clip(clip, length, monkeypatch):
   model, params = tiny.load()
   frames = jnp.asarray(clip[None, :length], jnp.float32) / 127.5 - 1
   flows = jnp.zeros((1, length - 1, 32, 32, 2))
-  whole = jax.jit(functools.partial(restore_clip, model))(params, frames, flows)[0]
+  whole, _, gains = jax.jit(functools.partial(restore_clip, model))(params, frames, flows)
   want = tiny.as_uint8(jnp.clip(whole.image, -1, 1))
+  seen = []
+  monkeypatch.setattr(restorer(), "watch", lambda *given: seen.append(given))
   # Rounding may move a pixel by one step.
   assert np.abs(restored(restorer(), clip[:length]).astype(int) - want).max() <= 1
+  names, gains_seen, flows_seen = zip(*seen, strict=True)
+  assert names == (0,) * length
+  assert gains.std() > 0
+  np.testing.assert_allclose(np.concatenate(gains_seen), gains[0], atol=1e-5)
+  assert {flow.shape for flow in flows_seen} == {(1, 32, 32, 2)}
 
 
 def test_frames_keep_their_times(clip):

@@ -13,7 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from vsr_jax.metrics import ClipScore, Metric, Score, Sums, clip_score, rgb_psnr, ssim, tof
+from vsr_jax.metrics import (
+  ClipScore,
+  Metric,
+  Score,
+  Sums,
+  clip_score,
+  magnitude,
+  rgb_psnr,
+  ssim,
+  tof,
+)
 from vsr_jax.metrics.sums import compute, mean_over_clips
 
 PARITY = pathlib.Path(__file__).resolve().parents[1] / "parity"
@@ -170,6 +180,34 @@ def test_clip_score_totals_over_frames_and_pairs():
   assert found["psnr"] == pytest.approx(data["rgb_psnr/4"].mean(), rel=1e-9)
   assert found["ssim"] == pytest.approx(data["ssim/4"].mean(), rel=1e-9)
   assert found["tof"] == pytest.approx(data["tof"].mean(), rel=1e-6)
+
+
+def test_scores_of_parts_are_those_of_their_frames():
+  data = golden()
+  clip, slow = ClipScore(), Score()
+  for number, (a, b) in enumerate(zip(data["a"], data["b"], strict=True)):
+    added = clip.add(a, b, part="slow" if number in (1, 3) else "fast" if number else None)
+    slow += Score(1, added.sums) if number in (1, 3) else Score()
+  assert {name: part.frames for name, part in clip.score.parts.items()} == {"slow": 2, "fast": 1}
+  assert clip.score.parts["slow"] == slow
+  assert means(slow)["psnr"] == pytest.approx(data["rgb_psnr/4"][[1, 3]].mean(), rel=1e-9)
+  assert clip.score.frames == 4
+
+
+@pytest.mark.parametrize(
+  ("length", "name"),
+  [(0, "[0, 20)"), (19.99, "[0, 20)"), (20, "[20, 40)"), (40, "≥ 40"), (1e9, "≥ 40")],
+)
+def test_magnitudes_have_ranges(length, name):
+  flow = np.broadcast_to(np.float32([0.6, -0.8]) * np.float32(length), (1, 4, 6, 2))
+  (found,) = magnitude.magnitude(flow)
+  assert float(found) == pytest.approx(length, rel=1e-6)
+  assert magnitude.range_of(length) == name
+
+
+def test_what_is_no_magnitude_has_no_range():
+  assert magnitude.range_of(math.nan) is None
+  assert magnitude.range_of(math.inf) is None
 
 
 values = st.lists(st.floats(-1e4, 1e4), max_size=20)

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from vsr_jax import score_table
-from vsr_jax.metrics import Metric, Score, Sums, clip_score
+from vsr_jax.metrics import Metric, Score, Sums, clip_score, magnitude
 from vsr_jax.score_table import ScoreTable
 
 
@@ -51,3 +51,27 @@ def test_the_total_and_the_spread_of_clips():
   assert shown[3] == "| total | ours | 3 | 0.65 (+0.25) | 0.0 (-5.0) |"
   table.mean_of_clips = False
   assert score_table.to_json(table)["total"]["scores"]["ours"]["ids"] == pytest.approx(0.6)
+
+
+def test_motion_has_a_table_of_its_own_and_methods_apart_no_difference():
+  def of(value, part):
+    sums = {"psnr": Sums.of([value]), "ssim": Sums.of([0.5]), "tof": Sums()}
+    return Score(1, sums, {part: Score(1, sums)})
+
+  table = ScoreTable(["bicubic", "ours", "other"], clip_score.METRICS, {}, apart=("other",))
+  for name, part, gain in (("a", "≥ 40", 1), ("b", "[0, 20)", 2), ("c", "[0, 20)", 4)):
+    scores = {"bicubic": of(30, part), "ours": of(30 + gain, part), "other": of(50, part)}
+    table.scores[name] = scores
+  found = score_table.to_json(table)
+  motion = found["total"]["motion"]
+  assert [(name, row["frames"]) for name, row in motion.items()] == [("[0, 20)", 2), ("≥ 40", 1)]
+  assert motion["[0, 20)"]["scores"]["ours"]["psnr"] == 33
+  assert list(found["clips"][0]["motion"]) == ["≥ 40"]
+  shown = score_table.to_markdown(table).splitlines()
+  assert "| motion | method | frames | PSNR ↑ | SSIM ↑ | tOF ↓ |" in shown
+  assert "| ≥ 40 | ours | 1 | 31.00 (+1.00) | 0.5000 (+0.0000) | – |" in shown
+  assert "| ≥ 40 | other | 1 | 50.00 | 0.5000 | – |" in shown
+  assert magnitude.NOTE in shown
+  table.scores = {"a": {"bicubic": Score(), "ours": Score(), "other": Score()}}
+  assert "motion" not in score_table.to_json(table)["total"]
+  assert magnitude.NOTE not in score_table.to_markdown(table)

@@ -312,7 +312,7 @@ def test_a_sweep_without_data_to_score_on_is_refused(run, fake):
     (["--joint.steps", "9"], r"recipes joint \d+, not \d+"),
     (["--config.loss.flow", "0"], r"overrides loss.flow None, not 0"),
     (["--stages", "joint", "--config.init_from", "x"], r"with stages \[.*\], not \['joint'\]"),
-    (["--evaluate-options", "--frames 2"], r"with evaluation arguments \[\], not \['--fr"),
+    (["--evaluate-options", "--frames 2"], r"with evaluation arguments \['--by-m.*, not \['--fr"),
     (["--length", "2"], "with length 1.0, not 2.0"),
     (["--budget", "demo"], "with budget 'smoke', not 'demo'"),
     (["--config", TABLES["keep"], "--rows", "keep"], "with system 'fmanet', not 'keep'"),

@@ -26,12 +26,18 @@ class ClipScore:
     score: of the frames so far.
   """
 
-  def __init__(self):
+  def __init__(self, with_motion: bool = True):
+    """Begins a clip; `with_motion`: tOF is measured, too."""
     self.score = Score()
+    self._with_motion = with_motion
     self._previous: tuple[np.ndarray, np.ndarray] | None = None
 
   def add(
-    self, truth: np.ndarray, output: np.ndarray, truth_motion: np.ndarray | None = None
+    self,
+    truth: np.ndarray,
+    output: np.ndarray,
+    truth_motion: np.ndarray | None = None,
+    part: str | None = None,
   ) -> Score:
     """Takes the clip's next frame.
 
@@ -40,6 +46,7 @@ class ClipScore:
       output: likewise.
       truth_motion: `motion` from the previous truth to this one, where several
         outputs are scored against it; None to find it here.
+      part: the part of the score that the frame belongs to, besides the whole; see `Score.parts`.
 
     Returns:
       What this frame and its pair with the previous one added to `score`.
@@ -48,12 +55,13 @@ class ClipScore:
       ValueError: the frames do not match, or are too small for a metric.
     """
     values = {"psnr": [rgb_psnr(truth, output)], "ssim": [ssim(truth, output)], "tof": []}
-    if self._previous is not None:
+    if self._previous is not None and self._with_motion:
       previous_truth, previous_output = self._previous
       if truth_motion is None:
         truth_motion = motion(previous_truth, truth)
       values["tof"] = [motion_distance(truth_motion, motion(previous_output, output))]
-    added = Score(1, {name: Sums.of(found) for name, found in values.items()})
+    sums = {name: Sums.of(found) for name, found in values.items()}
+    added = Score(1, sums, {} if part is None else {part: Score(1, sums)})
     self._previous = truth, output
     self.score += added
     return added

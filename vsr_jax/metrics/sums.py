@@ -49,15 +49,19 @@ class Score:
   Attributes:
     frames: number of frames that were scored.
     sums: the sums of each measure by its name.
+    parts: the scores of some of the frames, by what these have in common; see `magnitude`.
   """
 
   frames: int = 0
   sums: Mapping[str, Sums] = dataclasses.field(default_factory=dict)
+  parts: Mapping[str, Score] = dataclasses.field(default_factory=dict)
 
   def __add__(self, other: Score) -> Score:
-    names = {**self.sums, **other.sums}  # in the order of the first
+    names = dict.fromkeys([*self.sums, *other.sums])  # in the order of the first
     merged = {name: self.sums.get(name, Sums()) + other.sums.get(name, Sums()) for name in names}
-    return Score(self.frames + other.frames, merged)
+    names = dict.fromkeys([*self.parts, *other.parts])
+    parts = {name: self.parts.get(name, Score()) + other.parts.get(name, Score()) for name in names}
+    return Score(self.frames + other.frames, merged, parts)
 
 
 @dataclasses.dataclass(frozen=True)

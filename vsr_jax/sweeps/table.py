@@ -16,7 +16,10 @@ from vsr_jax.errors import UserError
 from vsr_jax.train.recipe import find_packaged, flat
 
 ALL = "config"  # in --config.KEY: of every stage of every row
-_NEEDS = ("SYSTEM", "OVERRIDES", "BUDGETS", "UNSEEN", "CHECKPOINT", "stages", "get_config")
+_NEEDS = (
+  *("SYSTEM", "OVERRIDES", "BUDGETS", "UNSEEN", "CHECKPOINT", "EVALUATION"),
+  *("stages", "get_config"),
+)
 _CHANGE = re.compile(r"--(\w+)\.([\w.]+)(?:=(.*))?", re.DOTALL)
 
 
@@ -30,6 +33,7 @@ class Table(NamedTuple):
     budgets: the recipes that the rows can change.
     unseen: by stage the fields that its training does not depend on.
     checkpoint: how the evaluation takes a checkpoint, with {row} and {run} in it.
+    evaluation: options of the evaluation, unless others are asked for.
     stages: the stages of a row, each from the one before.
     make: the recipe of "ROW,STAGE,BUDGET".
   """
@@ -40,6 +44,7 @@ class Table(NamedTuple):
   budgets: Sequence[str]
   unseen: Mapping[str, Sequence[str]]
   checkpoint: str
+  evaluation: Sequence[str]
   stages: Callable[[str], tuple[str, ...]]
   make: Callable[[str], ConfigDict]
 
@@ -88,6 +93,7 @@ def load(file: str) -> Table:
     module.BUDGETS,
     module.UNSEEN,
     module.CHECKPOINT,
+    module.EVALUATION,
     module.stages,
     module.get_config,
   )

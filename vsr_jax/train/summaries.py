@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams import summary_v2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from vsr_jax import json_files, paths
@@ -55,6 +56,10 @@ class EventFile:
     )
     entry = Summary.Value(tag=tag, image=picture)
     self._write(Event(step=step, summary=Summary(value=[entry])))
+
+  def hyperparameters(self, values: Mapping[str, bool | int | float | str]) -> None:
+    """Tells TensorBoard's hparams plugin what the curves of this folder are of."""
+    self._write(Event(step=0, summary=summary_v2.hparams_pb(dict(values))))
 
   def _open(self) -> None:
     name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
