@@ -11,8 +11,9 @@ ONLY ?=
 MINUTES ?= 480
 STILLS ?=
 VIDEOS ?=
-RUNS ?= runs/demo_weights
-VARIANT ?= keep
+SYSTEM ?= keep
+RUNS ?= runs/demo_weights_$(SYSTEM)
+VARIANT ?=
 PRESET ?= full
 CPU ?=
 
@@ -25,8 +26,10 @@ SPREAD := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 help:
 	@echo "make demo                 restore the packaged clips with the packaged weights: demo_output/"
-	@echo "make demo-weights STILLS=DIR VIDEOS=DIR  train KEEP's demonstration weights: $(RUNS)/weights"
-	@echo "                          (MINUTES=$(MINUTES) of training; VARIANT=no_kfn afterwards, to compare)"
+	@echo "make demo-weights SYSTEM=fmanet VIDEOS=DIR"
+	@echo "make demo-weights SYSTEM=keep STILLS=DIR VIDEOS=DIR"
+	@echo "                          train demonstration weights for MINUTES=$(MINUTES): $(RUNS)/weights"
+	@echo "                          (of KEEP: VARIANT=no_kfn afterwards, to compare)"
 	@echo "make test                 all tests but the slow ones (JOBS=$(JOBS) processes)"
 	@echo "make test-full            all tests, programs compiled as users compile them"
 	@echo "make fuzz                 damaged files, killed runs and runs beside each other (SEED=$(SEED))"
@@ -45,7 +48,8 @@ demo: $(STAMP)
 	$(BIN)/python -m keep_jax.demo --out demo_output/keep
 
 demo-weights: $(STAMP)
-	$(BIN)/python -m keep_jax.demo_weights "$(RUNS)" --minutes $(MINUTES) --variant $(VARIANT) \
+	$(BIN)/python -m $(SYSTEM)_jax.demo_weights "$(RUNS)" --minutes $(MINUTES) \
+	  $(if $(VARIANT),--variant "$(VARIANT)") \
 	  $(if $(STILLS),--stills "$(STILLS)") $(if $(VIDEOS),--videos "$(VIDEOS)")
 
 test: $(STAMP)

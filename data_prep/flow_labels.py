@@ -50,8 +50,8 @@ ITERATIONS = 12  # of RAFT, as for the released labels
 Estimate = Callable[[np.ndarray, np.ndarray], jax.Array]
 
 
-def main() -> None:
-  """Runs the command; see the module's docstring and `--help`."""
+def main(given: Sequence[str] | None = None) -> None:
+  """Runs the command with the given arguments or the process's; see the docstring and `--help`."""
   parser = cli.Parser("vsr_jax.data_prep.flow_labels", __doc__)
   parser.add_argument("root", type=pathlib.Path, metavar="DIR")
   source = parser.add_mutually_exclusive_group()
@@ -72,7 +72,7 @@ def main() -> None:
     default="rgb",
     help="what RAFT is given: rgb, as it was trained, or bgr, as the released labels were made",
   )
-  args = parser.parse_args()
+  args = parser.parse_args(given)
   if args.frames < 3 or args.frames % 2 == 0:
     parser.error("--frames must be odd and at least 3")
   if not 1 <= args.batch <= LARGEST_BATCH:

@@ -25,7 +25,7 @@ import queue
 import shutil
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -48,9 +48,9 @@ SHORTEST = 3  # frames of a clip: one training window
 SMALLEST_SIDE = 64  # of a low-resolution frame: the paper's training crop
 
 
-def main() -> None:
-  """Runs the command; see the module's docstring and `--help`."""
-  args = _parse()
+def main(given: Sequence[str] | None = None) -> None:
+  """Runs the command with the given arguments or the process's; see the docstring and `--help`."""
+  args = _parse(given)
   sources = _named_sources(args)
   for folder in (*STREAMS, flow_store.FOLDER):  # in these clips are replaced
     check_within(args.out, args.out / folder)
@@ -96,7 +96,7 @@ def _input_count_text(count: int) -> str:
   return f"{count} input{'s' * (count != 1)}"
 
 
-def _parse() -> argparse.Namespace:
+def _parse(given: Sequence[str] | None) -> argparse.Namespace:
   parser = cli.Parser("vsr_jax.data_prep.prepare", __doc__)
   parser.add_argument("inputs", nargs="+", metavar="INPUT", type=pathlib.Path)
   parser.add_argument("--out", required=True, type=pathlib.Path, metavar="DIR")
@@ -126,7 +126,7 @@ def _parse() -> argparse.Namespace:
     help="only source frames A..B-1",
   )
   parser.add_argument("--workers", type=int, default=2, help="processes")
-  args = parser.parse_args()
+  args = parser.parse_args(given)
   for name, most in MOST.items():
     if not 1 <= getattr(args, name) <= most:
       parser.error(f"--{name} must be 1 to {most}")

@@ -15,7 +15,6 @@ if __name__ == "__main__":
 
   cli.begin()  # before the imports that take seconds
 
-import dataclasses
 import pathlib
 
 import jax
@@ -23,9 +22,7 @@ import numpy as np
 
 from keep_jax import weights
 from keep_jax.model import Params
-from vsr_jax import cli, progress
-from vsr_jax.checkpoint import check_export, export_params, find_checkpoint, read_meta
-from vsr_jax.errors import UserError
+from vsr_jax import cli, extraction, progress
 
 
 def main() -> None:
@@ -54,10 +51,7 @@ def extract(run: str | pathlib.Path, folder: str | pathlib.Path, *, half: bool) 
     UserError: the run cannot be restored from, the folder is something else, or float16 is too
       small for a number.
   """
-  source = find_checkpoint(run)
-  if pathlib.Path(folder).resolve() in (source.resolve(), *source.resolve().parents):
-    raise UserError(f"{folder}: holds the run {run}; choose another folder")
-  check_export(folder)
+  source = extraction.find_source(run, folder)
   model, params = weights.load(source)
   shipped = weights.shipped_flow(model.arch.flow)
   dtype = np.float16 if half else np.float32
@@ -66,17 +60,10 @@ def extract(run: str | pathlib.Path, folder: str | pathlib.Path, *, half: bool) 
   kept = {
     name: tree for name, tree in params.items() if name not in left_out and jax.tree.leaves(tree)
   }
-  meta = read_meta(source)
-  entries = {name: meta[name] for name in ("stage", "step", "converted_from") if name in meta}
-  export_params(folder, kept, {"model": dataclasses.asdict(model.arch), **entries}, half=half)
-  count = sum(x.size for x in jax.tree.leaves(kept))
-  stored = sum(path.stat().st_size for path in pathlib.Path(folder).rglob("*") if path.is_file())
+  told = extraction.write(source, folder, kept, model.arch, half=half)
   side = model.arch.image_size
   also = "; the flow network ships already" if left_out else ""
-  return (
-    f"{folder}: KEEP for faces of {side}x{side}, {count:,} parameters of {', '.join(kept)}, "
-    f"{stored / 1e6:.1f} MB{also}"
-  )
+  return f"{folder}: KEEP for faces of {side}x{side}, {told}{also}"
 
 
 def _are_equal(a: Params, b: Params, dtype: type[np.floating]) -> bool:

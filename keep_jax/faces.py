@@ -12,7 +12,8 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from typing import Literal
+from fractions import Fraction
+from typing import Any, Literal
 
 import numpy as np
 
@@ -180,6 +181,41 @@ def restore_faces(
         apart=True,
       )
     yield RestoredFrame(frame, image, crops, restored)
+
+
+def restore_in_memory(
+  frames: Any,
+  restore: StreamTracks,
+  detect: Detector,
+  choice: Literal["largest", "all"] | Choice = "largest",
+  *,
+  size: int,
+  upscale: float = 1,
+  input_colors: bool = False,
+) -> Iterator[np.ndarray]:
+  """Restores the faces of a clip that is held in memory: both passes, from arrays to arrays.
+
+  Args:
+    frames: RGB [t h w 3], uint8 or float in [0, 1], or an iterable of frames; see `as_frames`.
+    restore: `streaming.Restorer.stream_tracks` of a restorer.
+    detect: a detector, see `vsr_jax.faces.detector.make_detector`.
+    choice: whom to restore.
+    size: the side of the faces that the model restores, `restorer.model.arch.image_size`.
+    upscale, input_colors: see `restore_faces`.
+
+  Yields:
+    Each frame, uint8 RGB [int(S h) int(S w) 3], with its faces restored.
+
+  Raises:
+    ValueError, UserError: see `find_faces` and `restore_faces`.
+  """
+  images = list(as_frames(frames))
+  faces, _ = find_faces(images, detect, choice, size=size)
+  clip = (Frame(image, Fraction(i), i) for i, image in enumerate(images))
+  for result in restore_faces(
+    clip, faces, restore, size=size, upscale=upscale, input_colors=input_colors
+  ):
+    yield result.image
 
 
 def _cut_out(face: FaceTrack, image: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:

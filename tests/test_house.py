@@ -203,8 +203,9 @@ def test_exported_files_run_without_models():
   models = ("fmanet_jax/", "keep_jax/", "vsr_jax/flow/", "vsr_jax/enlarge/", "vsr_jax/layers.py")
   assert {name for name in ours if name.startswith((*models, "vsr_jax/ops/"))} == set()
   brought = {"jax", "jaxlib", "numpy", "scipy", "av", "cv2", "tqdm"}
-  for_buckets = {"aiohttp", "etils", "fsspec"}  # imported for gs:// paths only
-  assert found - ours - sys.stdlib_module_names - for_buckets == brought
+  # imported for gs:// paths, and for a shell's completion
+  on_request = {"aiohttp", "argcomplete", "etils", "fsspec"}
+  assert found - ours - sys.stdlib_module_names - on_request == brought
   assert "flax" in needed("keep_jax/model.py")  # that it can fail
 
 

@@ -13,6 +13,7 @@ import zipfile
 import pytest
 
 from tests.test_house import LINKED, OURS, OUTSIDE, ROOT, house_files
+from vsr_jax import console, video
 
 PACKAGES = OURS - OUTSIDE - LINKED
 
@@ -26,8 +27,9 @@ def installed(tmp_path_factory) -> pathlib.Path:
     place = folder / "source" / name
     place.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(ROOT / name, place, follow_symlinks=False)
+  source = make_repository(folder / "source")
   pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-  build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", folder, folder / "source"]
+  build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", folder, f"git+{source}"]
   subprocess.run(build, check=True)
   (wheel,) = folder.glob("*.whl")
   environment = folder / "environment"
@@ -50,7 +52,16 @@ def tracked() -> list[str]:
   return [name for name in names.split("\0") if name and os.path.lexists(ROOT / name)]
 
 
+def make_repository(folder: pathlib.Path) -> str:
+  """Commits a folder, so that it is installed as a user installs from a URL of git."""
+  author = ["-c", "user.name=test", "-c", "user.email=test@localhost", "-c", "commit.gpgsign=false"]
+  for command in (["init", "-q"], ["add", "--all"], ["commit", "-q", "--message", "all"]):
+    subprocess.run(["git", *author, *command], cwd=folder, check=True)
+  return folder.as_uri()
+
+
 def run(python, *arguments, code=0):
+  """Runs a program of the environment in a folder outside the checkout."""
   kept = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
   folder = python.parents[2] / "elsewhere"
   folder.mkdir(exist_ok=True)
@@ -110,3 +121,25 @@ def test_documented_commands_are_in_the_wheel(installed):
   assert len(commands) >= 8
   for command in commands:
     assert "usage" in run(installed[1], "-m", command, "--help").stdout
+
+
+@pytest.mark.slow
+def test_a_script_of_the_wheel_restores_the_packaged_clip(installed):
+  script = installed[1].with_name("fmanet-restore")
+  assert run(script, "--help").stdout.startswith("usage: fmanet-restore ")
+  assert "missing.mp4" in run(script, "missing.mp4", "out.mp4", code=2).stderr
+  find = "import fmanet_jax.demo as d; print(d.CLIP / 'input.mp4')"
+  clip = run(installed[1], "-c", find).stdout.strip()
+  assert "site-packages" in clip
+  restored = script.parents[2] / "restored.mp4"
+  run(script, clip, restored, "--frames", "0:3", "--tile", "48")
+  before, after = video.probe(clip), video.probe(str(restored))
+  assert (after.height, after.width) == (4 * before.height, 4 * before.width)
+  with video.open_reader(str(restored)) as reader:
+    assert len(list(reader)) == 3
+
+
+@pytest.mark.slow
+def test_every_script_is_in_the_wheel(installed):
+  for command in console.COMMANDS:
+    assert installed[1].with_name(console.script_name(command)).is_file()

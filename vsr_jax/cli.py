@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
-from vsr_jax import streams
+from vsr_jax import completion, console, streams
 from vsr_jax.errors import SAME_SIGNAL, Terminated, UserError, is_full
 
 _INTERRUPTED, _TERMINATED = "interrupted", "terminated by SIGTERM"
@@ -30,10 +30,19 @@ class Parser(argparse.ArgumentParser):
   """Parses a command's arguments; wrong ones raise `UserError`, like all bad input."""
 
   def __init__(self, command: str, doc: str, **options: Any):
-    """Takes the command's module, as `python -m` does, and its docstring, for `--help`."""
+    """Takes the command's module, as `python -m` does, and its docstring, for `--help`.
+
+    The help names the command as the user called it, see `console`.
+    """
     doc = doc.partition("\n")[0].removeprefix("Command: ")
     description = doc[:1].upper() + doc[1:]
-    super().__init__(prog=f"python -m {command}", description=description, **options)
+    prog = " ".join(console.words(command))
+    super().__init__(prog=prog, description=description, **options)
+
+  def parse_args(self, *args: Any, **options: Any) -> Any:
+    """As argparse's; answers a shell that asks for completions, see `completion`."""
+    completion.answer(self)
+    return super().parse_args(*args, **options)
 
   def error(self, message: str) -> NoReturn:
     """Raises `UserError`."""

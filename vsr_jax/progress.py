@@ -12,7 +12,7 @@ from typing import Any
 
 import tqdm
 
-from vsr_jax import compiling
+from vsr_jax import compiling, console
 
 
 class Clock:
@@ -76,4 +76,4 @@ def unpausing(made: tqdm.tqdm) -> Iterator[None]:
 
 def tell_next(module: str, *arguments: object) -> None:
   """Prints the command to run next, for the user to copy; names in capitals are to be filled in."""
-  print(f"next: {shlex.join(['python', '-m', module, *map(str, arguments)])}")
+  print(f"next: {shlex.join([*console.words(module), *map(str, arguments)])}")

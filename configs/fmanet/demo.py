@@ -6,7 +6,8 @@
         --config.init_from runs/demo_d --config.data.root data/train \
         --config.data.validation data/val
 
-docs/demo_weights.md has the clips, the training time and the scores.
+`python -m fmanet_jax.demo_weights` does both, and the data before. docs/demo_weights.md has the
+clips, the training time and the scores.
 """
 
 from __future__ import annotations

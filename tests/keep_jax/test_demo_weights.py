@@ -11,9 +11,8 @@ import jax
 import numpy as np
 import pytest
 
-from keep_jax import demo_plan, demo_weights, evaluate, streaming, train
+from keep_jax import demo_weights, evaluate, streaming, train
 from keep_jax.architecture import Architecture
-from keep_jax.demo_plan import StagePlan
 from keep_jax.model import KEEP, param_shapes
 from tests.data_prep.helpers import texture, write_png
 from vsr_jax import plotting
@@ -22,6 +21,7 @@ from vsr_jax.configs.keep import demo, smoke
 from vsr_jax.data_prep import demo_faces
 from vsr_jax.errors import Terminated
 from vsr_jax.sharding import make_mesh
+from vsr_jax.train import budget
 
 SIZE = 32
 SETS = ("train", "validation", "validation_real")
@@ -62,7 +62,7 @@ def run(run_main, tmp_path, data, evaluated, monkeypatch):
   monkeypatch.setattr(demo_weights, "RECIPE", small)
   monkeypatch.setattr(demo_weights, "RECIPE_FILE", "configs/keep/smoke.py")
   for name in ("TIMED_STEPS", "LEAST_STEPS"):
-    monkeypatch.setattr(demo_plan, name, 2)
+    monkeypatch.setattr(budget, name, 2)
   folder = tmp_path / "runs"
 
   def run(*arguments, minutes=0.001, data=data, code=0):
@@ -197,37 +197,15 @@ def test_the_commands_told_are_what_was_done(run, trainer, tmp_path):
     assert found == config
 
 
-def test_steps_follow_from_the_minutes():
-  assert demo_plan.count_steps(600, 0.5, 40) == (600 - 12 * 0.5 - 100) / 0.5
-  assert demo_plan.count_steps(60, 0.5, 40) == demo_plan.LEAST_STEPS
-  assert sum(demo_plan.SHARES.values()) == pytest.approx(1)
-
-
-def test_the_first_two_steps_are_not_timed(tmp_path):
-  seconds = [50, 53, 54, 55, 56, 57]
-  rows = [{"step": i, "seconds": x} for i, x in enumerate(seconds, 1)]
-  rows.append({"step": 6, "seconds": 80, "evaluation/psnr": 9.0})
-  (tmp_path / "log.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-  assert demo_plan.read_timing(tmp_path, 90) == (1.0, 84.0)
-
-
-def test_a_shorter_run_has_the_recipe_s_proportions():
-  config = demo.get_config("vqgan")
-  demo_plan.apply(config, StagePlan(2000, 32, 16, 0.05, 30.0))
-  assert (config.steps, config.data.batch, config.data.workers) == (2000, 32, 16)
-  assert config.discriminator.start == 1000  # 4,000 of 8,000
-  assert config.train.ema_decay == 0.998
-  assert config.train.checkpoint_every == 2000
-  demo_plan.apply(config, StagePlan(200, 4, 1, 2.0, 30.0))
-  assert config.train.ema_decay == 0.98
-  assert config.train.checkpoint_every == 150
+def test_the_minutes_are_shared_out():
+  assert sum(demo_weights.SHARES.values()) == pytest.approx(1)
 
 
 def test_an_accelerator_gets_larger_batches(run, trainer, tmp_path, monkeypatch):
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
   run()
   batches = {config.data.batch for config, _ in trainer.configs}
-  assert batches == {8 * demo_plan.ACCELERATED * jax.device_count()}
+  assert batches == {8 * budget.ACCELERATED * jax.device_count()}
 
 
 def test_the_data_are_made_of_their_sources(run, trainer, tmp_path, monkeypatch, data):

@@ -55,6 +55,14 @@ def test_every_common_container_is_read(tmp_path, name, codec, options):
   assert frames[0].image.shape == (48, 64, 3)
 
 
+def test_a_short_clip_is_one_array(tmp_path):
+  encode(tmp_path / "a.mkv", grey_levels(5), "ffv1", rate=10)
+  whole = video.read_frames(tmp_path / "a.mkv")
+  assert (whole.dtype, whole.shape) == (np.uint8, (5, 48, 64, 3))
+  assert [number_of(image) for image in video.read_frames(tmp_path / "a.mkv", 1, 3)] == [1, 2]
+  assert [number_of(image) for image in video.read_frames(tmp_path / "a.mkv", 3, 9)] == [3, 4]
+
+
 def test_a_gif_is_read(tmp_path):
   encode(tmp_path / "a.gif", grey_levels(4), "gif", "gray", rate=10)
   frames = read(tmp_path / "a.gif")

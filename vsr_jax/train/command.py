@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import pathlib
 import sys
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from collections.abc import Callable
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from vsr_jax import errors, runtime
+from vsr_jax import completion, console, errors, runtime
 from vsr_jax.topology import EXAMPLES
 from vsr_jax.train import compile_only, hosts, recipe
 
@@ -24,7 +25,7 @@ _TOPOLOGY = flags.DEFINE_string("topology", None, "The chips to compile for, suc
 _SEARCH = flags.DEFINE_bool("search", False, "Find the largest batches that fit the chips.")
 
 _HELP = """\
-usage: python -m {name} --config FILE[:VARIANT] --workdir DIR [--config.KEY=VALUE ...]
+usage: {prog} --config FILE[:VARIANT] --workdir DIR [--config.KEY=VALUE ...]
        {indent} [--[no]multihost [--coordinator HOST:PORT --processes N --process I]]
        {indent} [--compile_only --topology CHIPS [--search]]
 
@@ -71,8 +72,11 @@ def run(
     SystemExit: code 3, the step was compiled and does not fit.
   """
   fields_file = str(pathlib.PurePosixPath(example).with_name("base.py"))
+  if completion.is_asked():
+    completion.answer(_options(defaults()))
   if {"-h", "--help"} & set(sys.argv[1:]):
-    text = {"name": name, "indent": " " * len(f"python -m {name}"), "fields": fields_file}
+    prog = " ".join(console.words(name))
+    text = {"prog": prog, "indent": " " * len(prog), "fields": fields_file}
     text["topologies"] = EXAMPLES
     fields = recipe.flat(defaults())
     lines = (f"  --config.{key}={value}" for key, value in fields.items())
@@ -97,6 +101,18 @@ def run(
   runtime.enable_compilation_cache()  # a resumed run does not compile its step again
   with hosts.watched():
     train(config, _WORKDIR.value)
+
+
+def _options(known: ConfigDict) -> argparse.ArgumentParser:
+  """What absl would parse, as argparse describes it: a shell's completion knows that only."""
+  parser = argparse.ArgumentParser()
+  for name in ("config", "workdir", "coordinator", "processes", "process", "topology"):
+    parser.add_argument(f"--{name}")
+  for name in ("multihost", "compile_only", "search"):
+    parser.add_argument(f"--{name}", action="store_true")
+  for name in recipe.flat(known):
+    parser.add_argument(f"--config.{name}")
+  return parser
 
 
 def _read_flags(known: ConfigDict, fields_file: str) -> ConfigDict | None:

@@ -12,6 +12,7 @@ if __name__ == "__main__":
 
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 from vsr_jax import cli
 from vsr_jax.errors import UserError
@@ -56,7 +57,18 @@ def read_log(run: pathlib.Path) -> dict[str, tuple[list[int], list[float]]]:
 
 
 def draw(runs: Sequence[tuple[str, dict]], out: pathlib.Path) -> None:
-  """Writes one picture: a row a run, loss terms (logarithmic) on the left, then each metric.
+  """Writes the picture that `figure` makes, with the same arguments and errors."""
+  figure(runs).savefig(out, dpi=110)
+
+
+def figure(runs: Sequence[tuple[str, dict]]) -> Any:
+  """Draws curves: a row a run, loss terms (logarithmic) on the left, then each metric.
+
+  Args:
+    runs: each run's title and what `read_log` gave.
+
+  Returns:
+    A matplotlib figure; a notebook shows it.
 
   Raises:
     UserError: matplotlib is not installed.
@@ -80,7 +92,7 @@ def draw(runs: Sequence[tuple[str, dict]], out: pathlib.Path) -> None:
       axis.set(title=f"{title}: {name.removeprefix('evaluation/')} of the validation clips")
       axis.set(xlabel="step")
       axis.grid(alpha=0.3)
-  page.savefig(out, dpi=110)
+  return page
 
 
 def _metrics(series: dict) -> list[str]:

@@ -16,5 +16,6 @@ from vsr_jax.video.outputs import holds_one_frame as holds_one_frame
 from vsr_jax.video.reader import Reader as Reader
 from vsr_jax.video.reader import open_reader as open_reader
 from vsr_jax.video.reader import probe as probe
+from vsr_jax.video.reader import read_frames as read_frames
 from vsr_jax.video.writer import Writer as Writer
 from vsr_jax.video.writer import open_writer as open_writer

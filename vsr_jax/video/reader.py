@@ -180,6 +180,24 @@ def open_reader(
   return Reader(path, (start, stop), context, copy, deinterlace, max_pixels)
 
 
+def read_frames(
+  path: str | os.PathLike[str], start: int = 0, stop: int | None = None
+) -> np.ndarray:
+  """The frames of a short clip as one array; a long one is better read by `open_reader`.
+
+  Args:
+    path, start, stop: as of `open_reader`.
+
+  Returns:
+    uint8 RGB [t h w 3], with fewer frames than asked for where the clip is shorter.
+
+  Raises:
+    UserError: see `open_reader`.
+  """
+  with open_reader(os.fspath(path), start, stop) as reader:
+    return np.stack([frame.image for frame in reader])
+
+
 def probe(path: str, max_pixels: int = MAX_PIXELS) -> VideoInfo:
   """Returns a clip's properties from its header and first frame; raises as `open_reader` does."""
   with open_reader(path, max_pixels=max_pixels) as reader:

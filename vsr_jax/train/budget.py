@@ -1,4 +1,4 @@
-"""How long each stage of the demonstration weights is trained: from minutes and a measured step.
+"""How long each stage of a recipe is trained: from minutes and a measured step.
 
 The plan is a file, so that an interrupted run goes on with the schedule that it began with, and a
 variant is trained for as long.
@@ -18,9 +18,6 @@ from vsr_jax.files import write_whole
 from vsr_jax.json_files import fields, integer, mapping, number, text
 from vsr_jax.train.recipe import flat, lengthened
 from vsr_jax.train.summaries import ROW
-
-# Parts of the minutes.
-SHARES = {"vqgan": 0.45, "prediction": 0.35, "fusion": 0.2}
 
 TIMED_STEPS = 12  # of which the first two are not timed
 LEAST_STEPS = 20  # of a stage, however few the minutes are
@@ -143,7 +140,8 @@ def apply(config: ConfigDict, stage: StagePlan) -> None:
 def for_timing(config: ConfigDict) -> None:
   """Sets a recipe to a few steps with everything in use that costs time."""
   config.steps = TIMED_STEPS
-  config.discriminator.start = 0
+  if "discriminator" in config:
+    config.discriminator.start = 0
   config.train.log_every = 1
   for name in ("image_every", "evaluate_every", "checkpoint_every"):
     config.train[name] = TIMED_STEPS
