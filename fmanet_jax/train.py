@@ -78,7 +78,7 @@ def train(config: ConfigDict, workdir: str) -> None:
   recipe.check(config, tuple(TRAINED))
   model = _model(config)
   arch, need_flow = model.arch, _needs_flow(config)
-  clips, validation = _open_sets(config, arch)
+  clips, validation = _open_sets(config, arch, open_clips)
   evaluate = make_evaluate(model, config, validation) if config.data.validation else None
   mesh = make_mesh()
   dataset = _training_set(config, clips, need_flow, host_rows(mesh, config.data.batch))
@@ -130,7 +130,7 @@ def make_check(scored: Scored | None) -> Check:
 
 
 def _open_sets(
-  config: ConfigDict, arch: Architecture, open_clips: Callable[..., OpenedSet] = open_clips
+  config: ConfigDict, arch: Architecture, open_clips: Callable[..., OpenedSet]
 ) -> tuple[Sequence[Clip], Sequence[Clip]]:
   """The clips of training and of validation, of the model's scale; those of one may be none."""
   need_flow = _needs_flow(config)
