@@ -16,18 +16,12 @@ if __name__ == "__main__":
 import pathlib
 
 from fmanet_jax import streaming
-from vsr_jax import cli, extraction, progress
+from vsr_jax import cli, extraction
 
 
 def main() -> None:
   """Runs the command; see the module's docstring and `--help`."""
-  parser = cli.Parser("fmanet_jax.extract", __doc__)
-  parser.add_argument("run", metavar="RUN", help="a run of stage 2, or a checkpoint of one")
-  parser.add_argument("folder", metavar="DIR", help="the checkpoint to be written")
-  parser.add_argument("--float16", action="store_true", help="store numbers in half the space")
-  args = parser.parse_args()
-  print(extract(args.run, args.folder, half=args.float16))
-  progress.tell_next("fmanet_jax.restore", "INPUT", "OUTPUT", "--checkpoint", args.folder)
+  extraction.run_command("fmanet_jax", __doc__, "a run of stage 2, or a checkpoint of one", extract)
 
 
 def extract(run: str | pathlib.Path, folder: str | pathlib.Path, *, half: bool) -> str:

@@ -4,13 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 
+from vsr_jax import cli, progress
 from vsr_jax.checkpoint import check_export, export_params, find_checkpoint, read_meta
 from vsr_jax.errors import UserError
+
+
+def run_command(system: str, about: str, source: str, extract: Callable[..., str]) -> None:
+  """Runs a system's command `extract`.
+
+  Args:
+    system: its package, such as "keep_jax".
+    about: the command's docstring.
+    source: what weights can be taken from, for the help.
+    extract: `(run, folder, *, half) -> line`, which writes them and tells what was written.
+  """
+  parser = cli.Parser(f"{system}.extract", about)
+  parser.add_argument("run", metavar="RUN", help=source)
+  parser.add_argument("folder", metavar="DIR", help="the checkpoint to be written")
+  parser.add_argument("--float16", action="store_true", help="store numbers in half the space")
+  args = parser.parse_args()
+  print(extract(args.run, args.folder, half=args.float16))
+  progress.tell_next(f"{system}.restore", "INPUT", "OUTPUT", "--checkpoint", args.folder)
 
 
 def find_source(run: str | pathlib.Path, folder: str | pathlib.Path) -> pathlib.Path:

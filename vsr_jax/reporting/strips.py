@@ -17,6 +17,7 @@ from vsr_jax.json_files import array, fields, integer, mapping, number, text
 from vsr_jax.reporting.comparison import METRICS, Rows, shown
 from vsr_jax.reporting.pages import Block, Picture, Text
 from vsr_jax.reporting.sweeps import Sweep, Trial
+from vsr_jax.sweeps.record import EVALUATION
 
 _INDEX = fields(
   {
@@ -109,7 +110,7 @@ def _indexes(trial: Trial) -> dict[str, Any]:
 
 
 def _path(trial: Trial, clip: str, kind: str) -> pathlib.Path:
-  folder = trial.folder / "evaluation" / "strips"
+  folder = trial.folder / EVALUATION / "strips"
   if not guards.is_name(f"{clip}.{kind}"):
     raise UserError(f"{folder}: {guards.shorten(clip)!r} is no name of a clip; {_REMEDY}")
   return folder / f"{clip}.{kind}"

@@ -23,9 +23,11 @@ from vsr_jax.json_files import (
   text,
   truth,
 )
+from vsr_jax.sweeps.record import EVALUATION, ROW, SWEEP, WAITING
 from vsr_jax.train import goodput
+from vsr_jax.train.recipe import LARGEST_SEED
 
-_SEED = integer(0, 2**31 - 1)
+_SEED = integer(0, LARGEST_SEED)
 _SWEEP = fields(
   {
     "version": integer(1, 1),
@@ -156,10 +158,10 @@ def read(folder: pathlib.Path) -> Sweep:
   Raises:
     UserError: it is none, or a file in it is damaged.
   """
-  path = folder / "sweep.json"
+  path = folder / SWEEP
   record = _load(path, _SWEEP)
   if record is None:
-    raise UserError(f"{folder}: no folder of a sweep (sweep.json is missing); {_SWEEP_REMEDY}")
+    raise UserError(f"{folder}: no folder of a sweep ({SWEEP} is missing); {_SWEEP_REMEDY}")
   if record["system"] not in ("fmanet", "keep"):
     system = guards.shorten(record["system"])
     raise UserError(f"{path}: of {system!r}, neither fmanet nor keep; {_SWEEP_REMEDY}")
@@ -184,15 +186,15 @@ def _load(path: pathlib.Path, schema: json_files.Schema) -> Any:
 
 def _read_trial(sweep: pathlib.Path, row: str, seed: int, method: str) -> Trial:
   folder = sweep / row / str(seed)
-  record = _load(folder / "row.json", _ROW) or {"state": "waiting"}
+  record = _load(folder / ROW, _ROW) or {"state": WAITING}
   given = record.get("runs", {})
   stages = [stage for stage in record.get("stages", given) if stage in given]
-  runs = {stage: sweep / _inside(folder / "row.json", given[stage]) for stage in stages}
+  runs = {stage: sweep / _inside(folder / ROW, given[stage]) for stage in stages}
   metas = {}
   for stage, run in runs.items():
     if checkpoint.has_checkpoint(run):
       metas[stage] = checkpoint.read_meta(run)
-  metrics = _load(folder / "evaluation" / "metrics.json", _METRICS)
+  metrics = _load(folder / EVALUATION / "metrics.json", _METRICS)
   if metrics is not None and not (metrics["complete"] and metrics["clips"]):
     metrics = None
   if metrics and method not in metrics["methods"]:
